@@ -39,3 +39,11 @@ class DeviceMemoryError(FastcifarError):
 
 class CompileError(FastcifarError):
     """torch.compile, or a compiler under it, failed at the first step."""
+
+
+class InterruptedRunError(FastcifarError):
+    """A signal stopped the run after its state was saved; the exit code is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,78 @@
+"""The only place where chance enters an epoch: (seed, epoch) -> order, crops, flips, MixUp pairs and lambdas.
+
+Every draw comes from a stream of its own, so that switching MixUp on leaves the order and the crops of a run as they
+were: trials with the same seed are paired. Nothing else in training draws a random number, which is why a resumed run,
+a compiled one and a captured graph all see the same batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Flip = Literal["random", "alternating", "none"]
+
+_ORDER, _CROP, _FLIP, _PARTNER, _LAMBDA = range(5)
+_EVERY_EPOCH = 0  # epochs count from 1: stream 0 is for draws that hold for a whole run
+
+
+@dataclass(frozen=True)
+class EpochDraws:
+    """What chance decides for one epoch of `num_images` images in batches of `batch_size`, the last one partial.
+
+    Arguments:
+        index: int64 [num_images], the image at each position of the epoch; a permutation.
+        top, left: int64 [num_images] in [0, 2 * padding], the crop's corner in the padded image.
+        flip: bool [num_images], whether the crop is mirrored left to right.
+        partner: int64 [num_images], the position within the same batch of the image to mix with; None without MixUp.
+        lam: float32 [num_batches], the weight of the image itself, one a batch; None without MixUp.
+    """
+
+    index: NDArray[np.int64]
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+    partner: NDArray[np.int64] | None
+    lam: NDArray[np.float32] | None
+
+
+def _stream(seed: int, epoch: int, kind: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, kind))))
+
+
+def draw_epoch(
+    seed: int,
+    epoch: int,
+    *,
+    num_images: int,
+    batch_size: int,
+    crop_padding: int = 4,
+    flip: Flip = "random",
+    mixup_alpha: float = 0.0,
+) -> EpochDraws:
+    """Draws one epoch (counted from 1); the same arguments give the same draws on every device and in every process.
+
+    `flip="alternating"` draws each image's side once a run and mirrors it every other epoch, so that two epochs in a
+    row show both sides of every image (Keller Jordan, airbench).
+    """
+    index = _stream(seed, epoch, _ORDER).permutation(num_images)
+    top, left = _stream(seed, epoch, _CROP).integers(0, 2 * crop_padding, (2, num_images), endpoint=True)
+    if flip == "random":
+        flips = _stream(seed, epoch, _FLIP).integers(0, 2, num_images, dtype=np.int8).astype(np.bool_)
+    elif flip == "alternating":
+        side = _stream(seed, _EVERY_EPOCH, _FLIP).integers(0, 2, num_images, dtype=np.int8)
+        flips = ((side[index] + epoch) % 2).astype(np.bool_)
+    else:
+        flips = np.zeros(num_images, np.bool_)
+    if mixup_alpha == 0.0:
+        return EpochDraws(index, top, left, flips, None, None)
+
+    num_full, rest = divmod(num_images, batch_size)
+    rng = _stream(seed, epoch, _PARTNER)
+    full = rng.permuted(np.tile(np.arange(batch_size), (num_full, 1)), axis=1)
+    partner = np.concatenate([full.ravel(), rng.permutation(rest)])
+    lam = _stream(seed, epoch, _LAMBDA).beta(mixup_alpha, mixup_alpha, num_full + (rest > 0)).astype(np.float32)
+    return EpochDraws(index, top, left, flips, partner, lam)

@@ -1,0 +1,141 @@
+"""The eager engine: one training step, written out. The other engines replace its forward and keep the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcifar.loaders import Batch
+from fastcifar.optim import Ema
+
+Forward = Callable[[Batch], tuple[Tensor, Tensor]]
+
+COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EpochTotals:
+    """Means over the images of an epoch or a split. Training accuracy counts lambda-weighted under MixUp."""
+
+    loss: float
+    accuracy: float
+
+
+def forward_with_loss(model: nn.Module, label_smoothing: float) -> Forward:
+    """batch -> (mean loss [] float32, number of correct predictions [] float32), MixUp's two labels weighted."""
+
+    def forward(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = model(batch.images).float()
+        predicted = logits.detach().argmax(1)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+        correct = (predicted == batch.labels).sum().float()
+        if batch.partner_labels is not None and batch.lam is not None:
+            partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=label_smoothing)
+            partner_correct = (predicted == batch.partner_labels).sum().float()
+            loss = torch.lerp(partner_loss, loss, batch.lam)
+            correct = torch.lerp(partner_correct, correct, batch.lam)
+        return loss, correct
+
+    return forward
+
+
+class Engine:
+    """Trains one model, a batch at a time, without reading anything back from the device.
+
+    Arguments:
+        model, optimizer, ema: trained in place; ema may be None.
+        device, precision: `bf16` and `fp16` run under autocast; `fp16` scales its loss, and whether a step overflowed
+            is decided on the device.
+        label_smoothing: of the training loss only.
+        forward: another way to compute `forward_with_loss`, say a compiled one; None for eager.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None,
+        *,
+        device: torch.device,
+        precision: str,
+        label_smoothing: float,
+        forward: Forward | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self._device, self._precision = device, precision
+        self._forward = forward or forward_with_loss(model, label_smoothing)
+        self._evaluate = forward_with_loss(model, label_smoothing=0.0)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        # [sum of losses, correct predictions] over the images of the epoch so far
+        self.totals = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, COMPUTE_DTYPE[self._precision])
+
+    def train_step(self, batch: Batch, lr: float) -> None:
+        """Forward, backward, step; the loss and the count of correct predictions are added to `totals`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self._autocast():
+            loss, correct = self._forward(batch)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        self.totals += torch.stack((loss.detach() * len(batch.labels), correct))
+
+    def read_totals(self, num_images: int) -> EpochTotals:
+        """The epoch's means; the one read from the device in an epoch. Starts the next epoch's sums at zero."""
+        loss, correct = (self.totals / num_images).tolist()
+        self.totals.zero_()
+        return EpochTotals(loss, correct)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> EpochTotals:
+        """Loss and accuracy in evaluation mode, of the moving average where one is kept."""
+        self.model.eval()
+        if self.ema is not None:
+            self.ema.swap()
+        try:
+            totals, num_images = torch.zeros_like(self.totals), 0
+            for batch in batches:
+                with self._autocast():
+                    loss, correct = self._evaluate(batch)
+                totals += torch.stack((loss * len(batch.labels), correct))
+                num_images += len(batch.labels)
+            loss_mean, accuracy = (totals / num_images).tolist()
+        finally:
+            if self.ema is not None:
+                self.ema.swap()
+            self.model.train()
+        return EpochTotals(loss_mean, accuracy)
+
+    def warm_up(self, batches: Iterable[Batch]) -> float:
+        """Runs forward and backward on each batch, so that compiling and choosing kernels is over when training starts.
+
+        Leaves weights, running statistics and totals as they were. Returns the seconds it took.
+        """
+        start = time.perf_counter()
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        for batch in batches:
+            with self._autocast():
+                loss, _ = self._forward(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start

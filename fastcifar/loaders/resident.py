@@ -1,0 +1,116 @@
+"""The resident loader: the whole split lives on the device as bytes, and a batch is made there from the epoch's draws.
+
+Nothing crosses from the device to the host, and a single copy an epoch crosses the other way: the draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcifar.augment import augment, normalization_table, normalize
+from fastcifar.config import Config
+from fastcifar.draws import EpochDraws, draw_epoch
+from fastcifar.errors import DeviceMemoryError
+from fastcifar.sources import Split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input, on the device.
+
+    Arguments:
+        images: [B, 3, S, S] in the compute dtype, channels_last.
+        labels: int64 [B].
+        partner_labels: int64 [B], the labels of the images mixed in; None without MixUp.
+        lam: float32 [], the weight of `labels`; None without MixUp.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partner_labels: Tensor | None = None
+    lam: Tensor | None = None
+
+
+class ResidentLoader:
+    """Training batches of one split, cut and mixed on the device.
+
+    Arguments:
+        split: the images, uint8 [N, S, S, 3], and their labels.
+        config: seed, batch_size, mean, std, crop_padding, flip and mixup_alpha are read.
+        device, dtype: where the batches are made, and in what type.
+        fuse: compile the augmentation into one or two kernels (torch.compile); false runs it op by op.
+
+    Errors: `DeviceMemoryError` if the split does not fit the device.
+    """
+
+    def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype, *, fuse: bool) -> None:
+        self._config, self._device, self._dtype = config, device, dtype
+        self.num_images, self.batch_size = len(split.labels), config.batch_size
+        self.num_batches = -(-self.num_images // self.batch_size)
+        try:
+            self._images = torch.from_numpy(split.images).to(device)
+            self._labels = torch.from_numpy(split.labels).to(device)
+        except torch.OutOfMemoryError as error:
+            gib = split.images.nbytes / 2**30
+            raise DeviceMemoryError(f"the {gib:.1f} GiB of training images do not fit on {device}: {error}") from error
+        self._table = normalization_table(config.mean, config.std, device)
+        make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=dtype)
+        # The full batch alone is compiled: the epoch's last one, 64 of 128, would cost a second compilation.
+        self._augment = torch.compile(make, dynamic=False) if fuse else make
+        self._augment_rest = make
+        self._draws: dict[str, Tensor] = {}
+
+    def begin(self, epoch: int) -> None:
+        """Draws the epoch (counted from 1) and copies its draws to the device: the only transfer until it ends."""
+        c = self._config
+        draws = draw_epoch(
+            c.seed,
+            epoch,
+            num_images=self.num_images,
+            batch_size=self.batch_size,
+            crop_padding=c.crop_padding,
+            flip=c.flip,
+            mixup_alpha=c.mixup_alpha,
+        )
+        self.set_draws(draws)
+
+    def set_draws(self, draws: EpochDraws) -> None:
+        """Puts an epoch's draws on the device, into the same memory as the last epoch's."""
+        for name, array in vars(draws).items():
+            if array is None:
+                continue
+            host = torch.from_numpy(np.ascontiguousarray(array))
+            if self._device.type == "cuda":
+                host = host.pin_memory()
+            if name in self._draws:
+                self._draws[name].copy_(host, non_blocking=True)
+            else:
+                self._draws[name] = host.to(self._device, non_blocking=True, copy=True)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0, of the epoch begun last; the last one of an epoch may be smaller."""
+        rows = slice(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
+        index, top, left, flip = (self._draws[name][rows] for name in ("index", "top", "left", "flip"))
+        labels = self._labels[index]
+        partner = lam = partner_labels = None
+        if "lam" in self._draws:
+            partner, lam = self._draws["partner"][rows], self._draws["lam"][step]
+            partner_labels = labels[partner]
+        make = self._augment if len(index) == self.batch_size else self._augment_rest
+        images = make(self._images, index, top, left, flip, partner, lam, self._table)
+        return Batch(images, labels, partner_labels, lam)
+
+
+def eval_batches(split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
+    """Validation or test batches of `config.eval_batch_size`: normalised, never cropped, flipped or mixed."""
+    table = normalization_table(config.mean, config.std, device)
+    for start in range(0, len(split.labels), config.eval_batch_size):
+        rows = slice(start, start + config.eval_batch_size)
+        images = torch.from_numpy(split.images[rows]).to(device)
+        yield Batch(normalize(images, table, dtype), torch.from_numpy(split.labels[rows]).to(device))

@@ -1,0 +1,92 @@
+"""MobileNetV1 for 32x32 images, and nothing about how fast it runs.
+
+Howard et al. 2017, https://arxiv.org/abs/1704.04861, with a stride-1 stem and four stride-2 blocks, so that 32x32 input
+ends as a 2x2 map. At width 1.0 and 100 classes: 3,309,476 parameters, 46.4 M multiply-accumulates an image.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+STEM_CHANNELS = 32
+# (out_channels, stride) of the 13 depthwise-separable blocks
+BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    # Momentum is a constant, so the counter is read by nobody; counting would be 27 kernels a step.
+    norm.num_batches_tracked = None
+    return norm
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise 3x3 -> BN -> ReLU -> pointwise 1x1 -> BN -> ReLU: [N, C, H, W] -> [N, out, H/stride, W/stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise: nn.Conv2d = nn.Conv2d(
+            in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False
+        )
+        self.norm1 = _norm(in_channels)
+        self.pointwise: nn.Conv2d = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm2 = _norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.depthwise(x)), inplace=True)
+        return F.relu(self.norm2(self.pointwise(x)), inplace=True)
+
+
+class MobileNet(nn.Module):
+    """MobileNetV1 with PyTorch's default initialisation: images [N, 3, 32, 32] -> logits [N, num_classes].
+
+    Arguments:
+        num_classes: outputs of the linear head.
+        width_mult: factor on every channel count (rounded down, at least 8).
+    """
+
+    def __init__(self, num_classes: int = 100, width_mult: float = 1.0) -> None:
+        super().__init__()
+
+        def width(channels: int) -> int:
+            return max(8, int(channels * width_mult))
+
+        channels = width(STEM_CHANNELS)
+        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.norm = _norm(channels)
+        blocks = []
+        for out, stride in BLOCKS:
+            blocks.append(DepthwiseSeparable(channels, width(out), stride))
+            channels = width(out)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(images)), inplace=True)
+        for block in self.blocks:
+            x = block(x)
+        # Not x.mean((2, 3)): the gradient of a mean comes back in strides that no convolution calls channels_last.
+        x = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
+        return self.head(x)
+
+
+def build_model(num_classes: int, width_mult: float, seed: int) -> MobileNet:
+    """A MobileNet whose initial weights are a function of the seed alone, drawn on the CPU for every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MobileNet(num_classes, width_mult)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers, BN scale and shift included, running statistics not."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(num_classes: int = 100, width_mult: float = 1.0) -> int:
+    """Multiply-accumulates of the convolutions and the head for one 32x32 image."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        MobileNet(num_classes, width_mult).eval()(torch.empty(1, 3, 32, 32))
+    return int(counter.get_total_flops()) // 2

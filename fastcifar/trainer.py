@@ -1,0 +1,324 @@
+"""Training from data to run folder: `train` a new run, `resume` a cut one, `evaluate_run` a finished one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcifar import sources
+from fastcifar.clock import TrainingClock, process_seconds
+from fastcifar.config import Config
+from fastcifar.device import find_device, has_fast_bf16, make_deterministic, settle
+from fastcifar.display import Display
+from fastcifar.engines import Engine, build_engine
+from fastcifar.engines.compiled import explain
+from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
+from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.loaders import ResidentLoader, eval_batches
+from fastcifar.model import build_model, count_parameters
+from fastcifar.optim import lr_table
+from fastcifar.run import RunFolder
+from fastcifar.sources import Dataset
+
+Record = dict[str, Any]
+
+
+def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
+    """Trains one model by `config` and returns its run folder: `out`, or runs/<preset>/<time>-s<seed>.
+
+    Errors: any `FastcifarError`; on SIGINT and SIGTERM the state is saved first (`InterruptedRunError`).
+    """
+    config = settle(config, find_device(config.device))
+    with Display() as display:
+        display.phase("loading data")
+        dataset = sources.load(config.data, mirror=config.mirror)
+        run = RunFolder.create(config, out, command, dataset.digest)
+        return _fit(run, config, dataset, display)
+
+
+def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) -> Path:
+    """Continues the run in `path` from its last checkpoint as if it had never stopped.
+
+    `overrides` may name settings that don't touch the result: data (another copy of the same images), device,
+    checkpoint_seconds.
+    """
+    run = RunFolder.open(path)
+    config = run.config.model_copy(update=dict(overrides))
+    with Display() as display:
+        display.phase("loading data")
+        dataset = sources.load(config.data, mirror=config.mirror)
+        return _fit(run, config, dataset, display)
+
+
+def _fit(run: RunFolder, config: Config, dataset: Dataset, display: Display) -> Path:
+    device = find_device(config.device)
+    if config.deterministic:
+        make_deterministic(device)
+    train_split, val_split = dataset.train_val(config.val_size, config.split_seed)
+    dtype = COMPUTE_DTYPE[config.precision]
+    with run.locked(), _out_of_memory_explained(config, device), _stop_signals() as stop:
+        model = build_model(dataset.num_classes, config.width_mult, config.seed)
+        engine = build_engine(model, config, device)
+        fuse = device.type == "cuda" or config.engine == "compiled"
+        loader = ResidentLoader(train_split, config, device, dtype, fuse=fuse)
+        lrs = lr_table(config, loader.num_batches)
+        clock = TrainingClock(device)
+        first_epoch, first_step, compile_seconds = _restore(run, config, dataset, engine, clock)
+        if config.precision == "bf16" and not has_fast_bf16(device):
+            display.note(f"bf16 is emulated on {device}: expect it to be slower than fp32")
+        display.phase("compiling" if config.engine == "compiled" else "warming up")
+        compile_seconds += _warm_up(engine, loader, config)
+        last_saved = time.monotonic()
+
+        display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
+        for epoch in range(first_epoch, config.epochs + 1):
+            loader.begin(epoch)
+            with clock.running():
+                for step in range(first_step, loader.num_batches):
+                    batch = loader.batch(step)
+                    engine.train_step(batch, lrs[(epoch - 1) * loader.num_batches + step])
+                    display.images(len(batch.labels))
+                    if stop.number:
+                        break
+            if stop.number and step + 1 < loader.num_batches:
+                _save(run, engine, dataset, epoch, step + 1, clock, compile_seconds)
+                raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {loader.num_batches}")
+
+            first_step = 0
+            lr = float(lrs[epoch * loader.num_batches - 1])
+            means = engine.read_totals(loader.num_images)
+            record = _record(run, epoch, lr, means, clock, loader.num_images)
+            if not math.isfinite(means.loss):
+                run.append(record)
+                raise _diverged(run, epoch, lr)
+            if epoch % config.eval_every == 0 or epoch == config.epochs:
+                display.phase("validating")
+                val = engine.evaluate(eval_batches(val_split, config, device, dtype))
+                record |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
+            run.append(record)
+            display.epoch(record)
+            if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
+                _save(run, engine, dataset, epoch + 1, 0, clock, compile_seconds)
+                last_saved = time.monotonic()
+            if stop.number and epoch < config.epochs:
+                raise _interrupted(run, stop.number, f"epoch {epoch}")
+
+        display.phase("testing")
+        test = engine.evaluate(eval_batches(dataset.test, config, device, dtype))
+    _finish(run, config, test, clock, compile_seconds, count_parameters(model))
+    return run.path
+
+
+def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> Record:
+    """Evaluates a run's saved model on `val` or `test`; the result stands beside the recorded one.
+
+    Returns split, num_images, loss, accuracy, recorded_accuracy (None if the run was cut before it was recorded),
+    epoch and device.
+    """
+    run = RunFolder.open(path)
+    target = find_device(run.config.device if device == "auto" and _device_exists(run.config.device) else device)
+    config = run.config.model_copy(update={"device": str(target), "engine": "eager", "data": data or run.config.data})
+    dataset = sources.load(config.data, mirror=config.mirror)
+    tensors, state = run.load_checkpoint()
+    _check_digest(state, dataset, config, run)
+    engine = build_engine(build_model(dataset.num_classes, config.width_mult, config.seed), config, target)
+    _load_tensors(engine, tensors, run)
+    part = dataset.test if split == "test" else dataset.train_val(config.val_size, config.split_seed)[1]
+    with _out_of_memory_explained(config, target):
+        totals = engine.evaluate(eval_batches(part, config, target, COMPUTE_DTYPE[config.precision]))
+    epochs_done = int(state["epoch"]) - 1
+    recorded: float | None
+    if split == "test":
+        recorded = (run.summary() or {}).get("test_accuracy")
+    else:
+        recorded = next((r["val_accuracy"] for r in run.records if r["epoch"] == epochs_done), None)
+    return {
+        "split": split,
+        "num_images": len(part.labels),
+        "loss": totals.loss,
+        "accuracy": totals.accuracy,
+        "recorded_accuracy": recorded,
+        "epoch": epochs_done,
+        "device": str(target),
+    }
+
+
+def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clock: TrainingClock, num_images: int) -> Record:
+    before = run.records[-1]["train_seconds"] if run.records else 0.0
+    return {
+        "epoch": epoch,
+        "lr": lr,
+        "train_loss": means.loss,
+        "train_accuracy": means.accuracy,
+        "val_loss": None,
+        "val_accuracy": None,
+        "images_per_second": num_images / (clock.seconds - before),
+        "train_seconds": clock.seconds,
+    }
+
+
+def _warm_up(engine: Engine, loader: ResidentLoader, config: Config) -> float:
+    """One full batch and, where the epoch ends with a smaller one, that too; seconds it took, augmentation included."""
+    start = time.perf_counter()
+    loader.begin(1)
+    steps = sorted({0, loader.num_batches - 1})
+    try:
+        engine.warm_up(loader.batch(step) for step in steps)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if config.engine == "compiled":
+            raise explain(error) from error
+        raise
+    return time.perf_counter() - start
+
+
+def _save(
+    run: RunFolder, engine: Engine, dataset: Dataset, epoch: int, step: int, clock: TrainingClock, compiled: float
+) -> None:
+    """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
+    state = {
+        "epoch": epoch,
+        "step": step,
+        "train_seconds": clock.seconds,
+        "compile_seconds": compiled,
+        "scaler": engine.scaler.state_dict(),
+        "dataset_digest": dataset.digest,
+        "num_threads": torch.get_num_threads(),
+    }
+    run.save_checkpoint(_state_tensors(engine), state)
+
+
+def _state_tensors(engine: Engine) -> dict[str, Tensor]:
+    """Every tensor a step reads or writes, by name, as the live objects."""
+    tensors = {f"model.{name}": tensor for name, tensor in engine.model.state_dict().items()}
+    for name, parameter in engine.model.named_parameters():
+        momentum = engine.optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum
+    if engine.ema is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in engine.ema.tensors.items()}
+    return tensors | {"totals": engine.totals}
+
+
+def _load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
+    for name, parameter in engine.model.named_parameters():
+        if f"momentum.{name}" in tensors:
+            engine.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+    live = _state_tensors(engine)
+    if differing := sorted(live.keys() ^ tensors.keys()):
+        raise CheckpointError(f"{run.path}: the checkpoint is of another model: {', '.join(differing[:3])} differ")
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(tensors[name])
+
+
+def _restore(
+    run: RunFolder, config: Config, dataset: Dataset, engine: Engine, clock: TrainingClock
+) -> tuple[int, int, float]:
+    """Brings a cut run's state back; returns the epoch and the step to go on with, and the compile time so far."""
+    if not run.has_checkpoint():
+        run.truncate(0)
+        return 1, 0, 0.0
+    tensors, state = run.load_checkpoint()
+    _check_digest(state, dataset, config, run)
+    if run.summary() is not None:
+        raise UsageError(f"{run.path}: the run is finished ({config.epochs} epochs); nothing to resume")
+    _load_tensors(engine, tensors, run)
+    engine.scaler.load_state_dict(state["scaler"])
+    clock.seconds = state["train_seconds"]
+    run.truncate(state["epoch"] - 1)
+    return state["epoch"], state["step"], state["compile_seconds"]
+
+
+def _check_digest(state: Mapping[str, Any], dataset: Dataset, config: Config, run: RunFolder) -> None:
+    if state["dataset_digest"] != dataset.digest:
+        raise CheckpointError(
+            f"{run.path} was trained on other images: their digest is {state['dataset_digest'][:12]}, "
+            f"that of {config.data!r} is {dataset.digest[:12]}; name the same data with --data"
+        )
+
+
+def _finish(
+    run: RunFolder, config: Config, test: EpochTotals, clock: TrainingClock, compile_seconds: float, parameters: int
+) -> None:
+    last = run.records[-1]
+    summary = {k: last[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+    summary |= {
+        "epochs": config.epochs,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "parameters": parameters,
+        "train_seconds": clock.seconds,
+        "compile_seconds": compile_seconds,
+        "process_seconds": process_seconds(),
+    }
+    run.draw_curves()
+    run.write_summary(summary)
+
+
+def _diverged(run: RunFolder, epoch: int, lr: float) -> NonFiniteError:
+    return NonFiniteError(
+        f"the training loss is not finite after epoch {epoch} (lr {lr:g}): lower --lr, warm it up "
+        f"(--lr-warmup-epochs), or use --precision bf16 in place of fp16; metrics are in {run.path}"
+    )
+
+
+def _interrupted(run: RunFolder, number: int, where: str) -> InterruptedRunError:
+    name = signal.Signals(number).name
+    go_on = f"saved at {where}; go on with: fastcifar train --resume {run.path}"
+    return InterruptedRunError(f"stopped by {name}: {go_on}", number)
+
+
+class _Stop:
+    number = 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Notes SIGINT and SIGTERM for the loop to see; a second one acts at once."""
+    stop = _Stop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {number: signal.getsignal(number) for number in numbers}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            stop.number = number
+            for n in numbers:
+                signal.signal(n, before[n])
+
+        for number in numbers:
+            signal.signal(number, note)
+    except ValueError:  # not in the main thread, where signals can't be handled: whoever started it decides
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def _out_of_memory_explained(config: Config, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"out of memory on {device} with batch_size = {config.batch_size}, eval_batch_size = "
+            f"{config.eval_batch_size}: lower them, or close what else runs there ({error})"
+        ) from error
+
+
+def _device_exists(name: str) -> bool:
+    return not name.startswith("cuda") or torch.cuda.is_available()
+

@@ -1,0 +1,158 @@
+"""What a result depends on beside its settings: versions, commit, device, processor, threads, variables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import fastcifar
+
+VARIABLES = re.compile(
+    "(FASTCIFAR|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|NVIDIA|MALLOC)_.*"
+    "|TORCHINDUCTOR_.*|LD_PRELOAD|GLIBC_TUNABLES"
+)
+"""The environment variables that change speed or bits; no other is recorded."""
+
+DECISIVE = ("torch", "device", "gpu.name", "gpu.driver", "gpu.cudnn", "cpu.model", "threads.torch")
+"""Where any of these differs, the same seed may give other bits."""
+
+
+def collect(device: str) -> dict[str, Any]:
+    """The facts of this process, as JSON holds them. Imports torch; initialises CUDA only for a run on it.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. `gpu` is null for the CPU.
+    """
+    import numpy
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "fastcifar": fastcifar.__version__,
+        "source": commit(Path(fastcifar.__file__).resolve().parent.parent),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": device,
+        "gpu": _gpu(torch.device(device)) if device.startswith("cuda") else None,
+        "cpu": cpu(),
+        "memory_gib": memory_gib(),
+        "threads": {"torch": torch.get_num_threads(), "torch_interop": torch.get_num_interop_threads()},
+        "variables": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The `DECISIVE` facts in which two environments differ, each as `name: before -> now`."""
+    found = []
+    for key in DECISIVE:
+        old, new = _look_up(before, key), _look_up(now, key)
+        if old != new:
+            found.append(f"{key}: {old} -> {new}")
+    return found
+
+
+def commit(folder: Path) -> dict[str, Any] | None:
+    """The commit of the checkout whose root is `folder`, and whether tracked files differ from it; None elsewhere."""
+    if not (folder / ".git").exists():  # an installed package is not asked for the commit of a repository around it
+        return None
+    try:
+        return {
+            "commit": _git(folder, "rev-parse", "HEAD"),
+            "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError) as problem:
+        reason = problem.stderr if isinstance(problem, subprocess.CalledProcessError) else str(problem)
+        return {"commit": None, "dirty": None, "reason": reason.strip()}
+
+
+def cpu() -> dict[str, Any]:
+    """Model, cores and the instruction sets that decide which kernels run; unknown facts are null."""
+    info = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", info, re.MULTILINE)
+    have = set(flags[1].split()) if flags else None
+    return {
+        "model": model[1].strip() if model else platform.processor() or platform.machine(),
+        "logical_cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "avx2": None if have is None else "avx2" in have,
+        "avx512": None if have is None else "avx512f" in have,
+        "amx": None if have is None else {"amx_tile", "amx_bf16"} <= have,
+    }
+
+
+def usable_cores() -> float | None:
+    """What this process may use: its affinity, and below that a container's quota (which may be a fraction)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = re.fullmatch(r"(\d+) (\d+)\n", _read("/sys/fs/cgroup/cpu.max"))
+    if quota and allowed:
+        return min(allowed, int(quota[1]) / int(quota[2]))
+    return allowed
+
+
+def memory_gib() -> float | None:
+    """Main memory, or a container's limit where that is less."""
+    try:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return round(min(size, int(limit) if limit.isdigit() else size) / 2**30, 2)
+
+
+def driver() -> str:
+    """The NVIDIA driver's version. Raises what NVML raises where there is none."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(device: Any) -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    try:
+        version: str | None = driver()
+    except Exception:  # NVML may be closed to a container while CUDA works
+        version = None
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 2),
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": version,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _git(folder: Path, *command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _look_up(facts: Mapping[str, Any], key: str) -> Any:
+    value: Any = facts
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

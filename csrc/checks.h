@@ -1,0 +1,144 @@
+// Argument checks and output allocation, the same for CPU and CUDA. Every message names op, argument and value.
+#pragma once
+#include "stable.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <string>
+
+#include "common.h"
+
+namespace fastcifar {
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Which kernels are asked: those for CUDA also take float16. (Not the tensors' device: the CUDA kernels also run on
+// host memory, under the emulator of tests/.)
+enum class Backend { cpu, cuda };
+
+inline std::string shape_text(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  text << ']';
+  return text.str();
+}
+
+// The stable Tensor has no is_contiguous(memory_format); the stride of a dimension of size 1 does not matter.
+inline bool is_channels_last(const Tensor& t) {
+  const int order[4] = {1, 3, 2, 0};
+  int64_t expected = 1;
+  for (const int d : order) {
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+inline Tensor channels_last(const Tensor& t) {
+  return is_channels_last(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+}
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& first) {
+  STD_TORCH_CHECK(t.is_cuda() == first.is_cuda() && (!t.is_cuda() || t.get_device() == first.get_device()), op, ": ",
+                  name, " is on another device than the first argument");
+}
+
+// An activation: 4-D, of a dtype with kernels. Returns it in channels_last memory.
+inline Tensor check_activation(Backend backend, const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must be [N, C, H, W], got ", shape_text(t));
+  const ScalarType dtype = t.scalar_type();
+  const bool half = backend == Backend::cuda && dtype == ScalarType::Half;
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || half, op, ": ", name, " must be float32",
+                  backend == Backend::cuda ? ", bfloat16 or float16" : " or bfloat16", ", got ",
+                  torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(t.size(1) >= 1 && t.size(2) >= 1 && t.size(3) >= 1, op, ": ", name,
+                  " must have at least one channel and one pixel, got ", shape_text(t));
+  return channels_last(t);
+}
+
+// An activation or gradient that must match `like` in shape [N, C, H, W] and dtype.
+inline Tensor check_matching(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
+                             const Tensor& like) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t d = 0;
+  std::ostringstream expected;
+  expected << '[';
+  for (const int64_t n : shape) {
+    expected << (d ? ", " : "") << n;
+    same = same && t.size(d) == n;
+    ++d;
+  }
+  expected << ']';
+  STD_TORCH_CHECK(same, op, ": ", name, " must be ", expected.str(), ", got ", shape_text(t));
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " must be ",
+                  torch::headeronly::toString(like.scalar_type()), " like the first argument, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  check_device(op, name, t, like);
+  return channels_last(t);
+}
+
+// A parameter or statistic of each channel: float32 [C].
+inline Tensor check_per_channel(const char* op, const char* name, const Tensor& t, int64_t channels, const Tensor& x) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == channels, op, ": ", name, " must be [", channels, "], got ", shape_text(t));
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  check_device(op, name, t, x);
+  return dense(t);
+}
+
+// A depthwise weight: [C, 1, 3, 3], float32 or x's dtype.
+inline Tensor check_depthwise_weight(const char* op, const Tensor& w, const Tensor& x) {
+  const int64_t c = x.size(1);
+  STD_TORCH_CHECK(w.dim() == 4 && w.size(0) == c && w.size(1) == 1 && w.size(2) == 3 && w.size(3) == 3, op,
+                  ": w must be [", c, ", 1, 3, 3], got ", shape_text(w));
+  STD_TORCH_CHECK(w.scalar_type() == ScalarType::Float || w.scalar_type() == x.scalar_type(), op,
+                  ": w must be float32 or the activations' ", torch::headeronly::toString(x.scalar_type()), ", got ",
+                  torch::headeronly::toString(w.scalar_type()));
+  check_device(op, "w", w, x);
+  return dense(w);
+}
+
+inline DwShape check_stride(const char* op, const Tensor& x, int64_t stride) {
+  STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride must be 1 or 2, got ", stride);
+  return DwShape{x.size(0),
+                 x.size(1),
+                 x.size(2),
+                 x.size(3),
+                 (x.size(2) - 1) / stride + 1,
+                 (x.size(3) - 1) / stride + 1,
+                 static_cast<int>(stride)};
+}
+
+inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const int64_t sizes[4] = {n, c, h, w};
+  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              MemoryFormat::ChannelsLast);
+}
+
+inline Tensor empty_per_channel(const Tensor& like, int64_t channels) {
+  const int64_t sizes[1] = {channels};
+  return torch::stable::empty({sizes, 1}, ScalarType::Float, std::nullopt, like.device());
+}
+
+// In place of a gradient that nobody asked for.
+inline Tensor no_gradient(const Tensor& like) {
+  const int64_t sizes[1] = {0};
+  return torch::stable::empty({sizes, 1}, like.scalar_type(), std::nullopt, like.device());
+}
+
+inline Tensor empty_weight(const Tensor& w) {
+  const int64_t sizes[4] = {w.size(0), 1, 3, 3};
+  return torch::stable::empty({sizes, 4}, w.scalar_type(), std::nullopt, w.device());
+}
+
+}  // namespace fastcifar

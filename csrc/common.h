@@ -1,0 +1,83 @@
+// Element types and shapes shared by the CPU kernels, the CUDA kernels and the host emulation of the latter.
+// No torch and no CUDA header: compiles with g++ and nvcc.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FC_HD __host__ __device__ __forceinline__
+#else
+#define FC_HD inline __attribute__((always_inline))
+#endif
+
+namespace fastcifar {
+
+// The same two bytes as c10::BFloat16 / __nv_bfloat16 and c10::Half / __half.
+struct bf16 {
+  uint16_t bits;
+};
+struct fp16 {
+  uint16_t bits;
+};
+
+FC_HD uint32_t bits_of(float v) {
+  uint32_t b;
+  memcpy(&b, &v, 4);
+  return b;
+}
+FC_HD float float_of(uint32_t b) {
+  float v;
+  memcpy(&v, &b, 4);
+  return v;
+}
+
+FC_HD float to_f32(float v) { return v; }
+FC_HD float to_f32(bf16 v) { return float_of(static_cast<uint32_t>(v.bits) << 16); }
+FC_HD float to_f32(fp16 v) {
+  const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16;
+  const uint32_t magnitude = v.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinity, NaN
+  if (magnitude >= 0x400u) return float_of(sign | ((magnitude << 13) + 0x38000000u));
+  const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
+  return float_of(sign | bits_of(subnormal));
+}
+
+// Round to nearest even; NaN stays NaN (quiet).
+template <class T>
+FC_HD T from_f32(float v);
+template <>
+FC_HD float from_f32<float>(float v) {
+  return v;
+}
+template <>
+FC_HD bf16 from_f32<bf16>(float v) {
+  const uint32_t b = bits_of(v);
+  const uint32_t rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  return bf16{static_cast<uint16_t>((b & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+}
+template <>
+FC_HD fp16 from_f32<fp16>(float v) {
+  const uint32_t b = bits_of(v);
+  const uint32_t sign = (b >> 16) & 0x8000u;
+  const uint32_t magnitude = b & 0x7fffffffu;
+  uint32_t h;
+  if (magnitude > 0x7f800000u) {
+    h = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // >= 65520 rounds to infinity
+    h = 0x7c00u;
+  } else if (magnitude >= 0x38800000u) {  // normal: >= 2^-14
+    const uint32_t m = magnitude - 0x38000000u;
+    h = (m + 0xfffu + ((m >> 13) & 1u)) >> 13;
+  } else {  // the addition aligns the mantissa to 2^-24 and rounds to nearest even
+    h = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+  }
+  return fp16{static_cast<uint16_t>(sign | h)};
+}
+
+// A 3x3 depthwise convolution with padding 1: x [N,C,H,W] -> y [N,C,Ho,Wo], both channels_last.
+struct DwShape {
+  int64_t N, C, H, W, Ho, Wo;
+  int stride;
+};
+
+}  // namespace fastcifar

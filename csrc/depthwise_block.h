@@ -1,0 +1,79 @@
+// depthwise_block and its backward: what both backends check and allocate.
+#pragma once
+#include <optional>
+
+#include "checks.h"
+
+namespace fastcifar {
+
+struct DepthwiseBlockForward {
+  Tensor u, gamma0, beta0, w, gamma1, beta1, z, y, mean0, var0, mean1, var1;
+  bool given_statistics;  // mean0 and var0 hold u's; otherwise they are to be computed
+  DwShape shape;
+};
+
+inline DepthwiseBlockForward prepare_depthwise_block(Backend backend, const Tensor& u, const Tensor& gamma0,
+                                                     const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
+                                                     const Tensor& beta1, int64_t stride,
+                                                     const std::optional<Tensor>& u_mean,
+                                                     const std::optional<Tensor>& u_var) {
+  const char* op = "depthwise_block";
+  DepthwiseBlockForward a;
+  a.u = check_activation(backend, op, "u", u);
+  a.shape = check_stride(op, u, stride);
+  const int64_t c = a.shape.C;
+  a.gamma0 = check_per_channel(op, "gamma0", gamma0, c, u);
+  a.beta0 = check_per_channel(op, "beta0", beta0, c, u);
+  a.w = check_depthwise_weight(op, w, u);
+  a.gamma1 = check_per_channel(op, "gamma1", gamma1, c, u);
+  a.beta1 = check_per_channel(op, "beta1", beta1, c, u);
+  STD_TORCH_CHECK(u_mean.has_value() == u_var.has_value(), op, ": u_mean and u_var are given together or not at all");
+  a.given_statistics = u_mean.has_value();
+  // An op's outputs may not alias its inputs, so given statistics are copied.
+  a.mean0 = a.given_statistics ? torch::stable::clone(check_per_channel(op, "u_mean", *u_mean, c, u))
+                               : empty_per_channel(u, c);
+  a.var0 = a.given_statistics ? torch::stable::clone(check_per_channel(op, "u_var", *u_var, c, u))
+                              : empty_per_channel(u, c);
+  a.z = empty_channels_last(u, a.shape.N, c, a.shape.Ho, a.shape.Wo);
+  a.y = empty_channels_last(u, a.shape.N, c, a.shape.Ho, a.shape.Wo);
+  a.mean1 = empty_per_channel(u, c);
+  a.var1 = empty_per_channel(u, c);
+  return a;
+}
+
+struct DepthwiseBlockBackward {
+  Tensor grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1;
+  Tensor grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1;
+  DwShape shape;
+};
+
+inline DepthwiseBlockBackward prepare_depthwise_block_backward(
+    Backend backend, const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
+    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0,
+    const Tensor& mean1, const Tensor& var1, int64_t stride) {
+  const char* op = "_depthwise_block_backward";
+  DepthwiseBlockBackward a;
+  a.u = check_activation(backend, op, "u", u);
+  a.shape = check_stride(op, u, stride);
+  const DwShape& s = a.shape;
+  a.grad_z = check_matching(op, "grad_z", grad_z, {s.N, s.C, s.Ho, s.Wo}, u);
+  a.y = check_matching(op, "y", y, {s.N, s.C, s.Ho, s.Wo}, u);
+  a.gamma0 = check_per_channel(op, "gamma0", gamma0, s.C, u);
+  a.beta0 = check_per_channel(op, "beta0", beta0, s.C, u);
+  a.w = check_depthwise_weight(op, w, u);
+  a.gamma1 = check_per_channel(op, "gamma1", gamma1, s.C, u);
+  a.beta1 = check_per_channel(op, "beta1", beta1, s.C, u);
+  a.mean0 = check_per_channel(op, "mean0", mean0, s.C, u);
+  a.var0 = check_per_channel(op, "var0", var0, s.C, u);
+  a.mean1 = check_per_channel(op, "mean1", mean1, s.C, u);
+  a.var1 = check_per_channel(op, "var1", var1, s.C, u);
+  a.grad_u = empty_channels_last(u, s.N, s.C, s.H, s.W);
+  a.grad_w = empty_weight(w);
+  a.grad_gamma0 = empty_per_channel(u, s.C);
+  a.grad_beta0 = empty_per_channel(u, s.C);
+  a.grad_gamma1 = empty_per_channel(u, s.C);
+  a.grad_beta1 = empty_per_channel(u, s.C);
+  return a;
+}
+
+}  // namespace fastcifar

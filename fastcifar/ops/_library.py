@@ -1,0 +1,109 @@
+"""The namespace `fastcifar` in PyTorch's dispatcher: compiled kernels, and references where there are none.
+
+`csrc/README.md` says how an op comes about.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGE = Path(__file__).parents[1]
+_LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
+_fragment = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+# name of each op, backward ops included -> its reference in plain PyTorch
+references: dict[str, Callable[..., Any]] = {}
+
+
+def _load(device_type: str) -> str:
+    """Loads one compiled library; returns why there is none, or an empty string."""
+    if device_type == "cuda" and torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if device_type == "cuda" and _why_not["cpu"]:
+        return f"the schemas are missing: {_why_not['cpu']}"
+    stem = _LIBRARIES[device_type]
+    found = sorted(_PACKAGE.glob(f"{stem}.*so"))
+    if not found:
+        try:
+            why = json.loads((_PACKAGE / "_build.json").read_text())[device_type]["why"]
+        except (OSError, ValueError, KeyError):
+            why = "python setup.py build_ext --inplace makes it in a checkout"
+        return f"the extension {stem} is not built ({why})"
+    try:
+        torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return f"the extension {found[0].name} does not load ({error})"
+    return ""
+
+
+_why_not: dict[str, str] = {}
+for _device_type in _LIBRARIES:
+    _why_not[_device_type] = _load(_device_type)
+
+
+def available(device_type: str = "cpu") -> bool:
+    """Whether the ops have compiled kernels for tensors on `cpu` or `cuda`; without, they run on their references."""
+    return not why_unavailable(device_type)
+
+
+def why_unavailable(device_type: str = "cpu") -> str:
+    """A sentence saying why there are no compiled kernels for `cpu` or `cuda`; empty where there are."""
+    return _why_not[device_type]
+
+
+@functools.cache
+def _announce(device_type: str) -> None:
+    warnings.warn(
+        f"fastcifar's ops run on their plain PyTorch references on {device_type}, correct but slower: "
+        f"{why_unavailable(device_type)}",
+        stacklevel=2,
+    )
+
+
+def _stand_in(reference: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        _announce(device_type)
+        return reference(*args, **kwargs)
+
+    return kernel
+
+
+def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """One op: its schema (as in csrc/schemas.h), its reference and its fake kernel. Returns the op."""
+    name = schema[: schema.index("(")]
+    qualified = f"fastcifar::{name}"
+    if available("cpu"):
+        compiled = getattr(getattr(torch.ops.fastcifar, name, None), "default", None)
+        declared = str(torch._C.parse_schema(f"fastcifar::{schema}"))
+        if compiled is None or str(compiled._schema) != declared:
+            raise ImportError(
+                f"fastcifar: the compiled extension is of another version than the Python code ({name} differs); "
+                "build it again: python setup.py build_ext --inplace, or reinstall the package"
+            )
+    else:
+        _fragment.define(schema)  # type: ignore[no-untyped-call]
+    for device_type in _LIBRARIES:
+        key = device_type.upper()
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+            stand_in = _stand_in(reference, device_type)
+            _fragment.impl(name, stand_in, key)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(qualified, fake)
+    references[name] = reference
+    op: Callable[..., Any] = getattr(torch.ops.fastcifar, name).default
+    return op
+
+
+def empty_channels_last(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def accumulate_dtype(x: torch.Tensor) -> torch.dtype:
+    """float32 for the dtypes the kernels take; float64 for itself, so that references can be checked with gradcheck."""
+    return torch.promote_types(x.dtype, torch.float32)

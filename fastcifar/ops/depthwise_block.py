@@ -1,0 +1,172 @@
+"""Everything between two pointwise convolutions as one op: BN, ReLU, depthwise convolution, BN, ReLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcifar.ops._library import accumulate_dtype, define, empty_channels_last
+from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
+from fastcifar.ops.dwconv3x3 import dwconv3x3_backward_ref, dwconv3x3_ref, output_shape
+
+
+def depthwise_block(
+    u: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    w: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    eps: float,
+    stride: int,
+    u_mean: Tensor | None = None,
+    u_var: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """From one pointwise convolution's raw output to the next one's input, in training mode.
+
+    Equal to `z = batch_norm_relu(y, gamma1, beta1, eps)` with
+    `y = dwconv3x3(batch_norm_relu(u, gamma0, beta0, eps), w, stride)`, except that the inner activation never meets
+    memory: it is neither written nor rounded to u's dtype.
+
+    Arguments:
+        u: [N, C, H, W], float32 or bfloat16 (on CUDA also float16); read in channels_last, copied there if it is not.
+        gamma0, beta0: float32 [C], of the BN of u.
+        w: [C, 1, 3, 3], float32 or u's dtype.
+        gamma1, beta1: float32 [C], of the BN of y.
+        eps: added to both variances.
+        stride: 1 or 2.
+        u_mean, u_var: float32 [C], u's mean and biased variance over (N, H, W) where its producer has them already;
+            None: computed here. Not differentiable: the gradient of u counts them in either way.
+
+    Returns (z, y, mean0, var0, mean1, var1): z and y [N, C, (H - 1) // stride + 1, (W - 1) // stride + 1], u's dtype,
+    channels_last; float32 [C] statistics of u and of y as it was rounded. Only z is differentiable.
+    """
+    z, y, mean0, var0, mean1, var1 = _forward(u, gamma0, beta0, w, gamma1, beta1, eps, stride, u_mean, u_var)
+    return z, y, mean0, var0, mean1, var1
+
+
+def depthwise_block_ref(
+    u: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    w: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    eps: float,
+    stride: int,
+    u_mean: Tensor | None = None,
+    u_var: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u_wide = u.to(accumulate_dtype(u))
+    if u_mean is None or u_var is None:
+        mean0, var0 = batch_statistics(u_wide)
+    else:
+        mean0, var0 = u_mean.clone(), u_var.clone()
+    h = F.relu(normalize(u_wide, gamma0, beta0, mean0, var0, eps))
+    y = dwconv3x3_ref(h, w, stride).to(u.dtype)
+    y_wide = y.to(u_wide.dtype)
+    mean1, var1 = batch_statistics(y_wide)
+    z = F.relu(normalize(y_wide, gamma1, beta1, mean1, var1, eps))
+    return z.to(u.dtype).contiguous(memory_format=torch.channels_last), y, mean0, var0, mean1, var1
+
+
+def depthwise_block_backward_ref(
+    grad_z: Tensor,
+    u: Tensor,
+    y: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    w: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    mean0: Tensor,
+    var0: Tensor,
+    mean1: Tensor,
+    var1: Tensor,
+    eps: float,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `depthwise_block`: (grad_u in u's shape and dtype, grad_gamma0, grad_beta0, grad_w in w's shape and
+    dtype, grad_gamma1, grad_beta1)."""
+    u_wide, y_wide = u.to(accumulate_dtype(u)), y.to(accumulate_dtype(u))
+    grad_bn1 = grad_z.to(y_wide.dtype) * (normalize(y_wide, gamma1, beta1, mean1, var1, eps) > 0)
+    grad_y, grad_gamma1, grad_beta1 = normalize_backward(grad_bn1, y_wide, gamma1, mean1, var1, eps)
+    h = F.relu(normalize(u_wide, gamma0, beta0, mean0, var0, eps))
+    grad_h, grad_w = dwconv3x3_backward_ref(grad_y, h, w, stride, True, True)
+    grad_u, grad_gamma0, grad_beta0 = normalize_backward(grad_h * (h > 0), u_wide, gamma0, mean0, var0, eps)
+    grad_u = grad_u.to(u.dtype).contiguous(memory_format=torch.channels_last)
+    return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1
+
+
+def _fake(
+    u: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    w: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    eps: float,
+    stride: int,
+    u_mean: Tensor | None = None,
+    u_var: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shape = output_shape(u, stride)
+    z, y = empty_channels_last(u, shape), empty_channels_last(u, shape)
+    mean0, var0, mean1, var1 = (gamma0.new_empty(gamma0.shape) for _ in range(4))
+    return z, y, mean0, var0, mean1, var1
+
+
+def _backward_fake(
+    grad_z: Tensor,
+    u: Tensor,
+    y: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    w: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    mean0: Tensor,
+    var0: Tensor,
+    mean1: Tensor,
+    var1: Tensor,
+    eps: float,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_gamma0, grad_beta0, grad_gamma1, grad_beta1 = (gamma0.new_empty(gamma0.shape) for _ in range(4))
+    grad_u = empty_channels_last(u, tuple(u.shape))
+    return grad_u, grad_gamma0, grad_beta0, w.new_empty(w.shape), grad_gamma1, grad_beta1
+
+
+_forward = define(
+    "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
+    " int stride, Tensor? u_mean=None, Tensor? u_var=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    depthwise_block_ref,
+    _fake,
+)
+_backward = define(
+    "_depthwise_block_backward(Tensor grad_z, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
+    " Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps, int stride)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    depthwise_block_backward_ref,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    u, gamma0, beta0, w, gamma1, beta1, ctx.eps, ctx.stride, _, _ = inputs
+    _, y, *statistics = output
+    ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, *statistics)
+    ctx.mark_non_differentiable(y, *statistics)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_z: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_z is None:
+        return (None,) * 10
+    return *_backward(grad_z, *ctx.saved_tensors, ctx.eps, ctx.stride), None, None, None, None
+
+
+torch.library.register_autograd("fastcifar::depthwise_block", _autograd, setup_context=_setup_context)

@@ -1,0 +1,30 @@
+"""What every test stands on: no network, no cache of the user's, the real data only where they are."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded data goes to a folder of this session, so that no test reads what an earlier version has cached."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTCIFAR_DATA", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MPLBACKEND", "Agg")
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("FASTCIFAR_TEST_DATA"):
+        skip = pytest.mark.skip(reason="FASTCIFAR_TEST_DATA is not set: no real CIFAR-100 here")
+        for item in items:
+            if item.get_closest_marker("real_data"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with cifar100.npz, cifar-100-python/ and folder/. For tests marked `real_data`."""
+    return Path(os.environ["FASTCIFAR_TEST_DATA"])

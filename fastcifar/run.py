@@ -385,7 +385,8 @@ class RunFolder:
         return pointer
 
     def _read_checked(self, pointer: dict[str, Any], name: str) -> bytes:
-        path, expected = self.path / pointer["folder"] / name, pointer["files"][name]
+        path = self.path / str(pointer["folder"]) / name
+        expected = pointer["files"][name]
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -516,7 +517,8 @@ def _to_safetensors(tensors: Mapping[str, "torch.Tensor"]) -> bytes:
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    return bytes(safetensors.torch.save(copies))
+    content: bytes = safetensors.torch.save(copies)
+    return content
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -545,9 +547,7 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(itertools.chain(EPOCH_KEYS, *records)))
 
 
-def _to_csv(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, header: bool = True
-) -> bytes:
+def _to_csv(records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, header: bool = True) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or _columns(records), lineterminator="\n")
     if header:

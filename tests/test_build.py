@@ -103,7 +103,7 @@ def test_cuda_kernels_do_not_spill() -> None:
     assert spilling == []
 
 
-# --- What setup.py does, in a small copy of the project; torch, nvcc and the GPU are feigned ---------------------------
+# --- What setup.py does, in a small copy of the project; torch, nvcc and the GPU are feigned ---------------
 
 
 class Project:

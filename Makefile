@@ -8,8 +8,9 @@ PYTHON ?= python3
 PRESET ?= quick
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
-# One stamp for each way to build, made anew when what is installed or compiled changes.
-STAMP := .venv/ready-cuda-$(or $(FASTCIFAR_CUDA),auto)
+# One stamp for each way to build, made anew when what is installed or compiled changes, or a compiler appears.
+HAS_CXX := $(shell command -v $${CXX:-g++} clang++ c++)
+STAMP := .venv/ready-cuda-$(or $(FASTCIFAR_CUDA),auto)$(if $(HAS_CXX),,-no-compiler)
 INPUTS := pyproject.toml setup.py requirements/constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 
 help: ## this list
@@ -42,10 +43,11 @@ clean: ## remove .venv and all that was built; runs/ stays
 
 $(STAMP): $(INPUTS)
 	@say() { printf '%s\n' "make: $$*" >&2; }
-	command -v '$(PYTHON)' >/dev/null || { say 'there is no $(PYTHON): install Python 3.10 or newer (apt install python3 python3-venv)'; exit 1; }
+	command -v '$(PYTHON)' >/dev/null || {
+	  say 'there is no $(PYTHON): install Python 3.10 or newer (apt install python3 python3-venv)'; exit 1; }
 	'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
 	  say "Python 3.10 or newer is needed, and $(PYTHON) is $$('$(PYTHON)' -V 2>&1): make PYTHON=/path/to/a/newer/python3 ..."; exit 1; }
-	command -v $${CXX:-g++} clang++ c++ >/dev/null || say 'no C++ compiler (apt install g++): fastcifar will run on its slower PyTorch reference'
+	$(if $(HAS_CXX),,say 'there is no C++ compiler (apt install g++): fastcifar will run on its slower PyTorch reference')
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then
 	  say "making .venv with $$('$(PYTHON)' -V)"
 	  rm -rf .venv

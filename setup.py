@@ -175,7 +175,7 @@ class Plan:
         if self.mode == "0":
             self.cuda_why = "FASTCIFAR_CUDA=0"
         elif not self.builds_cpu:
-            self.cuda_why = f"the CPU ops are not built either: {self.cpu_why}"
+            self.cuda_why = self.cpu_why
         elif not CUDA_OPS:
             self.cuda_why = "csrc/cuda/ holds no sources"
         elif not asked and not self.torch.cuda:
@@ -376,11 +376,9 @@ class BuildExtensions(build_ext):
 
 
 class BuildPackage(build_py):
-    """Adds the presets, and the record of what was built. In a checkout the presets are read where they are."""
+    """Adds the presets and the record. In a checkout the presets are read where they are."""
 
     def run(self) -> None:
-        if PLAN.refusal:
-            raise PLAN.refusal
         package = ROOT / "fastcifar" if self.editable_mode else Path(self.build_lib, "fastcifar")
         if not self.editable_mode:
             shutil.rmtree(package, ignore_errors=True)  # what an earlier build left would be shipped
@@ -388,15 +386,18 @@ class BuildPackage(build_py):
             for preset in ROOT.glob("configs/*.toml"):
                 shutil.copy(preset, package / "configs")
         super().run()
-        PLAN.record(package)
+        if not self.distribution.ext_modules:
+            PLAN.record(package)
 
 
 PLAN = Plan()
+libraries = []
+if PLAN.builds_cpu or PLAN.refusal:  # what refuses is build_ext: setuptools swallows the errors of an editable build_py
+    libraries.append(Extension("fastcifar._C", CPU_OPS + CPU_KERNELS, py_limited_api=True))
+if PLAN.builds_cuda:
+    libraries.append(Extension("fastcifar._C_cuda", CUDA_OPS + CUDA_KERNELS, py_limited_api=True))
 setup(
-    ext_modules=[
-        *([Extension("fastcifar._C", CPU_OPS + CPU_KERNELS, py_limited_api=True)] if PLAN.builds_cpu else []),
-        *([Extension("fastcifar._C_cuda", CUDA_OPS + CUDA_KERNELS, py_limited_api=True)] if PLAN.builds_cuda else []),
-    ],
+    ext_modules=libraries,
     cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -278,6 +278,18 @@ def test_wrong_settings_are_refused(project: Project, env: dict[str, str], messa
     assert message in output
 
 
+def test_an_editable_install_is_refused_too(project: Project) -> None:
+    """setuptools goes on after an error in build_py there, and would install a package with nothing built."""
+    shutil.rmtree(project.root / "torch")
+    project.write("torch/version.py", "__version__ = '2.9.1'\n")
+    project.write("torch/__init__.py", "")
+    code = "from setuptools.build_meta import build_editable; build_editable('.')"
+    env = {**project.env, "PYTHONPATH": str(project.root)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=project.root, env=env, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search(r"^error: torch >= 2\.10 is needed", done.stderr, re.M), done.stderr
+
+
 def test_an_old_torch_is_refused(project: Project) -> None:
     project.feign_torch("2.9.1", cuda=None)
     assert re.search(r"torch >= 2\.10 is needed, and .* holds 2\.9\.1", project.build())

@@ -53,7 +53,7 @@ class Config(BaseModel):
     )
     data: str = _setting(
         "cifar100",
-        "the images to learn: cifar100, cifar10, procedural (generated, nothing to download), or the path of an "
+        "the images to learn: a data set's name (procedural is generated, nothing to download), or the path of an "
         "archive, of a folder of pickles, binaries or images, or of an .npz",
         pattern=_NO_NUL,
         allowed="cifar100, cifar10, procedural or a path",
@@ -257,8 +257,14 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else text[:160] + f"... ({len(text)} characters)"
+def one_line(text: str) -> str:
+    """`text` as a problem's line can hold it, whatever is in it."""
+    shown = _printable(text)
+    return shown if len(shown) <= 200 else f"{shown[:160]}... ({len(shown)} characters)"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def parse_value(name: str, text: str) -> object:
@@ -290,7 +296,7 @@ class _Layer:
     def entry(self, key: str) -> str:
         """Where it is written and how: `my.toml: lr = "fast"` or `command line: --lr fast`."""
         text = self.written.get(key) or f"{key} = {format_value(self.settings[key])}"
-        return f"{self.where}: {_shortened(text)}"
+        return f"{self.where}: {one_line(text)}"
 
 
 @dataclass(frozen=True)
@@ -306,9 +312,10 @@ class _File:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and the place that each setting comes from; those at their default have none."""
+    """A configuration; the places it comes from, later ones winning; and the place of each setting that one states."""
 
     config: Config
+    layers: tuple[str, ...]
     origins: Mapping[str, str]
 
 
@@ -331,10 +338,10 @@ def trace(
     files: list[_File] = []
     if config_file is not None:
         files = _user_chain(config_file, preset, problems)
-    elif preset is not None and (path := _preset_path(preset, f"{COMMAND_LINE}: --preset {preset}", problems)):
-        files = _chain(path, problems)
+    elif preset is not None:
+        files = _preset_chain(preset, problems)
     layers = [_Layer(file.where, _known(file.where, file.settings, problems)) for file in files]
-    if preset is not None and config_file is None:
+    if preset is not None and config_file is None and files:
         layers.append(_Layer(COMMAND_LINE, {"preset": preset}))
     layers.append(_override_layer(overrides, problems, options))
     return _merge(layers, problems)
@@ -367,7 +374,7 @@ def from_dict(settings: Mapping[str, object], where: str) -> Config:
     """
     inner = settings.get("settings", settings)
     if not isinstance(inner, Mapping):
-        raise UsageError(f"{where}: settings = {_shortened(format_value(inner))}: expected a table")
+        raise UsageError(f"{where}: settings = {one_line(format_value(inner))}: expected a table")
     problems: list[str] = []
     return _merge([_Layer(where, _known(where, inner, problems))], problems).config
 
@@ -385,13 +392,13 @@ def _override_layer(overrides: Sequence[tuple[str, str]], problems: list[str], o
     written: dict[str, str] = {}
     for key, text in overrides:
         name = key.replace("-", "_")
-        shown = f"--{key} {text if text and text.isprintable() else format_value(text)}"
+        shown = f"--{key} {text or format_value(text)}"
         if name in _NAMES:
             values[name], written[name] = parse_value(name, text), shown
         else:
             match = nearest_setting(name, [option.replace("-", "_") for option in options])
             hint = _did_you_mean(match and "--" + match.replace("_", "-")) or "; `fastcifar train --help` lists them"
-            problems.append(f"{COMMAND_LINE}: {_shortened(shown)}: there is no such option{hint}")
+            problems.append(f"{COMMAND_LINE}: {one_line(shown)}: there is no such option{hint}")
     return _Layer(COMMAND_LINE, values, written)
 
 
@@ -409,11 +416,12 @@ def _merge(layers: Sequence[_Layer], problems: Sequence[str]) -> Resolved:
         config = Config.model_construct(**{key: value for key, value in values.items() if key not in wrong})
     for keys, message in _conflicts(config):
         if wrong.isdisjoint(keys):
-            places = dict.fromkeys(layer.where for layer in layers for key in keys if sources.get(key) is layer)
-            problems.append(f"{', '.join(places)}: {message}")
+            authors = dict.fromkeys(layer.where for layer in layers for key in keys if sources.get(key) is layer)
+            problems.append(f"{', '.join(authors)}: {message}")
     if problems:
         raise UsageError("\n".join(problems))
-    return Resolved(config, {key: layer.where for key, layer in sources.items()})
+    places = tuple(dict.fromkeys(layer.where for layer in layers if layer.settings))
+    return Resolved(config, places, {key: layer.where for key, layer in sources.items()})
 
 
 def _wrong_value(layer: _Layer, key: str) -> str:
@@ -444,9 +452,14 @@ def _preset_path(name: str, entry: str, problems: list[str]) -> Path | None:
         return presets_folder() / f"{name}.toml"
     hint = _did_you_mean(nearest(name, names))
     if name.endswith(".toml"):
-        hint = f"; did you mean --config {name}?"
+        hint = f"; did you mean --config {one_line(name)}?"
     problems.append(f"{entry}: there is no such preset{hint} (the presets are {', '.join(names)})")
     return None
+
+
+def _preset_chain(name: str, problems: list[str]) -> list[_File]:
+    path = _preset_path(name, f"{COMMAND_LINE}: --preset {one_line(name)}", problems)
+    return _chain(path, problems) if path else []
 
 
 def _user_chain(path: Path, preset: str | None, problems: list[str]) -> list[_File]:
@@ -454,10 +467,10 @@ def _user_chain(path: Path, preset: str | None, problems: list[str]) -> list[_Fi
     if preset is None or not chain:
         return chain
     if chain[-1].base is not None:
-        problems.append(f"{path}: base = {format_value(chain[-1].base)}, and --preset {preset}: give one of the two")
+        entry = f"{chain[-1].where}: base = {format_value(chain[-1].base)}"
+        problems.append(f"{entry}, and --preset {one_line(preset)} on the command line: give one of the two")
         return chain
-    base = _preset_path(preset, f"{COMMAND_LINE}: --preset {preset}", problems)
-    return (_chain(base, problems) if base else []) + chain
+    return _preset_chain(preset, problems) + chain
 
 
 def _chain(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> list[_File]:
@@ -467,7 +480,7 @@ def _chain(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> lis
         return []
     if file.base is None:
         return [file]
-    entry = f"{file.where}: base = {format_value(file.base)}"
+    entry = f"{file.where}: base = {one_line(format_value(file.base))}"
     if file.base.endswith(".toml"):
         base: Path | None = path.parent / file.base
     else:
@@ -484,7 +497,7 @@ def _chain(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> lis
 
 
 def _read(path: Path, problems: list[str]) -> _File | None:
-    where = f"configs/{path.name}" if path.parent == presets_folder() else str(path)
+    where = f"configs/{path.name}" if path.parent == presets_folder() else _printable(str(path))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -529,7 +542,7 @@ def to_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
 def _toml_line(config: Config, name: str, origins: Mapping[str, str] | None) -> str:
     line = f"{name} = {format_value(getattr(config, name))}"
     origin = (origins or {}).get(name, "")
-    return f"{line:<36}# {origin if origin.isprintable() else format_value(origin)}" if origin else line
+    return f"{line:<36}# {origin}" if origin else line
 
 
 # ---- presets ----
@@ -566,17 +579,17 @@ class Preset:
 
 def load_preset(name: str) -> Config:
     """The configuration of the preset `name`. Errors: UsageError with the nearest name."""
-    return resolve(name, None, [])
+    return find_preset(name).config
 
 
 def find_preset(name: str) -> Preset:
     """The preset `name` with what it says of itself. Errors: UsageError with the nearest name."""
     problems: list[str] = []
-    config = load_preset(name)
-    path = _preset_path(name, name, problems)
+    path = _preset_path(name, f"preset {one_line(name)}", problems)
     file = _read(path, problems) if path else None
     if file is None:
         raise UsageError("\n".join(problems))
+    config = resolve(name, None, [])
     try:
         about = About(**file.about)  # type: ignore[arg-type]
     except ValidationError as error:

@@ -1,0 +1,8 @@
+"""`python -m fastcifar`."""
+
+import sys
+
+from fastcifar.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,454 @@
+"""The commands, as typed and as read: words in, words and exit code out. The trainer is a stand-in."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastcifar
+from fastcifar import cli, errors, run, sources
+from fastcifar.config import Config, list_presets, load_preset, resolve
+from fastcifar.run import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FASTCIFAR_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(run, "collect", lambda device: {})  # torch is not needed here
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for fastcifar.trainer, and keeps what it was asked."""
+
+    def train(config: Config, out: Path | None, command: list[str]) -> Path:
+        stand_in.asked = (config, out, command)
+        folder = RunFolder.create(config, out, command, "0" * 64)
+        folder.write_summary(
+            {"test_accuracy": 0.7012, "val_accuracy": 0.695, "train_seconds": 61.04, "compile_seconds": 8.0}
+        )
+        folder.close()
+        return folder.path
+
+    def resume(path: Path, overrides: dict[str, object], command: list[str]) -> Path:
+        stand_in.asked = (path, overrides, command)
+        return path
+
+    def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> dict[str, Any]:
+        stand_in.asked = (path, split, device, data)
+        result = {"split": split, "num_images": 10_000, "loss": 1.23456, "accuracy": 0.67635}
+        return result | {"recorded_accuracy": None, "epoch": 300, "device": "cpu"} | stand_in.result
+
+    stand_in = SimpleNamespace(train=train, resume=resume, evaluate_run=evaluate_run, result={}, asked=None)
+    monkeypatch.setitem(sys.modules, "fastcifar.trainer", stand_in)
+    monkeypatch.setattr(fastcifar, "trainer", stand_in, raising=False)
+    return stand_in
+
+
+def refused(capsys: Captured, *argv: str, code: int = 2) -> list[str]:
+    """The lines on stderr, without `fastcifar: `; nothing is on stdout."""
+    assert cli.main(argv) == code
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and all(line.startswith("fastcifar: ") for line in lines)
+    return [line.removeprefix("fastcifar: ") for line in lines]
+
+
+def printed(capsys: Captured, *argv: str) -> str:
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def python_m(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "fastcifar", *argv]
+    options = {"stdout": subprocess.PIPE, **options}
+    return subprocess.run(command, text=True, stderr=subprocess.PIPE, env=environment, **options)
+
+
+# ---- the whole ----
+
+
+def test_help_names_every_command_and_exit_code(capsys: Captured) -> None:
+    text = printed(capsys, "--help")
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name:<10}{command.__doc__}" in text
+    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    assert {0, 130, 143} | codes <= {int(code) for code in re.findall(r"(?:^|\s{2,})(\d+) \w", text)}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(capsys: Captured, name: str) -> None:
+    text = printed(capsys, name, "--help")
+    assert text.startswith(f"usage: fastcifar {name}") and str(cli.COMMANDS[name].__doc__) in text
+
+
+def test_version(capsys: Captured) -> None:
+    assert printed(capsys, "--version") == f"fastcifar {fastcifar.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        ([], ["a command is missing: train, evaluate, presets, data, doctor (see fastcifar --help)"]),
+        (["trian"], ["trian: expected a command: train, evaluate, presets, data, doctor; did you mean train?"]),
+        (
+            ["--verison"],
+            ["--verison: expected a command: train, evaluate, presets, data, doctor; did you mean --version?"],
+        ),
+        (["evaluate"], ["the following arguments are required: RUN (see fastcifar evaluate --help)"]),
+        (
+            ["evaluate", "run", "--splt", "val", "--foo", "again"],
+            [
+                "--splt: there is no such option; did you mean --split?",
+                "--foo: there is no such option (see fastcifar evaluate --help)",
+            ],
+        ),
+        (["doctor", "who"], ["who: unexpected argument (see fastcifar doctor --help)"]),
+        (
+            ["evaluate", "run", "--split", "tst"],
+            ["argument --split: 'tst': expected val or test; did you mean test? (see fastcifar evaluate --help)"],
+        ),
+        (
+            ["evaluate", "run", "--device", "cudaa", "--data", ""],
+            [
+                "command line: --device cudaa: expected auto, cpu, cuda or cuda:N; did you mean cuda?",
+                'command line: --data "": expected cifar100, cifar10, procedural or a path',
+            ],
+        ),
+        (
+            ["data", "inf"],
+            ["argument info|get: 'inf': expected info or get; did you mean info? (see fastcifar data --help)"],
+        ),
+        (["data", "get"], ["data get: the name is missing: cifar100 or cifar10"]),
+        (["data", "get", "cifar-100"], ["data get cifar-100: expected cifar100 or cifar10; did you mean cifar100?"]),
+        (["presets", "fina", "x"], ["x: unexpected argument (see fastcifar presets --help)"]),
+        (
+            ["presets", "fina"],
+            [
+                "preset fina: there is no such preset; did you mean final? (the presets are constant, cosine, final, "
+                "final-alpha-0.5, lr-0.01, lr-0.05, lr-0.5, quick, wd-1e-4, wd-5e-4)"
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_usage(capsys: Captured, argv: list[str], lines: list[str]) -> None:
+    assert refused(capsys, *argv) == lines
+
+
+# ---- train ----
+
+
+def test_train_passes_on_what_was_asked(capsys: Captured, trainer: Any) -> None:
+    argv = "train --lr 0.1 --preset quick --nesterov --out=here --batch_size=32 --mean 0,.5,1".split()
+    out = printed(capsys, *argv)
+    config, folder, command = trainer.asked
+    changes = {"lr": 0.1, "nesterov": True, "batch_size": 32, "mean": (0.0, 0.5, 1.0)}
+    assert config == load_preset("quick").model_copy(update=changes)
+    assert folder == Path("here") and command == ["fastcifar", *argv]
+    assert "run folder      here\n" in out
+
+
+def test_train_prints_the_result_beside_what_to_expect(capsys: Captured, trainer: Any) -> None:
+    out = printed(capsys, "train", "--preset", "final", "--data", "here.npz", "--seed", "3", "--out", "a")
+    assert out == (
+        "run folder      a\n"
+        "test accuracy   70.12%   (final: 67.63 / 69.7-70.9)\n"
+        "val accuracy    69.50%   (final: 67.30 / 69.6-70.3)\n"
+        "training        61.0 s\n"
+        "compilation     8.0 s\n"
+    )
+    out = printed(capsys, "train", "--preset", "final", "--epochs", "3", "--out", "b")
+    assert "test accuracy   70.12%\n" in out, "a shortened trial is not compared"
+    out = printed(capsys, "train", "--preset", "quick", "--data", "here.npz", "--out", "c")
+    assert "test accuracy   70.12%\n" in out, "nor is other data"
+    assert "(quick: > 90)" in printed(capsys, "train", "--preset", "quick", "--out", "d")
+
+
+def test_train_reports_all_problems_at_once(capsys: Captured, trainer: Any) -> None:
+    Path("my.toml").write_text("[settings]\nepohcs = 3\n")
+    argv = "train foo --lr --nesterov --epochs -3 --lr-shedule=cosin --uot x --prest quick --config my.toml --lr fast"
+    assert refused(capsys, *argv.split(), "-v") == [
+        "command line: foo: unexpected argument; settings are given as --KEY VALUE",
+        "command line: --lr: the value is missing; expected a number above 0, at most 100",
+        "command line: -v: unexpected argument; settings are given as --KEY VALUE",
+        "my.toml: epohcs = 3: there is no such setting; did you mean epochs?",
+        "command line: --lr-shedule cosin: there is no such option; did you mean --lr-schedule?",
+        "command line: --uot x: there is no such option; did you mean --out?",
+        "command line: --prest quick: there is no such option; did you mean --preset?",
+        "command line: --epochs -3: expected an integer from 1 to 100000",
+        "command line: --lr fast: expected a number above 0, at most 100",
+    ]
+    assert trainer.asked is None
+
+
+def test_print_config_prints_a_file_that_gives_the_same_and_stops(capsys: Captured, trainer: Any) -> None:
+    out = printed(capsys, "train", "--preset", "final", "--lr", "0.1", "--print-config")
+    assert trainer.asked is None
+    head = out.splitlines()[:2]
+    assert head == [
+        "# fastcifar train --preset final --lr 0.1 --print-config",
+        "# layers, the later ones win: defaults, configs/cosine.toml, configs/wd-5e-4.toml, configs/final.toml, "
+        "command line",
+    ]
+    assert re.search(r"^lr = 0.1 +# command line$", out, re.M)
+    assert re.search(r"^weight_decay = 0.0005 +# configs/wd-5e-4.toml$", out, re.M)
+    Path("again.toml").write_text(out)
+    assert resolve(None, Path("again.toml"), []) == load_preset("final").model_copy(update={"lr": 0.1})
+    assert "# fastcifar train\n" in printed(capsys, "train", "--data", "a\nb", "--print-config")
+
+
+def test_train_help_lists_every_setting(capsys: Captured) -> None:
+    text = printed(capsys, "train", "--help")
+    for name in Config.model_fields:
+        assert re.search(rf"^  --{name.replace('_', '-')} ", text, re.M), name
+    assert "[a number above 0, at most 100; default 0.05]" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_resume_keeps_the_settings(capsys: Captured, trainer: Any) -> None:
+    printed(capsys, "train", "--preset", "quick", "--out", "here")
+    printed(capsys, "train", "--resume", "here", "--device", "cpu", "--checkpoint-seconds=5")
+    path, overrides, command = trainer.asked
+    assert (path, overrides) == (Path("here"), {"device": "cpu", "checkpoint_seconds": 5.0})
+    assert command[:3] == ["fastcifar", "train", "--resume"]
+    argv = "train --resume here --preset quick --print-config --epochs 400 --lrr 1 --device x"
+    lines = refused(capsys, *argv.split())
+    for line, beginning in zip(
+        lines,
+        ["--preset: not together with --resume", "--print-config: not together", "--lrr 1: there is no such option",
+         "--epochs 400: a resumed run keeps its settings", "--device x: expected auto"],
+        strict=True,
+    ):  # fmt: skip
+        assert line.startswith(f"command line: {beginning}")
+
+
+def test_the_stand_in_is_called_as_the_trainer_is_defined(trainer: Any) -> None:
+    sys.modules.pop("fastcifar.trainer")
+    import importlib
+
+    real = importlib.import_module("fastcifar.trainer")
+    for name in ("train", "resume", "evaluate_run"):
+        wanted, given = inspect.signature(getattr(real, name)), inspect.signature(getattr(trainer, name))
+        assert list(wanted.parameters) == list(given.parameters), name
+
+
+@pytest.mark.parametrize("name", [preset.name for preset in list_presets()])
+def test_the_command_of_each_preset_runs_it(capsys: Captured, trainer: Any, name: str) -> None:
+    about = next(preset.about for preset in list_presets() if preset.name == name)
+    assert about.command.startswith("fastcifar ")
+    printed(capsys, *about.command.split()[1:])
+    config = trainer.asked[0]
+    assert config.model_copy(update={"data": load_preset(name).data}) == load_preset(name)
+
+
+# ---- evaluate, doctor ----
+
+
+def test_evaluate(capsys: Captured, trainer: Any) -> None:
+    assert printed(capsys, "evaluate", "here") == (
+        "test accuracy 67.64%, loss 1.2346 (10,000 images, after epoch 300, on cpu); none recorded\n"
+    )
+    assert trainer.asked == (Path("here"), "test", "auto", None)
+    trainer.result = {"recorded_accuracy": 0.68}
+    out = printed(capsys, *"evaluate here --split val --device cpu --data x".split())
+    assert out.startswith("val accuracy 67.64%") and out.endswith("recorded 68.00%\n")
+    assert trainer.asked == (Path("here"), "val", "cpu", "x")
+    assert json.loads(printed(capsys, "evaluate", "here", "--json"))["recorded_accuracy"] == 0.68
+
+
+def test_doctor_gives_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastcifar.doctor", SimpleNamespace(report=lambda: 3))
+    assert cli.main(["doctor"]) == 3
+
+
+# ---- presets ----
+
+
+def test_presets_are_listed_with_what_to_expect(capsys: Captured) -> None:
+    header, *rows = printed(capsys, "presets").split("\n\n")[0].splitlines()
+    assert re.split("  +", header) == ["preset", "settings", "val accuracy %", "test accuracy %"]
+    cells = {row.split()[0]: re.split("  +", row)[1:] for row in rows}
+    assert list(cells) == [preset.name for preset in list_presets()]
+    assert cells["final"] == ["wd-5e-4 + mixup_alpha=0.2", "67.30 / 69.6-70.3", "67.63 / 69.7-70.9"]
+    assert cells["wd-1e-4"] == ["cosine + weight_decay=0.0001", "63.11 / 60.3-62.5", "- / 62.0-62.3"]
+    assert cells["constant"] == ["the defaults", "56.82 / 55.8-57.0", "-"]
+    assert cells["quick"][1:] == ["> 90", "> 90"]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_presets_on_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed(capsys, "presets"))
+    assert max(map(len, text.splitlines())) <= columns
+    for number in ("67.30 / 69.6-70.3", "67.63 / 69.7-70.9", "final-alpha-0.5"):
+        assert number in text
+
+
+def test_a_preset_in_full(capsys: Captured) -> None:
+    text = printed(capsys, "presets", "final")
+    for part in (
+        "final: the report's last trial: MixUp with alpha 0.2",
+        "derives from    wd-5e-4 + mixup_alpha=0.2",
+        'not at default  mixup_alpha=0.2 weight_decay=0.0005 lr_schedule="cosine"',
+        "command         fastcifar train --preset final --data PATH",
+        "train loss        1.5565  0.7600 - 0.8400       -",
+        "test accuracy %   67.63   69.70 - 70.90         -",
+    ):
+        assert part in text
+    assert "above 90" in printed(capsys, "presets", "quick")
+    assert "to expect" not in printed(capsys, "presets", "final-alpha-0.5")
+
+
+# ---- data ----
+
+
+@pytest.fixture
+def small_npz(tmp_path: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(30) % 4
+    path = tmp_path / "small.npz"
+    np.savez(path, train_images=images[:20], train_labels=labels[:20], test_images=images[20:], test_labels=labels[20:])
+    return path
+
+
+def test_data_info(capsys: Captured, small_npz: Path) -> None:
+    text = printed(capsys, "data", "info", str(small_npz))
+    dataset = sources.load(str(small_npz))
+    assert f"digest {dataset.digest}\n" in text and ": 4 classes\n" in text
+    rows = {re.split("  +", line)[0]: re.split("  +", line)[1:] for line in text.splitlines() if "  " in line}
+    assert rows["images"] == ["20", "10"]
+    assert rows["images a class"] == ["5", "2 to 3"]
+    train = sources.info(dataset)["train"]
+    assert rows["mean (R G B)"][0] == " ".join(f"{value:.6f}" for value in train.mean)
+    assert rows["std"][0] == " ".join(f"{value:.6f}" for value in train.std)
+    assert rows["std of an image"][0] == " ".join(f"{value:.6f}" for value in train.image_std)
+
+
+@pytest.mark.parametrize("argv", [["data", "info"], ["data", "get", "cifar100"]])
+def test_data_asks_for_the_published_set(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, small_npz: Path, argv: list[str]
+) -> None:
+    asked = {}
+    small = sources.load(str(small_npz))
+
+    def load(name: str, *, mirror: str = "") -> sources.Dataset:
+        asked[name] = mirror
+        return small
+
+    monkeypatch.setattr(sources, "load", load)
+    text = printed(capsys, *argv, "--mirror", "https://host/")
+    assert asked == {"cifar100": "https://host/"}
+    assert ("20 training and 10 test images in " in text) == (argv[1] == "get")
+
+
+def test_data_that_is_not_there(capsys: Captured) -> None:
+    assert len(refused(capsys, "data", "info", "nowhere/images", code=3)) >= 1
+    assert refused(capsys, "data", "info", "--mirror", "host") == [
+        "command line: --mirror host: expected a URL (http://, https:// or file://), or nothing"
+    ]
+
+
+# ---- how commands end ----
+
+
+def _command(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", {"act": lambda parser, argv: action()})
+
+
+def _raise(error: BaseException) -> Any:
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.FastcifarError("a\nb"), 1),
+        (errors.DataError("a\nb"), 3),
+        (errors.NonFiniteError("a\nb"), 5),
+        (errors.InterruptedRunError("a\nb", 15), 143),
+    ],
+)
+def test_our_errors_are_messages(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, error: errors.FastcifarError, code: int
+) -> None:
+    _command(monkeypatch, _raise(error))
+    assert cli.main(["act"]) == code
+    assert capsys.readouterr().err == "fastcifar: a\nfastcifar: b\n"
+    monkeypatch.setenv("FASTCIFAR_DEBUG", "1")
+    assert cli.main(["act"]) == code
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last):")
+
+
+def test_interrupted(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(monkeypatch, _raise(KeyboardInterrupt()))
+    assert refused(capsys, "act", code=130) == ["interrupted"]
+
+
+def test_an_unforeseen_error_leaves_its_traceback(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _command(monkeypatch, _raise(KeyError("lr")))
+    first, second = refused(capsys, "act", "--now", code=1)
+    (path,) = tmp_path.glob("fastcifar-error-*.txt")
+    assert first == "unexpected KeyError: 'lr'"
+    assert second.startswith("this is a fault of fastcifar, please report it") and str(path) in second
+    assert "['act', '--now']" in path.read_text() and "Traceback" in path.read_text()
+
+
+def test_its_traceback_is_shown_where_it_cannot_be_saved(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    _command(monkeypatch, _raise(OSError(28, "No space left on device")))
+    assert cli.main(["act"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "if that is no help, please report it, with the traceback above" in err
+
+
+def test_a_broken_pipe_elsewhere_is_not_quiet(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(monkeypatch, _raise(BrokenPipeError(32, "Broken pipe")))
+    assert cli.main(["act"]) == 1
+    assert "unexpected BrokenPipeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", ["--help", "presets", "train --help", "evaluate --help"])
+def test_a_reader_that_leaves_early_is_no_error(monkeypatch: pytest.MonkeyPatch, argv: str, unbuffered: str) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    read, write = os.pipe()
+    os.close(read)
+    done = python_m(*argv.split(), stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # argparse itself ignores it, if unbuffered
+
+
+def test_as_a_program() -> None:
+    done = python_m("train", "--preset", "quik")
+    assert done.returncode == 2 and "did you mean quick?" in done.stderr and "Traceback" not in done.stderr
+    assert python_m("--version").stdout == f"fastcifar {fastcifar.__version__}\n"
+
+
+def test_stdout_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["--version"]) == 0

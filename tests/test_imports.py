@@ -1,0 +1,55 @@
+"""Imports go one way, and the command line starts without the heavy ones."""
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fastcifar"
+ORDER = """
+    errors ops config environment curves display run store layouts download procedural sources
+    draws augment loaders model optim clock device cpu engines trainer doctor cli __main__
+""".split()
+"""A module imports only modules to its left."""
+
+
+def test_imports_go_one_way() -> None:
+    found = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
+    del found[PACKAGE / "__init__.py"]
+    for path, module in found.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if names == ["fastcifar"] and isinstance(node, ast.ImportFrom):
+                names = [f"fastcifar.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            used = {name.split(".")[1] for name in names if name.startswith("fastcifar.")} - {module, "__version__"}
+            wrong = [name for name in used if ORDER.index(name) > ORDER.index(module)]
+            assert not wrong, f"{path} imports {wrong}, which come after it in the order"
+
+
+@pytest.mark.parametrize("statement", ["import fastcifar", "from fastcifar.cli import main; main(['--help'])"])
+def test_start_imports_nothing_heavy(statement: str) -> None:
+    heavy = "{'torch', 'numpy', 'pydantic', 'rich', 'matplotlib'}"
+    script = f"{statement}\nimport sys\nprint(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=PACKAGE.parent)
+    assert done.splitlines()[-1] == "[]"
+
+
+def test_help_is_quick() -> None:
+    """0.3 s is promised; the median of 10 was 0.06 s on the developer's two cores, so a slow machine passes too."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "fastcifar", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=PACKAGE.parent
+        )
+        return time.perf_counter() - start
+
+    assert "FASTCIFAR_DEBUG" not in os.environ
+    assert statistics.median(seconds() for _ in range(5)) < 0.3

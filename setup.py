@@ -158,7 +158,7 @@ class Plan:
         if sys.platform != "linux":
             self.cpu_why = f"they are for Linux, and this is {sys.platform}"
         elif not self.cxx:
-            self.cpu_why = "no C++ compiler was found (apt install g++, then install fastcifar again)"
+            self.cpu_why = "no C++ compiler was found (apt install g++, then build again)"
         elif not CPU_OPS:
             self.cpu_why = "csrc/ holds no sources"
         elif self.torch is None:
@@ -189,7 +189,8 @@ class Plan:
         else:
             self._check(nvcc)
             reason = f"FASTCIFAR_CUDA={self.mode}" if asked else f"torch {self.torch.version} is a CUDA build"
-            self.nvcc, self.builds_cuda, self.cuda_why = nvcc, True, f"{reason}, and {nvcc.path} is {nvcc.version}"
+            where = "comes from PyPI" if self.mode == "wheel" else f"is {nvcc.path}"
+            self.nvcc, self.builds_cuda, self.cuda_why = nvcc, True, f"{reason}, and nvcc {nvcc.version} {where}"
         if asked and not self.builds_cuda:
             raise PlatformError(f"FASTCIFAR_CUDA={self.mode} asks for the CUDA ops, but {self.cuda_why}")
 

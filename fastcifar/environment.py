@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -61,6 +62,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+@functools.cache  # the code that this process runs does not change
 def commit(folder: Path) -> dict[str, Any] | None:
     """The commit of the checkout whose root is `folder`, and whether tracked files differ from it; None elsewhere."""
     if not (folder / ".git").exists():  # an installed package is not asked for the commit of a repository around it

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 COLOURS = {"train": "#0072B2", "val": "#D55E00", "lr": "#444444"}
 """From Okabe and Ito, Color Universal Design (2008): told apart with any colour vision, and by lightness in print."""
 
+Curves = dict[str, list[tuple[int, float]]]
+"""`train`, `val` or `lr` -> (epoch, value)."""
+
 _LOG_FROM = 8.0  # highest loss over lowest, from which a linear axis flattens the end of the curves
 _MARKERS_UP_TO = 30  # points; also makes a single one visible
 
@@ -47,63 +50,67 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path_stem: Path, title: st
         FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize=13)
         loss, accuracy, lr = figure.subplots(1, 3, width_ratios=[5, 5, 3])
-        for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        panels = [
+            (loss, "loss", _curves(records, train="train_loss", val="val_loss"), ".4f"),
+            (accuracy, "accuracy", _curves(records, train="train_accuracy", val="val_accuracy"), ".2%"),
+            (lr, "learning rate", _curves(records, lr="lr"), ".3g"),
+        ]
+        for axes, name, curves, _ in panels:
             axes.set_title(name)
-            _plot(axes, [(kind, _points(records, f"{kind}_{name}")) for kind in ("train", "val")], name)
-        lr.set_title("learning rate")
-        _plot(lr, [("lr", _points(records, "lr"))], "lr")
+            _plot(axes, name, curves)
         epochs = [record["epoch"] for record in records]
         for axes in (loss, accuracy, lr):
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
             room = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
             axes.set_xlim(epochs[0] - room, epochs[-1] + room)
+        figure.draw_without_rendering()  # gives the axes their places, from which distances in points follow
+        for axes, _, curves, form in panels:
+            _label_ends(axes, curves, form)
         paths = [Path(f"{path_stem}{ending}") for ending in (".svg", ".png")]
         figure.savefig(paths[0], metadata={"Date": None})
         figure.savefig(paths[1], dpi=120)
     return paths
 
 
-def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
+def _curves(records: Sequence[Mapping[str, Any]], **keys: str) -> Curves:
+    """Those that have a point."""
+    curves = {
+        kind: [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
+        for kind, key in keys.items()
+    }
+    return {kind: points for kind, points in curves.items() if points}
 
 
-def _plot(axes: Axes, curves: list[tuple[str, list[tuple[int, float]]]], quantity: str) -> None:
+def _plot(axes: Axes, name: str, curves: Curves) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-    curves = [(kind, points) for kind, points in curves if points]
-    values = [value for _, points in curves for _, value in points]
-    for kind, points in curves:
-        marker = "o" if len(points) <= _MARKERS_UP_TO else ""
-        axes.plot(*zip(*points, strict=True), color=COLOURS[kind], linewidth=1.6, marker=marker, markersize=3.5)
-    if not values:
+    if not curves:
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color="#777777")
         return
-    if quantity == "loss" and min(values) > 0 and max(values) / min(values) > _LOG_FROM:
+    for kind, points in curves.items():
+        marker = "o" if len(points) <= _MARKERS_UP_TO else ""
+        axes.plot(*zip(*points, strict=True), color=COLOURS[kind], linewidth=1.6, marker=marker, markersize=3.5)
+    values = [value for points in curves.values() for _, value in points]
+    if name == "loss" and min(values) > 0 and max(values) / min(values) > _LOG_FROM:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(0, max(values) * 1.05 or 1)
-    if quantity == "accuracy":
+    if name == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _label_ends(axes, curves, {"loss": ".4f", "accuracy": ".2%", "lr": ".3g"}[quantity])
 
 
-def _label_ends(axes: Axes, curves: list[tuple[str, list[tuple[int, float]]]], form: str) -> None:
-    """Writes each curve's name and last value at its end, in its colour; moves labels apart that would overlap."""
-    apart = 26  # points: two lines of text
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()  # gives the axes their place, from which the distance in points follows
-    scale = figure.dpi / 72
-    ends = sorted((axes.transData.transform(points[-1])[1] / scale, kind, points[-1]) for kind, points in curves)
-    shifts = [0.0] * len(ends)
-    if len(ends) == 2 and ends[1][0] - ends[0][0] < apart:
-        missing = (apart - (ends[1][0] - ends[0][0])) / 2
-        shifts = [-missing, missing]
-    for (_, kind, (epoch, value)), shift in zip(ends, shifts, strict=True):
+def _label_ends(axes: Axes, curves: Curves, form: str) -> None:
+    """Writes each curve's name and last value at its end, in its colour; moves two labels apart that would overlap."""
+    apart = 28  # points: two lines of text
+    to_points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    ends = sorted((axes.transData.transform(points[-1])[1] * to_points, kind) for kind, points in curves.items())
+    overlap = max(0.0, apart - (ends[1][0] - ends[0][0])) if len(ends) == 2 else 0.0
+    for (_, kind), shift in zip(ends, (-overlap / 2, overlap / 2), strict=False):
+        epoch, value = curves[kind][-1]
         axes.annotate(
             format(value, form) if kind == "lr" else f"{kind}\n{value:{form}}",
             (epoch, value),

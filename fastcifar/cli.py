@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import fastcifar
 from fastcifar.errors import FastcifarError, UsageError
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=f"fastcifar {name}", description=description, allow_abbrev=False)
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def options(self) -> list[str]:
@@ -111,7 +111,9 @@ def train(parser: Parser, argv: list[str]) -> int:
     if args.resume is not None:
         return _resume(parser, args, settings, problems, command)
 
-    from fastcifar.config import to_toml, trace
+    import shlex
+
+    from fastcifar.config import one_line, to_toml, trace
 
     try:
         resolved = trace(args.preset, args.config, settings, parser.options())
@@ -120,7 +122,7 @@ def train(parser: Parser, argv: list[str]) -> int:
     if problems:
         raise UsageError("\n".join(problems))
     if args.print_config:
-        print(f"# {' '.join(command)}" if all(map(str.isprintable, command)) else "# fastcifar train")
+        print(f"# {one_line(shlex.join(command))}")
         print(f"# layers, the later ones win: {', '.join(('defaults', *resolved.layers))}")
         print(to_toml(resolved.config, resolved.origins), end="")
         return 0

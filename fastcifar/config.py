@@ -392,13 +392,12 @@ def _override_layer(overrides: Sequence[tuple[str, str]], problems: list[str], o
     written: dict[str, str] = {}
     for key, text in overrides:
         name = key.replace("-", "_")
-        shown = f"--{key} {text or format_value(text)}"
         if name in _NAMES:
-            values[name], written[name] = parse_value(name, text), shown
+            values[name], written[name] = parse_value(name, text), f"--{key} {text or format_value(text)}"
         else:
             match = nearest_setting(name, [option.replace("-", "_") for option in options])
             hint = _did_you_mean(match and "--" + match.replace("_", "-")) or "; `fastcifar train --help` lists them"
-            problems.append(f"{COMMAND_LINE}: {one_line(shown)}: there is no such option{hint}")
+            problems.append(f"{COMMAND_LINE}: {one_line(f'--{key} {text}'.rstrip())}: there is no such option{hint}")
     return _Layer(COMMAND_LINE, values, written)
 
 

@@ -182,8 +182,8 @@ def test_train_prints_the_result_beside_what_to_expect(capsys: Captured, trainer
 
 def test_train_reports_all_problems_at_once(capsys: Captured, trainer: Any) -> None:
     Path("my.toml").write_text("[settings]\nepohcs = 3\n")
-    argv = "train foo --lr --nesterov --epochs -3 --lr-shedule=cosin --uot x --prest quick --config my.toml --lr fast"
-    assert refused(capsys, *argv.split(), "-v") == [
+    argv = "train foo --lr --nesterov --epochs -3 --lr-shedule=cosin --uot x --prest quick --config my.toml --wd"
+    assert refused(capsys, *argv.split(), "--lr", "fast", "-v") == [
         "command line: foo: unexpected argument; settings are given as --KEY VALUE",
         "command line: --lr: the value is missing; expected a number above 0, at most 100",
         "command line: -v: unexpected argument; settings are given as --KEY VALUE",
@@ -191,6 +191,7 @@ def test_train_reports_all_problems_at_once(capsys: Captured, trainer: Any) -> N
         "command line: --lr-shedule cosin: there is no such option; did you mean --lr-schedule?",
         "command line: --uot x: there is no such option; did you mean --out?",
         "command line: --prest quick: there is no such option; did you mean --preset?",
+        "command line: --wd: there is no such option; did you mean --weight-decay?",
         "command line: --epochs -3: expected an integer from 1 to 100000",
         "command line: --lr fast: expected a number above 0, at most 100",
     ]
@@ -210,7 +211,7 @@ def test_print_config_prints_a_file_that_gives_the_same_and_stops(capsys: Captur
     assert re.search(r"^weight_decay = 0.0005 +# configs/wd-5e-4.toml$", out, re.M)
     Path("again.toml").write_text(out)
     assert resolve(None, Path("again.toml"), []) == load_preset("final").model_copy(update={"lr": 0.1})
-    assert "# fastcifar train\n" in printed(capsys, "train", "--data", "a\nb", "--print-config")
+    assert "# fastcifar train --data 'a\\nb'" in printed(capsys, "train", "--data", "a\nb", "--print-config")
 
 
 def test_train_help_lists_every_setting(capsys: Captured) -> None:

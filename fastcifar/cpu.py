@@ -52,7 +52,7 @@ class Fp32Depthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            y = F.conv2d(x.float(), self.weight, None, self.stride, self.padding, groups=self.groups)
+            y = F.conv2d(x.to(self.weight.dtype), self.weight, None, self.stride, self.padding, groups=self.groups)
         return y.to(x.dtype)
 
 

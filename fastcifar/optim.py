@@ -24,9 +24,17 @@ def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.SGD:
-    """SGD with coupled weight decay and dampening 0, all tensors in one fused call."""
+    """SGD with coupled weight decay and dampening 0, all tensors in one fused call.
+
+    The momentum buffers exist from the start. PyTorch allocates them uninitialised at the first step, and when fp16
+    overflows there and the step is skipped, the second step reads garbage (seen: NaN on the CPU, torch 2.13).
+    """
     groups = param_groups(model, config)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if config.momentum:
+        for parameter in model.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def lr_table(config: Config, steps_per_epoch: int) -> NDArray[np.float64]:

@@ -202,18 +202,14 @@ def _state_tensors(engine: Engine) -> dict[str, Tensor]:
     """Every tensor a step reads or writes, by name, as the live objects."""
     tensors = {f"model.{name}": tensor for name, tensor in engine.model.state_dict().items()}
     for name, parameter in engine.model.named_parameters():
-        momentum = engine.optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+        for key, tensor in engine.optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = tensor
     if engine.ema is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in engine.ema.tensors.items()}
     return tensors | {"totals": engine.totals}
 
 
 def _load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
-    for name, parameter in engine.model.named_parameters():
-        if f"momentum.{name}" in tensors:
-            engine.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
     live = _state_tensors(engine)
     if differing := sorted(live.keys() ^ tensors.keys()):
         raise CheckpointError(f"{run.path}: the checkpoint is of another model: {', '.join(differing[:3])} differ")

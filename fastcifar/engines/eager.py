@@ -29,10 +29,11 @@ class EpochTotals:
 
 
 def forward_with_loss(model: nn.Module, label_smoothing: float) -> Forward:
-    """batch -> (mean loss [] float32, number of correct predictions [] float32), MixUp's two labels weighted."""
+    """batch -> (mean loss [], number of correct predictions []), float32 or wider, MixUp's two labels weighted."""
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(batch.images).float()
+        logits = model(batch.images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         predicted = logits.detach().argmax(1)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
         correct = (predicted == batch.labels).sum().float()

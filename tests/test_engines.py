@@ -1,0 +1,232 @@
+"""One step of every engine: the same numbers, nothing read from the device, memory format kept."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import NUM_CLASSES, tiny_config, tiny_split
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastcifar.config import Config
+from fastcifar.engines import Engine, build_engine
+from fastcifar.engines.compiled import explain
+from fastcifar.engines.eager import COMPUTE_DTYPE, forward_with_loss
+from fastcifar.loaders import Batch, ResidentLoader, eval_batches
+from fastcifar.model import build_model
+
+CPU = torch.device("cpu")
+
+
+def build(config: Config, num_images: int = 100) -> tuple[Engine, ResidentLoader]:
+    engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, CPU)
+    dtype = COMPUTE_DTYPE[config.precision]
+    loader = ResidentLoader(tiny_split(num_images), config, CPU, dtype, fuse=config.engine == "compiled")
+    loader.begin(1)
+    return engine, loader
+
+
+def losses(config: Config, steps: int, num_images: int = 100, lr: float = 0.05) -> list[float]:
+    """The loss of each of the first steps, epochs one after another."""
+    engine, loader = build(config, num_images)
+    values = []
+    for i in range(steps):
+        epoch, step = divmod(i, loader.num_batches)
+        if step == 0:
+            loader.begin(epoch + 1)
+        batch = loader.batch(step)
+        engine.train_step(batch, lr)
+        values.append(engine.read_totals(len(batch.labels)).loss)
+    return values
+
+
+def test_a_step_is_forward_backward_sgd() -> None:
+    """Against autograd and the update written out, for one step from the initial weights."""
+    config = tiny_config(tuned=False, weight_decay=0.01)
+    engine, loader = build(config)
+    batch = loader.batch(0)
+    model = build_model(NUM_CLASSES, config.width_mult, config.seed)
+    loss = F.cross_entropy(model(batch.images), batch.labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    engine.train_step(batch, 0.05)
+    assert engine.read_totals(16).loss == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(engine.model.parameters(), model.parameters(), strict=True):
+        assert theirs.grad is not None
+        # Gradients of this network carry float32 rounding of some 1e-3 of their size, whatever the memory format.
+        expected = theirs.detach() - 0.05 * (theirs.grad + 0.01 * theirs.detach())
+        torch.testing.assert_close(ours.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixup_weights_the_two_losses_and_counts(smoothing: float) -> None:
+    torch.manual_seed(0)
+    logits, a, b = torch.randn(8, 5), torch.randint(0, 5, (8,)), torch.randint(0, 5, (8,))
+    lam = torch.tensor(0.3)
+    forward = forward_with_loss(torch.nn.Identity(), smoothing)
+    loss, correct = forward(Batch(logits, a, b, lam))
+    ce = [F.cross_entropy(logits, y, label_smoothing=smoothing) for y in (a, b)]
+    torch.testing.assert_close(loss, 0.3 * ce[0] + 0.7 * ce[1])
+    hits = [(logits.argmax(1) == y).sum().item() for y in (a, b)]
+    assert correct.item() == pytest.approx(0.3 * hits[0] + 0.7 * hits[1])
+
+
+def test_the_partners_labels_reach_the_gradient() -> None:
+    gradients = []
+    for alpha in (0.0, 1.0):
+        engine, loader = build(tiny_config(mixup_alpha=alpha))
+        engine.train_step(loader.batch(0), 0.05)
+        gradients.append([p.detach().clone() for p in engine.model.parameters()])
+    assert not any(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails when an operator brings a number to the host: what a CUDA graph cannot capture and a GPU must wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert "_local_scalar_dense" not in str(func), f"{func} reads the device in the middle of a step"
+        assert "nonzero" not in str(func), f"{func} has a shape that depends on the data"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.2, "ema_decay": 0.9}, {"precision": "bf16"}])
+def test_a_step_reads_nothing_from_the_device(settings: dict[str, object]) -> None:
+    engine, loader = build(tiny_config(**settings))
+    engine.train_step(loader.batch(0), 0.05)
+    with NoHostReads():
+        engine.train_step(loader.batch(1), 0.05)
+    with pytest.raises(AssertionError, match="reads the device"), NoHostReads():
+        torch.ones(1).item()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_every_precision_learns(precision: str, tuned: bool) -> None:
+    values = losses(tiny_config(precision=precision, tuned=tuned, batch_size=25), 40, lr=0.02)
+    assert sum(values[-8:]) < 0.75 * sum(values[:8]), values
+
+
+def test_fp16_scales_its_loss_and_skips_a_step_that_overflows() -> None:
+    engine, loader = build(tiny_config(precision="fp16"))
+    batch = loader.batch(0)
+    engine.train_step(batch, 0.05)
+    scale = engine.scaler.get_scale()
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    broken = Batch(torch.full_like(batch.images, torch.inf), batch.labels)
+    engine.train_step(broken, 0.05)
+    assert all(torch.equal(x, y.detach()) for x, y in zip(before, engine.model.parameters(), strict=True))
+    assert engine.scaler.get_scale() == scale / 2
+
+
+def test_totals_are_means_over_images_not_over_batches() -> None:
+    engine, loader = build(tiny_config())
+    expected_loss = expected_correct = 0.0
+    for step in range(loader.num_batches):
+        batch = loader.batch(step)
+        with torch.no_grad():
+            before = [b.clone() for b in engine.model.buffers()]
+            loss, correct = forward_with_loss(engine.model, 0.0)(batch)
+            for buffer, value in zip(engine.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        expected_loss += loss.item() * len(batch.labels)
+        expected_correct += correct.item()
+        engine.train_step(batch, 0.05)
+    totals = engine.read_totals(loader.num_images)
+    assert totals.loss == pytest.approx(expected_loss / 100, rel=1e-6)
+    assert totals.accuracy == pytest.approx(expected_correct / 100, rel=1e-6)
+    assert engine.totals.tolist() == [0.0, 0.0]
+
+
+def test_evaluation_leaves_the_model_as_it_was_and_uses_the_average() -> None:
+    config = tiny_config(ema_decay=0.5)
+    engine, loader = build(config)
+    for step in range(4):
+        engine.train_step(loader.batch(step), 0.05)
+    before = {k: v.clone() for k, v in engine.model.state_dict().items()}
+    first = engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32))
+    assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
+    assert engine.model.training
+    engine.ema = None
+    assert engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32)) != first
+
+
+def test_evaluation_does_not_depend_on_the_batch_size() -> None:
+    results = []
+    for size in (7, 50):
+        config = tiny_config(eval_batch_size=size)
+        engine, _ = build(config)
+        results.append(engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32)))
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
+    assert results[0].accuracy == results[1].accuracy
+
+
+def test_warm_up_changes_nothing() -> None:
+    config = tiny_config(ema_decay=0.9)
+    engine, loader = build(config)
+    before = {k: v.clone() for k, v in engine.model.state_dict().items()}
+    assert engine.warm_up([loader.batch(0), loader.batch(loader.num_batches - 1)]) > 0
+    assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
+    assert engine.totals.tolist() == [0.0, 0.0]
+    assert not any(s["momentum_buffer"].any() for s in engine.optimizer.state.values())
+
+
+def perturbed(config: Config, dtype: torch.dtype, ulps: int) -> list[float]:
+    """The losses of 20 steps of batch 32 with batches of 4 in between, from weights moved by some units in the last place."""
+    engine, loader = build(config)
+    engine.model.to(dtype)
+    for state in engine.optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    with torch.no_grad():
+        for p in engine.model.parameters():
+            sign = torch.randint(0, 2, p.shape, generator=generator).to(dtype) * 2 - 1
+            p.mul_(1 + sign * ulps * torch.finfo(dtype).eps)
+    for i in range(20):
+        epoch, step = divmod(i, loader.num_batches)
+        if step == 0:
+            loader.begin(epoch + 1)
+        b = loader.batch(step)
+        assert b.lam is not None
+        batch = Batch(b.images.to(dtype), b.labels, b.partner_labels, b.lam.to(dtype))
+        engine.train_step(batch, 0.02)
+        values.append(engine.read_totals(len(b.labels)).loss)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact_steps", "tolerance"),
+    [(torch.float32, 1, 1e-5), pytest.param(torch.float64, 5, 1e-7, marks=pytest.mark.slow)],
+)
+def test_eager_and_compiled_agree(dtype: torch.dtype, exact_steps: int, tolerance: float) -> None:
+    """The losses of the first 20 steps, with the same draws and MixUp, and no recompilation for the small batches.
+
+    This network is chaotic at its initialisation: batch norm over 2x2 maps divides by variances near zero, so that a
+    difference grows 10 to 1,000 times a step. Eager itself, started from weights moved by one unit in the last place,
+    is 1e-6 off its own loss at first, 1 % after two float32 steps and 10 to 40 % after 20; in float64 1e-11 after five
+    steps and also 10 % after 20. So two things are asked: agreement to rounding before the growth (the first float32
+    loss to 1e-5, the first five float64 losses to 1e-7: a wrong gradient or lost label shows there at 1e-2 and above),
+    and over all 20 steps no more than three times the drift of that perturbed eager run, measured here.
+    """
+    config = tiny_config(batch_size=32, mixup_alpha=0.2)
+    eager, moved = (perturbed(config, dtype, ulps) for ulps in (0, 1))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = perturbed(config.model_copy(update={"engine": "compiled"}), dtype, 0)
+
+    def drift(values: list[float]) -> list[float]:
+        return [abs(a / b - 1) for a, b in zip(values, eager, strict=True)]
+
+    assert max(drift(compiled)[:exact_steps]) < tolerance
+    assert max(drift(compiled)) < 3 * max(drift(moved))
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx", "apt install g++"),
+        ("fatal error: Python.h: No such file or directory", "python3-dev"),
+        ("Cannot find a working triton installation", "reinstall torch"),
+        ("something else", "FASTCIFAR_DEBUG=1"),
+    ],
+)
+def test_a_failing_compiler_is_explained(message: str, advice: str) -> None:
+    text = str(explain(RuntimeError(message)))
+    assert message in text and advice in text and "--engine eager" in text

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import io
 import lzma
+import os
 import pickle
 import tarfile
 import zipfile
@@ -40,13 +41,14 @@ class Decoded:
 
     images: Mapping[str, NDArray[np.uint8]]  # "train", "test": [N, 32, 32, 3]
     labels: Mapping[str, NDArray[np.int64]]  # [N]
+    num_classes: int
     class_names: tuple[str, ...] | None = None
-    superclass_of: tuple[int, ...] | None = None
+    superclass_of: tuple[int, ...] | None = None  # -1 for a class without images
     superclass_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Published:
+class Version:
     """The files of one published version, found by name."""
 
     title: str
@@ -63,8 +65,8 @@ class Published:
 
 _TEN = tuple(f"data_batch_{i}" for i in range(1, 6))
 VERSIONS = (
-    Published("CIFAR-100, python version", ("train",), ("test",), ("meta",), True, False),
-    Published(
+    Version("CIFAR-100, python version", ("train",), ("test",), ("meta",), True, False),
+    Version(
         "CIFAR-100, binary version",
         ("train.bin",),
         ("test.bin",),
@@ -72,8 +74,8 @@ VERSIONS = (
         True,
         True,
     ),
-    Published("CIFAR-10, python version", _TEN, ("test_batch",), ("batches.meta",), False, False),
-    Published(
+    Version("CIFAR-10, python version", _TEN, ("test_batch",), ("batches.meta",), False, False),
+    Version(
         "CIFAR-10, binary version",
         tuple(f"{name}.bin" for name in _TEN),
         ("test_batch.bin",),
@@ -96,21 +98,26 @@ class Source:
 
     path: Path
     layout: str  # "archive", "npz", "image folder" or the title of a published version
-    version: Published | None = None
+    version: Version | None = None
 
     def fingerprint(self) -> str:
         """A digest of the names, sizes and times of its files: another one means that they must be read anew."""
         if self.path.is_file():
-            files = [self.path]
+            files = [("", self.path.stat())]
         elif self.version:
-            names = self.version.required + self.version.names
-            files = [file for name in names if (file := self.path / name).is_file()]
-        else:
-            files = [file for split in SPLITS for file in sorted((self.path / split).glob("*/*"))]
+            present = (self.path / name for name in self.version.required + self.version.names)
+            files = [(file.name, file.stat()) for file in present if file.is_file()]
+        else:  # os.scandir: 60,000 images in 0.2 s, where Path.glob takes 0.6 s
+            files = [
+                (f"{split}/{folder.name}/{file.name}", file.stat())
+                for split in SPLITS
+                for folder in os.scandir(self.path / split)
+                if folder.is_dir()
+                for file in os.scandir(folder)
+            ]
         digest = hashlib.sha256(str(self.path.resolve()).encode())
-        for file in files:
-            stat = file.stat()
-            digest.update(f"\0{file.relative_to(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        for name, stat in sorted(files, key=lambda file: file[0]):
+            digest.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
 
     def read(self) -> Decoded:
@@ -247,7 +254,7 @@ def _read_archive(path: Path) -> Decoded:
     )
 
 
-def _read_published(version: Published, files: Mapping[str, bytes], where: Path) -> Decoded:
+def _read_published(version: Version, files: Mapping[str, bytes], where: Path) -> Decoded:
     images, labels, coarse = {}, {}, {}
     for split, names in zip(SPLITS, (version.train, version.test), strict=True):
         read = _read_binary if version.binary else _read_pickle
@@ -259,13 +266,13 @@ def _read_published(version: Published, files: Mapping[str, bytes], where: Path)
     num_classes = len(class_names or ()) or (100 if version.superclasses else 10)
     _check_labels(labels, num_classes, where)
     if not version.superclasses:
-        return Decoded(images, labels, class_names)
+        return Decoded(images, labels, num_classes, class_names)
     superclass_of = _superclass_of(labels, coarse, num_classes, where)
     if superclass_names and max(superclass_of, default=0) >= len(superclass_names):
         raise DataError(
             f"{where}: superclass label {max(superclass_of)}, but only {len(superclass_names)} superclass names"
         )
-    return Decoded(images, labels, class_names, superclass_of, superclass_names)
+    return Decoded(images, labels, num_classes, class_names, superclass_of, superclass_names)
 
 
 def _read_binary(
@@ -306,7 +313,7 @@ def _label_list(table: Mapping[str, Any], key: str, count: int, where: str) -> N
 
 
 def _published_names(
-    version: Published, files: Mapping[str, bytes], where: Path
+    version: Version, files: Mapping[str, bytes], where: Path
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     found: list[tuple[str, ...] | None]
     if version.binary:
@@ -349,8 +356,6 @@ def _superclass_of(
     above = np.concatenate([coarse[split] for split in SPLITS])
     table = np.full(num_classes, -1, dtype=np.int64)
     table[fine] = above
-    if (table < 0).any():
-        raise DataError(f"{where}: no image of class {int(np.argmin(table))}")
     if (wrong := np.flatnonzero(table[fine] != above)).size:
         label = int(fine[wrong[0]])
         seen = sorted(set(above[fine == label].tolist()))
@@ -460,8 +465,8 @@ def _read_npz(path: Path) -> Decoded:
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise DataError(f"{path}: label_names is {_describe(names)}, not a list of strings")
         class_names = tuple(_text(name, f"{path}: label_names") for name in names.tolist())
-    _check_labels(labels, len(class_names) if class_names else None, path)
-    return Decoded(images, labels, class_names)
+    num_classes = _check_labels(labels, len(class_names) if class_names else None, path)
+    return Decoded(images, labels, num_classes, class_names)
 
 
 def _describe(array: NDArray[Any]) -> str:
@@ -483,7 +488,8 @@ def _check_label_array(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | None, where: Path) -> None:
+def _check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | None, where: Path) -> int:
+    """How many classes there are: ``num_classes``, else as many as the labels, which must start at 0, tell."""
     for split in SPLITS:
         if not len(labels[split]):
             raise DataError(f"{where}: the {split} split holds no image")
@@ -492,8 +498,11 @@ def _check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | No
             wrong = low if low < 0 else high
             allowed = f"0 to {num_classes - 1}" if num_classes is not None else "0 and above"
             raise DataError(f"{where}: label {wrong} in the {split} split; allowed: {allowed}")
-    if num_classes is None and (first := min(int(labels[split].min()) for split in SPLITS)) > 0:
+    if num_classes is not None:
+        return num_classes
+    if first := min(int(labels[split].min()) for split in SPLITS):
         raise DataError(f"{where}: labels start at {first}, not at 0")
+    return 1 + max(int(labels[split].max()) for split in SPLITS)
 
 
 # ---------------------------------------------------------------------------------------------------- image folder
@@ -524,7 +533,7 @@ def _read_image_folder(folder: Path) -> Decoded:
         labels[split] = np.array(targets, dtype=np.int64)
     if ignored:
         note(f"ignored {len(ignored)} of {folder} that are no image files, the first {ignored[0]}")
-    return Decoded(images, labels, tuple(class_names["train"]))
+    return Decoded(images, labels, len(class_names["train"]), tuple(class_names["train"]))
 
 
 def _image_suffixes() -> set[str]:
@@ -551,11 +560,9 @@ def _open_image(file: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as image:
             if image.size != (32, 32):
-                raise DataError(
-                    f"{file} has {image.width}x{image.height} pixels; only 32x32 is taken (how to resize is yours to choose)"
-                )
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{file} holds {image.n_frames} pictures: which one is meant?")
+                raise DataError(f"{file} has {image.width}x{image.height} pixels; only 32x32 is taken")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise DataError(f"{file} holds {frames} pictures: which one is meant?")
             if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{file} is partly transparent: lay it on a colour first")
             if image.mode not in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"):

@@ -1,12 +1,15 @@
-"""A learnable data set of CIFAR's shape, drawn from a seed: coloured shapes on textured grounds, nothing downloaded.
+"""A learnable data set of CIFAR's shape, drawn from a seed: an object before a landscape, nothing downloaded.
 
-A superclass is a palette and a ground texture (5 x 4 = 20); the classes of one superclass differ in the shape that lies
-on it (5). Position, size, rotation, texture phase, brightness and noise vary from image to image. No class depends on
-left or right, nor on pixels near the border, so a horizontal flip and a crop by 4 pixels never change the class.
+A superclass is a landscape, a sky over a ground (4 x 5 = 20), each with its colour and texture; the classes of one
+superclass differ in the object, a shape with its colour (5). Place, size, turn, horizon, colour, texture phase, light
+and noise vary from image to image. No class depends on left or right, nor on pixels near the border, so a horizontal
+flip and a crop by 4 pixels never change the class.
 
 Only +, -, *, /, sqrt, comparisons and integers are used, which IEEE 754 rounds alike everywhere (sin and exp differ by
 processor), on the raw output of Philox, which NumPy promises not to change: the bytes are the same on every machine.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +19,33 @@ TEST_PER_CLASS = 10
 SEED = 0
 VERSION = 1  # goes up with every change of the bytes that a seed gives
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]  # float32, all of them
 
-# RGB, 0..1: the two colours of the ground, then the shape's.
-_PALETTES = {
-    "amber": ((0.86, 0.60, 0.16), (0.55, 0.30, 0.08), (0.98, 0.94, 0.74)),
-    "azure": ((0.25, 0.52, 0.84), (0.12, 0.26, 0.52), (0.90, 0.96, 1.00)),
-    "coral": ((0.90, 0.45, 0.40), (0.58, 0.18, 0.22), (1.00, 0.90, 0.84)),
-    "jade": ((0.26, 0.66, 0.46), (0.08, 0.36, 0.28), (0.88, 1.00, 0.86)),
-    "violet": ((0.58, 0.42, 0.82), (0.30, 0.16, 0.50), (0.96, 0.88, 1.00)),
+# Colours are RGB, 0..1; of sky and ground the main one, then that of the texture.
+_SKIES = {
+    "cloudy": ((0.50, 0.72, 0.95), (0.92, 0.95, 1.00)),
+    "night": ((0.08, 0.10, 0.28), (0.55, 0.58, 0.75)),
+    "stormy": ((0.50, 0.53, 0.57), (0.36, 0.38, 0.43)),
+    "sunset": ((0.98, 0.62, 0.50), (0.95, 0.42, 0.40)),
 }
-_TEXTURES = ("checked", "dotted", "ringed", "striped")
-_SHAPES = ("circle", "cross", "ring", "square", "triangle")
+_GROUNDS = {
+    "desert": ((0.86, 0.66, 0.34), (0.72, 0.50, 0.22)),
+    "meadow": ((0.34, 0.62, 0.22), (0.20, 0.46, 0.14)),
+    "moor": ((0.54, 0.32, 0.60), (0.40, 0.22, 0.44)),
+    "sea": ((0.06, 0.42, 0.52), (0.16, 0.56, 0.64)),
+    "snow": ((0.94, 0.95, 0.98), (0.80, 0.84, 0.92)),
+}
+_OBJECTS = {
+    "circle": (0.86, 0.10, 0.12),
+    "cross": (1.00, 0.86, 0.10),
+    "ring": (0.08, 0.07, 0.09),
+    "square": (0.10, 0.30, 0.95),
+    "triangle": (1.00, 1.00, 1.00),
+}
 
-SUPERCLASS_NAMES = tuple(f"{palette}_{texture}" for palette in _PALETTES for texture in _TEXTURES)
-CLASS_NAMES = tuple(f"{superclass}_{shape}" for superclass in SUPERCLASS_NAMES for shape in _SHAPES)
-SUPERCLASS_OF = tuple(i // len(_SHAPES) for i in range(len(CLASS_NAMES)))
+SUPERCLASS_NAMES = tuple(f"{sky}_{ground}" for sky in _SKIES for ground in _GROUNDS)
+CLASS_NAMES = tuple(f"{superclass}_{shape}" for superclass in SUPERCLASS_NAMES for shape in _OBJECTS)
+SUPERCLASS_OF = tuple(i // len(_OBJECTS) for i in range(len(CLASS_NAMES)))
 
 
 def generate(
@@ -39,95 +53,121 @@ def generate(
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Draw both splits: ``{"train": (images, labels), "test": (images, labels)}``, class after class.
 
-    Images are uint8 ``[100 * per_class, 32, 32, 3]`` RGB, labels int64 ``[100 * per_class]``. The splits come from one
-    stream and share no image. Takes about a second for the default 6,000 + 1,000.
+    Images are uint8 ``[100 * per_class, 32, 32, 3]`` RGB, labels int64 ``[100 * per_class]``. Takes about a second for
+    the default 6,000 + 1,000.
     """
-    per_class = train_per_class + test_per_class
-    labels = np.repeat(np.arange(len(CLASS_NAMES), dtype=np.int64), per_class)
-    images = _draw(labels, np.random.Philox(np.random.SeedSequence(seed)))
-    in_train = np.arange(len(labels)) % per_class < train_per_class
-    return {"train": (images[in_train], labels[in_train]), "test": (images[~in_train], labels[~in_train])}
+    bits = np.random.Philox(np.random.SeedSequence(seed))
+    count = train_per_class + test_per_class
+    drawn = [_draw(sky, ground, thing, count, bits) for sky in _SKIES for ground in _GROUNDS for thing in _OBJECTS]
+    labels = np.arange(len(CLASS_NAMES))
+    return {
+        "train": (np.concatenate([images[:train_per_class] for images in drawn]), labels.repeat(train_per_class)),
+        "test": (np.concatenate([images[train_per_class:] for images in drawn]), labels.repeat(test_per_class)),
+    }
 
 
-def _draw(labels: NDArray[np.int64], bits: np.random.Philox) -> NDArray[np.uint8]:
-    n = len(labels)
-    texture = labels // len(_SHAPES) % len(_TEXTURES)
-    shape = labels % len(_SHAPES)
-    colours = np.array(list(_PALETTES.values()), dtype=np.float32)[
-        labels // len(_SHAPES) // len(_TEXTURES)
-    ]  # [n, 3, 3]
+def _draw(sky: str, ground: str, thing: str, count: int, bits: np.random.Philox) -> NDArray[np.uint8]:
+    """``count`` images of one class, [count, 32, 32, 3]."""
 
-    def uniform(low: float, high: float) -> Float:
-        raw = np.asarray(bits.random_raw(n)) >> np.uint64(40)  # 24 bits: every step below is exact in float32
-        return (np.float32(low) + np.float32(high - low) * (raw.astype(np.float32) / np.float32(1 << 24)))[
-            :, None, None
-        ]
+    def uniform(low: float, high: float, channels: int = 1) -> Float:
+        """One number an image (and channel), shaped to meet [count, 32, 32, channels]."""
+        raw = np.asarray(bits.random_raw(count * channels)) >> np.uint64(40)  # 24 bits: exact in float32
+        value = np.float32(low) + np.float32(high - low) * (raw.astype(np.float32) / np.float32(1 << 24))
+        return value.reshape(count, 1, 1, channels).astype(np.float32)
 
-    def rotated(x: Float, y: Float) -> tuple[Float, Float]:
-        t = uniform(-1, 1)  # the rational circle: cos and sin without calling either
+    def placed(centre: tuple[float, float], turn: float) -> tuple[Float, Float]:
+        """Coordinates about a random centre, turned by up to 2 atan(turn): the rational circle needs no sin."""
+        dx, dy, t = x - uniform(*centre), y - uniform(*centre), uniform(-turn, turn)
         cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-        return cos * x - sin * y, sin * x + cos * y
+        return cos * dx - sin * dy, sin * dx + cos * dy
 
-    x: Float = np.arange(32, dtype=np.float32)[None, None, :]
-    y: Float = np.arange(32, dtype=np.float32)[None, :, None]
-    ground = np.empty((n, 32, 32), dtype=np.float32)
-    u, v = rotated(x - uniform(0, 32), y - uniform(0, 32))
-    period = uniform(5.5, 8.5)
-    for i in range(len(_TEXTURES)):
-        at = texture == i
-        ground[at] = _texture(_TEXTURES[i], u[at] / period[at], v[at] / period[at])
+    x = np.arange(32, dtype=np.float32).reshape(1, 1, 32, 1)
+    y = x.reshape(1, 32, 1, 1)
+    u, v = placed((0, 32), 0.12)
+    slope = uniform(-0.15, 0.15)
+    below = np.clip(y - uniform(13, 19) - slope * (x - 16), 0, 1)  # 0 in the sky, 1 on the ground
+    images = _coloured(_SKIES[sky], uniform(-0.06, 0.06, 3), _texture(sky, u, v)) * (1 - below)
+    images += _coloured(_GROUNDS[ground], uniform(-0.06, 0.06, 3), _texture(ground, u, v)) * below
 
-    cover = np.empty_like(ground)
-    u, v = rotated(x - uniform(13, 18), y - uniform(13, 18))
-    radius = uniform(6.5, 9)
-    for i in range(len(_SHAPES)):
-        at = shape == i
-        cover[at] = np.clip(np.float32(0.5) - _distance(_SHAPES[i], u[at], v[at], radius[at]), 0, 1)
+    u, v = placed((13, 18), 1)
+    distance = _distance(thing, u, v, uniform(7.5, 9.5))
+    inside = np.clip(np.float32(0.5) - distance, 0, 1)
+    colour = np.array(_OBJECTS[thing], dtype=np.float32) + uniform(-0.06, 0.06, 3)
+    images += (colour - images) * inside
+    images *= 1 - np.float32(0.6) * inside * np.clip(distance + np.float32(1.5), 0, 1)  # one dark pixel round it
 
-    light = uniform(0.7, 1.1) + uniform(-0.012, 0.012) * (x - 16) + uniform(-0.012, 0.012) * (y - 16)
-    raw = np.asarray(bits.random_raw(n * 32 * 32 * 3 // 2)).astype("<u8").view(np.uint8)
-    noise = raw.reshape(n, 32, 32, 3, 4).sum(axis=-1, dtype=np.int32) - 510  # four bytes: near enough to a bell
-    images = np.empty((n, 32, 32, 3), dtype=np.uint8)
-    for channel in range(3):
-        first, second, front = (colours[:, i, channel, None, None] for i in range(3))
-        value = second + (first - second) * ground
-        value = (value + (front - value) * cover) * light * 255
-        value = value + noise[..., channel].astype(np.float32) * np.float32(12 / 148)  # a standard deviation of 12
-        images[..., channel] = np.floor(np.clip(value, 0, 255) + np.float32(0.5)).astype(np.uint8)
-    return images
+    light = uniform(0.8, 1.1) + uniform(-0.01, 0.01) * (x - 16)
+    raw = np.asarray(bits.random_raw(images.size // 2)).astype("<u8").view(np.uint8).reshape(*images.shape, 4)
+    noise = raw.sum(axis=-1, dtype=np.int32) - 510  # four bytes make a near enough bell, of standard deviation 148
+    images = images * light * 255 + noise.astype(np.float32) * np.float32(10 / 148)
+    pixels: NDArray[np.uint8] = np.floor(np.clip(images, 0, 255) + np.float32(0.5)).astype(np.uint8)
+    return pixels
 
 
-def _wave(t: Float) -> Float:
-    """A triangle of period 1 between 0 and 1, steepened to a soft-edged square wave."""
-    folded = np.abs(2 * (t - np.floor(t)) - 1)
-    wave: Float = np.clip((folded - np.float32(0.5)) * 3 + np.float32(0.5), 0, 1)
-    return wave
+def _coloured(colours: tuple[tuple[float, ...], tuple[float, ...]], tint: Float, texture: Float) -> Float:
+    main, other = (np.array(colour, dtype=np.float32) for colour in colours)
+    mixed: Float = main + tint + (other - main) * texture
+    return mixed
 
 
 def _texture(name: str, u: Float, v: Float) -> Float:
-    """Mix of the ground's two colours, 0..1, over coordinates counted in periods."""
-    if name == "striped":
-        return _wave(u)
-    if name == "checked":
-        a, b = _wave(u), _wave(v)
-        return a + b - 2 * a * b
-    if name == "ringed":
-        return _wave(np.sqrt(u * u + v * v))
-    du, dv = u - np.floor(u) - np.float32(0.5), v - np.floor(v) - np.float32(0.5)
-    dots: Float = np.clip((np.float32(0.3) - np.sqrt(du * du + dv * dv)) * 6 + np.float32(0.5), 0, 1)
+    """How much of its second colour a sky or a ground shows, 0..1."""
+    match name:
+        case "cloudy":
+            return _dots(u / 17, v / 8, 0.45, 3)
+        case "night":
+            return _dots(u / 7, v / 6, 0.2, 8)
+        case "stormy":
+            return _stripes(v / 9 + _zigzag(u / 14) / 2)
+        case "sunset":
+            return _stripes(v / 7)
+        case "desert":
+            return _stripes(v / 5 + _zigzag(u / 8))
+        case "meadow":
+            return _dots(u / 3, v / 4, 0.45, 4)
+        case "moor":
+            return _dots(u / 6, v / 5, 0.4, 5)
+        case "sea":
+            return _stripes(v / 4 + _zigzag(u / 6) * np.float32(0.75))
+        case _:  # snow
+            return _dots(u / 9, v / 7, 0.5, 3)
+
+
+def _zigzag(t: Float) -> Float:
+    """A triangle wave of period 1 from 0 to 0.5."""
+    wave: Float = np.abs(t - np.floor(t) - np.float32(0.5))
+    return wave
+
+
+def _stripes(t: Float) -> Float:
+    """Soft-edged stripes of period 1, 0..1."""
+    stripes: Float = np.clip((_zigzag(t) - np.float32(0.25)) * 4 + np.float32(0.5), 0, 1)
+    return stripes
+
+
+def _dots(u: Float, v: Float, radius: float, hardness: float) -> Float:
+    """A dot in each unit square, every row shifted against the last, 0..1."""
+    row = np.floor(v)
+    u = u + row * np.float32(0.37)
+    du, dv = u - np.floor(u) - np.float32(0.5), v - row - np.float32(0.5)
+    dots: Float = np.clip((np.float32(radius) - np.sqrt(du * du + dv * dv)) * np.float32(hardness), 0, 1)
     return dots
 
 
-def _distance(name: str, u: Float, v: Float, radius: Float) -> Float:
-    """Signed distance in pixels to the outline of a shape about the origin, negative inside."""
-    from_centre: Float = np.sqrt(u * u + v * v)
+def _distance(thing: str, u: Float, v: Float, radius: Float) -> Float:
+    """Signed distance in pixels to the outline of an object about the origin, negative inside."""
+    distance: Float
     u_abs, v_abs = np.abs(u), np.abs(v)
-    width = radius * np.float32(0.3)
-    distance: dict[str, Float] = {
-        "circle": from_centre - radius,
-        "cross": np.minimum(np.maximum(u_abs - radius, v_abs - width), np.maximum(v_abs - radius, u_abs - width)),
-        "ring": np.abs(from_centre - radius * np.float32(0.8)) - radius * np.float32(0.25),
-        "square": np.maximum(u_abs, v_abs) - radius * np.float32(0.85),
-        "triangle": np.maximum(u_abs * np.float32(0.8660254) + v * np.float32(0.5), -v) - radius * np.float32(0.6),
-    }
-    return distance[name]
+    match thing:
+        case "circle":
+            distance = np.sqrt(u * u + v * v) - radius
+        case "cross":
+            arm = radius * np.float32(0.36)
+            distance = np.minimum(np.maximum(u_abs - radius, v_abs - arm), np.maximum(v_abs - radius, u_abs - arm))
+        case "ring":
+            distance = np.abs(np.sqrt(u * u + v * v) - radius * np.float32(0.75)) - radius * np.float32(0.3)
+        case "square":
+            distance = np.maximum(u_abs, v_abs) - radius * np.float32(0.85)
+        case _:  # triangle
+            distance = np.maximum(u_abs * np.float32(0.8660254) + v / 2, -v) - radius * np.float32(0.6)
+    return distance

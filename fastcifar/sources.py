@@ -7,7 +7,7 @@ the same seed then draws the same validation split everywhere, and a digest of t
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class Published:
                     f"its {split} split has {counts.sum():,} images, {counts.min():,} to {counts.max():,} a class; "
                     f"{self.name} has {expected:,}, {expected // dataset.num_classes:,} a class"
                 )
-            if self.digests and split_digest(getattr(dataset, split)) != self.digests[split]:
-                raise DataError(f"its {split} images are not those of {self.name}: the content digest differs")
+        if self.digests and dataset.digest != _joined(self.digests):
+            raise DataError(f"its images are not those of {self.name}: the content digest differs")
 
 
 CIFAR100 = Published(
@@ -257,9 +257,8 @@ def _sorted_by_content(split: Split) -> tuple[NDArray[np.intp], str]:
 
 def _dataset(decoded: Decoded, name: str) -> Dataset:
     """Put images in order of content, classes in order of name, and find out what the classes are called."""
-    num_classes = 1 + max(int(labels.max()) for labels in decoded.labels.values())
     class_names, superclass_of = decoded.class_names, decoded.superclass_of
-    rank = np.arange(len(class_names) if class_names else num_classes)
+    rank = np.arange(decoded.num_classes)
     if class_names:
         if len(set(class_names)) < len(class_names):
             twice = next(n for i, n in enumerate(class_names) if n in class_names[:i])
@@ -273,45 +272,50 @@ def _dataset(decoded: Decoded, name: str) -> Dataset:
         unsorted = Split(decoded.images[split], rank[decoded.labels[split]])
         order, digests[split] = _sorted_by_content(unsorted)
         splits[split] = Split(unsorted.images[order], unsorted.labels[order])
-    digest = hashlib.sha256((digests["train"] + digests["test"]).encode()).hexdigest()
     if class_names is None:
-        names_known = digests == CIFAR100_DIGESTS
-        class_names = CIFAR100.class_names if names_known else tuple(f"class {i}" for i in range(num_classes))
-    superclass_names = decoded.superclass_names or ()
-    if superclass_of and not superclass_names:
-        superclass_names = tuple(f"superclass {i}" for i in range(1 + max(superclass_of)))
-    if class_names == CIFAR100.class_names:
-        superclass_names, superclass_of = _cifar100_superclasses(decoded.superclass_names, superclass_of)
-        if digests == CIFAR100_DIGESTS:
-            name = CIFAR100.name
-    return Dataset(name, splits["train"], splits["test"], class_names, superclass_names, superclass_of or (), digest)
+        known = digests == CIFAR100_DIGESTS
+        class_names = CIFAR100.class_names if known else tuple(f"class {i}" for i in range(decoded.num_classes))
+    superclasses = _superclasses(class_names, decoded.superclass_names, superclass_of)
+    return Dataset(name, splits["train"], splits["test"], class_names, *superclasses, _joined(digests))
 
 
-def _cifar100_superclasses(
-    names: tuple[str, ...] | None, found: tuple[int, ...] | None
+def _joined(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(digests[split] for split in SPLITS).encode()).hexdigest()
+
+
+def _superclasses(
+    class_names: tuple[str, ...], names: tuple[str, ...] | None, found: tuple[int, ...] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The published superclasses, and a check of those that the layout states itself."""
-    expected_names = tuple(sorted(CIFAR100_SUPERCLASSES))
-    expected = tuple(expected_names.index(_CIFAR100_SUPERCLASS[name]) for name in CIFAR100.class_names)
-    for name, here, there in zip(CIFAR100.class_names, expected, found or expected, strict=True):
-        stated = (names or expected_names)[there] if there < len(names or expected_names) else f"number {there}"
-        if stated != expected_names[here]:
-            raise DataError(f"superclass of {name}: {stated} as labelled, {expected_names[here]} as published")
-    return expected_names, expected
+    """Names and one index a class: CIFAR-100's as published, which the layout must not contradict, else its own."""
+    if class_names != CIFAR100.class_names:
+        if not found or -1 in found:
+            return (), ()
+        return names or tuple(f"superclass {i}" for i in range(1 + max(found))), found
+    published_names = tuple(sorted(CIFAR100_SUPERCLASSES))
+    published = tuple(published_names.index(_CIFAR100_SUPERCLASS[name]) for name in class_names)
+    for name, here, there in zip(class_names, published, found or published, strict=True):
+        stated = dict(enumerate(names or published_names)).get(there, f"number {there}")
+        if there != -1 and stated != published_names[here]:
+            raise DataError(f"superclass of {name}: {stated} as labelled, {published_names[here]} as published")
+    return published_names, published
 
 
 # ---------------------------------------------------------------------------------------------------- cache entries
 
 
 def _decode(source: layouts.Source) -> store.Entry:
-    name = source.path.name.split(".")[0] or "images"
     try:
-        dataset = _dataset(source.read(), name)
+        dataset = _dataset(source.read(), source.path.name.split(".")[0] or "images")
     except DataError as error:
         where = "" if str(source.path) in str(error) else f"{source.path}: "
         raise DataError(f"{where}{error}") from error
-    if dataset.class_names == CIFAR100.class_names and dataset.name != CIFAR100.name:
-        store.note(f"{source.path} has CIFAR-100's classes but not its published images: accuracies do not compare")
+    for published in PUBLISHED.values():
+        if dataset.class_names == published.class_names:
+            try:
+                published.check(dataset)
+                dataset = replace(dataset, name=published.name)
+            except DataError as error:
+                store.note(f"{source.path} has the classes of {published.name}, but {error}: accuracies do not compare")
     return _to_entry(dataset)
 
 
@@ -320,7 +324,7 @@ def _procedural() -> Dataset:
     images = {split: drawn[split][0] for split in SPLITS}
     labels = {split: drawn[split][1] for split in SPLITS}
     names, above, superclass_names = procedural.CLASS_NAMES, procedural.SUPERCLASS_OF, procedural.SUPERCLASS_NAMES
-    return _dataset(Decoded(images, labels, names, above, superclass_names), "procedural")
+    return _dataset(Decoded(images, labels, len(names), names, above, superclass_names), "procedural")
 
 
 def _entry_name(path: Path) -> str:

@@ -226,22 +226,22 @@ class Plan:
     def archs(self) -> list[str]:
         """The GPU architectures to compile for, as in "90" or "120+PTX"."""
         known = re.findall(r"compute_(\w+)", output_of(self.nvcc.path, "--list-gpu-arch"))
-        asked = os.environ.get("FASTCIFAR_CUDA_ARCHS", "")
         gpus = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
-        native = sorted({gpu for gpu in gpus if gpu.isdigit()})
-        if asked == "all" or not (asked or native):
+        native = sorted({gpu for gpu in gpus if gpu.isdigit() and int(gpu) >= int(CUDA_ARCHS[0])})
+        asked = os.environ.get("FASTCIFAR_CUDA_ARCHS", "native" if native and {*native} <= {*known} else "all")
+        if asked == "all":
             archs = [arch for arch in CUDA_ARCHS if arch in known]
             if missing := [f"sm_{arch}" for arch in CUDA_ARCHS if arch not in known]:
-                say(f"nvcc {self.nvcc.version} does not know {', '.join(missing)}: built without")
+                say(f"nvcc {self.nvcc.version} does not know {', '.join(missing)}: they run the PTX of sm_{archs[-1]}")
             return [*archs[:-1], f"{archs[-1]}+PTX"]
-        archs = native if asked in ("", "native") else [arch for arch in re.split(r"[;, ]+", asked) if arch]
-        if not archs:
-            raise PlatformError("FASTCIFAR_CUDA_ARCHS=native, but nvidia-smi names no GPU")
+        archs = native if asked == "native" else [arch for arch in re.split(r"[;, ]+", asked) if arch]
         if unknown := [arch for arch in archs if arch.removesuffix("+PTX").rstrip("af") not in known]:
             raise PlatformError(
-                f"FASTCIFAR_CUDA_ARCHS={asked or 'native'}: {unknown[0]} is not known to nvcc {self.nvcc.version}; "
-                f"it knows {', '.join(known)}"
+                f"FASTCIFAR_CUDA_ARCHS={asked}: {unknown[0]} is not known to nvcc {self.nvcc.version}, "
+                f"which knows {', '.join(known)}"
             )
+        if not archs:
+            raise PlatformError(f"FASTCIFAR_CUDA_ARCHS={asked}: no architecture is named, or nvidia-smi finds no GPU")
         return archs
 
     def record(self, package: Path) -> None:

@@ -330,7 +330,9 @@ def test_cuda_is_built_for_the_gpu_that_is_there(project: Project) -> None:
     assert project.about["cuda"]["archs"] == ["90"]
     project.build(FASTCIFAR_CUDA_ARCHS="80;90+PTX")
     assert project.about["cuda"]["archs"] == ["80", "90+PTX"]
-    assert "FASTCIFAR_CUDA_ARCHS=70: 70 is not known to nvcc 13.0" in project.build(FASTCIFAR_CUDA_ARCHS="70")
+    assert "FASTCIFAR_CUDA_ARCHS=70: 70 is not known to nvcc 13.0, which knows 75, 80" in project.build(
+        FASTCIFAR_CUDA_ARCHS="70"
+    )
     assert project.failed
 
 
@@ -338,8 +340,13 @@ def test_cuda_12_works(project: Project) -> None:
     project.feign_torch("2.10.0+cu126", cuda="12.6")
     project.feign_nvcc("12.6", archs="75 80 86 89 90")
     output = project.build()
-    assert "nvcc 12.6 does not know sm_100, sm_120: built without" in output
+    assert "nvcc 12.6 does not know sm_100, sm_120: they run the PTX of sm_90" in output
     assert project.about["cuda"]["archs"] == ["75", "80", "86", "89", "90+PTX"]
+    project.feign_gpu("12.0", "12.8")  # newer than this nvcc
+    project.build()
+    assert project.about["cuda"]["archs"] == ["75", "80", "86", "89", "90+PTX"]
+    project.build(FASTCIFAR_CUDA_ARCHS="native")
+    assert project.failed
 
 
 def test_an_nvcc_that_cannot_work_is_refused(project: Project) -> None:

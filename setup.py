@@ -228,7 +228,7 @@ class Plan:
         known = re.findall(r"compute_(\w+)", output_of(self.nvcc.path, "--list-gpu-arch"))
         gpus = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").replace(".", "").split()
         native = sorted({gpu for gpu in gpus if gpu.isdigit() and int(gpu) >= int(CUDA_ARCHS[0])})
-        asked = os.environ.get("FASTCIFAR_CUDA_ARCHS", "native" if native and {*native} <= {*known} else "all")
+        asked = os.environ.get("FASTCIFAR_CUDA_ARCHS") or ("native" if native and {*native} <= {*known} else "all")
         if asked == "all":
             archs = [arch for arch in CUDA_ARCHS if arch in known]
             if missing := [f"sm_{arch}" for arch in CUDA_ARCHS if arch not in known]:

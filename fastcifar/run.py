@@ -185,7 +185,8 @@ class RunFolder:
                     f"{self.path} is in use: {owner} is writing to it. "
                     "Wait until it ends or stop it; a run has one writer at a time."
                 ) from None
-            (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            if isinstance(self._lock, filelock.UnixFileLock):  # what it falls back to without flock writes there itself
+                (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         if (self.path / CONFIG).is_file():
             self._read_metrics()  # the previous writer may have added lines since `open`
             if self._torn or _read_bytes(self.path / METRICS_CSV) != _to_csv(self.records):

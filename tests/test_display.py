@@ -89,7 +89,8 @@ def test_columns_hold_for_any_number_of_epochs(clock: Clock) -> None:
 def test_quick_epochs_are_thinned_out_but_the_last_is_shown(clock: Clock) -> None:
     file = io.StringIO()
     show_run(Display(file, clock), clock, epochs=23, seconds=0.25)
-    assert [line.split()[0] for line in file.getvalue().splitlines()[1:]] == [f"{e}/23" for e in (1, 5, 9, 13, 17, 21, 23)]
+    shown = [line.split()[0] for line in file.getvalue().splitlines()[1:]]
+    assert shown == [f"{epoch}/23" for epoch in (1, 5, 9, 13, 17, 21, 23)]
 
 
 def test_a_long_epoch_gives_signs_of_life(clock: Clock) -> None:

@@ -1,0 +1,236 @@
+#include "cpu/depthwise_block_kernel.h"
+
+#include "cpu/tile.h"
+
+namespace fastcifar::FASTCIFAR_ISA {
+namespace {
+
+// Rows of relu(x * scale + shift).
+template <class T>
+FC_INLINE auto affine_relu_rows(const T* x, const float* columns, int64_t pitch, int64_t width, int64_t channels) {
+  return [=](int64_t row, int offset, auto lanes) FC_LAMBDA {
+    const T* p = x + row * width * channels + offset;
+    const Vec scale = load(columns + kScale * pitch + offset), shift = load(columns + kShift * pitch + offset);
+    return [=](int64_t column) FC_LAMBDA { return relu(load(p + column * channels, lanes) * scale + shift); };
+  };
+}
+
+// Rows of y's gradient, from that of z = relu(bn(y)).
+template <class T>
+FC_INLINE auto gradient_rows(const T* grad_z, const T* y, const float* columns, int64_t pitch, int64_t width,
+                             int64_t channels) {
+  return [=](int64_t row, int offset, auto lanes) FC_LAMBDA {
+    const int64_t first = row * width * channels + offset;
+    const Vec scale = load(columns + kScale * pitch + offset), shift = load(columns + kShift * pitch + offset),
+              grad_factor = load(columns + kGradFactor * pitch + offset),
+              x_factor = load(columns + kXFactor * pitch + offset), constant = load(columns + kConstant * pitch + offset);
+    return [=](int64_t column) FC_LAMBDA {
+      const Vec value = load(y + first + column * channels, lanes), grad = load(grad_z + first + column * channels, lanes);
+      const Vec g = value * scale + shift > Vec{} ? grad : Vec{};
+      return g * grad_factor + (value * x_factor + constant);
+    };
+  };
+}
+
+template <class T, class Lanes>
+struct StatisticsSink {
+  T* y;
+  float* sums;
+  int64_t width, channels, pitch;
+  Lanes lanes;
+  Vec pivot, sum, square;
+
+  template <class... Taps>
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec value, Taps...) {
+    store(y + (row * width + column) * channels, value, lanes);
+    const Vec centred = rounded<T>(value) - pivot;
+    sum += centred;
+    square = centred * centred + square;
+  }
+  FC_INLINE void finish() {
+    accumulate(sums, sum);
+    accumulate(sums + pitch, square);
+  }
+};
+
+template <class T, class Lanes>
+struct AffineReluSink {
+  T* z;
+  int64_t width, channels;
+  Lanes lanes;
+  Vec scale, shift;
+
+  template <class... Taps>
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec value, Taps...) {
+    store(z + (row * width + column) * channels, relu(value * scale + shift), lanes);
+  }
+  FC_INLINE void finish() {}
+};
+
+// Slides over all images and blocks of channels of a range; make_sink(n, c, offset, lanes).
+template <int stride, class T, class MakeSink>
+FC_INLINE void forward(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
+                       int64_t pitch, float* memory, MakeSink make_sink) {
+  Ring ring(memory, s.H, s.W, stride);
+  for (int64_t n = range.n0; n < range.n1; ++n) {
+    for (int64_t c = range.c0; c < range.c1; c += kBlock) {
+      const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
+      slide<stride>(ring, s.W, s.Ho, s.Wo, channels, taps + c, pitch,
+                    affine_relu_rows(u + n * s.H * s.W * s.C + c, columns0 + c, pitch, s.W, s.C),
+                    [&](int offset, auto lanes) FC_LAMBDA { return make_sink(n, c + offset, lanes); });
+    }
+  }
+}
+
+template <int stride, class T>
+void forward_with_statistics(const DwShape& s, const Range& range, const void* u, const float* columns0,
+                             const float* taps, int64_t pitch, void* y, const float* columns1, float* sums, float* ring) {
+  forward<stride>(s, range, static_cast<const T*>(u), columns0, taps, pitch, ring,
+                  [&](int64_t n, int64_t c, auto lanes) FC_LAMBDA {
+                    return StatisticsSink<T, decltype(lanes)>{static_cast<T*>(y) + n * s.Ho * s.Wo * s.C + c,
+                                                              sums + c,
+                                                              s.Wo,
+                                                              s.C,
+                                                              pitch,
+                                                              lanes,
+                                                              load(columns1 + kMean * pitch + c),
+                                                              Vec{},
+                                                              Vec{}};
+                  });
+}
+
+template <int stride, class T>
+void forward_affine_relu(const DwShape& s, const Range& range, const void* u, const float* columns0, const float* taps,
+                         int64_t pitch, const float* columns1, void* z, float* ring) {
+  forward<stride>(s, range, static_cast<const T*>(u), columns0, taps, pitch, ring,
+                  [&](int64_t n, int64_t c, auto lanes) FC_LAMBDA {
+                    return AffineReluSink<T, decltype(lanes)>{static_cast<T*>(z) + n * s.Ho * s.Wo * s.C + c,
+                                                              s.Wo,
+                                                              s.C,
+                                                              lanes,
+                                                              load(columns1 + kScale * pitch + c),
+                                                              load(columns1 + kShift * pitch + c)};
+                  });
+}
+
+template <class T, class Lanes>
+struct BackwardSink {
+  const T* u;
+  T* grad_h;
+  float* sums;
+  int64_t width, channels, pitch;
+  Lanes lanes;
+  Vec mean, scale, shift, sum, product, grad_w[9];
+
+  FC_INLINE BackwardSink(const T* u, T* grad_h, const float* columns, float* sums, int64_t width, int64_t channels,
+                         int64_t pitch, Lanes lanes)
+      : u(u), grad_h(grad_h), sums(sums), width(width), channels(channels), pitch(pitch), lanes(lanes) {
+    mean = load(columns + kMean * pitch);
+    scale = load(columns + kScale * pitch);
+    shift = load(columns + kShift * pitch);
+    sum = product = Vec{};
+    for (int k = 0; k < 9; ++k) grad_w[k] = Vec{};
+  }
+  template <int... K>
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec value, Tap<K>... taps) {
+    const int64_t at = (row * width + column) * channels;
+    const Vec x = load(u + at, lanes), h = relu(x * scale + shift);
+    const Vec g = h > Vec{} ? value : Vec{};
+    store(grad_h + at, g, lanes);
+    sum += g;
+    product = g * (x - mean) + product;
+    ((grad_w[K] = h * taps.value + grad_w[K]), ...);
+  }
+  FC_INLINE void finish() {
+    accumulate(sums, sum);
+    accumulate(sums + pitch, product);
+    for (int k = 0; k < 9; ++k) accumulate(sums + (2 + k) * pitch, grad_w[k]);
+  }
+};
+
+template <int stride, class T>
+void backward(const DwShape& s, const Range& range, const void* grad_z, const void* y, const void* u,
+              const float* columns0, const float* columns1, const float* taps, int64_t pitch, void* grad_h, float* sums,
+              float* memory) {
+  Ring ring(memory, s.Ho, s.Wo, 1);
+  for (int64_t n = range.n0; n < range.n1; ++n) {
+    for (int64_t c = range.c0; c < range.c1; c += kBlock) {
+      const int64_t image = n * s.H * s.W * s.C + c, out_image = n * s.Ho * s.Wo * s.C + c;
+      const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
+      const auto input = gradient_rows(static_cast<const T*>(grad_z) + out_image, static_cast<const T*>(y) + out_image,
+                                       columns1 + c, pitch, s.Wo, s.C);
+      const auto sink = [&](int offset, auto lanes) FC_LAMBDA {
+        return BackwardSink<T, decltype(lanes)>(static_cast<const T*>(u) + image + offset,
+                                                static_cast<T*>(grad_h) + image + offset, columns0 + c + offset,
+                                                sums + c + offset, s.W, s.C, pitch, lanes);
+      };
+      if constexpr (stride == 1) {
+        slide<1>(ring, s.W, s.H, s.W, channels, taps + c, pitch, input, [&](int offset, auto lanes) FC_LAMBDA {
+          return Mirrored<decltype(sink(offset, lanes))>{sink(offset, lanes)};
+        });
+      } else {
+        slide_transposed(ring, s.H, s.W, s.Wo, channels, taps + c, pitch, input, sink);
+      }
+    }
+  }
+}
+
+template <class T>
+void set_output_pivot(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
+                      int64_t pitch, float* columns1) {
+  const float *scale = columns0 + kScale * pitch, *shift = columns0 + kShift * pitch;
+  for (int64_t c = range.c0; c < range.c1; ++c) columns1[kMean * pitch + c] = 0;
+  for (int64_t k = 0; k < 9; ++k) {
+    const int64_t y = s.Ho / 2 * s.stride + k / 3 - 1, x = s.Wo / 2 * s.stride + k % 3 - 1;
+    if (y < 0 || y >= s.H || x < 0 || x >= s.W) continue;
+    const T* p = u + (y * s.W + x) * s.C;
+    const float* w = taps + k * pitch;
+    for (int64_t c = range.c0; c < range.c1; ++c) {
+      const float h = to_f32(p[c]) * scale[c] + shift[c];
+      columns1[kMean * pitch + c] += w[c] * (h > 0 ? h : 0);
+    }
+  }
+  // A bfloat16 less a pivot with more bits would round to the same side at each addition, and the error would grow
+  // with the number of pixels, not with its root.
+  for (int64_t c = range.c0; c < range.c1; ++c) {
+    columns1[kMean * pitch + c] = to_f32(from_f32<T>(columns1[kMean * pitch + c]));
+  }
+}
+
+}  // namespace
+
+void set_output_pivot(Element element, const DwShape& s, const Range& range, const void* u, const float* columns0,
+                      const float* taps, int64_t pitch, float* columns1) {
+  if (element == Element::f32) {
+    set_output_pivot(s, range, static_cast<const float*>(u), columns0, taps, pitch, columns1);
+  } else {
+    set_output_pivot(s, range, static_cast<const bf16*>(u), columns0, taps, pitch, columns1);
+  }
+}
+
+void depthwise_block_forward(Element element, const DwShape& s, const Range& range, const void* u, const float* columns0,
+                             const float* taps, int64_t pitch, void* y, const float* columns1, float* sums,
+                             float* ring) {
+  const auto run = element == Element::f32
+                       ? (s.stride == 1 ? &forward_with_statistics<1, float> : &forward_with_statistics<2, float>)
+                       : (s.stride == 1 ? &forward_with_statistics<1, bf16> : &forward_with_statistics<2, bf16>);
+  run(s, range, u, columns0, taps, pitch, y, columns1, sums, ring);
+}
+
+void depthwise_block_backward(Element element, const DwShape& s, const Range& range, const void* grad_z, const void* y,
+                              const void* u, const float* columns0, const float* columns1, const float* taps,
+                              int64_t pitch, void* grad_h, float* sums, float* ring) {
+  const auto run = element == Element::f32 ? (s.stride == 1 ? &backward<1, float> : &backward<2, float>)
+                                           : (s.stride == 1 ? &backward<1, bf16> : &backward<2, bf16>);
+  run(s, range, grad_z, y, u, columns0, columns1, taps, pitch, grad_h, sums, ring);
+}
+
+void dwconv3x3_affine_relu(Element element, const DwShape& s, const Range& range, const void* u, const float* columns0,
+                           const float* taps, int64_t pitch, const float* columns1, void* z, float* ring) {
+  const auto run = element == Element::f32
+                       ? (s.stride == 1 ? &forward_affine_relu<1, float> : &forward_affine_relu<2, float>)
+                       : (s.stride == 1 ? &forward_affine_relu<1, bf16> : &forward_affine_relu<2, bf16>);
+  run(s, range, u, columns0, taps, pitch, columns1, z, ring);
+}
+
+}  // namespace fastcifar::FASTCIFAR_ISA

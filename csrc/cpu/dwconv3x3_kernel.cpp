@@ -1,0 +1,141 @@
+#include "cpu/dwconv3x3_kernel.h"
+
+#include "cpu/tile.h"
+
+namespace fastcifar::FASTCIFAR_ISA {
+namespace {
+
+template <class T, class Lanes>
+struct ForwardSink {
+  T* y;
+  int64_t width, channels;
+  Lanes lanes;
+
+  template <class... Taps>
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec sum, Taps...) {
+    store(y + (row * width + column) * channels, sum, lanes);
+  }
+  FC_INLINE void finish() {}
+};
+
+template <int stride, class T>
+void forward(const DwShape& s, const Range& range, const T* x, const float* taps, int64_t pitch, T* y, float* memory) {
+  Ring ring(memory, s.H, s.W, stride);
+  for (int64_t n = range.n0; n < range.n1; ++n) {
+    for (int64_t c = range.c0; c < range.c1; c += kBlock) {
+      const T* xn = x + n * s.H * s.W * s.C + c;
+      T* yn = y + n * s.Ho * s.Wo * s.C + c;
+      const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
+      slide<stride>(
+          ring, s.W, s.Ho, s.Wo, channels, taps + c, pitch,
+          [&](int64_t row, int offset, auto lanes) FC_LAMBDA {
+            const T* p = xn + row * s.W * s.C + offset;
+            return [p, lanes, step = s.C](int64_t column) FC_LAMBDA { return load(p + column * step, lanes); };
+          },
+          [&](int offset, auto lanes) FC_LAMBDA {
+            return ForwardSink<T, decltype(lanes)>{yn + offset, s.Wo, s.C, lanes};
+          });
+    }
+  }
+}
+
+template <class T, class Lanes, bool need_x, bool need_w>
+struct BackwardSink {
+  const T* x;
+  T* grad_x;
+  float* sums;
+  int64_t width, channels, pitch;
+  Lanes lanes;
+  Vec grad_w[9];
+
+  FC_INLINE BackwardSink(const T* x, T* grad_x, float* sums, int64_t width, int64_t channels, int64_t pitch, Lanes lanes)
+      : x(x), grad_x(grad_x), sums(sums), width(width), channels(channels), pitch(pitch), lanes(lanes) {
+    if constexpr (need_w) {
+      for (int k = 0; k < 9; ++k) grad_w[k] = Vec{};
+    }
+  }
+  template <int... K>
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec sum, Tap<K>... taps) {
+    const int64_t at = (row * width + column) * channels;
+    if constexpr (need_x) store(grad_x + at, sum, lanes);
+    if constexpr (need_w) {
+      const Vec value = load(x + at, lanes);
+      ((grad_w[K] = value * taps.value + grad_w[K]), ...);
+    }
+  }
+  FC_INLINE void finish() {
+    if constexpr (need_w) {
+      for (int k = 0; k < 9; ++k) accumulate(sums + k * pitch, grad_w[k]);
+    }
+  }
+};
+
+template <class T, bool need_x, bool need_w>
+void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x, const float* taps, int64_t pitch,
+              T* grad_x, float* grad_w, float* memory) {
+  Ring ring(memory, s.Ho, s.Wo, 1);
+  for (int64_t n = range.n0; n < range.n1; ++n) {
+    for (int64_t c = range.c0; c < range.c1; c += kBlock) {
+      const T* gn = grad_y + n * s.Ho * s.Wo * s.C + c;
+      const int64_t image = n * s.H * s.W * s.C + c;
+      const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
+      const auto input = [&](int64_t row, int offset, auto lanes) FC_LAMBDA {
+        const T* p = gn + row * s.Wo * s.C + offset;
+        return [p, lanes, step = s.C](int64_t column) FC_LAMBDA { return load(p + column * step, lanes); };
+      };
+      const auto sink = [&](int offset, auto lanes) FC_LAMBDA {
+        return BackwardSink<T, decltype(lanes), need_x, need_w>(x + image + offset, grad_x + image + offset,
+                                                                grad_w + c + offset, s.W, s.C, pitch, lanes);
+      };
+      if (s.stride == 1) {
+        slide<1>(ring, s.W, s.H, s.W, channels, taps + c, pitch, input, [&](int offset, auto lanes) FC_LAMBDA {
+          return Mirrored<decltype(sink(offset, lanes))>{sink(offset, lanes)};
+        });
+      } else {
+        slide_transposed(ring, s.H, s.W, s.Wo, channels, taps + c, pitch, input, sink);
+      }
+    }
+  }
+}
+
+template <class T>
+void backward(const DwShape& s, const Range& range, const void* grad_y, const void* x, const float* taps, int64_t pitch,
+              void* grad_x, float* grad_w, float* ring) {
+  const auto* g = static_cast<const T*>(grad_y);
+  const auto* xt = static_cast<const T*>(x);
+  auto* gx = static_cast<T*>(grad_x);
+  if (grad_x && grad_w) {
+    backward<T, true, true>(s, range, g, xt, taps, pitch, gx, grad_w, ring);
+  } else if (grad_x) {
+    backward<T, true, false>(s, range, g, xt, taps, pitch, gx, grad_w, ring);
+  } else {
+    backward<T, false, true>(s, range, g, xt, taps, pitch, gx, grad_w, ring);
+  }
+}
+
+template <class T>
+void forward(const DwShape& s, const Range& range, const void* x, const float* taps, int64_t pitch, void* y, float* ring) {
+  const auto run = s.stride == 1 ? &forward<1, T> : &forward<2, T>;
+  run(s, range, static_cast<const T*>(x), taps, pitch, static_cast<T*>(y), ring);
+}
+
+}  // namespace
+
+void dwconv3x3_forward(Element element, const DwShape& s, const Range& range, const void* x, const float* taps,
+                       int64_t pitch, void* y, float* ring) {
+  (element == Element::f32 ? &forward<float> : &forward<bf16>)(s, range, x, taps, pitch, y, ring);
+}
+
+void dwconv3x3_backward(Element element, const DwShape& s, const Range& range, const void* grad_y, const void* x,
+                        const float* taps, int64_t pitch, void* grad_x, float* grad_w, float* ring) {
+  (element == Element::f32 ? &backward<float> : &backward<bf16>)(s, range, grad_y, x, taps, pitch, grad_x, grad_w, ring);
+}
+
+void sum_parts(const float* parts, int64_t num_parts, int64_t size, float* out) {
+  for (int64_t i = 0; i < size; ++i) out[i] = parts[i];
+  for (int64_t k = 1; k < num_parts; ++k) {
+    for (int64_t i = 0; i < size; ++i) out[i] += parts[k * size + i];
+  }
+}
+
+}  // namespace fastcifar::FASTCIFAR_ISA

@@ -1,0 +1,18 @@
+// Kernels of dwconv3x3: over a part of the images and channels, in one thread.
+#pragma once
+#include "common.h"
+#include "cpu/isa.h"
+#include "cpu/range.h"
+
+FASTCIFAR_DECLARE_KERNELS(
+    // taps: float32 [9][pitch]. ring: ring_floats(W, stride).
+    void dwconv3x3_forward(Element element, const DwShape& s, const Range& range, const void* x, const float* taps,
+                           int64_t pitch, void* y, float* ring);
+
+    // grad_x and grad_w may be null. taps: in reverse order for stride 1. grad_w: float32 [9][pitch], added to.
+    // ring: ring_floats(Wo, 1).
+    void dwconv3x3_backward(Element element, const DwShape& s, const Range& range, const void* grad_y, const void* x,
+                            const float* taps, int64_t pitch, void* grad_x, float* grad_w, float* ring);
+
+    // out[i] = sum of parts[k][i] over k, in the order of k.
+    void sum_parts(const float* parts, int64_t num_parts, int64_t size, float* out);)

@@ -1,0 +1,62 @@
+// How an op's work is cut into parts for kernels and threads.
+#pragma once
+#include <cstdint>
+
+namespace fastcifar {
+
+enum class Element { f32, bf16 };
+
+constexpr int kBlock = 32;  // channels that a kernel takes at a time: in bfloat16 one cache line
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// What one kernel call works on: images [n0, n1), channels [c0, c1); c0 is a multiple of kBlock.
+struct Range {
+  int64_t n0, n1, c0, c1;
+};
+
+// An even cut into `image_parts` times `channel_parts` ranges. It depends on the shape alone, never on the number of
+// threads: sums over the parts, taken in their order, are the same to the last bit wherever they are computed.
+struct Cut {
+  int64_t images, channels, image_parts, channel_parts;
+
+  int64_t size() const { return image_parts * channel_parts; }
+
+  Range operator[](int64_t part) const {
+    const int64_t i = part / channel_parts, j = part % channel_parts, blocks = (channels + kBlock - 1) / kBlock;
+    const int64_t end = blocks * (j + 1) / channel_parts * kBlock;
+    return {images * i / image_parts, images * (i + 1) / image_parts, blocks * j / channel_parts * kBlock,
+            end < channels ? end : channels};
+  }
+};
+
+// Rows that a tile produces (forward: output rows, backward with stride 2: pairs of them).
+inline int64_t tile_rows(int64_t width) {
+  const int64_t rows = 160 / (width + 2);  // some 20 KiB
+  return rows < 1 ? 1 : rows;
+}
+
+// float32 elements of the kernels' ring of rows and its row of zeros (see tile.h), for windows that slide over maps of
+// this width.
+inline int64_t ring_floats(int64_t width, int stride) {
+  return (tile_rows(width) * stride + 4) * (width + 2) * kBlock;
+}
+
+// Up to 32 parts of at least 256 KiB of `image_bytes` each, by images first, then by channels.
+inline Cut cut(int64_t images, int64_t channels, int64_t image_bytes) {
+  const auto clamp = [](int64_t value, int64_t most) { return value < 1 ? 1 : value < most ? value : most; };
+  const int64_t blocks = (channels + kBlock - 1) / kBlock;
+  const int64_t by_images = clamp(images * image_bytes >> 18, clamp(images, 32));
+  return {images, channels, by_images, clamp(32 / by_images, blocks)};
+}
+
+// The same for work in several steps with a sum over all images between them. Where `tensor_bytes`, what the steps touch
+// of one block of channels, stays in a core's L2 cache, the cut is by channels alone: each part then takes all its steps
+// by itself, and all but the first find their data in that cache.
+inline Cut cut_for_steps(int64_t images, int64_t channels, int64_t image_bytes, int64_t block_bytes) {
+  const int64_t blocks = (channels + kBlock - 1) / kBlock;
+  if (blocks >= 4 && block_bytes <= 5 << 18) return {images, channels, 1, blocks < 32 ? blocks : 32};
+  return cut(images, channels, image_bytes);
+}
+
+}  // namespace fastcifar

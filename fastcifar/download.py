@@ -42,7 +42,10 @@ def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, tit
             note(f"the copy downloaded before is of no use ({error}): downloading it again")
             kept.unlink(missing_ok=True)
     if address.startswith("file:"):
-        return use(Path(url2pathname(urlsplit(address).path)))
+        try:
+            return use(Path(url2pathname(urlsplit(address).path)))
+        except DataError as error:
+            raise DataError(f"{address} is not {title}: {error}") from error
     part = kept.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,12 +115,12 @@ def fetch(url: str, part: Path, *, title: str, progress: bool = True) -> None:
                 if not error.retry:
                     raise
                 if not waits:
-                    kept = f"; the next start goes on after {size / 2**20:,.1f} MiB" if size else ""
+                    kept = f"; the next start goes on after {size / 1e6:,.1f} MB" if size else ""
                     raise _Unreachable(
                         f"{error}, {len(RETRY_SECONDS) + 1} times in a row{kept}", retry=False
                     ) from error
                 wait = waits.pop(0)
-                note(f"{title}: {error} after {size / 2**20:,.1f} MiB; trying again in {wait:g} s")
+                note(f"{title}: {error} after {size / 1e6:,.1f} MB; trying again in {wait:g} s")
                 time.sleep(wait)
 
 
@@ -226,7 +229,7 @@ class _Progress:
 
             console = Console(stderr=True)
             if console.is_terminal:
-                columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+                columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
                 self.bar = Progress(*columns, SpeedColumn(), TimeRemainingColumn(), console=console)
                 self.task = self.bar.add_task(f"downloading {self.title}", total=None)
                 self.bar.start()
@@ -240,7 +243,7 @@ class _Progress:
         if self.bar:
             self.bar.update(self.task, completed=size, total=total)
         elif self.shown and size >= self.next_line:
-            of = f" of {total / 2**20:,.1f}" if total else ""
-            note(f"downloading {self.title}: {size / 2**20:,.1f}{of} MiB")
-            step = max(total // 10, 1) if total else 16 * 2**20
+            of = f" of {total / 1e6:,.1f}" if total else ""
+            note(f"downloading {self.title}: {size / 1e6:,.1f}{of} MB")
+            step = max(total // 10, 1) if total else 16_000_000
             self.next_line = (size // step + 1) * step

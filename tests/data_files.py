@@ -1,6 +1,5 @@
 """Small data sets written in every layout that fastcifar reads, and one of them as a published set."""
 
-import hashlib
 import io
 import pickle
 import struct
@@ -118,15 +117,20 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def write_archive(path: Path, files: dict[str, bytes], inside: str = "cifar") -> Path:
-    """A tar of ``inside/NAME``, compressed as its name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.name.rsplit(".", 1)[-1]
-    with tarfile.open(path, "w" if kind == "tar" else f"w:{kind}") as archive:  # type: ignore[call-overload]
+def write_archive_bytes(kind: str, files: dict[str, bytes], inside: str = "cifar") -> bytes:
+    """A tar of ``inside/NAME``, compressed as ``kind`` says: gz, bz2, xz or tar."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w" if kind == "tar" else f"w:{kind}") as archive:  # type: ignore[call-overload]
         for name, content in files.items():
             member = tarfile.TarInfo(f"{inside}/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def write_archive(path: Path, files: dict[str, bytes], inside: str = "cifar") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(write_archive_bytes(path.name.rsplit(".", 1)[-1], files, inside))
     return path
 
 
@@ -152,7 +156,3 @@ def published(splits: Splits, url: str) -> sources.Published:
     digests = {split: sources.split_digest(sources.Split(*pair)) for split, pair in splits.items()}
     counts = {split: len(pair[1]) for split, pair in splits.items()}
     return sources.Published("tiny", url, FINE, counts, digests)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -177,8 +177,8 @@ def load_published(published: Published, *, mirror: str, cache: Path, progress: 
             published.check(dataset)
             if published.archive_md5s and _md5(path) not in published.archive_md5s:
                 store.note(
-                    f"classes, counts and shapes are those of {published.name}, but this is not byte for byte an archive "
-                    f"as published: packed anew, or altered"
+                    f"classes, counts and shapes are those of {published.name}, but this is not byte for byte an "
+                    "archive as published: packed anew, or altered"
                 )
             return _to_entry(dataset)
 

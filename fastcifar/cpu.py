@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.model import MobileNet
+from fastcifar.model import DepthwiseSeparable, MobileNet
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _GIB, _INT_MAX = 2**30, 2**31 - 1
@@ -59,5 +59,7 @@ class Fp32Depthwise(nn.Module):
 def tune(model: MobileNet) -> None:
     """Replaces the convolutions of every block in place; parameters, their names and the function stay the same."""
     for block in model.blocks:
-        block.depthwise = Fp32Depthwise(block.depthwise)
-        block.pointwise = MatmulPointwise(block.pointwise)
+        assert isinstance(block, DepthwiseSeparable)
+        depthwise, pointwise = block.depthwise, block.pointwise
+        assert isinstance(depthwise, nn.Conv2d) and isinstance(pointwise, nn.Conv2d)
+        block.depthwise, block.pointwise = Fp32Depthwise(depthwise), MatmulPointwise(pointwise)

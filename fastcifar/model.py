@@ -28,11 +28,11 @@ class DepthwiseSeparable(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.depthwise: nn.Conv2d = nn.Conv2d(
+        self.depthwise: nn.Module = nn.Conv2d(
             in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False
         )
         self.norm1 = _norm(in_channels)
-        self.pointwise: nn.Conv2d = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.pointwise: nn.Module = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.norm2 = _norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +70,8 @@ class MobileNet(nn.Module):
             x = block(x)
         # Not x.mean((2, 3)): the gradient of a mean comes back in strides that no convolution calls channels_last.
         x = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
 
 def build_model(num_classes: int, width_mult: float, seed: int) -> MobileNet:

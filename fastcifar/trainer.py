@@ -18,7 +18,7 @@ from fastcifar import sources
 from fastcifar.clock import TrainingClock, process_seconds
 from fastcifar.config import Config
 from fastcifar.device import find_device, has_fast_bf16, make_deterministic, settle
-from fastcifar.display import Display
+from fastcifar.display import LOADING, Display
 from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
@@ -39,9 +39,9 @@ def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
     """
     config = settle(config, find_device(config.device))
     with Display() as display:
-        display.phase("loading data")
+        display.phase(LOADING)
         dataset = sources.load(config.data, mirror=config.mirror)
-        run = RunFolder.create(config, out, command, dataset.digest)
+        run = RunFolder.create(config, out, command, dataset.digest, note=display.note)
         return _fit(run, config, dataset, display)
 
 
@@ -51,12 +51,14 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
     `overrides` may name settings that don't touch the result: data (another copy of the same images), device,
     checkpoint_seconds.
     """
-    run = RunFolder.open(path)
-    config = run.config.model_copy(update=dict(overrides))
     with Display() as display:
-        display.phase("loading data")
-        dataset = sources.load(config.data, mirror=config.mirror)
-        return _fit(run, config, dataset, display)
+        run = RunFolder.open(path, note=display.note)
+        with run.locked():
+            config = run.config.model_copy(update=dict(overrides))
+            run.note_differences(config.device)
+            display.phase(LOADING)
+            dataset = sources.load(config.data, mirror=config.mirror)
+            return _fit(run, config, dataset, display)
 
 
 def _fit(run: RunFolder, config: Config, dataset: Dataset, display: Display) -> Path:
@@ -317,4 +319,3 @@ def _out_of_memory_explained(config: Config, device: torch.device) -> Iterator[N
 
 def _device_exists(name: str) -> bool:
     return not name.startswith("cuda") or torch.cuda.is_available()
-

@@ -88,7 +88,7 @@ class Engine:
             group["lr"] = lr
         with self._autocast():
             loss, correct = self._forward(batch)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

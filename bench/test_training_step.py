@@ -1,0 +1,55 @@
+"""The training step at batch 128, width 1.0: stock PyTorch against each engine, one process a variant.
+
+Read the ratios of medians within one run. `--full` adds torch.compile's other modes on CUDA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from workers import Run, training_step, worker
+
+CUDA = torch.cuda.is_available()
+AMX = bool(torch.cpu._is_amx_tile_supported())
+STEPS = 50 if CUDA else 2
+ROUNDS = 10 if CUDA else 6
+
+STOCK: dict[str, Any] = {"engine": "eager", "tuned": False}
+EAGER: dict[str, Any] = {"engine": "eager"}
+COMPILED: dict[str, Any] = {"engine": "compiled"}
+
+
+def variants(full: bool) -> dict[str, dict[str, Any]]:
+    """Name -> settings. The first one is what the others are compared with."""
+    half = ["bf16"] if CUDA or AMX else []
+    found = {f"stock eager {p}": STOCK | {"precision": p} for p in ["fp32", *half]}
+    if not CUDA:
+        found |= {f"eager {p}": EAGER | {"precision": p} for p in ["fp32", *half]}
+    found |= {f"compiled {p}": COMPILED | {"precision": p} for p in ["fp32", *half]}
+    if full and CUDA:
+        for mode in ("reduce-overhead", "max-autotune"):
+            found[f"compiled {mode} bf16"] = COMPILED | {"precision": "bf16", "compile_mode": mode}
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Run]]:
+    with contextlib.ExitStack() as stack:
+        chosen = variants(request.config.getoption("--full"))
+        yield {name: stack.enter_context(worker(training_step, s)) for name, s in chosen.items()}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "variant" in metafunc.fixturenames:
+        metafunc.parametrize("variant", list(variants(metafunc.config.getoption("--full"))))
+
+
+@pytest.mark.benchmark(group="training step, batch 128, width 1.0")
+def test_training_step(benchmark: Any, runs: dict[str, Run], variant: str) -> None:
+    run = runs[variant]
+    benchmark.extra_info["images"] = 128 * STEPS
+    benchmark.pedantic(run, args=(STEPS,), rounds=ROUNDS, warmup_rounds=1)

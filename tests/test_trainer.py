@@ -1,0 +1,266 @@
+"""Whole runs: what lands in the folder, that a cut run continues bit for bit, and what a user reads on failure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config, weights, write_tiny
+
+from fastcifar import trainer
+from fastcifar.config import Config
+from fastcifar.display import Display
+from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.run import RunFolder
+
+STEPS = 7  # 100 images in batches of 16
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal when the given step (counted from 1 over the whole run) has been taken."""
+    taken = 0
+    images = Display.images
+
+    def count(self: Display, n: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            os.kill(os.getpid(), number)
+        images(self, n)
+
+    monkeypatch.setattr(Display, "images", count)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The metrics without the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    x, y = weights(a), weights(b)
+    assert x.keys() == y.keys()
+    return all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_a_run_leaves_everything_in_its_folder(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data), tmp_path / "run", ["fastcifar", "train"])
+    folder = RunFolder.open(run)
+    assert [r["epoch"] for r in folder.records] == [1, 2, 3]
+    for record in folder.records:
+        assert 0 <= record["train_accuracy"] <= 1 and 0 <= record["val_accuracy"] <= 1
+        assert record["lr"] == 0.05 and record["images_per_second"] > 0
+        assert np.isfinite([record["train_loss"], record["val_loss"]]).all()
+    seconds = [r["train_seconds"] for r in folder.records]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    summary = folder.summary()
+    assert summary is not None
+    assert summary["epochs"] == 3 and 0 <= summary["test_accuracy"] <= 1
+    assert summary["process_seconds"] > summary["train_seconds"] > 0 and summary["compile_seconds"] > 0
+    assert folder.config.engine == "eager" and folder.config.precision == "fp32" and folder.config.device == "cpu"
+    names = {p.name for p in run.iterdir()}
+    assert {"config.toml", "environment.json", "metrics.jsonl", "metrics.csv", "curves.png", "curves.svg"} <= names
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    assert header == "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,images_per_second,train_seconds"
+    assert len(rows) == 3
+
+
+def test_auto_is_settled_in_the_run_folder(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, device="auto", precision="auto", engine="auto", epochs=1)
+    settled = RunFolder.open(trainer.train(config, tmp_path / "run", [])).config
+    assert "auto" not in (settled.device, settled.precision, settled.engine)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(data: Path, tmp_path: Path) -> None:
+    a, b, c = (
+        trainer.train(tiny_config(data, seed=s, epochs=1), tmp_path / n, []) for s, n in ((1, "a"), (1, "b"), (2, "c"))
+    )
+    assert records(a) == records(b) != records(c)
+    assert same_weights(a, b) and not same_weights(a, c)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_evaluate_reproduces_the_recorded_accuracy(data: Path, tmp_path: Path, split: str) -> None:
+    run = trainer.train(tiny_config(data, ema_decay=0.9, mixup_alpha=0.2), tmp_path / "run", [])
+    result = trainer.evaluate_run(run, split)
+    assert result["accuracy"] == result["recorded_accuracy"]
+    assert result["num_images"] == {"test": 40, "val": 24}[split]
+
+
+RECIPES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "everything": dict(
+        mixup_alpha=0.2, ema_decay=0.9, nesterov=True, label_smoothing=0.1, weight_decay=5e-4, flip="alternating",
+        lr_schedule="cosine", lr_schedule_unit="step", lr_warmup_epochs=0.5, decay_norm_and_bias=False,
+    ),
+    "bf16": dict(precision="bf16", mixup_alpha=0.2),
+    "fp16": dict(precision="fp16", lr_schedule="cosine"),
+}  # fmt: skip
+
+
+# after the first step, before, at and after the end of an epoch, before the last step of the run
+CUTS = (1, STEPS - 1, STEPS, STEPS + 3, 3 * STEPS - 1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "step"),
+    [("everything", cut) for cut in CUTS] + [("plain", STEPS - 1), ("bf16", STEPS + 3), ("fp16", STEPS + 3)],
+)
+def test_a_cut_run_continues_bit_for_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, step: int
+) -> None:
+    config = tiny_config(data, **RECIPES[recipe])
+    whole = trainer.train(config, tmp_path / "whole", [])
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(InterruptedRunError) as caught:
+            trainer.train(config, tmp_path / "cut", [])
+    assert caught.value.exit_code == 143 and f"--resume {tmp_path / 'cut'}" in str(caught.value)
+    resumed = trainer.resume(tmp_path / "cut", {}, [])
+    assert same_weights(whole, resumed)
+    assert records(whole) == records(resumed)
+    final = [RunFolder.open(r).summary() for r in (whole, resumed)]
+    assert final[0] is not None and final[1] is not None and final[0]["test_loss"] == final[1]["test_loss"]
+
+
+def test_cut_twice(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(data, mixup_alpha=0.2)
+    whole = trainer.train(config, tmp_path / "whole", [])
+    for attempt, step in enumerate((3, 8)):
+        with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+            stop_at(patch, step, signal.SIGINT)
+            if attempt:
+                trainer.resume(tmp_path / "cut", {}, [])
+            else:
+                trainer.train(config, tmp_path / "cut", [])
+    assert same_weights(whole, trainer.resume(tmp_path / "cut", {}, []))
+    assert records(whole) == records(tmp_path / "cut")
+
+
+def fastcifar(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastcifar", *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def options(config: Config) -> list[str]:
+    changed = config.model_dump(exclude_defaults=True, exclude={"preset"})
+    return [word for key, value in changed.items() for word in (f"--{key}", str(value))]
+
+
+def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_path: Path) -> None:
+    """SIGKILL, which no handler sees, at whatever step it hits; then resumed by the command that the README names."""
+    config = tiny_config(data, epochs=25)
+    one_thread = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = trainer.train(config, tmp_path / "whole", [])
+    finally:
+        torch.set_num_threads(one_thread)
+    process = fastcifar("train", *options(config), "--out", tmp_path / "cut")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert len(records(tmp_path / "cut")) < 25
+    resumed = fastcifar("train", "--resume", tmp_path / "cut")
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert same_weights(whole, tmp_path / "cut") and records(whole) == records(tmp_path / "cut")
+
+
+def test_a_finished_run_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", [])
+    with pytest.raises(UsageError, match="finished"):
+        trainer.resume(run, {}, [])
+
+
+def test_a_run_killed_before_its_test_is_finished_by_resume(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data, epochs=2), tmp_path / "run", [])
+    before, records_before = RunFolder.open(run).summary(), records(run)
+    (run / "summary.json").unlink()
+    trainer.resume(run, {}, [])
+    after = RunFolder.open(run).summary()
+    assert before is not None and after is not None
+    assert before["test_accuracy"] == after["test_accuracy"] and records(run) == records_before
+
+
+def test_other_images_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = write_tiny(tmp_path / "other.npz", num_train=120)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        stop_at(patch, 8)
+        trainer.train(tiny_config(data), tmp_path / "run", [])
+    with pytest.raises(CheckpointError, match="other images"):
+        trainer.resume(tmp_path / "run", {"data": str(other)}, [])
+    with pytest.raises(CheckpointError, match="other images"):
+        trainer.evaluate_run(tmp_path / "run", data=str(other))
+
+
+def test_a_diverged_run_stops_and_says_so(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="lower --lr") as caught:
+        trainer.train(tiny_config(data, lr=100.0, weight_decay=1.0, momentum=0.99, epochs=30), tmp_path / "run", [])
+    assert caught.value.exit_code == 5
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_out_of_memory_names_the_settings_to_lower(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("fastcifar.engines.eager.Engine.train_step", full)
+    with pytest.raises(DeviceMemoryError, match="batch_size = 16"):
+        trainer.train(tiny_config(data), tmp_path / "run", [])
+
+
+def test_validation_every_few_epochs_and_always_at_the_end(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data, epochs=5, eval_every=2), tmp_path / "run", [])
+    assert [r["val_accuracy"] is not None for r in records(run)] == [False, True, False, True, True]
+
+
+def test_test_images_are_touched_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    evaluate = trainer.Engine.evaluate
+
+    def count(self: Any, batches: Any) -> Any:
+        seen = list(batches)
+        sizes.append(sum(len(b.labels) for b in seen))
+        return evaluate(self, seen)
+
+    monkeypatch.setattr(trainer.Engine, "evaluate", count)
+    trainer.train(tiny_config(data), tmp_path / "run", [])
+    assert sizes == [24, 24, 24, 40]
+
+
+def test_without_a_compiler_the_compiled_engine_explains_itself(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, engine="compiled", epochs=1)
+    process = fastcifar(
+        "train",
+        *options(config),
+        "--out",
+        tmp_path / "run",
+        CXX="/no/such/compiler",
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path),
+    )
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert "torch.compile failed at the first step" in err and "apt install g++" in err and "--engine eager" in err

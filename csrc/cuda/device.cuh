@@ -1,0 +1,182 @@
+// What every kernel needs: vector loads and stores of the three element types, and the two macros that differ between
+// nvcc and the host emulation (tests/emu/cuda_emu.h), which runs these same sources without a GPU.
+#pragma once
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
+#define LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#else
+#include "cuda_emu.h"
+#endif
+
+#include "cuda/launch.h"
+
+namespace fastcifar::cuda {
+
+inline constexpr int kThreads = 256;
+// Channels a block works on: a pixel's 64 bytes of bf16 are two full memory sectors.
+inline constexpr int kBlockChannels = 32;
+// Blocks a reducing kernel asks for, two an SM on an H200. A constant, not the device's own count: the number of
+// partial sums, and so the last bit of the result, depends on the shape alone.
+inline constexpr int kTargetBlocks = 264;
+
+FC_HD constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// T as a float, and back, with the hardware's own conversions where the target has them.
+__device__ __forceinline__ float load_f32(float v) { return v; }
+__device__ __forceinline__ float load_f32(bf16 v) { return to_f32(v); }
+__device__ __forceinline__ float load_f32(fp16 v) {
+#if defined(__CUDA_ARCH__)
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+  return f;
+#else
+  return to_f32(v);
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T round_to(float v) {
+  return from_f32<T>(v);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+__device__ __forceinline__ fp16 round_to<fp16>(float v) {
+  fp16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(v));
+  return h;
+}
+#if __CUDA_ARCH__ >= 800
+template <>
+__device__ __forceinline__ bf16 round_to<bf16>(float v) {
+  bf16 h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(v));
+  return h;
+}
+#endif
+#endif
+
+// NaN stays NaN, as in torch.relu: a plain maximum would turn a diverged run's activations into zeros.
+__device__ __forceinline__ float relu(float v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float r;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(v));
+  return r;
+#else
+  return v <= 0.f ? 0.f : v;
+#endif
+}
+
+// V neighbouring elements, one memory access.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T at[V];
+};
+
+template <int V, class T>
+__device__ __forceinline__ void unpack(const Pack<T, V>& pack, float (&v)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) v[i] = load_f32(pack.at[i]);
+}
+
+template <int V, class T>
+__device__ __forceinline__ void load(const T* p, float (&v)[V]) {
+  unpack(*reinterpret_cast<const Pack<T, V>*>(p), v);
+}
+
+// Zeros where `inside` is false: a predicate, not a branch, so that a thread has many loads in flight.
+template <int V, class T>
+__device__ __forceinline__ Pack<T, V> load_if(const T* p, bool inside) {
+  Pack<T, V> pack;
+#if defined(__CUDA_ARCH__)
+  constexpr int kBytes = sizeof(T) * V;
+  if constexpr (kBytes == 2) {
+    unsigned short raw = 0;
+    if (inside) raw = *reinterpret_cast<const unsigned short*>(p);
+    memcpy(&pack, &raw, kBytes);
+  } else if constexpr (kBytes == 4) {
+    unsigned raw = 0;
+    if (inside) raw = *reinterpret_cast<const unsigned*>(p);
+    memcpy(&pack, &raw, kBytes);
+  } else if constexpr (kBytes == 8) {
+    uint2 raw = make_uint2(0, 0);
+    if (inside) raw = *reinterpret_cast<const uint2*>(p);
+    memcpy(&pack, &raw, kBytes);
+  }
+#else
+  if (inside)
+    pack = *reinterpret_cast<const Pack<T, V>*>(p);
+  else
+    memset(&pack, 0, sizeof pack);
+#endif
+  return pack;
+}
+// Two at a time: a single conversion to bfloat16 runs at a quarter of the rate.
+__device__ __forceinline__ void round_pair(float a, float b, bf16* to) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+  to[0].bits = static_cast<uint16_t>(both);
+  to[1].bits = static_cast<uint16_t>(both >> 16);
+#else
+  to[0] = from_f32<bf16>(a);
+  to[1] = from_f32<bf16>(b);
+#endif
+}
+__device__ __forceinline__ void round_pair(float a, float b, fp16* to) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+  to[0].bits = static_cast<uint16_t>(both);
+  to[1].bits = static_cast<uint16_t>(both >> 16);
+#else
+  to[0] = round_to<fp16>(a);
+  to[1] = round_to<fp16>(b);
+#endif
+}
+__device__ __forceinline__ void round_pair(float a, float b, float* to) { to[0] = a, to[1] = b; }
+
+// Rounds v to T in place, and stores it.
+template <int V, class T>
+__device__ __forceinline__ void store(T* p, float (&v)[V]) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int i = 0; i + 1 < V; i += 2) round_pair(v[i], v[i + 1], pack.at + i);
+  if (V % 2 != 0) pack.at[V - 1] = round_to<T>(v[V - 1]);
+#pragma unroll
+  for (int i = 0; i < V; ++i) v[i] = load_f32(pack.at[i]);
+  *reinterpret_cast<Pack<T, V>*>(p) = pack;
+}
+
+// base + offset bytes. A 32-bit offset from a kernel argument is an addressing mode of its own and costs one addition;
+// 64-bit indexing took a third of the depthwise kernels' instructions. Tensors are smaller than 4 GiB for it.
+template <class T>
+__device__ __forceinline__ const T* at_byte(const T* base, uint32_t offset) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + offset);
+}
+template <class T>
+__device__ __forceinline__ T* at_byte(T* base, uint32_t offset) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + offset);
+}
+
+// How a block's threads share out its channels: groups of V neighbouring channels, fastest, times lanes.
+template <int V>
+struct Lanes {
+  static constexpr int kGroups = kBlockChannels / V;
+  static constexpr int kCount = kThreads / kGroups;
+  int lane, channel;  // channel: the first of this thread's V within the block's
+  __device__ __forceinline__ Lanes()
+      : lane(static_cast<int>(threadIdx.x) / kGroups), channel(static_cast<int>(threadIdx.x) % kGroups * V) {}
+};
+
+// Calls f with a value of the element type.
+template <class F>
+void with_type(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat32: return f(float());
+    case Dtype::kBFloat16: return f(bf16());
+    case Dtype::kFloat16: return f(fp16());
+  }
+}
+
+}  // namespace fastcifar::cuda

@@ -1,0 +1,388 @@
+// Depthwise 3x3 convolution, padding 1, channels_last: forward and the one-sweep backward, plain and fused.
+//
+// A thread owns V channels of a tile, R rows high, and marches along W with a window of columns in registers while the
+// next column is on its way. PLANE > 0: the whole map is PLANE x PLANE and a thread's tile, the march is unrolled and
+// the taps outside the map vanish at compile time. Unrolling the others as well made 70 KiB of code and spilled.
+#pragma once
+#include <algorithm>
+
+#include "cuda/launch.h"
+#include "cuda/statistics.cuh"
+
+namespace fastcifar::cuda {
+
+struct DwGeometry {
+  int N, C, H, W, Ho, Wo;
+};
+
+// The block's weights, float [9][kBlockChannels] in shared memory; in device memory they are [C][9].
+__device__ __forceinline__ void load_taps(const float* w, int C, float* taps) {
+  const int c0 = blockIdx.x * kBlockChannels, count = 9 * min(kBlockChannels, C - c0);
+  for (int i = threadIdx.x; i < count; i += kThreads)
+    taps[i % 9 * kBlockChannels + i / 9] = w[static_cast<int64_t>(c0) * 9 + i];
+  __syncthreads();
+}
+
+// V_ channels, R_ rows a thread.
+template <int V_, int S_, int R_, int PLANE_>
+struct Tile {
+  static constexpr int V = V_, S = S_, R = R_, PLANE = PLANE_;
+};
+
+enum class Pass { kForward, kBackward, kFusedBackward };
+
+// The tile of outputs (forward) or of cells of S x S inputs (backward) for a shape, given to f as a type: the largest
+// that 128 registers (16 warps an SM) hold.
+template <Pass PASS, class F>
+auto with_tile(const DwShape& s, F f) {
+  if (s.C % 2 != 0) return s.stride == 1 ? f(Tile<1, 1, 4, 0>()) : f(Tile<1, 2, 2, 0>());
+  const bool is4 = s.H == 4 && s.W == 4, is2 = s.H == 2 && s.W == 2;
+  if (s.stride == 2) return is4 ? f(Tile<2, 2, 2, 4>()) : f(Tile<2, 2, 2, 0>());
+  if (is4) return f(Tile<2, 1, 4, 4>());
+  if (is2) return f(Tile<2, 1, 2, 2>());
+  return f(Tile<2, 1, PASS == Pass::kFusedBackward ? 2 : 4, 0>());
+}
+
+inline DwGeometry geometry(const DwShape& s) {
+  return {static_cast<int>(s.N), static_cast<int>(s.C),  static_cast<int>(s.H),
+          static_cast<int>(s.W), static_cast<int>(s.Ho), static_cast<int>(s.Wo)};
+}
+
+// How many columns a tile has, and how many blocks share the tiles out along grid.y.
+struct Plan {
+  int columns, rows;
+};
+
+// As wide as the map, whose halo then costs least, but narrower while half of the blocks wanted would go without work.
+template <class TILE>
+Plan plan(const DwShape& s, bool reducing) {
+  const int channel_blocks = ceil_div(s.C, kBlockChannels);
+  const int64_t strips = s.N * ceil_div(s.Ho, TILE::R);  // Ho x Wo are the outputs and the cells of the inputs
+  Plan p{static_cast<int>(s.Wo), 0};
+  const auto blocks = [&] { return ceil_div(strips * ceil_div(s.Wo, p.columns), Lanes<TILE::V>::kCount); };
+  while (TILE::PLANE == 0 && p.columns > 4 && 2 * blocks() * channel_blocks <= kTargetBlocks)
+    p.columns = (p.columns + 1) / 2;
+  p.rows = std::min(blocks(), reducing ? std::max(1, kTargetBlocks / channel_blocks) : 65535);
+  return p;
+}
+
+enum class Forward {
+  kPlain,  // y = dwconv(x)
+  kTrain,  // y = dwconv(relu(norm(x))) and the moments of y
+  kEval,   // y = relu(scale1 * dwconv(relu(scale0 * x + shift0)) + shift1)
+};
+
+template <class T>
+struct ForwardArguments {
+  const T* x;
+  const float* w;
+  T* y;
+  DwGeometry s;
+  int columns;                                     // of a tile
+  Norm norm;                                       // kTrain
+  float* rows;                                     // kTrain: partial moments of y, a row for each blockIdx.y
+  const float *scale0, *shift0, *scale1, *shift1;  // kEval
+};
+
+// grid: (channel blocks, rows of partial results)
+template <class T, int V, int S, int R, int PLANE, Forward MODE>
+__global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardArguments<T> a) {
+  constexpr int kRows = (R - 1) * S + 3;  // of inputs
+  const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;
+  const int Ho = PLANE ? (PLANE - 1) / S + 1 : a.s.Ho, Wo = PLANE ? (PLANE - 1) / S + 1 : a.s.Wo;
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+
+  SHARED_ARRAY(float, taps, 9 * kBlockChannels);
+  load_taps(a.w, C, taps);
+  float scale0[V], shift0[V], scale1[V], shift1[V];
+  if constexpr (MODE == Forward::kTrain) {
+    SHARED_ARRAY(float, scale, kBlockChannels);
+    SHARED_ARRAY(float, shift, kBlockChannels);
+    resolve(a.norm, C, scale, shift);
+    load<V>(scale + at.channel, scale0);
+    load<V>(shift + at.channel, shift0);
+  }
+  RunningMoments<V> moments;
+  if (c < C) {
+    float w[9][V];
+#pragma unroll
+    for (int k = 0; k < 9; ++k) load<V>(taps + k * kBlockChannels + at.channel, w[k]);
+    if constexpr (MODE == Forward::kEval) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        scale0[v] = a.scale0[c + v];
+        shift0[v] = a.shift0[c + v];
+        scale1[v] = a.scale1[c + v];
+        shift1[v] = a.shift1[c + v];
+      }
+    }
+    const uint32_t pixel = C * sizeof(T), line = W * pixel, line_out = Wo * pixel;  // bytes
+    const int across = PLANE ? 1 : ceil_div(Wo, a.columns), down = PLANE ? 1 : ceil_div(Ho, R);
+    for (int t = blockIdx.y * at.kCount + at.lane; t < a.s.N * down * across; t += gridDim.y * at.kCount) {
+      const int n = t / across / down, oh0 = t / across % down * R, ow0 = PLANE ? 0 : t % across * a.columns;
+      const int end = PLANE ? Wo : min(ow0 + a.columns, Wo);
+      const uint32_t x0 = static_cast<uint32_t>((n * H + oh0 * S - 1) * W) * pixel + c * sizeof(T);  // may wrap around
+      uint32_t y0 = static_cast<uint32_t>((n * Ho + oh0) * Wo + ow0) * pixel + c * sizeof(T);
+      const auto inside = [&](int i, int iw) {
+        return static_cast<unsigned>(iw) < static_cast<unsigned>(W) &&
+               static_cast<unsigned>(oh0 * S - 1 + i) < static_cast<unsigned>(H);
+      };
+      const auto fetch = [&](int iw, Pack<T, V>(&to)[kRows]) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) to[i] = load_if<V>(at_byte(a.x, x0 + i * line + iw * pixel), inside(i, iw));
+      };
+      const auto convert = [&](int iw, const Pack<T, V>(&from)[kRows], float(&to)[kRows][V]) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          unpack(from[i], to[i]);
+          if constexpr (MODE != Forward::kPlain) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) to[i][v] = inside(i, iw) ? relu(fmaf(to[i][v], scale0[v], shift0[v])) : 0.f;
+          }
+        }
+      };
+      // Columns ow * S - 1 to ow * S + 1 of the inputs; the last S of them come in with each output column.
+      float window[3][kRows][V];
+      Pack<T, V> next[3][kRows];
+#pragma unroll
+      for (int k = 0; k < 3; ++k) fetch(ow0 * S - 1 + k, next[k]);
+#pragma unroll
+      for (int k = 0; k < 3 - S; ++k) convert(ow0 * S - 1 + k, next[k], window[k + S]);
+#pragma unroll(PLANE ? PLANE : 1)
+      for (int ow = ow0; ow < end; ++ow, y0 += pixel) {
+#pragma unroll
+        for (int k = 0; k < 3 - S; ++k)
+#pragma unroll
+          for (int i = 0; i < kRows; ++i)
+#pragma unroll
+            for (int v = 0; v < V; ++v) window[k][i][v] = window[k + S][i][v];
+#pragma unroll
+        for (int k = 3 - S; k < 3; ++k) {
+          convert(ow * S - 1 + k, next[k], window[k]);
+          if (ow + 1 < end) fetch((ow + 1) * S - 1 + k, next[k]);
+        }
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          float out[V] = {};
+#pragma unroll
+          for (int kh = 0; kh < 3; ++kh)
+#pragma unroll
+            for (int kw = 0; kw < 3; ++kw)
+#pragma unroll
+              for (int v = 0; v < V; ++v) out[v] = fmaf(window[kw][r * S + kh][v], w[kh * 3 + kw][v], out[v]);
+          if (oh0 + r >= Ho) continue;
+          if constexpr (MODE == Forward::kEval) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) out[v] = relu(fmaf(out[v], scale1[v], shift1[v]));
+          }
+          store<V>(at_byte(a.y, y0 + r * line_out), out);
+          if constexpr (MODE == Forward::kTrain) {
+            if (r == 0 && ow == ow0) moments.start(out);
+            moments.add(out);
+          }
+        }
+      }
+    }
+  }
+  if constexpr (MODE == Forward::kTrain) write_block_moments(moments, at, C, a.rows);
+}
+
+template <Forward MODE, class T>
+void launch_forward(ForwardArguments<T> a, const DwShape& s, cudaStream_t stream) {
+  with_tile<Pass::kForward>(s, [&](auto tile) {
+    using Is = decltype(tile);
+    const Plan p = plan<Is>(s, MODE == Forward::kTrain);
+    a.columns = p.columns;
+    LAUNCH((dwconv3x3_forward<T, Is::V, Is::S, Is::R, Is::PLANE, MODE>), dim3(ceil_div(s.C, kBlockChannels), p.rows),
+           dim3(kThreads), stream, a);
+  });
+}
+
+// Rows of partial results of the reducing kernels.
+template <Pass PASS>
+int partial_rows(const DwShape& s) {
+  return with_tile<PASS>(s, [&](auto tile) { return plan<decltype(tile)>(s, true).rows; });
+}
+
+template <class T>
+struct BackwardArguments {
+  const T* grad;  // plain: gradient of y; fused: of z = relu(norm1(y))
+  const T* x;     // plain: the convolution's input; fused: u, its input before norm0 and ReLU
+  const T* y;     // fused
+  const float* w;
+  T* grad_x;    // fused: gradient of norm0's output, masked by the ReLU; null: not wanted
+  float* rows;  // partial sums, see kQuantities; null: not wanted
+  DwGeometry s;
+  int columns;                                 // of a tile
+  NormGrad norm1;                              // fused
+  const float *gamma0, *beta0, *mean0, *var0;  // fused
+  float eps;
+};
+
+// The 9 taps of grad_w; fused: also norm0's two sums.
+template <bool FUSED>
+inline constexpr int kQuantities = FUSED ? 11 : 9;
+
+// One sweep over cells of S x S inputs, as many as there are outputs: x, the mask and the sums are needed at the centre
+// only, so that the gradient of y alone has a halo: one pixel around the tile, for S = 2 only below and to the right.
+// grid: (channel blocks, rows of partial results). A whole 4x4 map in float32 needs more than 128 registers; at batch
+// 128 there is one block an SM of them anyway.
+template <class T, int V, int S, int R, int PLANE, bool FUSED>
+__global__ void __launch_bounds__(kThreads, FUSED && PLANE == 4 && sizeof(T) == 4 ? 1 : 2)
+    dwconv3x3_backward(const BackwardArguments<T> a) {
+  constexpr int kBefore = S == 1 ? 1 : 0, kWindow = kBefore + 2;  // columns and rows of dy that one cell touches
+  constexpr int kRows = R - 1 + kWindow, kQ = kQuantities<FUSED>;
+  const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;
+  const int Ho = PLANE ? (PLANE - 1) / S + 1 : a.s.Ho, Wo = PLANE ? (PLANE - 1) / S + 1 : a.s.Wo;
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+
+  SHARED_ARRAY(float, taps, 9 * kBlockChannels);
+  load_taps(a.w, C, taps);
+  float scale1[V], shift1[V], slope1[V], offset1[V];
+  if constexpr (FUSED) {
+    SHARED_ARRAY(float, scale, kBlockChannels);
+    SHARED_ARRAY(float, shift, kBlockChannels);
+    SHARED_ARRAY(float, slope, kBlockChannels);
+    SHARED_ARRAY(float, offset, kBlockChannels);
+    resolve(a.norm1, C, scale, shift, slope, offset);
+    load<V>(scale + at.channel, scale1);
+    load<V>(shift + at.channel, shift1);
+    load<V>(slope + at.channel, slope1);
+    load<V>(offset + at.channel, offset1);
+  }
+  float sums[kQ][V] = {};
+  if (c < C) {
+    float w[9][V], scale0[V], shift0[V], mean0[V];
+#pragma unroll
+    for (int k = 0; k < 9; ++k) load<V>(taps + k * kBlockChannels + at.channel, w[k]);
+    if constexpr (FUSED) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        mean0[v] = a.mean0[c + v];
+        const Affine norm0 = affine_of(a.gamma0[c + v], a.beta0[c + v], mean0[v], a.var0[c + v], a.eps);
+        scale0[v] = norm0.scale;
+        shift0[v] = norm0.shift;
+      }
+    }
+    const uint32_t pixel = C * sizeof(T), line = W * pixel, line_out = Wo * pixel;  // bytes
+    const int across = PLANE ? 1 : ceil_div(Wo, a.columns), down = PLANE ? 1 : ceil_div(Ho, R);
+    for (int t = blockIdx.y * at.kCount + at.lane; t < a.s.N * down * across; t += gridDim.y * at.kCount) {
+      const int n = t / across / down, i0 = t / across % down * R, j0 = PLANE ? 0 : t % across * a.columns;
+      const int end = PLANE ? Wo : min(j0 + a.columns, Wo);
+      uint32_t x0 = static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * pixel + c * sizeof(T);
+      const uint32_t dy0 = static_cast<uint32_t>((n * Ho + i0 - kBefore) * Wo) * pixel + c * sizeof(T);  // may wrap around
+      const auto inside = [&](int i, int ow) {
+        return static_cast<unsigned>(ow) < static_cast<unsigned>(Wo) &&
+               static_cast<unsigned>(i0 - kBefore + i) < static_cast<unsigned>(Ho);
+      };
+      const auto fetch = [&](const T* from, int ow, Pack<T, V>(&to)[kRows]) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) to[i] = load_if<V>(at_byte(from, dy0 + i * line_out + ow * pixel), inside(i, ow));
+      };
+      const auto convert = [&](int ow, const Pack<T, V>(&grad)[kRows], const Pack<T, V>(&ys)[kRows],
+                               float(&to)[kRows][V]) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          unpack(grad[i], to[i]);
+          if constexpr (FUSED) {
+            float y[V];
+            unpack(ys[i], y);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+              const float g = fmaf(y[v], scale1[v], shift1[v]) <= 0.f ? 0.f : to[i][v];
+              to[i][v] = inside(i, ow) ? fmaf(scale1[v], g, fmaf(slope1[v], y[v], offset1[v])) : 0.f;
+            }
+          }
+        }
+      };
+      // Columns j - kBefore to j + 1 of dy; the last comes in with each column of cells.
+      float window[kWindow][kRows][V];
+      Pack<T, V> next[kRows], next_y[kRows];
+#pragma unroll
+      for (int k = 0; k < kWindow; ++k) {
+        fetch(a.grad, j0 - kBefore + k, next);
+        if constexpr (FUSED) fetch(a.y, j0 - kBefore + k, next_y);
+        if (k + 1 < kWindow) convert(j0 - kBefore + k, next, next_y, window[k + 1]);
+      }
+#pragma unroll(PLANE ? PLANE : 1)
+      for (int j = j0; j < end; ++j, x0 += S * pixel) {
+        Pack<T, V> xs[R][S][S];
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int p = 0; p < S; ++p)
+#pragma unroll
+            for (int q = 0; q < S; ++q)
+              xs[r][p][q] = load_if<V>(at_byte(a.x, x0 + (r * S + p) * line + q * pixel),
+                                       (i0 + r) * S + p < H && j * S + q < W);
+#pragma unroll
+        for (int k = 0; k + 1 < kWindow; ++k)
+#pragma unroll
+          for (int i = 0; i < kRows; ++i)
+#pragma unroll
+            for (int v = 0; v < V; ++v) window[k][i][v] = window[k + 1][i][v];
+        convert(j + 1, next, next_y, window[kWindow - 1]);
+        if (j + 1 < end) {
+          fetch(a.grad, j + 2, next);
+          if constexpr (FUSED) fetch(a.y, j + 2, next_y);
+        }
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int p = 0; p < S; ++p)
+#pragma unroll
+            for (int q = 0; q < S; ++q) {
+              if ((i0 + r) * S + p >= H || j * S + q >= W) continue;
+              float x[V], v0[V], dx[V] = {};
+              unpack(xs[r][p][q], x);
+#pragma unroll
+              for (int v = 0; v < V; ++v) v0[v] = FUSED ? relu(fmaf(x[v], scale0[v], shift0[v])) : x[v];
+              // Output (ih + 1 - kh) / S, where S divides it, saw input row ih through tap kh.
+#pragma unroll
+              for (int kh = 0; kh < 3; ++kh) {
+                if ((p + 1 - kh) % S != 0) continue;
+#pragma unroll
+                for (int kw = 0; kw < 3; ++kw) {
+                  if ((q + 1 - kw) % S != 0) continue;
+                  const float(&g)[V] = window[kBefore + (q + 1 - kw) / S][r + kBefore + (p + 1 - kh) / S];
+#pragma unroll
+                  for (int v = 0; v < V; ++v) {
+                    dx[v] = fmaf(g[v], w[kh * 3 + kw][v], dx[v]);
+                    sums[kh * 3 + kw][v] = fmaf(g[v], v0[v], sums[kh * 3 + kw][v]);
+                  }
+                }
+              }
+              if constexpr (FUSED) {
+#pragma unroll
+                for (int v = 0; v < V; ++v)
+                  if (v0[v] <= 0.f) dx[v] = 0.f;
+              }
+              if constexpr (FUSED) {
+#pragma unroll
+                for (int v = 0; v < V; ++v) {
+                  sums[9][v] += dx[v];
+                  sums[10][v] = fmaf(dx[v], x[v] - mean0[v], sums[10][v]);
+                }
+              }
+              if (FUSED || a.grad_x != nullptr) store<V>(at_byte(a.grad_x, x0 + (r * S + p) * line + q * pixel), dx);
+            }
+      }
+    }
+  }
+  if (FUSED || a.rows != nullptr) write_block_sums(sums, at, C, a.rows);
+}
+
+template <bool FUSED, class T>
+void launch_backward(BackwardArguments<T> a, const DwShape& s, cudaStream_t stream) {
+  with_tile<FUSED ? Pass::kFusedBackward : Pass::kBackward>(s, [&](auto tile) {
+    using Is = decltype(tile);
+    const Plan p = plan<Is>(s, true);
+    a.columns = p.columns;
+    LAUNCH((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, FUSED>), dim3(ceil_div(s.C, kBlockChannels), p.rows),
+           dim3(kThreads), stream, a);
+  });
+}
+
+}  // namespace fastcifar::cuda

@@ -1,0 +1,78 @@
+// The seam between nvcc's side and g++'s: plain pointers and numbers, no torch header (nvcc parses a source once per
+// architecture) and no kernel.
+#pragma once
+#if defined(FASTCIFAR_EMULATED)
+#include "cuda_emu.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+#include "common.h"
+
+namespace fastcifar::cuda {
+
+enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+
+// Partial results: float [count][quantities][C], with room for one row more.
+struct Rows {
+  float* data;
+  int count;
+};
+
+// Where there are too many rows for the consumer's blocks to merge, a kernel merges them into one row behind the last.
+Rows merge_moment_rows(Rows rows, int C, cudaStream_t stream);
+Rows merge_sum_rows(Rows rows, int quantities, int C, cudaStream_t stream);
+
+// Below: one launcher an op. Activations are channels_last and of the given type, everything else float32; M counts
+// pixels over the batch. A workspace is a number of floats. Nothing may be empty, every pointer
+// lies on 16 bytes, tensors are smaller than 4 GiB.
+
+cudaError_t dwconv3x3(Dtype, const void* x, const float* w, void* y, const DwShape&, cudaStream_t);
+
+int64_t dwconv3x3_backward_workspace(const DwShape&);
+// grad_x, grad_w: null where not wanted.
+cudaError_t dwconv3x3_backward(Dtype, const void* grad_y, const void* x, const float* w, void* grad_x, float* grad_w,
+                               float* workspace, const DwShape&, cudaStream_t);
+
+int64_t batch_norm_relu_workspace(int64_t M, int64_t C);
+cudaError_t batch_norm_relu(Dtype, const void* x, const float* gamma, const float* beta, float eps, void* z,
+                            float* mean, float* var, float* workspace, int64_t M, int64_t C, cudaStream_t);
+
+int64_t batch_norm_relu_backward_workspace(int64_t M, int64_t C);
+cudaError_t batch_norm_relu_backward(Dtype, const void* grad_z, const void* x, const float* gamma, const float* beta,
+                                     const float* mean, const float* var, float eps, void* grad_x, float* grad_gamma,
+                                     float* grad_beta, float* workspace, int64_t M, int64_t C, cudaStream_t);
+
+struct BlockForward {
+  const void* u;
+  const float *gamma0, *beta0, *w, *gamma1, *beta1;
+  float eps;
+  const float *u_mean, *u_var;  // null: not known
+  void *z, *y;
+  float *mean0, *var0, *mean1, *var1;
+  float* workspace;
+};
+int64_t depthwise_block_workspace(const DwShape&);
+cudaError_t depthwise_block(Dtype, const BlockForward&, const DwShape&, cudaStream_t);
+
+struct BlockBackward {
+  const void *grad_z, *u, *y;
+  const float *gamma0, *beta0, *w, *gamma1, *beta1, *mean0, *var0, *mean1, *var1;
+  float eps;
+  void* grad_u;
+  float *grad_gamma0, *grad_beta0, *grad_w, *grad_gamma1, *grad_beta1;
+  float* workspace;
+};
+int64_t depthwise_block_backward_workspace(const DwShape&);
+cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&, cudaStream_t);
+
+cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
+                                  const float* scale1, const float* shift1, void* z, const DwShape&, cudaStream_t);
+
+// images uint8 [num_images, size, size, 3]; out [batch, size, size, 3]; partner and lam null: no mix. Numbers
+// out of range are clamped.
+cudaError_t augment(Dtype, const uint8_t* images, const int64_t* index, const int64_t* top, const int64_t* left,
+                    const bool* flip, const int64_t* partner, const float* lam, const float* table, void* out,
+                    int64_t num_images, int64_t batch, int size, int padding, cudaStream_t);
+
+}  // namespace fastcifar::cuda

@@ -1,0 +1,81 @@
+// What every *_op.cpp needs: the library to register in, the current stream, and the launchers' preconditions.
+#pragma once
+#include "stable.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "checks.h"
+#include "cuda/launch.h"
+
+// The emulator of the tests builds these same files for CPU tensors, beside the real library.
+#if defined(FASTCIFAR_EMULATED)
+#define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar_emulated, CPU, m)
+#else
+#define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar, CUDA, m)
+#endif
+
+namespace fastcifar::cuda {
+
+// Custom ops get no device guard of their own: for as long as this lives, the tensor's device is the current one.
+class Stream {
+ public:
+#if defined(FASTCIFAR_EMULATED)
+  explicit Stream(const Tensor&) {}
+#else
+  explicit Stream(const Tensor& t) : guard_(t.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+#if !defined(FASTCIFAR_EMULATED)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  cudaStream_t stream_ = nullptr;
+};
+
+inline void check_launch(const char* op, cudaError_t error) {
+#if !defined(FASTCIFAR_EMULATED)
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": launching its CUDA kernels failed: ", cudaGetErrorString(error));
+#endif
+  (void)op, (void)error;
+}
+
+inline Dtype dtype_of(ScalarType t) {
+  return t == ScalarType::Float ? Dtype::kFloat32 : t == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat16;
+}
+inline Dtype dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
+
+// An activation the kernels can read: on 16 bytes (a view into another tensor may begin anywhere), less than 4 GiB
+// (they count bytes in 32 bits).
+inline Tensor readable(const char* op, const Tensor& t) {
+  const int64_t bytes = t.numel() * (t.scalar_type() == ScalarType::Float ? 4 : 2);
+  STD_TORCH_CHECK(bytes < int64_t{1} << 32, op, ": an activation of shape ", shape_text(t), " has ", bytes,
+                  " bytes; the CUDA kernels take less than 4 GiB: use smaller batches");
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
+}
+
+inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+inline float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+inline Tensor empty_floats(const Tensor& like, int64_t count) { return empty_per_channel(like, count); }
+
+// A depthwise weight in float32; where it is not, so must its gradient be computed, and rounded afterwards.
+inline Tensor float_weight(const Tensor& w) {
+  return w.scalar_type() == ScalarType::Float ? w : torch::stable::to(w, ScalarType::Float);
+}
+inline Tensor weight_gradient(const Tensor& float_gradient, const Tensor& w) {
+  return w.scalar_type() == ScalarType::Float ? float_gradient : torch::stable::to(float_gradient, w.scalar_type());
+}
+inline Tensor empty_float_weight(const Tensor& w) {
+  const int64_t sizes[4] = {w.size(0), 1, 3, 3};
+  return torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, w.device());
+}
+
+inline void zero(Tensor t) { torch::stable::zero_(t); }
+
+}  // namespace fastcifar::cuda

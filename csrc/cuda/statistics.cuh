@@ -1,0 +1,239 @@
+// Per-channel reductions without atomics: a thread's sums, a block's in shared memory, one row of partial results a
+// block in device memory, and the rows merged in order by whoever needs the result: by the consuming kernel's own
+// blocks before they start, so that no kernel of its own is spent on it, unless there are too many rows.
+#pragma once
+#include "device.cuh"
+
+namespace fastcifar::cuda {
+
+// More rows than this and a kernel merges them first: every block of the consumer reads all rows of its channels.
+inline constexpr int kMaxInlineRows = 72;
+
+// Count, mean and sum of squared deviations. A row of partial moments is float [3][C].
+struct Moments {
+  float count, mean, m2;
+};
+
+// Running moments of one thread, about its first value: exact to (count * epsilon) of the variance however large the
+// mean, where a plain sum of squares loses (mean / deviation)^2 digits. The first value is given to start() as well.
+template <int V>
+struct RunningMoments {
+  float count = 0.f, pivot[V], sum[V], squares[V];
+
+  __device__ __forceinline__ void start(const float (&v)[V]) {
+    if (count > 0.f) return;
+#pragma unroll
+    for (int i = 0; i < V; ++i) pivot[i] = v[i], sum[i] = 0.f, squares[i] = 0.f;
+  }
+  __device__ __forceinline__ void add(const float (&v)[V]) {
+    count += 1.f;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float d = v[i] - pivot[i];
+      sum[i] += d;
+      squares[i] = fmaf(d, d, squares[i]);
+    }
+  }
+  __device__ __forceinline__ Moments get(int i) const {
+    if (count == 0.f) return {0.f, 0.f, 0.f};
+    const float mean = sum[i] / count;
+    return {count, pivot[i] + mean, squares[i] - sum[i] * mean};
+  }
+};
+
+// Merges `count` moments of each of the block's 32 channels, about the first of them (which must not be empty).
+// get(i, channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first 32.
+template <class Get>
+__device__ __forceinline__ Moments merge_moments(int count, Get get) {
+  constexpr int kParts = kThreads / kBlockChannels;
+  SHARED_ARRAY(float, sums, kParts * 3 * kBlockChannels);
+  const int channel = threadIdx.x % kBlockChannels, part = threadIdx.x / kBlockChannels;
+  const float pivot = get(0, channel).mean;
+  float n = 0.f, sum = 0.f, squares = 0.f;
+#pragma unroll 4
+  for (int i = part; i < count; i += kParts) {
+    const Moments m = get(i, channel);
+    const float d = m.mean - pivot;
+    n += m.count;
+    sum += m.count * d;
+    squares += m.m2 + m.count * d * d;
+  }
+  __syncthreads();  // the array may still be read from an earlier call
+  sums[(part * 3 + 0) * kBlockChannels + channel] = n;
+  sums[(part * 3 + 1) * kBlockChannels + channel] = sum;
+  sums[(part * 3 + 2) * kBlockChannels + channel] = squares;
+  __syncthreads();
+  if (part > 0) return {};
+#pragma unroll
+  for (int p = 1; p < kParts; ++p) {
+    n += sums[(p * 3 + 0) * kBlockChannels + channel];
+    sum += sums[(p * 3 + 1) * kBlockChannels + channel];
+    squares += sums[(p * 3 + 2) * kBlockChannels + channel];
+  }
+  const float mean = sum / n, m2 = squares - sum * mean;
+  return {n, pivot + mean, m2 < 0.f ? 0.f : m2};
+}
+
+// The same for the plain sums of `count` rows.
+template <class Get>
+__device__ __forceinline__ float merge_sums(int count, Get get) {
+  constexpr int kParts = kThreads / kBlockChannels;
+  SHARED_ARRAY(float, sums, kThreads);
+  const int channel = threadIdx.x % kBlockChannels, part = threadIdx.x / kBlockChannels;
+  float sum = 0.f;
+#pragma unroll 4
+  for (int i = part; i < count; i += kParts) sum += get(i, channel);
+  __syncthreads();
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (part > 0) return 0.f;
+#pragma unroll
+  for (int p = 1; p < kParts; ++p) sum += sums[p * kBlockChannels + channel];
+  return sum;
+}
+
+__device__ __forceinline__ Moments read_moments(const float* rows, int i, int c, int C) {
+  if (c >= C) return {1.f, 0.f, 0.f};
+  const float* row = rows + static_cast<int64_t>(i) * 3 * C + c;
+  return {row[0], row[C], row[2 * C]};
+}
+__device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, Moments m) {
+  if (c >= C) return;
+  float* row = rows + static_cast<int64_t>(i) * 3 * C + c;
+  row[0] = m.count;
+  row[C] = m.mean;
+  row[2 * C] = m.m2;
+}
+
+// A block's moments, from its threads', as row blockIdx.y.
+template <int V>
+__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V> at, int C, float* rows) {
+  constexpr int kLanes = Lanes<V>::kCount;
+  SHARED_ARRAY(float, shared, kLanes * 3 * kBlockChannels);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    const Moments m = own.get(i);
+    float* to = shared + at.lane * 3 * kBlockChannels + at.channel + i;
+    to[0] = m.count;
+    to[kBlockChannels] = m.mean;
+    to[2 * kBlockChannels] = m.m2;
+  }
+  __syncthreads();
+  const Moments m = merge_moments(kLanes, [&](int i, int channel) -> Moments {
+    const float* from = shared + i * 3 * kBlockChannels + channel;
+    return {from[0], from[kBlockChannels], from[2 * kBlockChannels]};
+  });
+  if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, blockIdx.x * kBlockChannels + threadIdx.x, C, m);
+}
+
+// A block's Q sums a channel, from its threads', as row blockIdx.y of float [rows][Q][C].
+template <int Q, int V>
+__device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int C, float* rows) {
+  constexpr int kLanes = Lanes<V>::kCount;
+  SHARED_ARRAY(float, shared, kLanes * Q * kBlockChannels);
+#pragma unroll
+  for (int q = 0; q < Q; ++q)
+#pragma unroll
+    for (int i = 0; i < V; ++i) shared[(at.lane * Q + q) * kBlockChannels + at.channel + i] = own[q][i];
+  __syncthreads();
+  for (int j = threadIdx.x; j < Q * kBlockChannels; j += kThreads) {
+    float sum = 0.f;
+#pragma unroll
+    for (int l = 0; l < kLanes; ++l) sum += shared[l * Q * kBlockChannels + j];
+    const int c = blockIdx.x * kBlockChannels + j % kBlockChannels;
+    if (c < C) rows[(static_cast<int64_t>(blockIdx.y) * Q + j / kBlockChannels) * C + c] = sum;
+  }
+}
+
+// A training-mode BatchNorm as the kernel that applies it sees it: y = scale * x + shift.
+struct Norm {
+  const float *gamma, *beta;
+  float eps;
+  const float* rows;  // partial moments to merge; null: the statistics are known
+  int num_rows;
+  const float *known_mean, *known_var;
+  float *mean, *var;  // where the first row of blocks writes them
+};
+
+struct Affine {
+  float scale, shift;
+};
+__device__ __forceinline__ Affine affine_of(float gamma, float beta, float mean, float var, float eps) {
+  const float scale = gamma / sqrtf(var + eps);
+  return {scale, fmaf(-mean, scale, beta)};
+}
+
+// Scale and shift of the block's channels, in shared memory.
+__device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, float* shift) {
+  const int channel = threadIdx.x, c = blockIdx.x * kBlockChannels + channel;
+  float mean = 0.f, var = 0.f;
+  if (norm.rows != nullptr) {
+    const Moments m = merge_moments(norm.num_rows, [&](int i, int ch) {
+      return read_moments(norm.rows, i, blockIdx.x * kBlockChannels + ch, C);
+    });
+    mean = m.mean;
+    var = m.m2 / m.count;
+  } else if (channel < kBlockChannels && c < C) {
+    mean = norm.known_mean[c];
+    var = norm.known_var[c];
+  }
+  if (channel < kBlockChannels) {
+    if (blockIdx.y == 0 && c < C) norm.mean[c] = mean, norm.var[c] = var;
+    const Affine a = c < C ? affine_of(norm.gamma[c], norm.beta[c], mean, var, norm.eps) : Affine{0.f, 0.f};
+    scale[channel] = a.scale;
+    shift[channel] = a.shift;
+  }
+  __syncthreads();
+}
+
+// One tap of grad_w, float [C][9], for the block's channels, from the rows of partial sums.
+__device__ __forceinline__ void write_grad_w(const float* rows, int num_rows, int quantities, int tap, int C,
+                                             float* grad_w) {
+  const int c0 = blockIdx.x * kBlockChannels;
+  const float sum = merge_sums(num_rows, [&](int i, int channel) {
+    return c0 + channel < C ? rows[(static_cast<int64_t>(i) * quantities + tap) * C + c0 + channel] : 0.f;
+  });
+  const int c = c0 + threadIdx.x;
+  if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * 9 + tap] = sum;
+}
+
+// A BatchNorm's backward: with g the gradient of scale * x + shift, grad_x = scale * g + slope * x + offset.
+struct NormGrad {
+  const float *gamma, *beta, *mean, *var;
+  float eps;
+  const float* rows;  // float [num_rows][stride][C]: at `first` the sum of g, behind it that of g * (x - mean)
+  int num_rows, stride, first;
+  float inverse_count;
+  float *grad_gamma, *grad_beta;
+};
+
+__device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scale, float* shift, float* slope,
+                                        float* offset) {
+  const int c = blockIdx.x * kBlockChannels + threadIdx.x;
+  const auto total = [&](int quantity) {
+    return merge_sums(norm.num_rows, [&](int i, int channel) {
+      const int ch = blockIdx.x * kBlockChannels + channel;
+      return ch < C ? norm.rows[(static_cast<int64_t>(i) * norm.stride + norm.first + quantity) * C + ch] : 0.f;
+    });
+  };
+  const float sum = total(0), product = total(1);
+  if (threadIdx.x < kBlockChannels) {
+    float out[4] = {};
+    if (c < C) {
+      const float mean = norm.mean[c], rstd = 1.f / sqrtf(norm.var[c] + norm.eps);
+      const Affine a = affine_of(norm.gamma[c], norm.beta[c], mean, norm.var[c], norm.eps);
+      out[0] = a.scale;
+      out[1] = a.shift;
+      out[2] = -a.scale * rstd * rstd * product * norm.inverse_count;
+      out[3] = -a.scale * sum * norm.inverse_count - out[2] * mean;
+      if (blockIdx.y == 0) norm.grad_gamma[c] = product * rstd, norm.grad_beta[c] = sum;
+    }
+    scale[threadIdx.x] = out[0];
+    shift[threadIdx.x] = out[1];
+    slope[threadIdx.x] = out[2];
+    offset[threadIdx.x] = out[3];
+  }
+  __syncthreads();
+}
+
+}  // namespace fastcifar::cuda

@@ -1,0 +1,14 @@
+// The ops' schemas again, for the emulated CUDA kernels on CPU tensors, and the knobs of the emulator.
+#include "stable.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "cuda_emu.h"
+#include "schemas.h"
+
+STABLE_TORCH_LIBRARY(fastcifar_emulated, m) {
+  for (const char* schema : fastcifar::kSchemas) m.def(schema);
+}
+
+extern "C" __attribute__((visibility("default"))) void emu_set_seed(unsigned seed) { emu::seed() = seed; }
+extern "C" __attribute__((visibility("default"))) unsigned long emu_launches() { return emu::machine().launches; }

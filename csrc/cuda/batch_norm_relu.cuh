@@ -1,0 +1,181 @@
+// Training-mode BatchNorm + ReLU over x [M, C]: what streams each element once, 16 bytes a thread and access.
+#pragma once
+#include <algorithm>
+
+#include "cuda/statistics.cuh"
+
+namespace fastcifar::cuda {
+
+// Rows of x in flight a thread: independent loads before the first use.
+inline constexpr int kUnroll = 4;
+
+inline int stream_rows(int64_t M, int64_t C, int V) {
+  const int lanes = kThreads / (kBlockChannels / V);
+  return std::min(ceil_div(M, lanes), std::max(1, kTargetBlocks / ceil_div(C, kBlockChannels)));
+}
+
+// f(V as a type) with the widest access for the element type and C.
+template <class T, class F>
+auto with_width(int64_t C, F f) {
+  constexpr int V = 16 / sizeof(T);
+  return C % V == 0 ? f(std::integral_constant<int, V>()) : f(std::integral_constant<int, 1>());
+}
+
+// grid of all: (channel blocks, rows of partial results)
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, int C, float* rows) {
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  RunningMoments<V> moments;
+  if (c < C) {
+#pragma unroll kUnroll
+    for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
+      float v[V];
+      load<V>(x + static_cast<int64_t>(m) * C + c, v);
+      moments.start(v);
+      moments.add(v);
+    }
+  }
+  write_block_moments(moments, at, C, rows);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) norm_relu_kernel(const T* x, T* z, int M, int C, const Norm norm) {
+  SHARED_ARRAY(float, scale, kBlockChannels);
+  SHARED_ARRAY(float, shift, kBlockChannels);
+  resolve(norm, C, scale, shift);
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  if (c >= C) return;
+  float a[V], b[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) a[i] = scale[at.channel + i], b[i] = shift[at.channel + i];
+#pragma unroll kUnroll
+  for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
+    float v[V];
+    load<V>(x + static_cast<int64_t>(m) * C + c, v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = relu(fmaf(v[i], a[i], b[i]));
+    store<V>(z + static_cast<int64_t>(m) * C + c, v);
+  }
+}
+
+// Partial sums of g and of g * (x - mean), g being grad_z where the ReLU let through: float [rows][2][C].
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    norm_relu_sums_kernel(const T* grad_z, const T* x, int M, int C, const float* gamma, const float* beta,
+                          const float* mean, const float* var, float eps, float* rows) {
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  float sums[2][V] = {};
+  if (c < C) {
+    float a[V], b[V], mu[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      mu[i] = mean[c + i];
+      const Affine norm = affine_of(gamma[c + i], beta[c + i], mu[i], var[c + i], eps);
+      a[i] = norm.scale;
+      b[i] = norm.shift;
+    }
+#pragma unroll kUnroll
+    for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
+      float g[V], v[V];
+      load<V>(grad_z + static_cast<int64_t>(m) * C + c, g);
+      load<V>(x + static_cast<int64_t>(m) * C + c, v);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const float masked = fmaf(v[i], a[i], b[i]) <= 0.f ? 0.f : g[i];
+        sums[0][i] += masked;
+        sums[1][i] = fmaf(masked, v[i] - mu[i], sums[1][i]);
+      }
+    }
+  }
+  write_block_sums(sums, at, C, rows);
+}
+
+// grad_x, which may be grad itself. MASKED: grad is already the gradient of the norm's output, else of the ReLU's.
+// With grad_w, its nine taps (sums 0 to 8 of the rows) are merged too, by as many rows of blocks as there are.
+template <class T, int V, bool MASKED>
+__global__ void __launch_bounds__(kThreads)
+    norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {
+  SHARED_ARRAY(float, scale, kBlockChannels);
+  SHARED_ARRAY(float, shift, kBlockChannels);
+  SHARED_ARRAY(float, slope, kBlockChannels);
+  SHARED_ARRAY(float, offset, kBlockChannels);
+  resolve(norm, C, scale, shift, slope, offset);
+  if (grad_w != nullptr)
+    for (int tap = blockIdx.y; tap < 9; tap += gridDim.y)
+      write_grad_w(norm.rows, norm.num_rows, norm.stride, tap, C, grad_w);
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  if (c >= C) return;
+  float a[V], b[V], d[V], e[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    a[i] = scale[at.channel + i];
+    b[i] = shift[at.channel + i];
+    d[i] = slope[at.channel + i];
+    e[i] = offset[at.channel + i];
+  }
+#pragma unroll kUnroll
+  for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
+    float g[V], v[V];
+    load<V>(grad + static_cast<int64_t>(m) * C + c, g);
+    load<V>(x + static_cast<int64_t>(m) * C + c, v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (!MASKED && fmaf(v[i], a[i], b[i]) <= 0.f) g[i] = 0.f;
+      g[i] = fmaf(a[i], g[i], fmaf(d[i], v[i], e[i]));
+    }
+    store<V>(grad_x + static_cast<int64_t>(m) * C + c, g);
+  }
+}
+
+template <class T>
+Rows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
+  return with_width<T>(C, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const int rows = stream_rows(M, C, V);
+    LAUNCH((moments_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads), stream, x,
+           static_cast<int>(M), static_cast<int>(C), workspace);
+    return merge_moment_rows({workspace, rows}, static_cast<int>(C), stream);
+  });
+}
+
+template <class T>
+void launch_norm_relu(const T* x, T* z, int64_t M, int64_t C, const Norm& norm, cudaStream_t stream) {
+  with_width<T>(C, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    LAUNCH((norm_relu_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), stream_rows(M, C, V)), dim3(kThreads), stream, x,
+           z, static_cast<int>(M), static_cast<int>(C), norm);
+  });
+}
+
+template <class T>
+Rows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm, float* workspace,
+                           cudaStream_t stream) {
+  return with_width<T>(C, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const int rows = stream_rows(M, C, V);
+    LAUNCH((norm_relu_sums_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads), stream, grad_z, x,
+           static_cast<int>(M), static_cast<int>(C), norm.gamma, norm.beta, norm.mean, norm.var, norm.eps, workspace);
+    return merge_sum_rows({workspace, rows}, 2, static_cast<int>(C), stream);
+  });
+}
+
+template <bool MASKED, class T>
+void launch_norm_backward(const T* grad, const T* x, T* grad_x, int64_t M, int64_t C, const NormGrad& norm,
+                          float* grad_w, cudaStream_t stream) {
+  with_width<T>(C, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    LAUNCH((norm_backward_kernel<T, V, MASKED>), dim3(ceil_div(C, kBlockChannels), stream_rows(M, C, V)),
+           dim3(kThreads), stream, grad, x, grad_x, static_cast<int>(M), static_cast<int>(C), norm, grad_w);
+  });
+}
+
+// Floats for the rows of `quantities` sums of a streaming kernel, and one row more to merge them into.
+inline int64_t stream_workspace(int64_t M, int64_t C, int quantities) {
+  return (stream_rows(M, C, 1) + 1) * quantities * C;  // V = 1 has the fewest lanes, so the most rows
+}
+
+}  // namespace fastcifar::cuda

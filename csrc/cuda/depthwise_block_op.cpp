@@ -1,0 +1,95 @@
+#include "cuda/op.h"
+
+#include "depthwise_block.h"
+
+namespace fastcifar::cuda {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
+    const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
+    const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
+    const std::optional<Tensor>& u_var) {
+  const char* op = "depthwise_block";
+  const Stream stream(u);
+  STD_TORCH_CHECK(u_mean.has_value() == u_var.has_value(), op, ": u_mean and u_var are given together or not at all");
+  // Given statistics are copied by the kernel that uses them, not by prepare's two clones.
+  DepthwiseBlockForward a = prepare_depthwise_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, stride,
+                                                    std::nullopt, std::nullopt);
+  const bool given = u_mean.has_value();
+  const Tensor known_mean = given ? check_per_channel(op, "u_mean", *u_mean, a.shape.C, u) : a.mean0;
+  const Tensor known_var = given ? check_per_channel(op, "u_var", *u_var, a.shape.C, u) : a.var0;
+  if (a.shape.N == 0) {
+    for (const Tensor& t : {a.mean0, a.var0, a.mean1, a.var1}) zero(t);
+    if (given) return {a.z, a.y, torch::stable::clone(known_mean), torch::stable::clone(known_var), a.mean1, a.var1};
+    return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
+  }
+  const Tensor in = readable(op, a.u), weight = float_weight(a.w);
+  const Tensor workspace = empty_floats(in, depthwise_block_workspace(a.shape));
+  BlockForward b{};
+  b.u = in.const_data_ptr();
+  b.gamma0 = floats(a.gamma0);
+  b.beta0 = floats(a.beta0);
+  b.w = floats(weight);
+  b.gamma1 = floats(a.gamma1);
+  b.beta1 = floats(a.beta1);
+  b.eps = static_cast<float>(eps);
+  b.u_mean = given ? floats(known_mean) : nullptr;
+  b.u_var = given ? floats(known_var) : nullptr;
+  b.z = a.z.mutable_data_ptr();
+  b.y = a.y.mutable_data_ptr();
+  b.mean0 = mutable_floats(a.mean0);
+  b.var0 = mutable_floats(a.var0);
+  b.mean1 = mutable_floats(a.mean1);
+  b.var1 = mutable_floats(a.var1);
+  b.workspace = mutable_floats(workspace);
+  check_launch(op, depthwise_block(dtype_of(in), b, a.shape, stream));
+  return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_backward_cuda(
+    const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
+    const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0, const Tensor& mean1,
+    const Tensor& var1, double eps, int64_t stride) {
+  const char* op = "_depthwise_block_backward";
+  const Stream stream(u);
+  DepthwiseBlockBackward a = prepare_depthwise_block_backward(Backend::cuda, grad_z, u, y, gamma0, beta0, w, gamma1,
+                                                              beta1, mean0, var0, mean1, var1, stride);
+  if (a.shape.N == 0) {
+    for (const Tensor& t : {a.grad_gamma0, a.grad_beta0, a.grad_w, a.grad_gamma1, a.grad_beta1}) zero(t);
+    return {a.grad_u, a.grad_gamma0, a.grad_beta0, a.grad_w, a.grad_gamma1, a.grad_beta1};
+  }
+  const Tensor in = readable(op, a.u), out = readable(op, a.y), grad = readable(op, a.grad_z);
+  const Tensor weight = float_weight(a.w), grad_w = empty_float_weight(a.w);
+  const Tensor workspace = empty_floats(in, depthwise_block_backward_workspace(a.shape));
+  BlockBackward b{};
+  b.grad_z = grad.const_data_ptr();
+  b.u = in.const_data_ptr();
+  b.y = out.const_data_ptr();
+  b.gamma0 = floats(a.gamma0);
+  b.beta0 = floats(a.beta0);
+  b.w = floats(weight);
+  b.gamma1 = floats(a.gamma1);
+  b.beta1 = floats(a.beta1);
+  b.mean0 = floats(a.mean0);
+  b.var0 = floats(a.var0);
+  b.mean1 = floats(a.mean1);
+  b.var1 = floats(a.var1);
+  b.eps = static_cast<float>(eps);
+  b.grad_u = a.grad_u.mutable_data_ptr();
+  b.grad_gamma0 = mutable_floats(a.grad_gamma0);
+  b.grad_beta0 = mutable_floats(a.grad_beta0);
+  b.grad_w = mutable_floats(grad_w);
+  b.grad_gamma1 = mutable_floats(a.grad_gamma1);
+  b.grad_beta1 = mutable_floats(a.grad_beta1);
+  b.workspace = mutable_floats(workspace);
+  check_launch(op, depthwise_block_backward(dtype_of(in), b, a.shape, stream));
+  return {a.grad_u, a.grad_gamma0, a.grad_beta0, weight_gradient(grad_w, w), a.grad_gamma1, a.grad_beta1};
+}
+
+}  // namespace
+}  // namespace fastcifar::cuda
+
+FASTCIFAR_CUDA_KERNELS(m) {
+  m.impl("depthwise_block", TORCH_BOX(&fastcifar::cuda::depthwise_block_cuda));
+  m.impl("_depthwise_block_backward", TORCH_BOX(&fastcifar::cuda::depthwise_block_backward_cuda));
+}

@@ -1,0 +1,293 @@
+"""The CUDA kernels, launchers and ops, run on the CPU from their own sources (emu/cuda_emu.h); no GPU, no nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import emulator
+import pytest
+import torch
+from torch import Tensor
+
+from fastcifar import ops
+from fastcifar.augment import normalization_table
+from fastcifar.ops._library import references
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(2, 3, 5, 7), (2, 65, 5, 7), (1, 129, 2, 2), (3, 64, 2, 2), (2, 34, 4, 4), (1, 1, 1, 1), (1, 6, 33, 31)]
+SHAPES += [(2, 32, 16, 8)]
+STATISTICS = ["gamma0", "beta0", "gamma1", "beta1"]
+EPS = 1e-5
+
+
+class Emulated:
+    """The ops of the emulated library, and the emulator's own knobs."""
+
+    def __init__(self, library: Path) -> None:
+        torch.ops.load_library(library)
+        self.ops = torch.ops.fastcifar_emulated
+        self.knobs = ctypes.CDLL(str(library))
+
+    def __call__(self, name: str, *args: Any, seed: int = 1) -> tuple[Tensor, ...]:
+        self.knobs.emu_set_seed(seed)
+        result = getattr(self.ops, name)(*args)
+        return result if isinstance(result, tuple) else (result,)
+
+    def launches(self, name: str, *args: Any) -> int:
+        before = self.knobs.emu_launches()
+        self(name, *args)
+        return int(self.knobs.emu_launches() - before)
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Iterator[Emulated]:
+    library = os.environ.get("FASTCIFAR_EMULATED_LIBRARY") or emulator.build(emulator.PLAIN)
+    yield Emulated(Path(library))
+
+
+def activation(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+
+
+def block_arguments(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """(u, gamma0, beta0, w, gamma1, beta1)"""
+    c = shape[1]
+    gamma0, beta0, gamma1, beta1 = (torch.randn(c) + 0.5 for _ in range(4))
+    return activation(*shape, dtype=dtype), gamma0, beta0, torch.randn(c, 1, 3, 3), gamma1, beta1
+
+
+def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, stride: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Every op with arguments of this shape."""
+    n, c, h, w = shape
+    u, gamma0, beta0, weight, gamma1, beta1 = block_arguments(shape, dtype)
+    grad = activation(n, c, (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=dtype)
+    yield "dwconv3x3", (u, weight, stride)
+    for need_x, need_w in ((True, True), (True, False), (False, True)):
+        yield "_dwconv3x3_backward", (grad, u, weight, stride, need_x, need_w)
+    yield "batch_norm_relu", (u, gamma0, beta0, EPS)
+    _, y, *statistics = references["depthwise_block"](u, gamma0, beta0, weight, gamma1, beta1, EPS, stride)
+    yield "_batch_norm_relu_backward", (activation(*shape, dtype=dtype), u, gamma0, beta0, *statistics[:2], EPS)
+    yield "depthwise_block", (u, gamma0, beta0, weight, gamma1, beta1, EPS, stride)
+    yield "depthwise_block", (u, gamma0, beta0, weight, gamma1, beta1, EPS, stride, statistics[0], statistics[1])
+    arguments = (grad, u, y, gamma0, beta0, weight, gamma1, beta1, *statistics, EPS, stride)
+    yield "_depthwise_block_backward", arguments
+    yield "dwconv3x3_affine_relu", (u, gamma0, beta0, weight, gamma1, beta1, stride)
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).norm() / truth.norm())
+
+
+def wide(args: tuple[Any, ...]) -> list[Any]:
+    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+
+
+def check(emulated: Emulated, name: str, args: tuple[Any, ...]) -> None:
+    """As close to float64 as the plain PyTorch reference is in the op's own dtypes."""
+    got, reference, truth = emulated(name, *args), references[name](*args), references[name](*wide(args))
+    if isinstance(reference, Tensor):
+        reference, truth = (reference,), (truth,)
+    # A block's inner ReLU may flip where float32 and float64 disagree about a sign.
+    slack = 1e-4 if name == "_depthwise_block_backward" else 2e-6
+    for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
+        assert g.dtype == r.dtype and g.shape == r.shape, (name, i)
+        assert g.dim() != 4 or g.shape[1] == 1 or g.is_contiguous(memory_format=torch.channels_last), (name, i)
+        if g.numel() and t.norm() < 1e-9:  # the gradient of a BN over a single number
+            assert g.double().abs().max() < 1e-3, (name, i)
+        elif g.numel():
+            limit = 2.5 * error(r, t) + slack
+            assert error(g, t) <= limit, f"{name}, output {i}: error {error(g, t):.2e}, allowed {limit:.2e}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ops_agree_with_their_references(
+    emulated: Emulated, dtype: torch.dtype, stride: int, shape: tuple[int, int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    for name, args in calls(shape, dtype, stride):
+        check(emulated, name, args)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_empty_batch(emulated: Emulated, stride: int) -> None:
+    for name, args in calls((0, 3, 5, 7), torch.float32, stride):
+        assert emulated.launches(name, *args) == 0
+        got, reference = emulated(name, *args), references[name](*args)
+        for g, r in zip(got, reference if isinstance(reference, tuple) else (reference,), strict=True):
+            torch.testing.assert_close(g, r)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_partial_rows_than_a_block_merges(emulated: Emulated, dtype: torch.dtype) -> None:
+    """Large batches of few channels take an extra kernel that merges the rows."""
+    torch.manual_seed(0)
+    for name, args in calls((150, 2, 16, 8), dtype, 1):
+        check(emulated, name, args)
+    u, gamma0, beta0, *_ = block_arguments((150, 2, 16, 8), dtype)
+    assert emulated.launches("batch_norm_relu", u, gamma0, beta0, EPS) == 3
+
+
+def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
+    expected = {"dwconv3x3": [1], "_dwconv3x3_backward": [2, 1, 2], "batch_norm_relu": [2]}
+    expected |= {"_batch_norm_relu_backward": [2], "depthwise_block": [3, 2], "_depthwise_block_backward": [3]}
+    expected |= {"dwconv3x3_affine_relu": [1]}
+    counted: dict[str, list[int]] = {}
+    for name, args in calls((2, 64, 8, 8), torch.bfloat16, 1):
+        counted.setdefault(name, []).append(emulated.launches(name, *args))
+    assert {name: counts for name, counts in counted.items() if name in expected} == expected
+
+
+def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated) -> None:
+    torch.manual_seed(0)
+    for name, args in calls((2, 34, 5, 6), torch.bfloat16, 1):
+        first = emulated(name, *args, seed=0)
+        for seed in (1, 2):
+            for a, b in zip(first, emulated(name, *args, seed=seed), strict=True):
+                assert torch.equal(a, b), name
+
+
+def test_statistics_survive_a_large_mean(emulated: Emulated) -> None:
+    x = (torch.randn(8, 4, 8, 8) + torch.tensor([0.0, 1e2, 1e4, -1e4])[:, None, None]).contiguous(
+        memory_format=torch.channels_last
+    )
+    _, mean, var = emulated("batch_norm_relu", x, torch.ones(4), torch.zeros(4), EPS)
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
+
+
+def test_not_a_number_stays_one(emulated: Emulated) -> None:
+    for name, args in calls((2, 4, 4, 4), torch.float32, 1):
+        if name.startswith("_"):
+            continue
+        x = args[0].clone(memory_format=torch.channels_last)
+        x[0, 1, 2, 2] = float("nan")
+        assert emulated(name, x, *args[1:])[0][0, 1].isnan().any(), name
+
+
+def test_memory_formats_and_views(emulated: Emulated) -> None:
+    """Not channels_last, not contiguous, not on 16 bytes, a bfloat16 weight: read all the same."""
+    torch.manual_seed(0)
+    x = activation(2, 34, 5, 7, dtype=torch.bfloat16)
+    w = torch.randn(34, 1, 3, 3)
+    expected = emulated("dwconv3x3", x, w, 1)[0]
+    storage = torch.empty(x.numel() + 1, dtype=x.dtype)
+    shifted = storage[1:].view(2, 5, 7, 34).permute(0, 3, 1, 2).copy_(x)
+    assert shifted.data_ptr() % 16
+    strided = torch.stack([x, x], dim=-1).contiguous()[..., 0]
+    for other in (x.contiguous(), shifted, strided):
+        assert torch.equal(emulated("dwconv3x3", other, w, 1)[0], expected)
+    half = w.bfloat16()
+    assert torch.equal(emulated("dwconv3x3", x, half, 1)[0], emulated("dwconv3x3", x, half.float(), 1)[0])
+    assert emulated("_dwconv3x3_backward", expected, x, half, 1, False, True)[1].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mix", [False, True])
+def test_augment_is_the_reference_to_the_last_bit(emulated: Emulated, dtype: torch.dtype, mix: bool) -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (7, 9, 9, 3), dtype=torch.uint8)
+    index, partner = torch.tensor([3, 0, 6, 6, 2]), torch.tensor([4, 0, 1, 3, 2])
+    top, left = torch.randint(0, 5, (2, 5))
+    table = normalization_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    mixing = (partner, torch.tensor(0.3)) if mix else (None, None)
+    args = (images, index, top, left, torch.tensor([True, False, True, False, True]), *mixing, table, 2, dtype)
+    assert torch.equal(emulated("augment", *args)[0], references["augment"](*args))
+    assert emulated("augment", images, *(a[:0] for a in args[1:5]), None, None, table, 2, dtype)[0].shape[0] == 0
+    clamped = emulated("augment", images, index + 100, top - 100, left + 100, args[4], None, None, table, 2, dtype)[0]
+    last = torch.full_like(index, 6)
+    same = references["augment"](images, last, top * 0, left * 0 + 4, args[4], None, None, table, 2, dtype)
+    assert torch.equal(clamped, same)
+
+
+def test_wrong_arguments_are_named(emulated: Emulated) -> None:
+    x = activation(1, 4, 4, 4)
+    with pytest.raises(RuntimeError, match="stride must be 1 or 2, got 3"):
+        emulated("dwconv3x3", x, torch.randn(4, 1, 3, 3), 3)
+    with pytest.raises(RuntimeError, match="bfloat16 or float16, got Double"):
+        emulated("dwconv3x3", x.double(), torch.randn(4, 1, 3, 3), 1)
+    with pytest.raises(RuntimeError, match=r"w must be \[4, 1, 3, 3\]"):
+        emulated("dwconv3x3", x, torch.randn(3, 1, 3, 3), 1)
+    with pytest.raises(RuntimeError, match="together or not at all"):
+        emulated("depthwise_block", *block_arguments((1, 4, 4, 4), torch.float32), EPS, 1, torch.zeros(4), None)
+
+
+def test_every_op_has_cuda_kernels() -> None:
+    glue = "".join(path.read_text() for path in (emulator.CSRC / "cuda").glob("*_op.cpp"))
+    for name in references:
+        assert f'm.impl("{name}"' in glue, f"{name} has no CUDA kernel"
+    assert ops.__all__
+
+
+# What follows runs in processes of its own: a broken kernel may end its process, and two libraries can't share one.
+
+SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+torch.manual_seed(0)
+x = torch.randn(2, 34, 9, 12).contiguous(memory_format=torch.channels_last)
+w = torch.randn(34, 1, 3, 3)
+y = op.dwconv3x3(x, w, 1)
+grad_x, grad_w = op._dwconv3x3_backward(y, x, w, 1, True, True)
+xd, wd = x.double().requires_grad_(), w.double().requires_grad_()
+truth = torch.nn.functional.conv2d(xd, wd, padding=1, groups=34)
+truth_x, truth_w = torch.autograd.grad(truth, (xd, wd), y.double())
+for a, b in ((y, truth), (grad_x, truth_x), (grad_w, truth_w)):
+    assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-4), "WRONG RESULT"
+print("CORRECT")
+"""
+PLANTED = {
+    "the load beyond the last row": ("static_cast<unsigned>(H);", "static_cast<unsigned>(H + 1);"),
+    "the load beyond the last column": ("static_cast<unsigned>(iw) < static_cast<unsigned>(W)", "iw >= 0"),
+    "the store beyond the last row": ("if (oh0 + r >= Ho) continue;", ""),
+    "one float of shared memory too few": ("taps, 9 * kBlockChannels)", "taps, 9 * kBlockChannels - 1)"),
+}
+
+
+def run_script(library: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(library)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_sanitizers_see_a_planted_bug(bug: str) -> None:
+    done = run_script(
+        emulator.build(emulator.SANITIZED, ops=("dwconv3x3",), edits={"cuda/dwconv3x3.cuh": PLANTED[bug]}),
+        emulator.sanitizer_environment(),
+    )
+    assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]
+
+
+def test_a_removed_barrier_is_seen() -> None:
+    removed = emulator.build([*emulator.PLAIN, "-DEMU_NO_BARRIER"], ops=("dwconv3x3",))
+    intact = emulator.build(emulator.PLAIN, ops=("dwconv3x3",))
+    assert run_script(intact).stdout == "CORRECT\n"
+    assert "WRONG RESULT" in run_script(removed).stderr
+
+
+@pytest.mark.parametrize(
+    "subset",
+    [
+        pytest.param("agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2) or augment or views", id="some"),
+        pytest.param("not planted and not barrier and not sanitizers", id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_clean_under_sanitizers(subset: str) -> None:
+    env = {
+        **emulator.sanitizer_environment(),
+        "FASTCIFAR_EMULATED_LIBRARY": str(emulator.build(emulator.SANITIZED)),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-k", subset, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]

@@ -106,8 +106,8 @@ class Config(BaseModel):
     )
     seed: int = _setting(0, "seed of the weights and of every draw in training", ge=0, le=2**32 - 1)
 
-    engine: Literal["auto", "eager", "compiled"] = _setting(
-        "auto", "what executes a step: plain PyTorch, or torch.compile"
+    engine: Literal["auto", "eager", "compiled", "fused"] = _setting(
+        "auto", "what executes a step: plain PyTorch, torch.compile, or the extension's fused ops"
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = _setting(
         "default", "the mode of torch.compile, for engine = compiled"

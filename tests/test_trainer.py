@@ -111,6 +111,7 @@ RECIPES: dict[str, dict[str, object]] = {
         lr_schedule="cosine", lr_schedule_unit="step", lr_warmup_epochs=0.5, decay_norm_and_bias=False,
     ),
     "bf16": dict(precision="bf16", mixup_alpha=0.2),
+    "fused": dict(precision="bf16", engine="fused", mixup_alpha=0.2),
     "fp16": dict(precision="fp16", lr_schedule="cosine"),
 }  # fmt: skip
 
@@ -121,7 +122,9 @@ CUTS = (1, STEPS - 1, STEPS, STEPS + 3, 3 * STEPS - 1)
 
 @pytest.mark.parametrize(
     ("recipe", "step"),
-    [("everything", cut) for cut in CUTS] + [("plain", STEPS - 1), ("bf16", STEPS + 3), ("fp16", STEPS + 3)],
+    [("everything", cut) for cut in CUTS]
+    + [("plain", STEPS - 1), ("bf16", STEPS + 3), ("fp16", STEPS + 3)]
+    + [("fused", STEPS + 3)],
 )
 def test_a_cut_run_continues_bit_for_bit(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, step: int

@@ -8,6 +8,7 @@ from fastcifar import cpu
 from fastcifar.config import Config
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
+from fastcifar.engines.fused import FusedModel
 from fastcifar.model import MobileNet
 from fastcifar.optim import Ema, build_optimizer
 
@@ -15,15 +16,18 @@ from fastcifar.optim import Ema, build_optimizer
 def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engine:
     """The engine a settled config names, over `model` moved to `device` in channels_last memory.
 
-    On the CPU with `tuned = true` the model's convolutions are replaced by faster equals (see `cpu`).
+    On the CPU with `tuned = true` freed memory is kept, and where no fused ops take their place the model's
+    convolutions are replaced by faster equals (see `cpu`).
     """
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu" and config.tuned:
         cpu.keep_freed_memory()
-        cpu.tune(model)
+        if config.engine != "fused":
+            cpu.tune(model)
     model.train()
     optimizer = build_optimizer(model, config)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
+    logits = FusedModel(model) if config.engine == "fused" else None
     forward = None
     if config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
@@ -35,5 +39,6 @@ def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engi
         device=device,
         precision=config.precision,
         label_smoothing=config.label_smoothing,
+        logits=logits,
         forward=forward,
     )

@@ -28,7 +28,7 @@ class EpochTotals:
     accuracy: float
 
 
-def forward_with_loss(model: nn.Module, label_smoothing: float) -> Forward:
+def forward_with_loss(model: Callable[[Tensor], Tensor], label_smoothing: float) -> Forward:
     """batch -> (mean loss [], number of correct predictions []), float32 or wider, MixUp's two labels weighted."""
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,8 @@ class Engine:
         device, precision: `bf16` and `fp16` run under autocast; `fp16` scales its loss, and whether a step overflowed
             is decided on the device.
         label_smoothing: of the training loss only.
-        forward: another way to compute `forward_with_loss`, say a compiled one; None for eager.
+        logits: images -> logits, the model's function; None for the model itself.
+        forward: another way to compute `forward_with_loss` in training, say a compiled one; None for eager.
     """
 
     def __init__(
@@ -67,12 +68,13 @@ class Engine:
         device: torch.device,
         precision: str,
         label_smoothing: float,
+        logits: Callable[[Tensor], Tensor] | None = None,
         forward: Forward | None = None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self._device, self._precision = device, precision
-        self._forward = forward or forward_with_loss(model, label_smoothing)
-        self._evaluate = forward_with_loss(model, label_smoothing=0.0)
+        self._forward = forward or forward_with_loss(logits or model, label_smoothing)
+        self._evaluate = forward_with_loss(logits or model, label_smoothing=0.0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         # [sum of losses, correct predictions] over the images of the epoch so far
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)

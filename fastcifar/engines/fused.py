@@ -1,0 +1,91 @@
+"""The fused engine: the same model over the extension's ops, two autograd nodes a block.
+
+Between two pointwise products lies one op (BN, ReLU, depthwise, BN, ReLU); the products stay the library's. Tensors
+named u are raw outputs of a convolution, whose BN and ReLU the next op applies as it loads them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcifar.model import DepthwiseSeparable, MobileNet
+from fastcifar.ops import batch_norm_relu, depthwise_block, dwconv3x3_affine_relu
+
+
+class FusedModel:
+    """`model`'s function over fused ops: images [N, 3, 32, 32] channels_last -> logits [N, num_classes].
+
+    Uses and trains the parameters and running statistics of `model`, and follows its train() and eval(). Runs in the
+    images' dtype, under autocast for the library's products; batch statistics are float32.
+    """
+
+    def __init__(self, model: MobileNet) -> None:
+        self._model = model
+        self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
+        norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
+        self._means = [_buffer(norm.running_mean) for norm in norms]
+        self._vars = [_buffer(norm.running_var) for norm in norms]
+        self._momentum = float(model.norm.momentum or 0.0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self._train(images) if self._model.training else self._evaluate(images)
+
+    def _train(self, images: Tensor) -> Tensor:
+        model, means, variances, counts = self._model, [], [], []
+        u, norm = model.stem(images), model.norm
+        for block in self._blocks:
+            conv, norm1 = _conv(block.depthwise), block.norm1
+            z, y, mean0, var0, mean1, var1 = depthwise_block(
+                u, norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias, norm.eps, conv.stride[0]
+            )
+            means += [mean0, mean1]
+            variances += [var0, var1]
+            counts += [u.numel() // u.shape[1], y.numel() // y.shape[1]]
+            u, norm = _pointwise(z, _conv(block.pointwise)), block.norm2
+        z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
+        counts.append(u.numel() // u.shape[1])
+        self._update_statistics([*means, mean], [*variances, var], counts)
+        return self._head(z)
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        u, norm = self._model.stem(images), self._model.norm
+        for block in self._blocks:
+            conv = _conv(block.depthwise)
+            z = dwconv3x3_affine_relu(u, *_affine(norm), conv.weight, *_affine(block.norm1), conv.stride[0])
+            u, norm = _pointwise(z, _conv(block.pointwise)), block.norm2
+        scale, shift = _affine(norm)
+        return self._head(F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype))
+
+    def _head(self, z: Tensor) -> Tensor:
+        logits: Tensor = self._model.head(F.avg_pool2d(z, z.shape[-2:]).flatten(1))
+        return logits
+
+    @torch.no_grad()
+    def _update_statistics(self, means: list[Tensor], variances: list[Tensor], counts: list[int]) -> None:
+        """All layers' running statistics in three calls; one by one they would be 54 small ones a step."""
+        unbiased = torch._foreach_mul(variances, [n / max(n - 1, 1) for n in counts])
+        torch._foreach_lerp_(self._means, means, self._momentum)
+        torch._foreach_lerp_(self._vars, unbiased, self._momentum)
+
+
+def _conv(module: nn.Module) -> nn.Conv2d:
+    assert isinstance(module, nn.Conv2d)
+    return module
+
+
+def _pointwise(z: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 1x1 convolution as the matrix product that it is over channels_last memory."""
+    return F.linear(z.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A BN with fixed statistics as scale and shift, float32 [C]."""
+    scale = norm.weight * torch.rsqrt(_buffer(norm.running_var) + norm.eps)
+    return scale, norm.bias - _buffer(norm.running_mean) * scale
+
+
+def _buffer(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor

@@ -255,9 +255,9 @@ def _split_info(split: Split, num_classes: int) -> SplitInfo:
 
 def _sorted_by_content(split: Split) -> tuple[NDArray[np.intp], str]:
     count = len(split)
-    labels = split.labels.astype("<i8").view(np.uint8).reshape(count, 8)
-    rows = np.concatenate([split.images.reshape(count, -1), labels], axis=1)
-    digests = [hashlib.sha256(row.data).digest() for row in rows]
+    labels = split.labels.astype("<i8")
+    pairs = zip(split.images, labels, strict=True)
+    digests = [hashlib.sha256(image.tobytes() + label.tobytes()).digest() for image, label in pairs]
     order = sorted(range(count), key=digests.__getitem__)
     return np.array(order, dtype=np.intp), hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 

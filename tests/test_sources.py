@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,16 @@ def test_pickle_cannot_set_attributes_of_the_stand_ins(target: tuple[str, str], 
     with pytest.raises(DataError, match="not a CIFAR pickle"):
         layouts._unpickle(stream, "x")
     assert dict(vars(layouts._Unpickler._ALLOWED[target])) == before
+
+
+def test_one_damaged_number_takes_no_memory() -> None:
+    """A memo index of 64 Mi, one flipped bit away: a gigabyte in the unpickler written in C."""
+    tracemalloc.start()
+    try:
+        layouts._unpickle(b"\x80\x02}r\x00\x00\x00\x04.", "x")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 PICKLES = data_files.python_files(data_files.make_splits(2, per_class=1))

@@ -22,7 +22,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
     if (!a.given_statistics) zero(a.mean0), zero(a.var0);
     return {a.z, a.y, a.mean0, a.var0, zero(a.mean1), zero(a.var1)};
   }
-  const Taps taps(a.w, s.C, /*reversed=*/false);
+  const Taps taps(a.w, s.C);
   const int64_t pitch = taps.pitch, element_size = u.element_size(), bytes = in_rows * s.C * element_size;
   const Cut cut = cut_for_steps(s.N, s.C, bytes, s.N * (in_rows + 2 * out_rows) * kBlock * element_size);
   const Scratch columns0 = Scratch::zeros(kColumns * pitch), columns1 = Scratch::zeros(kColumns * pitch);
@@ -45,7 +45,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
     FASTCIFAR_KERNEL(set_output_pivot)(element, s, r, us, columns0.get(), taps.get(), pitch, columns1.get());
   };
   const auto convolve = [&](const Range& r, int64_t part) {
-    const Scratch ring(ring_floats(s.W, s.stride));
+    const Scratch ring(ring_floats(s.W));
     FASTCIFAR_KERNEL(depthwise_block_forward)(element, s, r, us, columns0.get(), taps.get(), pitch, ys, columns1.get(), parts1.sums + part * parts1.part_size, ring.get());
   };
   const auto finish1 = [&](const Range& r, int64_t) {
@@ -74,7 +74,7 @@ Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const T
   if (s.N == 0) {
     return {a.grad_u, zero(a.grad_gamma0), zero(a.grad_beta0), zero(a.grad_w), zero(a.grad_gamma1), zero(a.grad_beta1)};
   }
-  const Taps taps(a.w, s.C, /*reversed=*/stride == 1);
+  const Taps taps(a.w, s.C);
   const int64_t pitch = taps.pitch, element_size = u.element_size(), bytes = in_rows * s.C * element_size;
   const Cut cut = cut_for_steps(s.N, s.C, bytes, s.N * 2 * (in_rows + out_rows) * kBlock * element_size);
   const Scratch columns0 = Scratch::zeros(kColumns * pitch), columns1 = Scratch::zeros(kColumns * pitch);
@@ -99,7 +99,7 @@ Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const T
         FASTCIFAR_KERNEL(finish_gradient)(r, parts1, s.N * out_rows, gammas1, vars1, eps, columns1.get(), pitch, grad_gammas1, grad_betas1);
       },
       [&](const Range& r, int64_t part) {
-        const Scratch ring(ring_floats(s.Wo, 1));
+        const Scratch ring(ring_floats(s.Wo));
         FASTCIFAR_KERNEL(depthwise_block_backward)(element, s, r, grads, ys, us, columns0.get(), columns1.get(), taps.get(), pitch, outs, parts0.sums + part * part_size, ring.get());
       },
       [&](const Range& r, int64_t) {

@@ -40,8 +40,7 @@ struct StatisticsSink {
   Lanes lanes;
   Vec pivot, sum, square;
 
-  template <class... Taps>
-  FC_INLINE void operator()(int64_t row, int64_t column, Vec value, Taps...) {
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec value) {
     store(y + (row * width + column) * channels, value, lanes);
     const Vec centred = rounded<T>(value) - pivot;
     sum += centred;
@@ -60,8 +59,7 @@ struct AffineReluSink {
   Lanes lanes;
   Vec scale, shift;
 
-  template <class... Taps>
-  FC_INLINE void operator()(int64_t row, int64_t column, Vec value, Taps...) {
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec value) {
     store(z + (row * width + column) * channels, relu(value * scale + shift), lanes);
   }
   FC_INLINE void finish() {}
@@ -71,13 +69,13 @@ struct AffineReluSink {
 template <int stride, class T, class MakeSink>
 FC_INLINE void forward(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
                        int64_t pitch, float* memory, MakeSink make_sink) {
-  Ring ring(memory, s.H, s.W, stride);
+  Ring ring(memory, s.H, s.W);
   for (int64_t n = range.n0; n < range.n1; ++n) {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
-      slide<stride>(ring, s.W, s.Ho, s.Wo, channels, taps + c, pitch,
-                    affine_relu_rows(u + n * s.H * s.W * s.C + c, columns0 + c, pitch, s.W, s.C),
-                    [&](int offset, auto lanes) FC_LAMBDA { return make_sink(n, c + offset, lanes); });
+      convolve<stride>(ring, s, channels, taps + c, pitch,
+                       affine_relu_rows(u + n * s.H * s.W * s.C + c, columns0 + c, pitch, s.W, s.C),
+                       [&](int offset, auto lanes) FC_LAMBDA { return make_sink(n, c + offset, lanes); });
     }
   }
 }
@@ -152,7 +150,7 @@ template <int stride, class T>
 void backward(const DwShape& s, const Range& range, const void* grad_z, const void* y, const void* u,
               const float* columns0, const float* columns1, const float* taps, int64_t pitch, void* grad_h, float* sums,
               float* memory) {
-  Ring ring(memory, s.Ho, s.Wo, 1);
+  Ring ring(memory, s.Ho, s.Wo);
   for (int64_t n = range.n0; n < range.n1; ++n) {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const int64_t image = n * s.H * s.W * s.C + c, out_image = n * s.Ho * s.Wo * s.C + c;
@@ -165,11 +163,9 @@ void backward(const DwShape& s, const Range& range, const void* grad_z, const vo
                                                 sums + c + offset, s.W, s.C, pitch, lanes);
       };
       if constexpr (stride == 1) {
-        slide<1>(ring, s.W, s.H, s.W, channels, taps + c, pitch, input, [&](int offset, auto lanes) FC_LAMBDA {
-          return Mirrored<decltype(sink(offset, lanes))>{sink(offset, lanes)};
-        });
+        convolve_transposed1(ring, s, channels, taps + c, pitch, input, sink);
       } else {
-        slide_transposed(ring, s.H, s.W, s.Wo, channels, taps + c, pitch, input, sink);
+        convolve_transposed2(ring, s, channels, taps + c, pitch, input, sink);
       }
     }
   }

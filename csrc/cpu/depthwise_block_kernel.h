@@ -16,7 +16,7 @@ FASTCIFAR_DECLARE_KERNELS(
 
     // From the gradient of z to that of relu(bn0(u)) before the ReLU, grad_h, with its two sums for bn0 in the first two
     // rows of sums [11][pitch] and the weight's gradient in the other nine.
-    // taps: in reverse order for stride 1. ring: ring_floats(Wo, 1).
+    //  ring: ring_floats(Wo).
     void depthwise_block_backward(Element element, const DwShape& s, const Range& range, const void* grad_z,
                                   const void* y, const void* u, const float* columns0, const float* columns1,
                                   const float* taps, int64_t pitch, void* grad_h, float* sums, float* ring);

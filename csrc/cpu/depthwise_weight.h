@@ -10,21 +10,21 @@ struct Taps {
   int64_t pitch;
   Scratch memory;
 
-  Taps(const Tensor& w, int64_t channels, bool reversed)
+  Taps(const Tensor& w, int64_t channels)
       : pitch(round_up(channels, kBlock)), memory(Scratch::zeros(9 * pitch)) {
     if (element_of(w) == Element::f32) {
-      fill(static_cast<const float*>(w.const_data_ptr()), channels, reversed);
+      fill(static_cast<const float*>(w.const_data_ptr()), channels);
     } else {
-      fill(static_cast<const bf16*>(w.const_data_ptr()), channels, reversed);
+      fill(static_cast<const bf16*>(w.const_data_ptr()), channels);
     }
   }
   const float* get() const { return memory.get(); }
 
  private:
   template <class T>
-  void fill(const T* w, int64_t channels, bool reversed) {
+  void fill(const T* w, int64_t channels) {
     for (int64_t k = 0; k < 9; ++k) {
-      float* row = memory.get() + (reversed ? 8 - k : k) * pitch;
+      float* row = memory.get() + k * pitch;
       for (int64_t c = 0; c < channels; ++c) row[c] = to_f32(w[c * 9 + k]);
     }
   }

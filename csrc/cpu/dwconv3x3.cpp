@@ -12,14 +12,14 @@ using namespace fastcifar;
 Tensor forward(const Tensor& x, const Tensor& w, int64_t stride) {
   const auto a = prepare_dwconv3x3(Backend::cpu, x, w, stride);
   const DwShape& s = a.shape;
-  const Taps taps(a.w, s.C, /*reversed=*/false);
+  const Taps taps(a.w, s.C);
   const int64_t bytes = s.H * s.W * s.C * static_cast<int64_t>(x.element_size());
   const Cut parts = cut(s.N, s.C, bytes);
   const void* x_data = a.x.const_data_ptr();
   void* y_data = a.y.mutable_data_ptr();
   const auto kernel = FASTCIFAR_KERNEL(dwconv3x3_forward);
   parallel(parts.size(), s.N * bytes, [&](int64_t begin, int64_t end) {
-    const Scratch ring(ring_floats(s.W, s.stride));
+    const Scratch ring(ring_floats(s.W));
     for (int64_t part = begin; part < end; ++part) {
       kernel(element_of(x), s, parts[part], x_data, taps.get(), taps.pitch, y_data, ring.get());
     }
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const
   const auto a = prepare_dwconv3x3_backward(Backend::cpu, grad_y, x, w, stride, need_grad_x, need_grad_w);
   if (!need_grad_x && !need_grad_w) return {a.grad_x, a.grad_w};
   const DwShape& s = a.shape;
-  const Taps taps(a.w, s.C, /*reversed=*/stride == 1);
+  const Taps taps(a.w, s.C);
   const int64_t bytes = s.H * s.W * s.C * static_cast<int64_t>(x.element_size());
   const Cut parts = cut(s.N, s.C, bytes);
   const int64_t sums_size = need_grad_w ? 9 * taps.pitch : 0;
@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const
   void* grad_x_data = need_grad_x ? a.grad_x.mutable_data_ptr() : nullptr;
   const auto kernel = FASTCIFAR_KERNEL(dwconv3x3_backward);
   parallel(parts.size(), s.N * bytes, [&](int64_t begin, int64_t end) {
-    const Scratch ring(ring_floats(s.Wo, 1));
+    const Scratch ring(ring_floats(s.Wo));
     for (int64_t part = begin; part < end; ++part) {
       float* grad_w = need_grad_w ? sums.get() + part / parts.channel_parts * sums_size : nullptr;
       kernel(element_of(x), s, parts[part], grad_y_data, x_data, taps.get(), taps.pitch, grad_x_data, grad_w, ring.get());

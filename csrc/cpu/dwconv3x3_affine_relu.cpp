@@ -13,7 +13,7 @@ Tensor forward(const Tensor& u, const Tensor& scale0, const Tensor& shift0, cons
                const Tensor& shift1, int64_t stride) {
   const auto a = prepare_dwconv3x3_affine_relu(Backend::cpu, u, scale0, shift0, w, scale1, shift1, stride);
   const DwShape& s = a.shape;
-  const Taps taps(a.w, s.C, /*reversed=*/false);
+  const Taps taps(a.w, s.C);
   const int64_t pitch = taps.pitch, bytes = s.H * s.W * s.C * static_cast<int64_t>(u.element_size());
   const auto columns = [&](const Tensor& scale, const Tensor& shift) {
     Scratch memory = Scratch::zeros(kColumns * pitch);
@@ -26,7 +26,7 @@ Tensor forward(const Tensor& u, const Tensor& scale0, const Tensor& shift0, cons
   const void* us = data(a.u);
   void* zs = mutable_data(a.z);
   parallel(parts.size(), s.N * bytes, [&](int64_t begin, int64_t end) {
-    const Scratch ring(ring_floats(s.W, s.stride));
+    const Scratch ring(ring_floats(s.W));
     for (int64_t part = begin; part < end; ++part) {
       FASTCIFAR_KERNEL(dwconv3x3_affine_relu)(element_of(u), s, parts[part], us, columns0.get(), taps.get(), pitch, columns1.get(), zs, ring.get());
     }

@@ -11,8 +11,7 @@ struct ForwardSink {
   int64_t width, channels;
   Lanes lanes;
 
-  template <class... Taps>
-  FC_INLINE void operator()(int64_t row, int64_t column, Vec sum, Taps...) {
+  FC_INLINE void operator()(int64_t row, int64_t column, Vec sum) {
     store(y + (row * width + column) * channels, sum, lanes);
   }
   FC_INLINE void finish() {}
@@ -20,14 +19,14 @@ struct ForwardSink {
 
 template <int stride, class T>
 void forward(const DwShape& s, const Range& range, const T* x, const float* taps, int64_t pitch, T* y, float* memory) {
-  Ring ring(memory, s.H, s.W, stride);
+  Ring ring(memory, s.H, s.W);
   for (int64_t n = range.n0; n < range.n1; ++n) {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const T* xn = x + n * s.H * s.W * s.C + c;
       T* yn = y + n * s.Ho * s.Wo * s.C + c;
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
-      slide<stride>(
-          ring, s.W, s.Ho, s.Wo, channels, taps + c, pitch,
+      convolve<stride>(
+          ring, s, channels, taps + c, pitch,
           [&](int64_t row, int offset, auto lanes) FC_LAMBDA {
             const T* p = xn + row * s.W * s.C + offset;
             return [p, lanes, step = s.C](int64_t column) FC_LAMBDA { return load(p + column * step, lanes); };
@@ -73,7 +72,7 @@ struct BackwardSink {
 template <class T, bool need_x, bool need_w>
 void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x, const float* taps, int64_t pitch,
               T* grad_x, float* grad_w, float* memory) {
-  Ring ring(memory, s.Ho, s.Wo, 1);
+  Ring ring(memory, s.Ho, s.Wo);
   for (int64_t n = range.n0; n < range.n1; ++n) {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const T* gn = grad_y + n * s.Ho * s.Wo * s.C + c;
@@ -87,12 +86,12 @@ void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x,
         return BackwardSink<T, decltype(lanes), need_x, need_w>(x + image + offset, grad_x + image + offset,
                                                                 grad_w + c + offset, s.W, s.C, pitch, lanes);
       };
-      if (s.stride == 1) {
-        slide<1>(ring, s.W, s.H, s.W, channels, taps + c, pitch, input, [&](int offset, auto lanes) FC_LAMBDA {
-          return Mirrored<decltype(sink(offset, lanes))>{sink(offset, lanes)};
-        });
+      if (s.stride == 1 && !need_w) {  // the convolution with its taps in reverse
+        convolve<1>(ring, s, channels, taps + 8 * pitch + c, -pitch, input, sink);
+      } else if (s.stride == 1) {
+        convolve_transposed1(ring, s, channels, taps + c, pitch, input, sink);
       } else {
-        slide_transposed(ring, s.H, s.W, s.Wo, channels, taps + c, pitch, input, sink);
+        convolve_transposed2(ring, s, channels, taps + c, pitch, input, sink);
       }
     }
   }

@@ -5,12 +5,11 @@
 #include "cpu/range.h"
 
 FASTCIFAR_DECLARE_KERNELS(
-    // taps: float32 [9][pitch]. ring: ring_floats(W, stride).
+    // taps: float32 [9][pitch]. ring: ring_floats(W).
     void dwconv3x3_forward(Element element, const DwShape& s, const Range& range, const void* x, const float* taps,
                            int64_t pitch, void* y, float* ring);
 
-    // grad_x and grad_w may be null. taps: in reverse order for stride 1. grad_w: float32 [9][pitch], added to.
-    // ring: ring_floats(Wo, 1).
+    // grad_x and grad_w may be null. grad_w: float32 [9][pitch], added to. ring: ring_floats(Wo).
     void dwconv3x3_backward(Element element, const DwShape& s, const Range& range, const void* grad_y, const void* x,
                             const float* taps, int64_t pitch, void* grad_x, float* grad_w, float* ring);
 

@@ -30,17 +30,15 @@ struct Cut {
   }
 };
 
-// Rows that a tile produces (forward: output rows, backward with stride 2: pairs of them).
-inline int64_t tile_rows(int64_t width) {
-  const int64_t rows = 160 / (width + 2);  // some 20 KiB
-  return rows < 1 ? 1 : rows;
+// Rows of the kernels' ring (see tile.h) for maps of this width: a power of two, in some 20 KiB of the L1 cache.
+inline int64_t ring_rows(int64_t width) {
+  int64_t rows = 4;
+  while (rows < 16 && 2 * rows * (width + 2) * kBlock <= 5120) rows *= 2;
+  return rows;
 }
 
-// float32 elements of the kernels' ring of rows and its row of zeros (see tile.h), for windows that slide over maps of
-// this width.
-inline int64_t ring_floats(int64_t width, int stride) {
-  return (tile_rows(width) * stride + 4) * (width + 2) * kBlock;
-}
+// float32 elements of that ring and its row of zeros.
+inline int64_t ring_floats(int64_t width) { return (ring_rows(width) + 1) * (width + 2) * kBlock; }
 
 // Up to 32 parts of at least 256 KiB of `image_bytes` each, by images first, then by channels.
 inline Cut cut(int64_t images, int64_t channels, int64_t image_bytes) {

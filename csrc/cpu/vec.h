@@ -57,7 +57,14 @@ FC_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; 
 FC_INLINE void accumulate(float* sum, Vec part) { store(sum, load(sum) + part); }
 
 FC_INLINE Vec widen(HalfBits half) {
+#if defined(__AVX512BW__)
+  // Each number into the upper half of its lane: one instruction in place of a conversion and a shift.
+  const __m512i lanes = _mm512_castsi256_si512(reinterpret_cast<__m256i>(half));
+  const __m512i from = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
+  return reinterpret_cast<Vec>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, lanes));
+#else
   return reinterpret_cast<Vec>(__builtin_convertvector(half, VecBits) << 16);
+#endif
 }
 
 // Round to nearest even; NaN stays NaN.

@@ -229,7 +229,7 @@ inline constexpr int kQuantities = FUSED ? 11 : 9;
 // grid: (channel blocks, rows of partial results). A whole 4x4 map in float32 needs more than 128 registers; at batch
 // 128 there is one block an SM of them anyway.
 template <class T, int V, int S, int R, int PLANE, bool FUSED>
-__global__ void __launch_bounds__(kThreads, FUSED && PLANE == 4 && sizeof(T) == 4 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && sizeof(T) == 4 ? 1 : 2)
     dwconv3x3_backward(const BackwardArguments<T> a) {
   constexpr int kBefore = S == 1 ? 1 : 0, kWindow = kBefore + 2;  // columns and rows of dy that one cell touches
   constexpr int kRows = R - 1 + kWindow, kQ = kQuantities<FUSED>;

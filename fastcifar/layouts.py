@@ -13,8 +13,9 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ _EXTRACTED = {  # where the published archives put their files
 }
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What the system says of a file that cannot be read, as a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+
+
+def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
 @dataclass(frozen=True)
 class Source:
     """One set of images on this machine, recognised but not yet read."""
@@ -102,19 +117,15 @@ class Source:
 
     def fingerprint(self) -> str:
         """A digest of the names, sizes and times of its files: another one means that they must be read anew."""
-        if self.path.is_file():
-            files = [("", self.path.stat())]
-        elif self.version:
-            present = (self.path / name for name in self.version.required + self.version.names)
-            files = [(file.name, file.stat()) for file in present if file.is_file()]
-        else:  # os.scandir: 60,000 images in 0.2 s, where Path.glob takes 0.6 s
-            files = [
-                (f"{split}/{folder.name}/{file.name}", file.stat())
-                for split in SPLITS
-                for folder in os.scandir(self.path / split)
-                if folder.is_dir()
-                for file in os.scandir(folder)
-            ]
+        with _reading(self.path):
+            if self.path.is_file():
+                files = [("", self.path.stat())]
+            elif self.version:
+                present = (self.path / name for name in self.version.required + self.version.names)
+                files = [(file.name, file.stat()) for file in present if file.is_file()]
+            else:  # os.scandir: 60,000 images in 0.2 s, where Path.glob takes 0.6 s
+                folders = [(s, folder) for s in SPLITS for folder in _entries(self.path / s) if folder.is_dir()]
+                files = [(f"{s}/{f.name}/{file.name}", file.stat()) for s, f in folders for file in _entries(f)]
         digest = hashlib.sha256(str(self.path.resolve()).encode())
         for name, stat in sorted(files, key=lambda file: file[0]):
             digest.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
@@ -122,21 +133,15 @@ class Source:
 
     def read(self) -> Decoded:
         """All images and labels, checked. Raises DataError."""
-        try:
+        with _reading(self.path):
             if self.layout == "npz":
                 return _read_npz(self.path)
             if self.layout == "archive":
                 return _read_archive(self.path)
-            if self.version:
-                files = {
-                    name: (self.path / name).read_bytes()
-                    for name in self.version.required + self.version.names
-                    if (self.path / name).is_file()
-                }
-                return _read_published(self.version, files, self.path)
-            return _read_image_folder(self.path)
-        except OSError as error:
-            raise DataError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from error
+            if self.version is None:
+                return _read_image_folder(self.path)
+            paths = (self.path / name for name in self.version.required + self.version.names)
+            return _read_published(self.version, {p.name: p.read_bytes() for p in paths if p.is_file()}, self.path)
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
@@ -150,23 +155,25 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 
 def locate(path: Path) -> Source:
     """Recognise what ``path`` holds: a file, a folder, or a folder that holds one such. Raises DataError."""
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"no such file or folder: {path}.{nearest(path.name, siblings)}")
-    if path.is_file():
+    with _reading(path):
+        if not path.exists():
+            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise DataError(f"no such file or folder: {path}.{nearest(path.name, siblings)}")
+        if not path.is_file():
+            return _locate_in_folder(path)
         if source := _locate_file(path):
             return source
-        raise DataError(f"{path} is neither an .npz nor a tar archive. Accepted: {ACCEPTED}.")
-    try:
-        found = _locate_folder(path)
-        if not found:
-            for child in sorted(path.iterdir()):
-                if child.is_dir():
-                    found += _locate_folder(child)
-                elif child.name.endswith((".npz", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
-                    found.append(source)
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+        raise DataError(f"{path} is neither an .npz nor a tar archive.{_part_of(path)} Accepted: {ACCEPTED}.")
+
+
+def _locate_in_folder(path: Path) -> Source:
+    found = _locate_folder(path)
+    if not found:
+        for child in sorted(path.iterdir()):
+            if child.is_dir():
+                found += _locate_folder(child)
+            elif child.name.endswith((".npz", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
+                found.append(source)
     folders = {source.path.name for source in found}
     found = [s for s in found if _EXTRACTED.get(s.path.name.split(".")[0]) not in folders - {s.path.name}]
     if len(found) == 1:
@@ -175,6 +182,14 @@ def locate(path: Path) -> Source:
         listed = "".join(f"\n  {source.path}  ({source.layout})" for source in found)
         raise DataError(f"{path} holds more than one set of images; name one of them:{listed}")
     raise _nothing_found(path)
+
+
+def _part_of(path: Path) -> str:
+    """`` Name its folder...`` where ``path`` is one piece of a whole beside it, else nothing."""
+    for source in _locate_folder(path.parent):
+        if path.name in (source.version.required + source.version.names if source.version else SPLITS):
+            return f" It is one part of {path.parent} ({source.layout}): name that folder."
+    return ""
 
 
 def _locate_file(path: Path) -> Source | None:
@@ -205,23 +220,28 @@ def _locate_folder(folder: Path) -> list[Source]:
 def _nothing_found(path: Path) -> DataError:
     names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    looked_for = {name: version for version in VERSIONS for name in version.required}
-    hint = ""
-    for name in names:
-        plain = name.rstrip("/")
-        version = looked_for.get(plain)
-        if version and (path / plain).is_file():
-            missing = [other for other in version.required if not (path / other).is_file()]
-            hint = f"\n  {plain} belongs to {version.title}, but {', '.join(missing)} is missing"
-        elif plain in SPLITS:
-            hint = f"\n  {name} is there, but {SPLITS[1 - SPLITS.index(plain)]}/ is missing"
-        elif match := difflib.get_close_matches(plain.lower(), [*looked_for, *SPLITS, *_EXTRACTED.values()], 1, 0.65):
-            hint = f"\n  is {name} meant to be {match[0]}?"
-        if hint:
-            break
+    hints = (hint for name in names if (hint := _hint(path, name)))
+    hint = _part_of(path).lstrip() or next(hints, "")
     return DataError(
-        f"{path} holds no images that fastcifar knows.\n  looked for: {ACCEPTED}\n  found: {shown or 'nothing'}{hint}"
+        f"{path} holds no images that fastcifar knows.\n"
+        f"  looked for: {ACCEPTED}\n"
+        f"  found: {shown or 'nothing'}" + (f"\n  {hint}" if hint else "")
     )
+
+
+def _hint(path: Path, name: str) -> str:
+    """What the entry ``name`` of a folder without images may be a part of."""
+    plain = name.rstrip("/")
+    if name != plain and plain in SPLITS:
+        return f"{name} is there, but {SPLITS[1 - SPLITS.index(plain)]}/ is missing"
+    versions = {required: version for version in VERSIONS for required in version.required}
+    if name == plain and plain in versions:
+        missing = [other for other in versions[plain].required if not (path / other).is_file()]
+        return f"{plain} belongs to {versions[plain].title}, but {', '.join(missing)} is missing"
+    wanted = [*SPLITS, *_EXTRACTED.values()] if name != plain else list(versions)
+    near = difflib.get_close_matches(plain.lower(), wanted, 1, 0.75)
+    near += [split for split in SPLITS if name != plain and plain.lower().startswith(split)]
+    return f"is {name} meant to be {near[0]}{name[len(plain) :]}?" if near else ""
 
 
 # ---------------------------------------------------------------------------------------------------- published files

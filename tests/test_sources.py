@@ -225,7 +225,7 @@ def test_folder_without_images_says_what_it_looked_for_and_found(tmp_path: Path)
     text = str(error.value)
     assert "looked for: the published archive (cifar-100-python.tar.gz" in text
     assert "found: notes.txt, train_data/" in text
-    assert "is train_data/ meant to be train?" in text
+    assert "is train_data/ meant to be train/?" in text
     with pytest.raises(DataError, match="found: nothing"):
         load(tmp_path / "train_data")
 
@@ -242,6 +242,37 @@ def test_incomplete_copy_names_what_is_missing(missing: str, hint: str, tmp_path
     del files[missing]
     with pytest.raises(DataError, match=hint):
         load(data_files.write_files(tmp_path / "py", files))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_one_half_of_an_image_folder(part: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=rf"It is one part of {folder} \(image folder\): name that folder"):
+        load(folder / part)
+
+
+@pytest.mark.parametrize("part", ["train", "meta"])
+def test_one_file_of_a_published_version(part: str, tmp_path: Path) -> None:
+    folder = data_files.write_files(tmp_path / "py", data_files.python_files(SPLITS))
+    with pytest.raises(DataError, match=rf"It is one part of {folder} \(CIFAR-100, python version\): name that folder"):
+        load(folder / part)
+
+
+@pytest.mark.parametrize(
+    ("entry", "hint"),
+    [
+        ("Training/", "Training/ meant to be train/"),
+        ("cifar-100-pyton/", "meant to be cifar-100-python/"),
+        ("tran.bin", ""),
+    ],
+)
+def test_hints_at_a_near_name(entry: str, hint: str, tmp_path: Path) -> None:
+    assert hint in layouts._hint(tmp_path, entry)
+
+
+def test_file_that_vanishes(folder: Path) -> None:
+    (folder / "train" / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(DataError, match=r"cannot read .*gone\.png: No such file or directory"):
+        load(folder)
 
 
 def test_image_folder_without_test(tmp_path: Path) -> None:

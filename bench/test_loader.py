@@ -19,14 +19,14 @@ def measure(benchmark: Any, num_images: int, start: Any, *arguments: Any) -> Non
 
 
 @pytest.mark.benchmark(group=GROUP)
-@pytest.mark.parametrize("fuse", [False, True], ids=["op by op", "compiled"])
-def test_resident(benchmark: Any, fuse: bool) -> None:
-    measure(benchmark, NUM_IMAGES, resident_loader, {}, NUM_IMAGES, fuse)
+@pytest.mark.parametrize("augmentation", ["eager", "compiled", "fused"])
+def test_resident(benchmark: Any, augmentation: str) -> None:
+    measure(benchmark, NUM_IMAGES, resident_loader, {}, NUM_IMAGES, augmentation)
 
 
 @pytest.mark.benchmark(group=GROUP)
 def test_resident_with_mixup(benchmark: Any) -> None:
-    measure(benchmark, NUM_IMAGES, resident_loader, {"mixup_alpha": 0.2}, NUM_IMAGES, True)
+    measure(benchmark, NUM_IMAGES, resident_loader, {"mixup_alpha": 0.2}, NUM_IMAGES, "compiled")
 
 
 @pytest.mark.benchmark(group=GROUP)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from workers import Run, training_step, worker
 
+from fastcifar import ops
+
 CUDA = torch.cuda.is_available()
 AMX = bool(torch.cpu._is_amx_tile_supported())
 STEPS = 50 if CUDA else 2
@@ -21,6 +23,7 @@ ROUNDS = 10 if CUDA else 6
 STOCK: dict[str, Any] = {"engine": "eager", "tuned": False}
 EAGER: dict[str, Any] = {"engine": "eager"}
 COMPILED: dict[str, Any] = {"engine": "compiled"}
+FUSED: dict[str, Any] = {"engine": "fused"}
 
 
 def variants(full: bool) -> dict[str, dict[str, Any]]:
@@ -30,6 +33,8 @@ def variants(full: bool) -> dict[str, dict[str, Any]]:
     if not CUDA:
         found |= {f"eager {p}": EAGER | {"precision": p} for p in ["fp32", *half]}
     found |= {f"compiled {p}": COMPILED | {"precision": p} for p in ["fp32", *half]}
+    if ops.available("cuda" if CUDA else "cpu"):
+        found |= {f"fused {p}": FUSED | {"precision": p} for p in ["fp32", *half]}
     if full and CUDA:
         for mode in ("reduce-overhead", "max-autotune"):
             found[f"compiled {mode} bf16"] = COMPILED | {"precision": "bf16", "compile_mode": mode}

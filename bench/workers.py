@@ -76,15 +76,15 @@ def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
     from fastcifar.device import find_device, settle
     from fastcifar.engines import build_engine
     from fastcifar.engines.eager import COMPUTE_DTYPE
-    from fastcifar.loaders import ResidentLoader
+    from fastcifar.loaders import ResidentLoader, augmentation_of
     from fastcifar.model import build_model
 
     config = Config.model_validate(settings)
     device = find_device(config.device)
     config = settle(config, device)
     engine = build_engine(build_model(100, config.width_mult, config.seed), config, device)
-    fuse = device.type == "cuda" or config.engine == "compiled"
-    loader = ResidentLoader(images(num_images), config, device, COMPUTE_DTYPE[config.precision], fuse=fuse)
+    how = augmentation_of(config.engine, device)
+    loader = ResidentLoader(images(num_images), config, device, COMPUTE_DTYPE[config.precision], augmentation=how)
     loader.begin(1)
     engine.warm_up([loader.batch(0)])
     num_full = num_images // config.batch_size
@@ -104,7 +104,7 @@ def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
     return run
 
 
-def resident_loader(settings: dict[str, Any], num_images: int, fuse: bool) -> Run:
+def resident_loader(settings: dict[str, Any], num_images: int, augmentation: Any) -> Run:
     """Whole epochs of the resident loader: draws, transfer, crop, flip, normalise."""
     import torch
 
@@ -116,7 +116,7 @@ def resident_loader(settings: dict[str, Any], num_images: int, fuse: bool) -> Ru
     config = Config.model_validate(settings)
     device = find_device(config.device)
     dtype = COMPUTE_DTYPE[config.precision] if config.precision != "auto" else torch.float32
-    loader = ResidentLoader(images(num_images), config, device, dtype, fuse=fuse)
+    loader = ResidentLoader(images(num_images), config, device, dtype, augmentation=augmentation)
     epoch = 0
 
     def run(count: int) -> float:

@@ -23,11 +23,11 @@ from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
 from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
-from fastcifar.loaders import ResidentLoader, eval_batches
+from fastcifar.loaders import ResidentLoader, augmentation_of, eval_batches
 from fastcifar.model import build_model, count_parameters
 from fastcifar.optim import lr_table
 from fastcifar.run import RunFolder
-from fastcifar.sources import Dataset
+from fastcifar.sources import Dataset, Split
 
 Record = dict[str, Any]
 
@@ -41,8 +41,9 @@ def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
     with Display() as display:
         display.phase(LOADING)
         dataset = sources.load(config.data, mirror=config.mirror)
+        splits = dataset.train_val(config.val_size, config.split_seed)  # a wrong val_size leaves no folder behind
         run = RunFolder.create(config, out, command, dataset.digest, note=display.note)
-        return _fit(run, config, dataset, display)
+        return _fit(run, config, dataset, splits, display)
 
 
 def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) -> Path:
@@ -58,20 +59,21 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
             run.note_differences(config.device)
             display.phase(LOADING)
             dataset = sources.load(config.data, mirror=config.mirror)
-            return _fit(run, config, dataset, display)
+            splits = dataset.train_val(config.val_size, config.split_seed)
+            return _fit(run, config, dataset, splits, display)
 
 
-def _fit(run: RunFolder, config: Config, dataset: Dataset, display: Display) -> Path:
+def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, Split], display: Display) -> Path:
     device = find_device(config.device)
     if config.deterministic:
         make_deterministic(device)
-    train_split, val_split = dataset.train_val(config.val_size, config.split_seed)
+    train_split, val_split = splits
     dtype = COMPUTE_DTYPE[config.precision]
     with run.locked(), _out_of_memory_explained(config, device), _stop_signals() as stop:
         model = build_model(dataset.num_classes, config.width_mult, config.seed)
         engine = build_engine(model, config, device)
-        fuse = device.type == "cuda" or config.engine == "compiled"
-        loader = ResidentLoader(train_split, config, device, dtype, fuse=fuse)
+        how = augmentation_of(config.engine, device)
+        loader = ResidentLoader(train_split, config, device, dtype, augmentation=how)
         lrs = lr_table(config, loader.num_batches)
         clock = TrainingClock(device)
         first_epoch, first_step, compile_seconds = _restore(run, config, dataset, engine, clock)

@@ -10,7 +10,7 @@ from fastcifar.config import Config
 from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain
 from fastcifar.engines.eager import COMPUTE_DTYPE, forward_with_loss
-from fastcifar.loaders import Batch, ResidentLoader, eval_batches
+from fastcifar.loaders import Batch, ResidentLoader, augmentation_of, eval_batches
 from fastcifar.model import build_model
 
 CPU = torch.device("cpu")
@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 def build(config: Config, num_images: int = 100) -> tuple[Engine, ResidentLoader]:
     engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, CPU)
     dtype = COMPUTE_DTYPE[config.precision]
-    loader = ResidentLoader(tiny_split(num_images), config, CPU, dtype, fuse=config.engine == "compiled")
+    how = augmentation_of(config.engine, CPU)
+    loader = ResidentLoader(tiny_split(num_images), config, CPU, dtype, augmentation=how)
     loader.begin(1)
     return engine, loader
 

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def loader_of(config: Config, num_images: int = 100, dtype: torch.dtype = torch.float32) -> ResidentLoader:
-    return ResidentLoader(tiny_split(num_images), config, CPU, dtype, fuse=False)
+    return ResidentLoader(tiny_split(num_images), config, CPU, dtype)
 
 
 def epoch_of(loader: ResidentLoader, epoch: int) -> list[Batch]:
@@ -52,7 +52,7 @@ def test_labels_follow_their_images() -> None:
 
 def test_the_protocols_epoch_has_313_steps_and_ends_with_64_images() -> None:
     split = Split(np.zeros((40_000, 32, 32, 3), np.uint8), np.zeros(40_000, np.int64))
-    loader = ResidentLoader(split, tiny_config(batch_size=128), CPU, torch.float32, fuse=False)
+    loader = ResidentLoader(split, tiny_config(batch_size=128), CPU, torch.float32)
     loader.begin(1)
     assert loader.num_batches == 313 and len(loader.batch(312).labels) == 64
 
@@ -131,6 +131,16 @@ def test_batches_come_in_the_compute_dtype_rounded_once(dtype: torch.dtype) -> N
     ):
         assert torch.equal(half.images, full.images.to(dtype))
         assert half.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_augmentation_is_the_same_to_the_last_bit(dtype: torch.dtype, mixup_alpha: float) -> None:
+    config = tiny_config(mixup_alpha=mixup_alpha)
+    fused = ResidentLoader(tiny_split(100), config, CPU, dtype, augmentation="fused")
+    for ours, theirs in zip(epoch_of(fused, 1), epoch_of(loader_of(config, dtype=dtype), 1), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert ours.images.stride() == theirs.images.stride()
 
 
 def test_draws_stay_in_the_same_device_memory() -> None:

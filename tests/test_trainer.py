@@ -219,6 +219,12 @@ def test_other_images_are_refused(data: Path, tmp_path: Path, monkeypatch: pytes
         trainer.evaluate_run(tmp_path / "run", data=str(other))
 
 
+def test_a_validation_split_that_is_too_large_leaves_no_folder(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="val_size = 124"):
+        trainer.train(tiny_config(data, val_size=124), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_diverged_run_stops_and_says_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="lower --lr") as caught:
         trainer.train(tiny_config(data, lr=100.0, weight_decay=1.0, momentum=0.99, epochs=30), tmp_path / "run", [])

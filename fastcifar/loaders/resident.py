@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastcifar import ops
 from fastcifar.augment import augment, normalization_table, normalize
 from fastcifar.config import Config
 from fastcifar.draws import EpochDraws, draw_epoch
@@ -37,6 +39,16 @@ class Batch:
     lam: Tensor | None = None
 
 
+Augmentation = Literal["eager", "compiled", "fused"]
+
+
+def augmentation_of(engine: str, device: torch.device) -> Augmentation:
+    """What an engine makes its batches with. On CUDA the eager one compiles too: op by op it is a dozen kernels."""
+    if engine == "fused":
+        return "fused"
+    return "compiled" if engine == "compiled" or device.type == "cuda" else "eager"
+
+
 class ResidentLoader:
     """Training batches of one split, cut and mixed on the device.
 
@@ -44,12 +56,21 @@ class ResidentLoader:
         split: the images, uint8 [N, S, S, 3], and their labels.
         config: seed, batch_size, mean, std, crop_padding, flip and mixup_alpha are read.
         device, dtype: where the batches are made, and in what type.
-        fuse: compile the augmentation into one or two kernels (torch.compile); false runs it op by op.
+        augmentation: what makes a batch of the draws, bit for bit the same: `eager` op by op, `compiled` one or two
+            kernels by torch.compile, `fused` the extension's own kernel.
 
     Errors: `DeviceMemoryError` if the split does not fit the device.
     """
 
-    def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype, *, fuse: bool) -> None:
+    def __init__(
+        self,
+        split: Split,
+        config: Config,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        augmentation: Augmentation = "eager",
+    ) -> None:
         self._config, self._device, self._dtype = config, device, dtype
         self.num_images, self.batch_size = len(split.labels), config.batch_size
         self.num_batches = -(-self.num_images // self.batch_size)
@@ -60,9 +81,10 @@ class ResidentLoader:
             gib = split.images.nbytes / 2**30
             raise DeviceMemoryError(f"the {gib:.1f} GiB of training images do not fit on {device}: {error}") from error
         self._table = normalization_table(config.mean, config.std, device)
-        make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=dtype)
+        op = ops.augment if augmentation == "fused" else augment
+        make: Callable[..., Tensor] = partial(op, padding=config.crop_padding, dtype=dtype)
         # The full batch alone is compiled: the epoch's last one, 64 of 128, would cost a second compilation.
-        self._augment = torch.compile(make, dynamic=False) if fuse else make
+        self._augment = torch.compile(make, dynamic=False) if augmentation == "compiled" else make
         self._augment_rest = make
         self._draws: dict[str, Tensor] = {}
 

@@ -139,7 +139,7 @@ def run(folder: Path, code: str) -> tuple[str, str, int]:
 
 
 def test_two_processes_build_once(tmp_path: Path) -> None:
-    first = process(tmp_path, "load()", SLEEP="4")
+    first = process(tmp_path, "load()", SLEEP="2")
     assert first.stdout and first.stdout.readline() == "building\n"  # it holds the lock now
     second = process(tmp_path, "load()")
     (out, err), (second_out, second_err) = first.communicate(timeout=60), second.communicate(timeout=60)

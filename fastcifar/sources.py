@@ -169,7 +169,7 @@ def load(data: str, *, mirror: str = "", cache: Path | None = None, progress: bo
 
 
 def load_published(published: Published, *, mirror: str, cache: Path, progress: bool) -> Dataset:
-    """``published`` from the cache, else from the archive in it, else downloaded. Only content that ``check`` accepts is kept."""
+    """``published`` from the cache, else from the archive in it, else downloaded; kept if ``check`` accepts it."""
 
     def build() -> store.Entry:
         def decode(path: Path) -> store.Entry:

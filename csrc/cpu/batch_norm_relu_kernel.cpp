@@ -92,14 +92,14 @@ void apply_gradient(const Range& range, int64_t channels, const T* grad, const T
   for_tiles(range, 2 * channels * sizeof(T), [&](int64_t row, int64_t rows, int64_t c, auto lanes) FC_LAMBDA {
     const T *p = x + row * channels + c, *q = grad + row * channels + c;
     T* out = grad_x + row * channels + c;
-    const Vec scale = load(columns + kScale * pitch + c), shift = load(columns + kShift * pitch + c),
-              grad_factor = load(columns + kGradFactor * pitch + c), x_factor = load(columns + kXFactor * pitch + c),
+    const Vec mean = load(columns + kMean * pitch + c), scale = load(columns + kScale * pitch + c),
+              shift = load(columns + kShift * pitch + c), grad_factor = load(columns + kGradFactor * pitch + c), x_factor = load(columns + kXFactor * pitch + c),
               constant = load(columns + kConstant * pitch + c);
     for (int64_t i = 0; i < rows; ++i) {
       const Vec value = load(p + i * channels, lanes);
       Vec g = load(q + i * channels, lanes);
       if constexpr (!masked) g = unrelu(g, value, scale, shift);
-      store(out + i * channels, g * grad_factor + (value * x_factor + constant), lanes);
+      store(out + i * channels, g * grad_factor + ((value - mean) * x_factor + constant), lanes);
     }
   });
 }
@@ -186,12 +186,11 @@ void finish_gradient(const Range& range, const Parts& parts, double count, const
                      double eps, float* columns, int64_t pitch, float* grad_gamma, float* grad_beta) {
   for_totals(range, parts, pitch, [&](int64_t c, double sum, double product) FC_LAMBDA {
     const double rstd = 1 / std::sqrt(var[c] + eps), scale = gamma[c] * rstd;
-    const double x_factor = -scale * rstd * rstd * product / count;
     grad_beta[c] = static_cast<float>(sum);
     grad_gamma[c] = static_cast<float>(product * rstd);
     columns[kGradFactor * pitch + c] = static_cast<float>(scale);
-    columns[kXFactor * pitch + c] = static_cast<float>(x_factor);
-    columns[kConstant * pitch + c] = static_cast<float>(-scale * sum / count - x_factor * columns[kMean * pitch + c]);
+    columns[kXFactor * pitch + c] = static_cast<float>(-scale * rstd * rstd * product / count);
+    columns[kConstant * pitch + c] = static_cast<float>(-scale * sum / count);
   });
 }
 

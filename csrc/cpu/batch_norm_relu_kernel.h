@@ -12,7 +12,7 @@ enum Column {
   kMean,   // before that is known, a pivot: some value of the channel
   kScale,  // BN is x * scale + shift
   kShift,
-  kGradFactor,  // its gradient is g * grad_factor + x * x_factor + constant
+  kGradFactor,  // its gradient is g * grad_factor + (x - mean) * x_factor + constant
   kXFactor,
   kConstant,
   kColumns
@@ -55,6 +55,6 @@ FASTCIFAR_DECLARE_KERNELS(
     void finish_gradient(const Range& range, const Parts& parts, double count, const float* gamma, const float* var,
                          double eps, float* columns, int64_t pitch, float* grad_gamma, float* grad_beta);
 
-    // grad_x = g * grad_factor + x * x_factor + constant; g is `grad` where `masked`, else `grad` before the ReLU.
+    // grad_x = g * grad_factor + (x - mean) * x_factor + constant; g is `grad` where `masked`, else `grad` before the ReLU.
     void apply_gradient(Element element, const Range& range, int64_t channels, bool masked, const void* grad,
                         const void* x, const float* columns, int64_t pitch, void* grad_x);)

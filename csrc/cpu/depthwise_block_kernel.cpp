@@ -21,13 +21,13 @@ FC_INLINE auto gradient_rows(const T* grad_z, const T* y, const float* columns, 
                              int64_t channels) {
   return [=](int64_t row, int offset, auto lanes) FC_LAMBDA {
     const int64_t first = row * width * channels + offset;
-    const Vec scale = load(columns + kScale * pitch + offset), shift = load(columns + kShift * pitch + offset),
-              grad_factor = load(columns + kGradFactor * pitch + offset),
+    const Vec mean = load(columns + kMean * pitch + offset), scale = load(columns + kScale * pitch + offset),
+              shift = load(columns + kShift * pitch + offset), grad_factor = load(columns + kGradFactor * pitch + offset),
               x_factor = load(columns + kXFactor * pitch + offset), constant = load(columns + kConstant * pitch + offset);
     return [=](int64_t column) FC_LAMBDA {
       const Vec value = load(y + first + column * channels, lanes), grad = load(grad_z + first + column * channels, lanes);
       const Vec g = value * scale + shift > Vec{} ? grad : Vec{};
-      return g * grad_factor + (value * x_factor + constant);
+      return g * grad_factor + ((value - mean) * x_factor + constant);
     };
   };
 }

@@ -1,5 +1,8 @@
 #include "cpu/isa.h"
 
+#include "stable.h"
+
+#include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdlib>
@@ -48,3 +51,10 @@ Isa isa() {
 }
 
 }  // namespace fastcifar
+
+namespace {
+int64_t cpu_isa() { return static_cast<int64_t>(fastcifar::isa()); }
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) { m.def("_cpu_isa() -> int"); }
+STABLE_TORCH_LIBRARY_IMPL(fastcifar, CompositeExplicitAutograd, m) { m.impl("_cpu_isa", TORCH_BOX(&cpu_isa)); }

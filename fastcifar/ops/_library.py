@@ -58,6 +58,16 @@ def why_unavailable(device_type: str = "cpu") -> str:
     return _why_not[device_type]
 
 
+def cpu_isa() -> str | None:
+    """The instruction set that the CPU kernels use here, None where there are no kernels.
+
+    The widest of the library and this CPU, or what the environment variable FASTCIFAR_ISA names: generic, avx2, avx512.
+    """
+    if not available("cpu"):
+        return None
+    return ("generic", "avx2", "avx512")[torch.ops.fastcifar._cpu_isa()]
+
+
 @functools.cache
 def _announce(device_type: str) -> None:
     warnings.warn(
@@ -90,10 +100,9 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     else:
         _fragment.define(schema)  # type: ignore[no-untyped-call]
     for device_type in _LIBRARIES:
-        key = device_type.upper()
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+        if not available(device_type):
             stand_in = _stand_in(reference, device_type)
-            _fragment.impl(name, stand_in, key)  # type: ignore[no-untyped-call]
+            _fragment.impl(name, stand_in, device_type.upper())  # type: ignore[no-untyped-call]
     torch.library.register_fake(qualified, fake)
     references[name] = reference
     op: Callable[..., Any] = getattr(torch.ops.fastcifar, name).default

@@ -1,0 +1,156 @@
+"""Inputs and the yardstick for the tests of the compiled ops.
+
+Run as a program it checks every op on a few shapes: so the tests force one instruction set after the other, which a
+process chooses once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcifar import ops
+from fastcifar.ops._library import references
+from fastcifar.ops.batch_norm_relu import normalize, normalize_backward
+
+EPS = 1e-5
+DEVICES = [device for device in ("cpu", "cuda") if ops.available(device)]
+DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
+CHANNELS = [1, 3, 65, 129]
+MAPS = [(1, 1), (2, 2), (5, 7), (33, 31)]
+# What no list of awkward sizes has: several tiles of rows, many parts of a sum, blocks cut by channels
+SHAPES = [(n, c, h, w) for c in CHANNELS for h, w in MAPS for n in ((2,) if h < 33 else (1,))]
+SHAPES += [(40, 129, 5, 7), (33, 3, 16, 16), (5, 40, 32, 32), (70, 64, 4, 4)]
+
+needs_kernels = pytest.mark.skipif(not DEVICES, reason=f"no compiled kernels: {ops.why_unavailable()}")
+kinds = pytest.mark.parametrize(
+    "device, dtype", [(device, dtype) for device in DEVICES for dtype in DTYPES[device]], ids=str
+)
+devices = pytest.mark.parametrize("device", DEVICES)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+strides = pytest.mark.parametrize("stride", [1, 2])
+
+Shape = tuple[int, int, int, int]
+Arguments = tuple[Any, ...]
+
+
+def activation(shape: Iterable[int], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """Off centre, as what a BN meets: random numbers of mean 1 and deviation 2, the same on every device."""
+    x = torch.randn(tuple(shape)).mul(2).add(1).to(dtype)
+    return x.to(memory_format=torch.channels_last).to(device)
+
+
+def per_channel(channels: int, device: str = "cpu") -> Tensor:
+    return torch.randn(channels).add(0.5).to(device)
+
+
+def out_shape(shape: Shape, stride: int) -> Shape:
+    n, c, h, w = shape
+    return n, c, (h - 1) // stride + 1, (w - 1) // stride + 1
+
+
+def dwconv3x3_arguments(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Arguments:
+    return activation(shape, dtype, device), torch.randn(shape[1], 1, 3, 3).to(device), stride
+
+
+def batch_norm_relu_arguments(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Arguments:
+    return activation(shape, dtype, device), per_channel(shape[1], device), per_channel(shape[1], device), EPS
+
+
+def depthwise_block_arguments(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Arguments:
+    x, w, _ = dwconv3x3_arguments(shape, dtype, stride, device)
+    gamma0, beta0, gamma1, beta1 = (per_channel(shape[1], device) for _ in range(4))
+    return x, gamma0, beta0, w, gamma1, beta1, EPS, stride
+
+
+def backward_arguments(name: str, arguments: Arguments, grad: Tensor) -> Arguments:
+    """What autograd gives `_<name>_backward` after the op was called with `arguments`."""
+    outputs = getattr(torch.ops.fastcifar, name)(*arguments)
+    if name == "dwconv3x3":
+        return grad, *arguments, True, True
+    if name == "batch_norm_relu":
+        x, gamma, beta, eps = arguments
+        return grad, x, gamma, beta, *outputs[1:], eps
+    u, gamma0, beta0, w, gamma1, beta1, eps, stride = arguments
+    return grad, u, outputs[1], gamma0, beta0, w, gamma1, beta1, *outputs[2:], eps, stride
+
+
+def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """Every op on activations and its backward, with arguments of this shape."""
+    grad = activation(out_shape(shape, stride), dtype, device)
+    for name, arguments in (
+        ("dwconv3x3", dwconv3x3_arguments(shape, dtype, stride, device)),
+        ("depthwise_block", depthwise_block_arguments(shape, dtype, stride, device)),
+    ):
+        yield name, arguments
+        yield f"_{name}_backward", backward_arguments(name, arguments, grad)
+    arguments = batch_norm_relu_arguments(shape, dtype, device)
+    yield "batch_norm_relu", arguments
+    yield (
+        "_batch_norm_relu_backward",
+        backward_arguments("batch_norm_relu", arguments, activation(shape, dtype, device)),
+    )
+    u, gamma0, beta0, w, gamma1, beta1, _, _ = depthwise_block_arguments(shape, dtype, stride, device)
+    yield "dwconv3x3_affine_relu", (u, gamma0, beta0, w, gamma1, beta1, stride)
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def in_float64(arguments: Arguments) -> list[Any]:
+    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).norm())
+
+
+def rounding_between_passes(arguments: Arguments) -> float:
+    """What the gradient of u differs by where that of its BN's output was rounded to u's dtype."""
+    grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1, eps, stride = in_float64(arguments)
+    positive = normalize(y, gamma1, beta1, mean1, var1, eps) > 0
+    grad_y, _, _ = normalize_backward(grad_z * positive, y, gamma1, mean1, var1, eps)
+    h = normalize(u, gamma0, beta0, mean0, var0, eps).relu()
+    grad_h, _ = references["_dwconv3x3_backward"](grad_y, h, w, stride, True, False)
+    scale0 = (gamma0 * torch.rsqrt(var0 + eps))[:, None, None]
+    return float((grad_h * (h > 0) * scale0).norm()) * torch.finfo(arguments[1].dtype).eps / 2
+
+
+def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
+    """Calls an op and holds each output to float64: no further from it than the plain PyTorch reference is.
+
+    The reference runs in the op's own dtypes. The slack is for a few roundings in another order, and in a block for the
+    numbers that an inner ReLU passes or not as float32 or float64 decides their sign. A block's backward may also round
+    once between its two passes, as eager does between two ops.
+    """
+    got = as_tuple((call or getattr(torch.ops.fastcifar, name))(*arguments))
+    reference = as_tuple(references[name](*arguments))
+    truth = as_tuple(references[name](*in_float64(arguments)))
+    slack = 2e-4 if "block" in name else 3e-6
+    between = rounding_between_passes(arguments) if name == "_depthwise_block_backward" else 0.0
+    for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
+        where = f"{name}, output {i}"
+        assert g.dtype == r.dtype and g.shape == r.shape and g.device == r.device, where
+        assert g.dim() != 4 or g.shape[1:] == (1, 3, 3) or g.is_contiguous(memory_format=torch.channels_last), where
+        allowed = 2 * error(r, t) + slack * (float(t.norm()) + 1) + (between if i == 0 else 0.0)
+        assert g.isfinite().all() and error(g, t) <= allowed, f"{where}: error {error(g, t):.2e}, allowed {allowed:.2e}"
+    return got
+
+
+def check_all() -> None:
+    for shape in [(2, 3, 5, 7), (2, 65, 2, 2), (3, 129, 4, 4), (2, 33, 33, 31), (0, 3, 2, 2), (40, 129, 5, 7)]:
+        for dtype in DTYPES["cpu"]:
+            for stride in (1, 2):
+                torch.manual_seed(0)
+                for name, arguments in calls(shape, dtype, stride):
+                    check(name, arguments)
+
+
+if __name__ == "__main__":
+    check_all()
+    print(ops.cpu_isa())

@@ -1,0 +1,149 @@
+"""What holds for all compiled ops together."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from op_cases import DTYPES, as_tuple, calls, needs_kernels
+
+import fastcifar
+from fastcifar import ops
+from fastcifar.ops._library import references
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(fastcifar.__file__).parent
+PUBLIC = sorted(name for name in references if not name.startswith("_"))
+
+
+def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent)} | variables
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=PACKAGE, capture_output=True, text=True
+    )  # not in the checkout, which Python would import from first
+
+
+def test_no_op_lacks_a_part() -> None:
+    schemas = (ROOT / "csrc/schemas.h").read_text()
+    declared = re.findall(r'^    "(\w+)\(', schemas, re.M)
+    assert sorted(declared) == sorted(references)
+    assert set(PUBLIC) == set(ops.__all__) - {"available", "cpu_isa", "why_unavailable"}
+    for op in PUBLIC:
+        for part in ("csrc/{}.h", "csrc/cpu/{}.cpp", "fastcifar/ops/{}.py", "tests/test_ops_{}.py", "bench/test_{}.py"):
+            assert (ROOT / part.format(op)).exists(), part.format(op)
+        source = (ROOT / f"fastcifar/ops/{op}.py").read_text()
+        assert f"def {op}_ref(" in source and "Equal to" in source or "equal to" in source, op
+        assert references[op].__name__ == f"{op}_ref"
+        assert f"_{op}_backward" not in references or references[f"_{op}_backward"].__name__ == f"{op}_backward_ref"
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=str)
+@pytest.mark.parametrize("shape", [(40, 129, 5, 7), (33, 3, 16, 16), (9, 64, 8, 8)], ids=str)
+def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for name, arguments in calls(shape, dtype, 1):
+            op = getattr(torch.ops.fastcifar, name)
+            torch.set_num_threads(1)
+            one = as_tuple(op(*arguments))
+            torch.set_num_threads(3)
+            assert all(map(torch.equal, one, as_tuple(op(*arguments)))), name
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=str)
+def test_batches_of_none_and_one(dtype: torch.dtype) -> None:
+    for n in (0, 1):
+        for name, arguments in calls((n, 5, 6, 7), dtype, 2):
+            outputs = as_tuple(getattr(torch.ops.fastcifar, name)(*arguments))
+            reference = as_tuple(references[name](*arguments))
+            for got, expected in zip(outputs, reference, strict=True):
+                assert got.shape == expected.shape and got.isfinite().all(), name
+                assert n == 1 or torch.equal(got, expected), name
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_each_instruction_set(isa: str) -> None:
+    done = run_python(str(ROOT / "tests/op_cases.py"), FASTCIFAR_ISA=isa)
+    if done.returncode and f"FASTCIFAR_ISA={isa}: this CPU and this build" in done.stderr:
+        pytest.skip(f"this CPU or this build has no {isa}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{isa}\n"
+
+
+@needs_kernels
+def test_an_unknown_instruction_set_is_refused() -> None:
+    done = run_python("-c", "from fastcifar import ops; ops.cpu_isa()", FASTCIFAR_ISA="sse9")
+    assert done.returncode and "FASTCIFAR_ISA=sse9: this CPU and this build of fastcifar can run" in done.stderr
+    assert done.stderr.rstrip().split("\n")[0].count("generic") or "generic" in done.stderr
+
+
+def copy_of_package(folder: Path, library: bool) -> Path:
+    """`fastcifar/` with its Python sources, with or without the compiled ops."""
+    for path in PACKAGE.rglob("*.py"):
+        copy = folder / "fastcifar" / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    for path in PACKAGE.glob("_C*.so") if library else ():
+        (folder / "fastcifar" / path.name).symlink_to(path)
+    return folder
+
+
+WITHOUT_KERNELS = """
+import warnings
+import torch
+from fastcifar import ops
+assert not ops.available() and "_C is not built" in ops.why_unavailable(), ops.why_unavailable()
+assert ops.cpu_isa() is None
+u = torch.randn(2, 4, 6, 6, requires_grad=True)
+ones, zeros, w = torch.ones(4), torch.zeros(4), torch.randn(4, 1, 3, 3, requires_grad=True)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        z, *_ = ops.depthwise_block(u, ones, zeros, w, ones, zeros, 1e-5, 2)
+        z.sum().backward()
+        ops.dwconv3x3(u, w, 1)
+assert [str(w.message) for w in caught if "fastcifar" in str(w.message)] == [
+    "fastcifar's ops run on their plain PyTorch references on cpu, correct but slower: " + ops.why_unavailable()
+], caught
+assert u.grad is not None and w.grad.abs().sum() > 0
+"""
+
+
+def test_without_kernels_the_references_take_over_and_say_so(tmp_path: Path) -> None:
+    done = run_python("-c", WITHOUT_KERNELS, PYTHONPATH=str(copy_of_package(tmp_path, library=False)))
+    assert done.returncode == 0, done.stderr
+
+
+@needs_kernels
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    package = copy_of_package(tmp_path, library=True)
+    module = package / "fastcifar/ops/dwconv3x3.py"
+    module.write_text(
+        module.read_text().replace('"dwconv3x3(Tensor x, Tensor w, int stride)', '"dwconv3x3(Tensor x, Tensor w)')
+    )
+    done = run_python("-c", "from fastcifar import ops", PYTHONPATH=str(package))
+    assert done.returncode and "the compiled extension is of another version" in done.stderr
+
+
+@needs_kernels
+def test_no_graph_break_and_the_same_gradients_when_compiled() -> None:
+    def network(u, w, gamma, beta):  # type: ignore[no-untyped-def]
+        z, *_ = ops.depthwise_block(u * 2, gamma, beta, w, gamma, beta, 1e-5, 2)
+        x, *_ = ops.batch_norm_relu(ops.dwconv3x3(z, w, 1), gamma, beta, 1e-5)
+        return x.mean((2, 3)).square().sum()
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 8, 6, 6), torch.randn(8, 1, 3, 3), torch.rand(8) + 0.5, torch.rand(8)]
+    inputs = [x.requires_grad_() for x in inputs]
+    expected = network(*inputs)
+    got = torch.compile(network, fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, inputs))

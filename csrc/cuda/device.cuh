@@ -102,6 +102,11 @@ __device__ __forceinline__ Pack<T, V> load_if(const T* p, bool inside) {
     uint2 raw = make_uint2(0, 0);
     if (inside) raw = *reinterpret_cast<const uint2*>(p);
     memcpy(&pack, &raw, kBytes);
+  } else {
+    static_assert(kBytes == 16, "one access");
+    uint4 raw = make_uint4(0, 0, 0, 0);
+    if (inside) raw = *reinterpret_cast<const uint4*>(p);
+    memcpy(&pack, &raw, kBytes);
   }
 #else
   if (inside)

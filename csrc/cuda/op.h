@@ -15,6 +15,11 @@
 #define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar, CUDA, m)
 #endif
 
+#if !defined(FASTCIFAR_EMULATED)
+// Weak: a torch without CUDA does not have it, and the library loads there all the same (the tests look at it).
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+#endif
+
 namespace fastcifar::cuda {
 
 // Custom ops get no device guard of their own: for as long as this lives, the tensor's device is the current one.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,47 +22,52 @@ SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recove
 
 
 def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple[str, str]] | None = None) -> Path:
-    """The library of the given ops (default: all), compiled with `flags`; kept until a source, torch or a flag changes.
+    """The library of the given ops (default: all), compiled with `flags`; each object is kept until its sources change.
 
     `edits` plants bugs: in the file of csrc/ of that name the first text is replaced by the second.
     """
-    edits = edits or {}
     kernels = sorted((CSRC / "cuda").glob("*.cu"))
     ops = ops or tuple(path.stem for path in kernels if path.with_name(f"{path.stem}_op.cpp").exists())
-    sources = [*sorted(CSRC.glob("*.h")), *sorted((CSRC / "cuda").iterdir()), *sorted(EMU.iterdir())]
-    key = hashlib.sha256(repr((FLAGS, flags, ops, edits, torch.__version__)).encode())
-    for source in sources:
-        key.update(source.read_bytes())
-    folder = CACHE / key.hexdigest()[:16]
-    library = folder / "emulated.so"
-    if library.exists():
-        return library
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(CSRC, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    for name, (old, new) in edits.items():
-        path = folder / "csrc" / name
-        text = path.read_text()
-        assert old in text, f"{name} no longer has the text to break: {old}"
-        path.write_text(text.replace(old, new))
-    glue = folder / "glue.cpp"  # one source, because torch's headers take seconds
+    texts = {str(path.relative_to(CSRC)): path.read_text() for path in [*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir()]}
+    for name, (old, new) in (edits or {}).items():
+        assert old in texts[name], f"{name} no longer has the text to break: {old}"
+        texts[name] = texts[name].replace(old, new)
+    # All the glue as one source, because torch's headers take seconds.
     parts = ["library.cpp", *(f"cuda/{op}_op.cpp" for op in ops)]
-    glue.write_text("".join(f'#include "{part}"\n' for part in parts))
+    texts["glue.cpp"] = "".join(f'#include "{part}"\n' for part in parts)
+    headers = [name for name in texts if name.endswith(".h")] + parts[1:]
+    kernel_headers = [name for name in texts if name.endswith((".h", ".cuh"))]
+    used = [f"cuda/{path.name}" for path in kernels if path.stem in ops or path.stem == "merge"]
 
-    def compile_(source: Path) -> str:
-        language = ["-x", "c++"] if source.suffix == ".cu" else [f"-isystem{TORCH / 'include'}"]
-        target = folder / f"{source.stem}.o"
-        command = ["g++", *FLAGS, *flags, f"-I{folder / 'csrc'}", *language, "-c", str(source), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    def compile_(source: str) -> Path:
+        read = [source, *(headers if source == "glue.cpp" else kernel_headers)]
+        emu = [path.read_text() for path in sorted(EMU.iterdir())]
+        key = hashlib.sha256(repr((FLAGS, flags, torch.__version__, emu, [texts[name] for name in read])).encode())
+        folder = CACHE / f"{Path(source).stem}-{key.hexdigest()[:16]}"
+        target = folder / "object.o"
+        if target.exists():
+            return target
+        for name in read:
+            (folder / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "csrc" / name).write_text(texts[name])
+        language = ["-x", "c++"] if source.endswith(".cu") else [f"-isystem{TORCH / 'include'}"]
+        unfinished = folder / f"{os.getpid()}.o"
+        files = ["-c", str(folder / "csrc" / source), "-o", str(unfinished)]
+        done = subprocess.run(
+            ["g++", *FLAGS, *flags, f"-I{folder / 'csrc'}", *language, *files], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-4000:]
-        return str(target)
+        unfinished.rename(target)
+        return target
 
-    used = [folder / "csrc/cuda" / path.name for path in kernels if path.stem in ops or path.stem == "merge"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_, [glue, *used]))
-    unfinished = folder / "unfinished.so"
-    link = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    subprocess.run(["g++", "-shared", *flags, *objects, "-o", str(unfinished), *link], check=True)
-    unfinished.rename(library)
+        objects = [str(path) for path in pool.map(compile_, ["glue.cpp", *used])]
+    library = CACHE / f"{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        link = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
+        subprocess.run(["g++", "-shared", *flags, *objects, "-o", str(unfinished), *link], check=True)
+        unfinished.rename(library)
     return library
 
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, in
       moments.add(v);
     }
   }
-  write_block_moments(moments, at, C, rows);
+  write_block_moments(moments, at, blockIdx.x * kBlockChannels, C, rows);
 }
 
 template <class T, int V>
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  write_block_sums(sums, at, C, rows);
+  write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, rows);
 }
 
 // grad_x, which may be grad itself. MASKED: grad is already the gradient of the norm's output, else of the ReLU's.

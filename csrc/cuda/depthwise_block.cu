@@ -12,11 +12,9 @@ int64_t sums_of_sweep(const DwShape& s) { return (partial_rows<Pass::kFusedBackw
 
 int64_t depthwise_block_workspace(const DwShape& s) { return moments_of_y(s) + stream_workspace(pixels(s), s.C, 3); }
 
-// Two kernels with the statistics of u known, else three: moments of u; convolution and moments of y; z.
-cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s, cudaStream_t stream) {
+Rows depthwise_with_moments(Dtype dtype, const BlockForward& b, Rows u_rows, const DwShape& s, cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    const int C = static_cast<int>(s.C);
     ForwardArguments<T> a{};
     a.x = static_cast<const T*>(b.u);
     a.w = b.w;
@@ -28,17 +26,22 @@ cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s
     a.norm.eps = b.eps;
     a.norm.mean = b.mean0;
     a.norm.var = b.var0;
-    if (b.u_mean != nullptr) {
-      a.norm.known_mean = b.u_mean;
-      a.norm.known_var = b.u_var;
-    } else {
-      const Rows rows = launch_moments(a.x, pixels(s), C, b.workspace + moments_of_y(s), stream);
-      a.norm.rows = rows.data;
-      a.norm.num_rows = rows.count;
-    }
+    a.norm.known_mean = b.u_mean;
+    a.norm.known_var = b.u_var;
+    if (u_rows.data == nullptr && b.u_mean == nullptr)
+      u_rows = launch_moments(a.x, pixels(s), s.C, b.workspace + moments_of_y(s), stream);
+    a.norm.rows = u_rows.data;
+    a.norm.num_rows = u_rows.count;
     launch_forward<Forward::kTrain>(a, s, stream);
+  });
+  return merge_moment_rows({b.workspace, partial_rows<Pass::kForward>(s)}, static_cast<int>(s.C), stream);
+}
 
-    const Rows rows = merge_moment_rows({b.workspace, partial_rows<Pass::kForward>(s)}, C, stream);
+// Two kernels with the statistics of u known, else three: moments of u; convolution and moments of y; z.
+cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s, cudaStream_t stream) {
+  const Rows rows = depthwise_with_moments(dtype, b, {}, s, stream);
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
     Norm norm1{};
     norm1.gamma = b.gamma1;
     norm1.beta = b.beta1;
@@ -47,7 +50,7 @@ cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s
     norm1.num_rows = rows.count;
     norm1.mean = b.mean1;
     norm1.var = b.var1;
-    launch_norm_relu(static_cast<const T*>(b.y), static_cast<T*>(b.z), output_pixels(s), C, norm1, stream);
+    launch_norm_relu(static_cast<const T*>(b.y), static_cast<T*>(b.z), output_pixels(s), s.C, norm1, stream);
   });
   return cudaGetLastError();
 }
@@ -56,38 +59,38 @@ int64_t depthwise_block_backward_workspace(const DwShape& s) {
   return sums_of_sweep(s) + stream_workspace(output_pixels(s), s.C, 2);
 }
 
-// Three kernels: norm1's sums; the sweep; norm0's gradient, in place, while its sums and grad_w are merged.
-cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
+namespace {
+NormGrad norm1_of(const BlockBackward& b, const DwShape& s) {
+  NormGrad norm{};
+  norm.gamma = b.gamma1;
+  norm.beta = b.beta1;
+  norm.mean = b.mean1;
+  norm.var = b.var1;
+  norm.eps = b.eps;
+  norm.grad_gamma = b.grad_gamma1;
+  norm.grad_beta = b.grad_beta1;
+  norm.inverse_count = 1.f / static_cast<float>(output_pixels(s));
+  norm.stride = 2;
+  return norm;
+}
+}  // namespace
+
+cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, Rows sums1, const DwShape& s, cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    const int C = static_cast<int>(s.C);
-    const T *grad_z = static_cast<const T*>(b.grad_z), *y = static_cast<const T*>(b.y), *u = static_cast<const T*>(b.u);
+    const T* u = static_cast<const T*>(b.u);
     T* grad_u = static_cast<T*>(b.grad_u);
-
-    NormGrad norm1{};
-    norm1.gamma = b.gamma1;
-    norm1.beta = b.beta1;
-    norm1.mean = b.mean1;
-    norm1.var = b.var1;
-    norm1.eps = b.eps;
-    norm1.grad_gamma = b.grad_gamma1;
-    norm1.grad_beta = b.grad_beta1;
-    norm1.inverse_count = 1.f / static_cast<float>(output_pixels(s));
-    const Rows sums1 = launch_norm_relu_sums(grad_z, y, output_pixels(s), C, norm1, b.workspace + sums_of_sweep(s), stream);
-    norm1.rows = sums1.data;
-    norm1.num_rows = sums1.count;
-    norm1.stride = 2;
-    norm1.first = 0;
-
     BackwardArguments<T> a{};
-    a.grad = grad_z;
+    a.grad = static_cast<const T*>(b.grad_z);
     a.x = u;
-    a.y = y;
+    a.y = static_cast<const T*>(b.y);
     a.w = b.w;
     a.grad_x = grad_u;
     a.rows = b.workspace;
     a.s = geometry(s);
-    a.norm1 = norm1;
+    a.norm1 = norm1_of(b, s);
+    a.norm1.rows = sums1.data;
+    a.norm1.num_rows = sums1.count;
     a.gamma0 = b.gamma0;
     a.beta0 = b.beta0;
     a.mean0 = b.mean0;
@@ -95,7 +98,8 @@ cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const 
     a.eps = b.eps;
     launch_backward<true>(a, s, stream);
 
-    const Rows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>, C, stream);
+    const Rows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>,
+                                      static_cast<int>(s.C), stream);
     NormGrad norm0{};
     norm0.gamma = b.gamma0;
     norm0.beta = b.beta0;
@@ -109,9 +113,20 @@ cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const 
     norm0.inverse_count = 1.f / static_cast<float>(pixels(s));
     norm0.grad_gamma = b.grad_gamma0;
     norm0.grad_beta = b.grad_beta0;
-    launch_norm_backward<true>(grad_u, u, grad_u, pixels(s), C, norm0, b.grad_w, stream);
+    launch_norm_backward<true>(grad_u, u, grad_u, pixels(s), s.C, norm0, b.grad_w, stream);
   });
   return cudaGetLastError();
+}
+
+// Three kernels: norm1's sums; the sweep; norm0's gradient, in place, while its sums and grad_w are merged.
+cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
+  Rows sums1{};
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
+    sums1 = launch_norm_relu_sums(static_cast<const T*>(b.grad_z), static_cast<const T*>(b.y), output_pixels(s), s.C,
+                                  norm1_of(b, s), b.workspace + sums_of_sweep(s), stream);
+  });
+  return depthwise_sweep(dtype, b, sums1, s, stream);
 }
 
 }  // namespace fastcifar::cuda

@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
       }
     }
   }
-  if constexpr (MODE == Forward::kTrain) write_block_moments(moments, at, C, a.rows);
+  if constexpr (MODE == Forward::kTrain) write_block_moments(moments, at, blockIdx.x * kBlockChannels, C, a.rows);
 }
 
 template <Forward MODE, class T>
@@ -371,7 +371,7 @@ __global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && siz
       }
     }
   }
-  if (FUSED || a.rows != nullptr) write_block_sums(sums, at, C, a.rows);
+  if (FUSED || a.rows != nullptr) write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, a.rows);
 }
 
 template <bool FUSED, class T>

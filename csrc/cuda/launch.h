@@ -53,6 +53,9 @@ struct BlockForward {
   float* workspace;
 };
 int64_t depthwise_block_workspace(const DwShape&);
+// All but z: y and the partial moments of y, in the workspace. u_rows: partial moments of u; empty: u_mean and u_var
+// are given, or the moments are computed.
+Rows depthwise_with_moments(Dtype, const BlockForward&, Rows u_rows, const DwShape&, cudaStream_t);
 cudaError_t depthwise_block(Dtype, const BlockForward&, const DwShape&, cudaStream_t);
 
 struct BlockBackward {
@@ -64,7 +67,32 @@ struct BlockBackward {
   float* workspace;
 };
 int64_t depthwise_block_backward_workspace(const DwShape&);
+// All but the sums of BN 1, float [count][2][C]; grad_z may have passed the ReLU already.
+cudaError_t depthwise_sweep(Dtype, const BlockBackward&, Rows sums1, const DwShape&, cudaStream_t);
 cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&, cudaStream_t);
+
+// A whole block, from u to v = relu(norm1(y)) . pointwise^T (out_channels x C, of the activations' type). v_rows: float
+// [separable_block_rows][3][out_channels], the partial moments of v, which are the next block's u_rows.
+struct SeparableForward {
+  BlockForward block;  // z is not used
+  Rows u_rows;
+  const void* pointwise;
+  int64_t out_channels;
+  void* v;
+  float *v_rows, *workspace;
+};
+int64_t separable_block_rows(const DwShape&, int64_t out_channels);
+int64_t separable_block_workspace(const DwShape&);
+cudaError_t separable_block(Dtype, const SeparableForward&, const DwShape&, bool tensor_cores, cudaStream_t);
+
+struct SeparableBackward {
+  BlockBackward block;  // grad_z: room for it, of y's size
+  const void *grad_v, *pointwise;
+  int64_t out_channels;
+  float *grad_pointwise, *workspace;
+};
+int64_t separable_block_backward_workspace(const DwShape&, int64_t out_channels);
+cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwShape&, bool tensor_cores, cudaStream_t);
 
 cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
                                   const float* scale1, const float* shift1, void* z, const DwShape&, cudaStream_t);

@@ -105,9 +105,10 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
-// A block's moments, from its threads', as row blockIdx.y.
+// A block's moments, from its threads', as row blockIdx.y, for the channels from c0 on.
 template <int V>
-__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V> at, int C, float* rows) {
+__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V> at, int c0, int C,
+                                                    float* rows) {
   constexpr int kLanes = Lanes<V>::kCount;
   SHARED_ARRAY(float, shared, kLanes * 3 * kBlockChannels);
 #pragma unroll
@@ -123,12 +124,12 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
     const float* from = shared + i * 3 * kBlockChannels + channel;
     return {from[0], from[kBlockChannels], from[2 * kBlockChannels]};
   });
-  if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, blockIdx.x * kBlockChannels + threadIdx.x, C, m);
+  if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
 }
 
-// A block's Q sums a channel, from its threads', as row blockIdx.y of float [rows][Q][C].
+// A block's Q sums a channel, from its threads', as row blockIdx.y of float [rows][Q][C], for the channels from c0 on.
 template <int Q, int V>
-__device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int C, float* rows) {
+__device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
   constexpr int kLanes = Lanes<V>::kCount;
   SHARED_ARRAY(float, shared, kLanes * Q * kBlockChannels);
 #pragma unroll
@@ -140,7 +141,7 @@ __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes
     float sum = 0.f;
 #pragma unroll
     for (int l = 0; l < kLanes; ++l) sum += shared[l * Q * kBlockChannels + j];
-    const int c = blockIdx.x * kBlockChannels + j % kBlockChannels;
+    const int c = c0 + j % kBlockChannels;
     if (c < C) rows[(static_cast<int64_t>(blockIdx.y) * Q + j / kBlockChannels) * C + c] = sum;
   }
 }
@@ -152,7 +153,7 @@ struct Norm {
   const float* rows;  // partial moments to merge; null: the statistics are known
   int num_rows;
   const float *known_mean, *known_var;
-  float *mean, *var;  // where the first row of blocks writes them
+  float *mean, *var;  // where the first row of blocks writes them, if anywhere
 };
 
 struct Affine {
@@ -178,7 +179,7 @@ __device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, f
     var = norm.known_var[c];
   }
   if (channel < kBlockChannels) {
-    if (blockIdx.y == 0 && c < C) norm.mean[c] = mean, norm.var[c] = var;
+    if (blockIdx.y == 0 && c < C && norm.mean != nullptr) norm.mean[c] = mean, norm.var[c] = var;
     const Affine a = c < C ? affine_of(norm.gamma[c], norm.beta[c], mean, var, norm.eps) : Affine{0.f, 0.f};
     scale[channel] = a.scale;
     shift[channel] = a.shift;

@@ -231,6 +231,38 @@ auto exchange(const T& letter, Read read) {
 
 inline int lane() { return machine().current->index & 31; }
 
+// ldmatrix.x4: lane l's pointer is row l % 8 of matrix l / 8.
+inline void load_matrices(const uint16_t* row, bool transposed, uint32_t (&out)[4]) {
+  exchange(row, [&](auto row_of) {
+    const int g = lane() / 4, t = lane() % 4 * 2;
+    for (int i = 0; i < 4; ++i) {
+      const uint16_t low = transposed ? row_of(i * 8 + t)[g] : row_of(i * 8 + g)[t];
+      const uint16_t high = transposed ? row_of(i * 8 + t + 1)[g] : row_of(i * 8 + g)[t + 1];
+      out[i] = low | static_cast<uint32_t>(high) << 16;
+    }
+    return 0;
+  });
+}
+
+// mma.m16n8k16: d += a . b
+template <class T>
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Letter {
+    uint32_t a[4], b[2];
+  };
+  const auto half = [](uint32_t pair, int e) { return to_f32(T{static_cast<uint16_t>(pair >> (16 * e))}); };
+  exchange(Letter{{a[0], a[1], a[2], a[3]}, {b0, b1}}, [&](auto letter_of) {
+    for (int e = 0; e < 4; ++e) {
+      const int row = lane() / 4, column = lane() % 4 * 2 + e % 2;
+      for (int k = 0; k < 16; ++k) {
+        const Letter of_a = letter_of(row * 4 + k % 8 / 2), of_b = letter_of(column * 4 + k % 8 / 2);
+        d[e] += half(of_a.a[k / 8 * 2 + e / 2], k % 2) * half(of_b.b[k / 8], k % 2);
+      }
+    }
+    return 0;
+  });
+}
+
 }  // namespace emu
 
 #define threadIdx (emu::machine().current->thread_idx)

@@ -1,0 +1,127 @@
+#include "cuda/op.h"
+
+#include "cuda/schemas.h"
+#include "cuda/separable_block.h"
+#include "depthwise_block.h"
+
+namespace fastcifar::cuda {
+namespace {
+
+// mma.sync of the shapes and types used begins with sm_80.
+bool has_tensor_cores() {
+#if defined(FASTCIFAR_EMULATED)
+  return true;
+#else
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
+#endif
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_cuda(
+    const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
+    const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows) {
+  const char* op = "separable_block";
+  const Stream stream(u);
+  DepthwiseBlockForward a = prepare_depthwise_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, stride,
+                                                    std::nullopt, std::nullopt);
+  const DwShape& s = a.shape;
+  STD_TORCH_CHECK(s.N > 0, op, ": u must not be empty, got ", shape_text(u));
+  const Tensor matrix = check_pointwise_weight(op, pointwise, u);
+  const int64_t channels = matrix.size(0);
+  Tensor v = empty_channels_last(u, s.N, channels, s.Ho, s.Wo);
+  Tensor v_rows = empty_moments(u, separable_block_rows(s, channels), channels);
+  const Tensor in = readable(op, a.u), weight = float_weight(a.w), rows = check_moments(op, u_rows, u);
+  const Tensor cast = readable(op, matrix.scalar_type() == u.scalar_type()
+                                       ? matrix
+                                       : torch::stable::to(matrix, u.scalar_type()));
+  const Tensor workspace = empty_floats(in, separable_block_workspace(s));
+  SeparableForward f{};
+  f.block.u = in.const_data_ptr();
+  f.block.gamma0 = floats(a.gamma0);
+  f.block.beta0 = floats(a.beta0);
+  f.block.w = floats(weight);
+  f.block.gamma1 = floats(a.gamma1);
+  f.block.beta1 = floats(a.beta1);
+  f.block.eps = static_cast<float>(eps);
+  f.block.y = a.y.mutable_data_ptr();
+  f.block.mean0 = mutable_floats(a.mean0);
+  f.block.var0 = mutable_floats(a.var0);
+  f.block.mean1 = mutable_floats(a.mean1);
+  f.block.var1 = mutable_floats(a.var1);
+  if (u_rows.has_value()) f.u_rows = {const_cast<float*>(floats(rows)), static_cast<int>(rows.size(0))};
+  f.pointwise = cast.const_data_ptr();
+  f.out_channels = channels;
+  f.v = v.mutable_data_ptr();
+  f.v_rows = mutable_floats(v_rows);
+  f.workspace = mutable_floats(workspace);
+  check_launch(op, separable_block(dtype_of(in), f, s, has_tensor_cores(), stream));
+  return {v, v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
+    const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
+    const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0, const Tensor& var0,
+    const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
+  const char* op = "_separable_block_backward";
+  const Stream stream(u);
+  // y stands in for the gradient of z, which has its shape and is computed here.
+  DepthwiseBlockBackward a = prepare_depthwise_block_backward(Backend::cuda, y, u, y, gamma0, beta0, w, gamma1, beta1,
+                                                              mean0, var0, mean1, var1, stride);
+  const DwShape& s = a.shape;
+  STD_TORCH_CHECK(s.N > 0, op, ": u must not be empty, got ", shape_text(u));
+  const Tensor matrix = check_pointwise_weight(op, pointwise, u);
+  const int64_t channels = matrix.size(0);
+  const Tensor grad = readable(op, check_matching(op, "grad_v", grad_v, {s.N, channels, s.Ho, s.Wo}, u));
+  const Tensor in = readable(op, a.u), out = readable(op, a.y), weight = float_weight(a.w);
+  const Tensor cast = readable(op, matrix.scalar_type() == u.scalar_type()
+                                       ? matrix
+                                       : torch::stable::to(matrix, u.scalar_type()));
+  Tensor masked = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
+  const Tensor grad_w = empty_float_weight(a.w);
+  const int64_t sizes[4] = {channels, s.C, 1, 1};
+  Tensor grad_pointwise = torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, u.device());
+  const Tensor workspace = empty_floats(in, separable_block_backward_workspace(s, channels));
+  SeparableBackward g{};
+  g.block.grad_z = masked.mutable_data_ptr();
+  g.block.u = in.const_data_ptr();
+  g.block.y = out.const_data_ptr();
+  g.block.gamma0 = floats(a.gamma0);
+  g.block.beta0 = floats(a.beta0);
+  g.block.w = floats(weight);
+  g.block.gamma1 = floats(a.gamma1);
+  g.block.beta1 = floats(a.beta1);
+  g.block.mean0 = floats(a.mean0);
+  g.block.var0 = floats(a.var0);
+  g.block.mean1 = floats(a.mean1);
+  g.block.var1 = floats(a.var1);
+  g.block.eps = static_cast<float>(eps);
+  g.block.grad_u = a.grad_u.mutable_data_ptr();
+  g.block.grad_gamma0 = mutable_floats(a.grad_gamma0);
+  g.block.grad_beta0 = mutable_floats(a.grad_beta0);
+  g.block.grad_w = mutable_floats(grad_w);
+  g.block.grad_gamma1 = mutable_floats(a.grad_gamma1);
+  g.block.grad_beta1 = mutable_floats(a.grad_beta1);
+  g.grad_v = grad.const_data_ptr();
+  g.pointwise = cast.const_data_ptr();
+  g.out_channels = channels;
+  g.grad_pointwise = mutable_floats(grad_pointwise);
+  g.workspace = mutable_floats(workspace);
+  check_launch(op, separable_block_backward(dtype_of(in), g, s, has_tensor_cores(), stream));
+  return {a.grad_u,      a.grad_gamma0, a.grad_beta0, weight_gradient(grad_w, w), a.grad_gamma1,
+          a.grad_beta1, weight_gradient(grad_pointwise, pointwise)};
+}
+
+}  // namespace
+}  // namespace fastcifar::cuda
+
+#if !defined(FASTCIFAR_EMULATED)
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : fastcifar::cuda::kSchemas) m.def(schema);
+}
+#endif
+
+FASTCIFAR_CUDA_KERNELS(m) {
+  m.impl("separable_block", TORCH_BOX(&fastcifar::cuda::separable_block_cuda));
+  m.impl("_separable_block_backward", TORCH_BOX(&fastcifar::cuda::separable_block_backward_cuda));
+}

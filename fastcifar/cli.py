@@ -274,7 +274,8 @@ def evaluate(parser: Parser, argv: list[str]) -> int:
         print(json.dumps(result))
         return 0
     line = f"{args.split} accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}"
-    line += f" ({result['num_images']:,} images, after epoch {result['epoch']}, on {result['device']})"
+    when = f"after epoch {result['epoch']}" + (f" and {result['step']} steps" if result["step"] else "")
+    line += f" ({result['num_images']:,} images, {when}, on {result['device']})"
     recorded = result["recorded_accuracy"]
     print(line + (f"; recorded {recorded:.2%}" if recorded is not None else "; none recorded"))
     return 0

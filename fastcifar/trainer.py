@@ -55,10 +55,12 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
     with Display() as display:
         run = RunFolder.open(path, note=display.note)
         with run.locked():
+            if run.summary() is not None:
+                raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
             config = run.config.model_copy(update=dict(overrides))
             run.note_differences(config.device)
             display.phase(LOADING)
-            dataset = sources.load(config.data, mirror=config.mirror)
+            dataset = _same_images(run, config)
             splits = dataset.train_val(config.val_size, config.split_seed)
             return _fit(run, config, dataset, splits, display)
 
@@ -76,7 +78,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
         loader = ResidentLoader(train_split, config, device, dtype, augmentation=how)
         lrs = lr_table(config, loader.num_batches)
         clock = TrainingClock(device)
-        first_epoch, first_step, compile_seconds = _restore(run, config, dataset, engine, clock)
+        first_epoch, first_step, compile_seconds = _restore(run, engine, clock)
         if config.precision == "bf16" and not has_fast_bf16(device):
             display.note(f"bf16 is emulated on {device}: expect it to be slower than fp32")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
@@ -94,7 +96,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
                     if stop.number:
                         break
             if stop.number and step + 1 < loader.num_batches:
-                _save(run, engine, dataset, epoch, step + 1, clock, compile_seconds)
+                _save(run, engine, epoch, step + 1, clock, compile_seconds)
                 raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {loader.num_batches}")
 
             first_step = 0
@@ -111,7 +113,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
             run.append(record)
             display.epoch(record)
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
-                _save(run, engine, dataset, epoch + 1, 0, clock, compile_seconds)
+                _save(run, engine, epoch + 1, 0, clock, compile_seconds)
                 last_saved = time.monotonic()
             if stop.number and epoch < config.epochs:
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
@@ -126,22 +128,28 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
     """Evaluates a run's saved model on `val` or `test`; the result stands beside the recorded one.
 
     Returns split, num_images, loss, accuracy, recorded_accuracy (None if the run was cut before it was recorded),
-    epoch and device.
+    epoch (the last whole one), step (how many of the next were taken) and device.
     """
     run = RunFolder.open(path)
     target = find_device(run.config.device if device == "auto" and _device_exists(run.config.device) else device)
-    config = run.config.model_copy(update={"device": str(target), "engine": "eager", "data": data or run.config.data})
-    dataset = sources.load(config.data, mirror=config.mirror)
+    # Fused ops round otherwise than PyTorch's; the compiled engine evaluates eagerly.
+    same_ops = run.config.engine == "fused" and torch.device(run.config.device).type == target.type
+    engine_name = "fused" if same_ops else "eager"
+    config = run.config.model_copy(
+        update={"device": str(target), "engine": engine_name, "data": data or run.config.data}
+    )
+    dataset = _same_images(run, config)
     tensors, state = run.load_checkpoint()
-    _check_digest(state, dataset, config, run)
     engine = build_engine(build_model(dataset.num_classes, config.width_mult, config.seed), config, target)
     _load_tensors(engine, tensors, run)
     part = dataset.test if split == "test" else dataset.train_val(config.val_size, config.split_seed)[1]
     with _out_of_memory_explained(config, target):
         totals = engine.evaluate(eval_batches(part, config, target, COMPUTE_DTYPE[config.precision]))
-    epochs_done = int(state["epoch"]) - 1
+    epochs_done, step = int(state["epoch"]) - 1, int(state["step"])
     recorded: float | None
-    if split == "test":
+    if step:  # of an epoch that was cut: there is no record of these weights
+        recorded = None
+    elif split == "test":
         recorded = (run.summary() or {}).get("test_accuracy")
     else:
         recorded = next((r["val_accuracy"] for r in run.records if r["epoch"] == epochs_done), None)
@@ -152,6 +160,7 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
         "accuracy": totals.accuracy,
         "recorded_accuracy": recorded,
         "epoch": epochs_done,
+        "step": step,
         "device": str(target),
     }
 
@@ -186,9 +195,7 @@ def _warm_up(engine: Engine, loader: ResidentLoader, config: Config) -> float:
     return time.perf_counter() - start
 
 
-def _save(
-    run: RunFolder, engine: Engine, dataset: Dataset, epoch: int, step: int, clock: TrainingClock, compiled: float
-) -> None:
+def _save(run: RunFolder, engine: Engine, epoch: int, step: int, clock: TrainingClock, compiled: float) -> None:
     """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
     state = {
         "epoch": epoch,
@@ -196,8 +203,6 @@ def _save(
         "train_seconds": clock.seconds,
         "compile_seconds": compiled,
         "scaler": engine.scaler.state_dict(),
-        "dataset_digest": dataset.digest,
-        "num_threads": torch.get_num_threads(),
     }
     run.save_checkpoint(_state_tensors(engine), state)
 
@@ -215,24 +220,21 @@ def _state_tensors(engine: Engine) -> dict[str, Tensor]:
 
 def _load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
     live = _state_tensors(engine)
-    if differing := sorted(live.keys() ^ tensors.keys()):
+    differing = sorted(live.keys() ^ tensors.keys())
+    differing += [name for name in live if name in tensors and live[name].shape != tensors[name].shape]
+    if differing:
         raise CheckpointError(f"{run.path}: the checkpoint is of another model: {', '.join(differing[:3])} differ")
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
 
 
-def _restore(
-    run: RunFolder, config: Config, dataset: Dataset, engine: Engine, clock: TrainingClock
-) -> tuple[int, int, float]:
+def _restore(run: RunFolder, engine: Engine, clock: TrainingClock) -> tuple[int, int, float]:
     """Brings a cut run's state back; returns the epoch and the step to go on with, and the compile time so far."""
     if not run.has_checkpoint():
         run.truncate(0)
         return 1, 0, 0.0
     tensors, state = run.load_checkpoint()
-    _check_digest(state, dataset, config, run)
-    if run.summary() is not None:
-        raise UsageError(f"{run.path}: the run is finished ({config.epochs} epochs); nothing to resume")
     _load_tensors(engine, tensors, run)
     engine.scaler.load_state_dict(state["scaler"])
     clock.seconds = state["train_seconds"]
@@ -240,17 +242,21 @@ def _restore(
     return state["epoch"], state["step"], state["compile_seconds"]
 
 
-def _check_digest(state: Mapping[str, Any], dataset: Dataset, config: Config, run: RunFolder) -> None:
-    if state["dataset_digest"] != dataset.digest:
+def _same_images(run: RunFolder, config: Config) -> Dataset:
+    """What `config.data` holds, if it is what the run was started with."""
+    dataset = sources.load(config.data, mirror=config.mirror)
+    if dataset.digest != run.dataset_digest:
         raise CheckpointError(
-            f"{run.path} was trained on other images: their digest is {state['dataset_digest'][:12]}, "
+            f"{run.path} was trained on other images: their digest is {run.dataset_digest[:12]}, "
             f"that of {config.data!r} is {dataset.digest[:12]}; name the same data with --data"
         )
+    return dataset
 
 
 def _finish(
     run: RunFolder, config: Config, test: EpochTotals, clock: TrainingClock, compile_seconds: float, parameters: int
 ) -> None:
+    run.draw_curves()  # before the clock of the whole process is read
     last = run.records[-1]
     summary = {k: last[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
     summary |= {
@@ -262,7 +268,6 @@ def _finish(
         "compile_seconds": compile_seconds,
         "process_seconds": process_seconds(),
     }
-    run.draw_curves()
     run.write_summary(summary)
 
 

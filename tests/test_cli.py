@@ -50,7 +50,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
     def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> dict[str, Any]:
         stand_in.asked = (path, split, device, data)
         result = {"split": split, "num_images": 10_000, "loss": 1.23456, "accuracy": 0.67635}
-        return result | {"recorded_accuracy": None, "epoch": 300, "device": "cpu"} | stand_in.result
+        return result | {"recorded_accuracy": None, "epoch": 300, "step": 0, "device": "cpu"} | stand_in.result
 
     stand_in = SimpleNamespace(train=train, resume=resume, evaluate_run=evaluate_run, result={}, asked=None)
     monkeypatch.setitem(sys.modules, "fastcifar.trainer", stand_in)

@@ -15,6 +15,7 @@ import torch
 from tiny import tiny_config, weights, write_tiny
 
 from fastcifar import trainer
+from fastcifar.clock import process_seconds
 from fastcifar.config import Config
 from fastcifar.display import Display
 from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
@@ -96,12 +97,26 @@ def test_the_same_seed_gives_the_same_run_and_another_another(data: Path, tmp_pa
     assert same_weights(a, b) and not same_weights(a, c)
 
 
+@pytest.mark.parametrize("engine", ["eager", "fused"])
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_evaluate_reproduces_the_recorded_accuracy(data: Path, tmp_path: Path, split: str) -> None:
-    run = trainer.train(tiny_config(data, ema_decay=0.9, mixup_alpha=0.2), tmp_path / "run", [])
+def test_evaluate_reproduces_the_recorded_accuracy(data: Path, tmp_path: Path, split: str, engine: str) -> None:
+    config = tiny_config(data, ema_decay=0.9, mixup_alpha=0.2, precision="bf16", engine=engine)
+    run = trainer.train(config, tmp_path / "run", [])
     result = trainer.evaluate_run(run, split)
-    assert result["accuracy"] == result["recorded_accuracy"]
+    summary = RunFolder.open(run).summary()
+    assert summary is not None and result["loss"] == summary[f"{split}_loss"], "the run's own ops, to the last bit"
+    assert result["accuracy"] == result["recorded_accuracy"] == summary[f"{split}_accuracy"]
     assert result["num_images"] == {"test": 40, "val": 24}[split]
+
+
+def test_a_model_cut_within_an_epoch_has_no_recorded_accuracy(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        stop_at(patch, STEPS + 3)
+        trainer.train(tiny_config(data), tmp_path / "run", [])
+    result = trainer.evaluate_run(tmp_path / "run", "val")
+    assert (result["epoch"], result["step"], result["recorded_accuracy"]) == (1, 3, None)
 
 
 RECIPES: dict[str, dict[str, object]] = {
@@ -217,6 +232,29 @@ def test_other_images_are_refused(data: Path, tmp_path: Path, monkeypatch: pytes
         trainer.resume(tmp_path / "run", {"data": str(other)}, [])
     with pytest.raises(CheckpointError, match="other images"):
         trainer.evaluate_run(tmp_path / "run", data=str(other))
+
+
+def test_other_images_are_refused_before_the_first_checkpoint_too(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", [])
+    (run / "summary.json").unlink()
+    (run / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match="other images"):
+        trainer.resume(run, {"data": str(write_tiny(tmp_path / "other.npz", num_train=120))}, [])
+
+
+def test_a_checkpoint_of_another_width_is_refused(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", [])
+    settings = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(settings.replace("width_mult = 0.125", "width_mult = 0.5"))
+    with pytest.raises(CheckpointError, match="another model"):
+        trainer.evaluate_run(run)
+
+
+def test_the_whole_process_includes_the_curves(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    monkeypatch.setattr(RunFolder, "draw_curves", lambda self: drawn.append(process_seconds()))
+    summary = RunFolder.open(trainer.train(tiny_config(data, epochs=1), tmp_path / "run", [])).summary()
+    assert summary is not None and drawn and summary["process_seconds"] >= drawn[0]
 
 
 def test_a_validation_split_that_is_too_large_leaves_no_folder(data: Path, tmp_path: Path) -> None:

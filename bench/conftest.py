@@ -1,0 +1,131 @@
+"""What the benchmarks share: the option --full, races between an op and its peers, and one summary of it all."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+
+from fastcifar import ops
+
+Call = Callable[[], Any]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="all batch sizes, peers and variants, not only five minutes' worth"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_quiet = True  # its tables give way to the summary below
+    config.option.benchmark_disable_gc = True
+    torch.manual_seed(0)
+
+
+def time_interleaved(calls: dict[str, Call], benchmark: Any) -> dict[str, float]:
+    """Median seconds of each call. They take turns, so that what disturbs one disturbs all; the first one's times are
+    pytest-benchmark's too."""
+    (first, call), *peers = calls.items()
+    times: dict[str, list[float]] = {name: [] for name, _ in peers}
+    start = time.perf_counter()
+    for f in calls.values():
+        f()  # the first call of each finds nothing in the caches
+    once = time.perf_counter() - start
+
+    def take_turns() -> None:
+        for name, peer in peers:
+            begin = time.perf_counter()
+            peer()
+            times[name].append(time.perf_counter() - begin)
+
+    rounds = int(min(25, max(5, 0.1 / once)))
+    benchmark.pedantic(call, setup=take_turns, rounds=rounds, warmup_rounds=2)
+    seconds = {name: statistics.median(t[2:]) for name, t in times.items()}
+    return {first: benchmark.stats.stats.median} | seconds
+
+
+def time_on_gpu(calls: dict[str, Call], benchmark: Any) -> dict[str, float]:
+    """Median seconds of each call out of a replayed graph; what they touch has left the L2 between two calls."""
+    from cuda_timing import time_call
+
+    benchmark.pedantic(next(iter(calls.values())), rounds=1)
+    return {name: time_call(call, (), cold=False).median_us / 1e6 for name, call in calls.items()}
+
+
+@pytest.fixture
+def race(benchmark: Any) -> Callable[..., None]:
+    """Times an op beside its peers: race(call, peers, num_bytes).
+
+    num_bytes: what the op must read and write at least. A copy of as many bytes, timed in the same turns, is the floor.
+    """
+
+    def run(call: Call, peers: dict[str, Call], num_bytes: int, device: str) -> None:
+        source = torch.empty(num_bytes // 8, device=device).normal_()  # half the bytes are read, half written
+        target = torch.empty_like(source)
+        calls = {"fastcifar": call, **peers, "copy": lambda: target.copy_(source)}
+        seconds = time_interleaved(calls, benchmark) if device == "cpu" else time_on_gpu(calls, benchmark)
+        benchmark.extra_info.update(seconds=seconds, bytes=num_bytes)
+
+    return run
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def race_table(benchmarks: list[Any]) -> Iterable[str]:
+    """A row a case: times, speed over each peer, achieved bandwidth, share of the floor's speed."""
+    peers = [name for name in benchmarks[0].extra_info["seconds"] if name not in ("fastcifar", "copy")]
+    yield f"{'':28}{'ms':>9}" + "".join(f"{peer:>22}" for peer in peers) + f"{'GB/s':>8}{'copy':>7}{'x floor':>9}"
+    ratios: dict[str, list[float]] = {peer: [] for peer in peers}
+    for b in benchmarks:
+        seconds, num_bytes = b.extra_info["seconds"], b.extra_info["bytes"]
+        ours, floor = seconds["fastcifar"], seconds["copy"]
+        row = f"{str(b.params['case']):28}{ours * 1e3:9.3f}"
+        for peer in peers:
+            ratio = seconds[peer] / ours if peer in seconds else math.nan
+            ratios[peer].append(ratio)
+            row += f"{seconds.get(peer, math.nan) * 1e3:12.3f} ({ratio:6.2f}x)"
+        yield row + f"{num_bytes / ours / 1e9:8.1f}{num_bytes / floor / 1e9:7.1f}{ours / floor:9.2f}"
+    yield f"{'geometric mean (worst)':37}" + "".join(
+        f"{geometric_mean(r):13.2f}x ({min(r):5.2f}x)" for r in ratios.values() if not any(map(math.isnan, r))
+    )
+
+
+def plain_table(benchmarks: list[Any]) -> Iterable[str]:
+    """A row a test: median time, images/s, speed over the group's first."""
+    first: float | None = None
+    for b in benchmarks:
+        median, images = b.stats.median, b.extra_info.get("images")
+        row = f"{b.name:60}{median * 1e3:12.2f} ms"
+        if images:
+            speed = images / median
+            first = first or speed
+            row += f"{speed:12.0f} images/s{speed / first:8.2f}x"
+        yield row
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    found = [b for b in session.benchmarks if b.stats.data] if session else []
+    if not found:
+        return
+    terminalreporter.section("benchmarks")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {ops.cpu_isa() or 'no kernels'}"
+    terminalreporter.line(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians")
+    groups: dict[str, list[Any]] = {}
+    for b in found:
+        groups.setdefault(b.group, []).append(b)
+    for group, benchmarks in groups.items():
+        terminalreporter.line(f"\n{group}")
+        table = race_table if "seconds" in benchmarks[0].extra_info else plain_table
+        for row in table(benchmarks):
+            terminalreporter.line(f"  {row}")

@@ -1,0 +1,59 @@
+"""The depthwise layers of MobileNet at width 1.0 on 32x32 images, and inputs for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16] + ([torch.float16] if DEVICE == "cuda" else [])
+LAYERS = [
+    (32, 32, 1),
+    (64, 32, 2),
+    (128, 16, 1),
+    (128, 16, 2),
+    (256, 8, 1),
+    (256, 8, 2),
+    (512, 4, 1),
+    (512, 4, 2),
+    (1024, 2, 1),
+]
+"""(channels, height and width, stride), each shape once; 512 channels on 4x4 come five times."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer at one batch size and dtype."""
+
+    batch: int
+    channels: int
+    size: int
+    stride: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.channels}@{self.size}x{self.size} s{self.stride} N={self.batch}"
+
+    @property
+    def out_size(self) -> int:
+        return (self.size - 1) // self.stride + 1
+
+    def activation(self, size: int) -> Tensor:
+        x = torch.randn(self.batch, self.channels, size, size, device=DEVICE)
+        return x.to(self.dtype).to(memory_format=torch.channels_last)
+
+    def per_channel(self) -> Tensor:
+        return torch.rand(self.channels, device=DEVICE) + 0.5
+
+    def weight(self) -> Tensor:
+        return torch.randn(self.channels, 1, 3, 3, device=DEVICE) / 3
+
+    def bytes(self, *sizes: int) -> int:
+        """Of activations with these heights and widths."""
+        return sum(self.batch * self.channels * size * size for size in sizes) * self.dtype.itemsize
+
+
+def cases(full: bool) -> list[Case]:
+    return [Case(n, *layer, dtype) for dtype in DTYPES for n in ((128, 512) if full else (128,)) for layer in LAYERS]

@@ -93,8 +93,8 @@ def test_distribution_of_crops_and_flips_is_torchvisions() -> None:
         for flip in (False, True):
             for top in range(9):
                 for left in range(9):
-                    one = dict(top=torch.tensor([top]), left=torch.tensor([left]), flip=torch.tensor([flip]))
-                    out = augment(image[None], torch.tensor([0]), **one, partner=None, lam=None, table=IDENTITY, padding=4, dtype=torch.float32)  # type: ignore[arg-type] # noqa: E501
+                    corner = (torch.tensor([top]), torch.tensor([left]), torch.tensor([flip]))
+                    out = augment(image[None], torch.tensor([0]), *corner, None, None, IDENTITY, 4, torch.float32)
                     variants[out.to(torch.uint8).contiguous().numpy().tobytes()] = len(variants)
         assert len(variants) == 162
         kinds = [variants[x.contiguous().numpy().tobytes()] for x in batch.to(torch.uint8)]

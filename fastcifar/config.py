@@ -112,6 +112,9 @@ class Config(BaseModel):
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = _setting(
         "default", "the mode of torch.compile, for engine = compiled"
     )
+    fuse_pointwise: bool = _setting(
+        False, "for engine = fused on CUDA: the pointwise convolutions are part of the fused ops too (not measured yet)"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "number format of convolutions and matrix products; weights stay fp32"
     )

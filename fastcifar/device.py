@@ -31,6 +31,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether `precision` computes there, but slower than fp32."""
+    return (precision == "bf16" and not has_fast_bf16(device)) or (precision == "fp16" and device.type == "cpu")
+
+
 def settle(config: Config, device: torch.device) -> Config:
     """The config with every `auto` replaced by what this device does best, so that a run folder says what ran."""
     precision, engine = config.precision, config.engine
@@ -47,6 +52,11 @@ def settle(config: Config, device: torch.device) -> Config:
             engine = "fused" if ops.available("cpu") and precision in ("fp32", "bf16") else "eager"
     if engine == "fused" and device.type == "cpu" and precision == "fp16":
         raise UsageError("engine = 'fused', precision = 'fp16': on the CPU the fused ops know fp32 and bf16 only")
+    if config.fuse_pointwise and (engine != "fused" or device.type == "cpu"):
+        raise UsageError(
+            f"fuse_pointwise = true: only engine = 'fused' on CUDA has kernels for it; this is engine = {engine!r} on "
+            f"{device}"
+        )
     return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)})
 
 

@@ -27,7 +27,7 @@ def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engi
     model.train()
     optimizer = build_optimizer(model, config)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    logits = FusedModel(model) if config.engine == "fused" else None
+    logits = FusedModel(model, fuse_pointwise=config.fuse_pointwise) if config.engine == "fused" else None
     forward = None
     if config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)

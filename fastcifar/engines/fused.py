@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import batch_norm_relu, depthwise_block, dwconv3x3_affine_relu
+from fastcifar.ops.separable_block import separable_block
 
 
 class FusedModel:
@@ -19,10 +20,15 @@ class FusedModel:
 
     Uses and trains the parameters and running statistics of `model`, and follows its train() and eval(). Runs in the
     images' dtype, under autocast for the library's products; batch statistics are float32.
+
+    Arguments:
+        model: trained in place.
+        fuse_pointwise: in training, the pointwise product is part of the block's op too (kernels on CUDA only): it
+            applies BN and ReLU as it loads, and its epilogue has the statistics that the next block starts with.
     """
 
-    def __init__(self, model: MobileNet) -> None:
-        self._model = model
+    def __init__(self, model: MobileNet, *, fuse_pointwise: bool = False) -> None:
+        self._model, self._fuse_pointwise = model, fuse_pointwise
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
         self._means = [_buffer(norm.running_mean) for norm in norms]
@@ -34,16 +40,20 @@ class FusedModel:
 
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
-        u, norm = model.stem(images), model.norm
+        u, norm, rows = model.stem(images), model.norm, None
         for block in self._blocks:
-            conv, norm1 = _conv(block.depthwise), block.norm1
-            z, y, mean0, var0, mean1, var1 = depthwise_block(
-                u, norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias, norm.eps, conv.stride[0]
-            )
-            means += [mean0, mean1]
-            variances += [var0, var1]
-            counts += [u.numel() // u.shape[1], y.numel() // y.shape[1]]
-            u, norm = _pointwise(z, _conv(block.pointwise)), block.norm2
+            conv, norm1, pointwise = _conv(block.depthwise), block.norm1, _conv(block.pointwise)
+            counts.append(u.numel() // u.shape[1])
+            bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
+            if self._fuse_pointwise:
+                u, rows, y, *statistics = separable_block(u, *bns, pointwise.weight, norm.eps, conv.stride[0], rows)
+            else:
+                z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0])
+                u = _pointwise(z, pointwise)
+            counts.append(y.numel() // y.shape[1])
+            means += statistics[0::2]
+            variances += statistics[1::2]
+            norm = block.norm2
         z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
         counts.append(u.numel() // u.shape[1])
         self._update_statistics([*means, mean], [*variances, var], counts)

@@ -224,7 +224,8 @@ def _print_result(path: Path) -> int:
     for split in ("test", "val"):
         if (accuracy := summary.get(f"{split}_accuracy")) is not None:
             rows.append([f"{split} accuracy", f"{accuracy:.2%}{_expected(run.config, f'{split}_accuracy')}"])
-    clocks = {"train_seconds": "training", "compile_seconds": "compilation", "process_seconds": "whole process"}
+    before = "compilation" if run.config.engine == "compiled" else "warm-up"
+    clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
     for title, value in rows:
         print(f"{title:<16}{value}")

@@ -17,10 +17,10 @@ from torch import Tensor
 from fastcifar import sources
 from fastcifar.clock import TrainingClock, process_seconds
 from fastcifar.config import Config
-from fastcifar.device import find_device, has_fast_bf16, make_deterministic, settle
+from fastcifar.device import find_device, is_emulated, make_deterministic, settle
 from fastcifar.display import LOADING, Display
 from fastcifar.engines import Engine, build_engine
-from fastcifar.engines.compiled import explain
+from fastcifar.engines.compiled import explain, is_compile_error
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
 from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.loaders import ResidentLoader, augmentation_of, eval_batches
@@ -79,16 +79,16 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
         lrs = lr_table(config, loader.num_batches)
         clock = TrainingClock(device)
         first_epoch, first_step, compile_seconds = _restore(run, engine, clock)
-        if config.precision == "bf16" and not has_fast_bf16(device):
-            display.note(f"bf16 is emulated on {device}: expect it to be slower than fp32")
+        if is_emulated(config.precision, device):
+            display.note(f"{config.precision} is emulated on {device}: expect it to be slower than fp32")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
         compile_seconds += _warm_up(engine, loader, config)
         last_saved = time.monotonic()
 
         display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
-            loader.begin(epoch)
             with clock.running():
+                loader.begin(epoch)
                 for step in range(first_step, loader.num_batches):
                     batch = loader.batch(step)
                     engine.train_step(batch, lrs[(epoch - 1) * loader.num_batches + step])
@@ -180,17 +180,19 @@ def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clock: Tr
 
 
 def _warm_up(engine: Engine, loader: ResidentLoader, config: Config) -> float:
-    """One full batch and, where the epoch ends with a smaller one, that too; seconds it took, augmentation included."""
+    """One full batch and, where the epoch ends with a smaller one, that too; seconds it took, augmentation included.
+
+    With a `compile_mode` that captures CUDA graphs the full batch goes three times: run, recorded, replayed.
+    """
     start = time.perf_counter()
     loader.begin(1)
-    steps = sorted({0, loader.num_batches - 1})
+    repeats, last = 1 if config.compile_mode == "default" else 3, loader.num_batches - 1
     try:
-        engine.warm_up(loader.batch(step) for step in steps)
-    except torch.OutOfMemoryError:
-        raise
+        engine.warm_up(loader.batch(step) for step in [*[0] * repeats, *{last} - {0}])
     except Exception as error:
-        if config.engine == "compiled":
-            raise explain(error) from error
+        # On CUDA the eager engine's augmentation is compiled too.
+        if not _out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):
+            raise explain(error, config.engine) from error
         raise
     return time.perf_counter() - start
 
@@ -317,11 +319,19 @@ def _stop_signals() -> Iterator[_Stop]:
 def _out_of_memory_explained(config: Config, device: torch.device) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
         raise DeviceMemoryError(
             f"out of memory on {device} with batch_size = {config.batch_size}, eval_batch_size = "
             f"{config.eval_batch_size}: lower them, or close what else runs there ({error})"
         ) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, however PyTorch says so: only the CUDA allocator has an exception of its own."""
+    texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 
 def _device_exists(name: str) -> bool:

@@ -7,9 +7,12 @@ from tiny import NUM_CLASSES, tiny_config, tiny_split
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.config import Config
+from fastcifar.device import settle
 from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain
 from fastcifar.engines.eager import COMPUTE_DTYPE, forward_with_loss
+from fastcifar.engines.fused import FusedModel
+from fastcifar.errors import UsageError
 from fastcifar.loaders import Batch, ResidentLoader, augmentation_of, eval_batches
 from fastcifar.model import build_model
 
@@ -273,6 +276,31 @@ def test_fused_gradients_and_statistics_are_as_exact_as_eagers() -> None:
         )
 
 
+def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
+    """The wiring, on the CPU through the op's reference; its CUDA kernels have tests of their own."""
+    config = tiny_config(batch_size=128, momentum=0.0)
+    batch = build(config, 256)[1].batch(0)
+    results = []
+    for fuse_pointwise in (False, True):
+        model = build_model(NUM_CLASSES, config.width_mult, config.seed).to(memory_format=torch.channels_last)
+        loss, _ = forward_with_loss(FusedModel(model, fuse_pointwise=fuse_pointwise), 0.0)(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        results.append((loss.item(), {n: p.grad for n, p in model.named_parameters()}, dict(model.named_buffers())))
+    (loss, grads, buffers), (other_loss, other_grads, other_buffers) = results
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(other_buffers[name], buffer, rtol=1e-4, atol=1e-5)
+    for name in ("head.weight", "blocks.12.pointwise.weight", "blocks.12.norm2.weight"):
+        torch.testing.assert_close(other_grads[name], grads[name], rtol=1e-2, atol=1e-4)
+    assert all(g is not None and bool(g.any()) for g in other_grads.values())
+
+
+@pytest.mark.parametrize("settings", [{"engine": "eager"}, {"engine": "fused"}])
+def test_fuse_pointwise_is_refused_where_it_has_no_kernels(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="fuse_pointwise"):
+        settle(tiny_config(fuse_pointwise=True, **settings), CPU)
+
+
 def test_fused_evaluation_is_eagers() -> None:
     config = tiny_config()
     results = []
@@ -290,11 +318,13 @@ def test_fused_evaluation_is_eagers() -> None:
     ("message", "advice"),
     [
         ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx", "apt install g++"),
+        ("Failed to find C compiler. Please specify via CC or set triton.knobs.build.impl", "apt install g++"),
         ("fatal error: Python.h: No such file or directory", "python3-dev"),
         ("Cannot find a working triton installation", "reinstall torch"),
         ("something else", "FASTCIFAR_DEBUG=1"),
     ],
 )
 def test_a_failing_compiler_is_explained(message: str, advice: str) -> None:
-    text = str(explain(RuntimeError(message)))
+    text = str(explain(RuntimeError(message), "compiled"))
     assert message in text and advice in text and "--engine eager" in text
+    assert "--engine eager" not in str(explain(RuntimeError(message), "eager"))

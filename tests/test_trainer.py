@@ -18,7 +18,14 @@ from fastcifar import trainer
 from fastcifar.clock import process_seconds
 from fastcifar.config import Config
 from fastcifar.display import Display
-from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.errors import (
+    CheckpointError,
+    CompileError,
+    DeviceMemoryError,
+    InterruptedRunError,
+    NonFiniteError,
+    UsageError,
+)
 from fastcifar.run import RunFolder
 
 STEPS = 7  # 100 images in batches of 16
@@ -87,6 +94,13 @@ def test_auto_is_settled_in_the_run_folder(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, device="auto", precision="auto", engine="auto", epochs=1)
     settled = RunFolder.open(trainer.train(config, tmp_path / "run", [])).config
     assert "auto" not in (settled.device, settled.precision, settled.engine)
+
+
+def test_a_precision_that_is_slower_here_is_noted(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.train(tiny_config(data, precision="fp16", epochs=1), tmp_path / "run", [])
+    assert "fp16 is emulated on cpu: expect it to be slower than fp32" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(data: Path, tmp_path: Path) -> None:
@@ -270,13 +284,39 @@ def test_a_diverged_run_stops_and_says_so(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_out_of_memory_names_the_settings_to_lower(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["warm_up", "train_step"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2202009600 bytes."),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_names_the_settings_to_lower(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
-    monkeypatch.setattr("fastcifar.engines.eager.Engine.train_step", full)
+    monkeypatch.setattr(f"fastcifar.engines.eager.Engine.{where}", full)
     with pytest.raises(DeviceMemoryError, match="batch_size = 16"):
         trainer.train(tiny_config(data), tmp_path / "run", [])
+
+
+def test_an_augmentation_that_does_not_compile_is_explained_for_the_eager_engine_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA the eager engine's batches are made by torch.compile, which needs a C compiler."""
+    from torch._inductor.exc import TritonMissing
+
+    def fail(*_: object) -> None:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr("fastcifar.loaders.resident.ResidentLoader.batch", fail)
+    with pytest.raises(CompileError, match="torch.compile failed at the first step") as caught:
+        trainer.train(tiny_config(data), tmp_path / "run", [])
+    assert "--engine eager" not in str(caught.value)
 
 
 def test_validation_every_few_epochs_and_always_at_the_end(data: Path, tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ _HABITS = {
 }
 """Names used elsewhere, whose setting no string distance finds."""
 
+_VALUE_HABITS = {"gpu": "cuda", "half": "fp16"}
+"""The same for values."""
+
 
 def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """The rules between settings that `config` breaks, each with the settings it concerns."""
@@ -430,7 +433,8 @@ def _wrong_value(layer: _Layer, key: str) -> str:
     value = layer.settings[key]
     hint = ""
     if isinstance(value, str):
-        hint = _did_you_mean(nearest(value.lower(), _choices(key)))
+        word = value.lower()
+        hint = _did_you_mean(nearest(_VALUE_HABITS.get(word, word), _choices(key)))
         if not isinstance(parse_value(key, value), str):
             hint = ", without quotes"
     return f"{layer.entry(key)}: expected {allowed(key)}{hint}"

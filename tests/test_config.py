@@ -208,6 +208,12 @@ def test_all_problems_of_all_layers_at_once(write: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(("name", "word", "meant"), [("device", "gpu", "cuda"), ("precision", "half", "fp16")])
+def test_a_value_used_elsewhere_is_understood(name: str, word: str, meant: str) -> None:
+    """By letters alone `gpu` is nearest to cpu."""
+    assert problems(None, None, [(name, word)])[0].endswith(f"; did you mean {meant}?")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

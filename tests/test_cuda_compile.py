@@ -36,7 +36,7 @@ def ptxas_report(source: Path, arch: str) -> str:
         key.update(path.read_bytes())
     kept = CACHE / f"{source.stem}.sm_{arch}.{key.hexdigest()[:16]}"
     if not kept.exists():
-        flags = ["-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-cubin"]
+        flags = ["-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-c"]
         done = subprocess.run(["nvcc", *flags, "-o", os.devnull, str(source)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
         warnings = [line for line in done.stderr.splitlines() if "warning" in line]
@@ -77,7 +77,8 @@ def check(arch: str) -> None:
     # Static shared memory is 48 KiB a block at most; 16 warps an SM are the least that hides latency here.
     assert all(k.shared_bytes <= 49152 for k in found)
     cramped = [k for k in found if k.registers * 512 > REGISTERS_AN_SM]
-    assert all("backwardIfLi2ELi1ELi4ELi4ELb1E" in k.name for k in cramped), cramped
+    allowed = "backwardIfLi2ELi1ELi4ELi4ELb1E" if arch == "90" else "dwconv3x3_backward.*ELi4ELb[01]E"
+    assert all(re.search(allowed, k.name) for k in cramped), cramped
 
 
 def test_no_kernel_spills_on_hopper() -> None:

@@ -1,8 +1,8 @@
 // Depthwise 3x3 convolution, padding 1, channels_last: forward and the one-sweep backward, plain and fused.
 //
 // A thread owns V channels of a tile, R rows high, and marches along W with a window of columns in registers while the
-// next column is on its way. PLANE > 0: the whole map is PLANE x PLANE and a thread's tile, the march is unrolled and
-// the taps outside the map vanish at compile time. Unrolling the others as well made 70 KiB of code and spilled.
+// next column is on its way. PLANE > 0: the whole map is PLANE x PLANE and a thread's tile, all of it is loaded first,
+// the march is unrolled and the taps outside the map vanish at compile time. Unrolling the others as well made 70 KiB of code and spilled.
 #pragma once
 #include <algorithm>
 
@@ -144,11 +144,20 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
       };
       // Columns ow * S - 1 to ow * S + 1 of the inputs; the last S of them come in with each output column.
       float window[3][kRows][V];
-      Pack<T, V> next[3][kRows];
+      Pack<T, V> next[PLANE ? PLANE : 3][kRows];
+      const auto column = [&](int ow, int k, float(&to)[kRows][V]) {
+        const int iw = ow * S - 1 + k;
+        if (PLANE == 0) return convert(iw, next[k], to);
+        if (iw >= 0 && iw < W) return convert(iw, next[PLANE ? iw : 0], to);
 #pragma unroll
-      for (int k = 0; k < 3; ++k) fetch(ow0 * S - 1 + k, next[k]);
+        for (int i = 0; i < kRows; ++i)
 #pragma unroll
-      for (int k = 0; k < 3 - S; ++k) convert(ow0 * S - 1 + k, next[k], window[k + S]);
+          for (int v = 0; v < V; ++v) to[i][v] = 0.f;
+      };
+#pragma unroll
+      for (int k = 0; k < (PLANE ? PLANE : 3); ++k) fetch(PLANE ? k : ow0 * S - 1 + k, next[k]);
+#pragma unroll
+      for (int k = 0; k < 3 - S; ++k) column(ow0, k, window[k + S]);
 #pragma unroll(PLANE ? PLANE : 1)
       for (int ow = ow0; ow < end; ++ow, y0 += pixel) {
 #pragma unroll
@@ -159,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
             for (int v = 0; v < V; ++v) window[k][i][v] = window[k + S][i][v];
 #pragma unroll
         for (int k = 3 - S; k < 3; ++k) {
-          convert(ow * S - 1 + k, next[k], window[k]);
-          if (ow + 1 < end) fetch((ow + 1) * S - 1 + k, next[k]);
+          column(ow, k, window[k]);
+          if (PLANE == 0 && ow + 1 < end) fetch((ow + 1) * S - 1 + k, next[PLANE ? 0 : k]);
         }
 #pragma unroll
         for (int r = 0; r < R; ++r) {
@@ -226,10 +235,21 @@ inline constexpr int kQuantities = FUSED ? 11 : 9;
 
 // One sweep over cells of S x S inputs, as many as there are outputs: x, the mask and the sums are needed at the centre
 // only, so that the gradient of y alone has a halo: one pixel around the tile, for S = 2 only below and to the right.
-// grid: (channel blocks, rows of partial results). A whole 4x4 map in float32 needs more than 128 registers; at batch
-// 128 there is one block an SM of them anyway.
+//
+// Two blocks an SM, 128 registers; a whole 4x4 map fits those only as ptxas allocates them for sm_90, and not fused in
+// float32. One block an SM is then enough up to batch 128, where there are no more.
+template <class T, int S, int PLANE, bool FUSED>
+constexpr int backward_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  return PLANE == 4 ? 1 : 2;
+#else
+  return PLANE == 4 && S == 1 && FUSED && sizeof(T) == 4 ? 1 : 2;
+#endif
+}
+
+// grid: (channel blocks, rows of partial results)
 template <class T, int V, int S, int R, int PLANE, bool FUSED>
-__global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && sizeof(T) == 4 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>()))
     dwconv3x3_backward(const BackwardArguments<T> a) {
   constexpr int kBefore = S == 1 ? 1 : 0, kWindow = kBefore + 2;  // columns and rows of dy that one cell touches
   constexpr int kRows = R - 1 + kWindow, kQ = kQuantities<FUSED>;
@@ -271,7 +291,7 @@ __global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && siz
     for (int t = blockIdx.y * at.kCount + at.lane; t < a.s.N * down * across; t += gridDim.y * at.kCount) {
       const int n = t / across / down, i0 = t / across % down * R, j0 = PLANE ? 0 : t % across * a.columns;
       const int end = PLANE ? Wo : min(j0 + a.columns, Wo);
-      uint32_t x0 = static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * pixel + c * sizeof(T);
+      const uint32_t x0 = static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * pixel + c * sizeof(T);
       const uint32_t dy0 = static_cast<uint32_t>((n * Ho + i0 - kBefore) * Wo) * pixel + c * sizeof(T);  // may wrap around
       const auto inside = [&](int i, int ow) {
         return static_cast<unsigned>(ow) < static_cast<unsigned>(Wo) &&
@@ -298,36 +318,55 @@ __global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && siz
         }
       };
       // Columns j - kBefore to j + 1 of dy; the last comes in with each column of cells.
+      constexpr int kAhead = PLANE ? (PLANE - 1) / S + 1 : 1;
       float window[kWindow][kRows][V];
-      Pack<T, V> next[kRows], next_y[kRows];
-#pragma unroll
-      for (int k = 0; k < kWindow; ++k) {
-        fetch(a.grad, j0 - kBefore + k, next);
-        if constexpr (FUSED) fetch(a.y, j0 - kBefore + k, next_y);
-        if (k + 1 < kWindow) convert(j0 - kBefore + k, next, next_y, window[k + 1]);
-      }
-#pragma unroll(PLANE ? PLANE : 1)
-      for (int j = j0; j < end; ++j, x0 += S * pixel) {
-        Pack<T, V> xs[R][S][S];
+      Pack<T, V> next[kAhead][kRows], next_y[kAhead][kRows], xs[kAhead][R][S][S];
+      const auto fetch_dy = [&](int ow, int to) {
+        fetch(a.grad, ow, next[to]);
+        if constexpr (FUSED) fetch(a.y, ow, next_y[to]);
+      };
+      const auto fetch_x = [&](int j, int to) {
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
           for (int p = 0; p < S; ++p)
 #pragma unroll
             for (int q = 0; q < S; ++q)
-              xs[r][p][q] = load_if<V>(at_byte(a.x, x0 + (r * S + p) * line + q * pixel),
-                                       (i0 + r) * S + p < H && j * S + q < W);
+              xs[to][r][p][q] = load_if<V>(at_byte(a.x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel),
+                                           (i0 + r) * S + p < H && j * S + q < W);
+      };
+      const auto column = [&](int ow, float(&to)[kRows][V]) {
+        if (PLANE == 0) return convert(ow, next[0], next_y[0], to);
+        if (ow >= 0 && ow < Wo) return convert(ow, next[PLANE ? ow : 0], next_y[PLANE ? ow : 0], to);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+#pragma unroll
+          for (int v = 0; v < V; ++v) to[i][v] = 0.f;
+      };
+      if constexpr (PLANE > 0) {
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+          fetch_dy(j, j);
+          fetch_x(j, j);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kWindow; ++k) {
+        if (PLANE == 0) fetch_dy(j0 - kBefore + k, 0);
+        if (k + 1 < kWindow) column(j0 - kBefore + k, window[k + 1]);
+      }
+#pragma unroll(PLANE ? PLANE : 1)
+      for (int j = j0; j < end; ++j) {
+        const int now = PLANE ? j : 0;
+        if (PLANE == 0) fetch_x(j, 0);
 #pragma unroll
         for (int k = 0; k + 1 < kWindow; ++k)
 #pragma unroll
           for (int i = 0; i < kRows; ++i)
 #pragma unroll
             for (int v = 0; v < V; ++v) window[k][i][v] = window[k + 1][i][v];
-        convert(j + 1, next, next_y, window[kWindow - 1]);
-        if (j + 1 < end) {
-          fetch(a.grad, j + 2, next);
-          if constexpr (FUSED) fetch(a.y, j + 2, next_y);
-        }
+        column(j + 1, window[kWindow - 1]);
+        if (PLANE == 0 && j + 1 < end) fetch_dy(j + 2, 0);
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -336,7 +375,7 @@ __global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && siz
             for (int q = 0; q < S; ++q) {
               if ((i0 + r) * S + p >= H || j * S + q >= W) continue;
               float x[V], v0[V], dx[V] = {};
-              unpack(xs[r][p][q], x);
+              unpack(xs[now][r][p][q], x);
 #pragma unroll
               for (int v = 0; v < V; ++v) v0[v] = FUSED ? relu(fmaf(x[v], scale0[v], shift0[v])) : x[v];
               // Output (ih + 1 - kh) / S, where S divides it, saw input row ih through tap kh.
@@ -366,7 +405,7 @@ __global__ void __launch_bounds__(kThreads, FUSED && S == 1 && PLANE == 4 && siz
                   sums[10][v] = fmaf(dx[v], x[v] - mean0[v], sums[10][v]);
                 }
               }
-              if (FUSED || a.grad_x != nullptr) store<V>(at_byte(a.grad_x, x0 + (r * S + p) * line + q * pixel), dx);
+              if (FUSED || a.grad_x != nullptr) store<V>(at_byte(a.grad_x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel), dx);
             }
       }
     }

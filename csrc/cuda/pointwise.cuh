@@ -57,7 +57,7 @@ __device__ __forceinline__ Fragment load_matrices(const uint16_t* row) {
                  : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
                  : "r"(address)
                  : "memory");
-#else
+#elif !defined(__CUDACC__)
   emu::load_matrices(row, TRANSPOSED, f.at);
 #endif
   return f;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const Fragment& a, u
 #else
   (void)d, (void)a, (void)b0, (void)b1;  // never launched there, see has_tensor_cores
 #endif
-#else
+#elif !defined(__CUDACC__)
   emu::multiply_add<T>(d, a.at, b0, b1);
 #endif
 }
@@ -109,28 +109,30 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
   const int lane = threadIdx.x % 32, warp_m = threadIdx.x / 32 / 2 * 32, warp_n = threadIdx.x / 32 % 2 * 32;
 
   Pack<T, 8> next_a[TileA::kPacks], next_b[TileB::kPacks];
-  float scale[8] = {}, shift[8] = {};
-  if constexpr (PRODUCT == Product::kGradWeight) {  // along N
+  float scale_n[8] = {}, shift_n[8] = {};
+  if constexpr (PRODUCT == Product::kGradWeight) {  // the BN is along N: the same for all packs of a thread
     const int n = n0 + static_cast<int>(threadIdx.x) % (kTileN / 8) * 8;
     if (n < a.N) {
-      load<8>(a.scale + n, scale);
-      load<8>(a.shift + n, shift);
+      load<8>(a.scale + n, scale_n);
+      load<8>(a.shift + n, shift_n);
     }
   }
   const auto fetch = [&](int k0) {
+    float scale_k[8] = {}, shift_k[8] = {};
+    if constexpr (PRODUCT == Product::kForward) {  // along K: the same for all packs of a tile
+      const int k = k0 + static_cast<int>(threadIdx.x) % (kTileK / 8) * 8;
+      if (k < k_end) {
+        load<8>(a.scale + k, scale_k);
+        load<8>(a.shift + k, shift_k);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < TileA::kPacks; ++i) {
       const int j = threadIdx.x + i * kTileThreads, row = j / (TileA::kColumns / 8), column = j % (TileA::kColumns / 8) * 8;
       const int m = m0 + (kAlongA ? row : column), k = k0 + (kAlongA ? column : row);
       const int64_t at = kAlongA ? static_cast<int64_t>(m) * a.K + k : static_cast<int64_t>(k) * a.M + m;
       next_a[i] = load_if<8>(a.a + at, m < a.M && k < k_end);
-      if constexpr (PRODUCT == Product::kForward) {  // the BN is along K: the same for all packs of a thread
-        if (i == 0 && k < k_end) {
-          load<8>(a.scale + k, scale);
-          load<8>(a.shift + k, shift);
-        }
-        if (k < k_end) norm_relu(next_a[i], scale, shift);
-      }
+      if constexpr (PRODUCT == Product::kForward) norm_relu(next_a[i], scale_k, shift_k);
     }
 #pragma unroll
     for (int i = 0; i < TileB::kPacks; ++i) {
@@ -139,7 +141,7 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
       const int64_t at = kAlongB ? static_cast<int64_t>(n) * a.K + k : static_cast<int64_t>(k) * a.N + n;
       const bool inside = n < a.N && k < k_end;
       next_b[i] = load_if<8>(a.b + at, inside);
-      if (PRODUCT == Product::kGradWeight && inside) norm_relu(next_b[i], scale, shift);
+      if (PRODUCT == Product::kGradWeight && inside) norm_relu(next_b[i], scale_n, shift_n);
     }
   };
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,21 +13,43 @@ import torch
 _IMPORTED = time.monotonic()
 
 
-class TrainingClock:
-    """Seconds spent in training steps; stands still outside `running()`, where the device has been waited for."""
+class Clocks:
+    """The times of a run, all in seconds. Those of a resumed run go on where its last checkpoint left them.
 
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
-        self._device, self.seconds = device, seconds
+    Arguments:
+        device: waited for at both ends of `training()`.
+
+    Attributes:
+        train_seconds: spent inside `training()`, and nowhere else.
+        compile_seconds: spent in the first, warming steps, before training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.train_seconds = self.compile_seconds = self._earlier_seconds = 0.0
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def training(self) -> Iterator[None]:
         self._wait()
         start = time.perf_counter()
         try:
             yield
         finally:
             self._wait()
-            self.seconds += time.perf_counter() - start
+            self.train_seconds += time.perf_counter() - start
+
+    @property
+    def process_seconds(self) -> float:
+        """From the start of the process to now, and those of the processes before it up to their last checkpoint."""
+        return self._earlier_seconds + process_seconds()
+
+    def state(self) -> dict[str, float]:
+        keys = ("train_seconds", "compile_seconds", "process_seconds")
+        return {key: getattr(self, key) for key in keys}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        self.train_seconds, self.compile_seconds = state["train_seconds"], state["compile_seconds"]
+        self._earlier_seconds = state["process_seconds"]
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -60,9 +60,12 @@ def settle(config: Config, device: torch.device) -> Config:
     return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)})
 
 
-def make_deterministic(device: torch.device) -> None:
-    """Bitwise the same run to run: PyTorch's deterministic algorithms, and cuBLAS's fixed workspace on CUDA."""
+def prepare(device: torch.device, *, deterministic: bool) -> None:
+    """Makes `device` this process's own, and with `deterministic` its kernels bitwise the same run to run."""
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
+        torch.cuda.set_device(device)
+    if deterministic:
+        if device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)

@@ -147,6 +147,16 @@ class RunFolder:
         run._read_metrics()
         return run
 
+    @staticmethod
+    def check_unused(out: Path) -> None:
+        """Refuses what `create` would refuse to write to, without making it.
+
+        Raises:
+            UsageError: `out` is a file, or a folder that holds something.
+        """
+        if out.exists():
+            _given_folder(out)
+
     @property
     def id(self) -> str:
         """A random name that stays with the run when its folder is moved or copied."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastcifar import sources
-from fastcifar.clock import TrainingClock, process_seconds
+from fastcifar.clock import Clocks
 from fastcifar.config import Config
-from fastcifar.device import find_device, is_emulated, make_deterministic, settle
+from fastcifar.device import find_device, is_emulated, prepare, settle
 from fastcifar.display import LOADING, Display
 from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain, is_compile_error
@@ -38,18 +38,21 @@ def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
     Errors: any `FastcifarError`; on SIGINT and SIGTERM the state is saved first (`InterruptedRunError`).
     """
     config = settle(config, find_device(config.device))
+    if out is not None:
+        RunFolder.check_unused(out)  # before a download, and before it would be made
     with Display() as display:
         display.phase(LOADING)
         dataset = sources.load(config.data, mirror=config.mirror)
-        splits = dataset.train_val(config.val_size, config.split_seed)  # a wrong val_size leaves no folder behind
+        splits = _split(dataset, config)
         run = RunFolder.create(config, out, command, dataset.digest, note=display.note)
-        return _fit(run, config, dataset, splits, display)
+        with run.locked():
+            return _fit(run, config, dataset, splits, display)
 
 
 def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) -> Path:
     """Continues the run in `path` from its last checkpoint as if it had never stopped.
 
-    `overrides` may name settings that don't touch the result: data (another copy of the same images), device,
+    `overrides` may name settings that don't touch the result: data (another copy of the same images), mirror, device,
     checkpoint_seconds.
     """
     with Display() as display:
@@ -58,36 +61,35 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
             if run.summary() is not None:
                 raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
             config = run.config.model_copy(update=dict(overrides))
+            config = settle(config, find_device(config.device))
             run.note_differences(config.device)
             display.phase(LOADING)
             dataset = _same_images(run, config)
-            splits = dataset.train_val(config.val_size, config.split_seed)
-            return _fit(run, config, dataset, splits, display)
+            return _fit(run, config, dataset, _split(dataset, config), display)
 
 
 def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, Split], display: Display) -> Path:
     device = find_device(config.device)
-    if config.deterministic:
-        make_deterministic(device)
+    prepare(device, deterministic=config.deterministic)
     train_split, val_split = splits
     dtype = COMPUTE_DTYPE[config.precision]
-    with run.locked(), _out_of_memory_explained(config, device), _stop_signals() as stop:
+    with _out_of_memory_explained(config, device), _stop_signals() as stop:
         model = build_model(dataset.num_classes, config.width_mult, config.seed)
         engine = build_engine(model, config, device)
         how = augmentation_of(config.engine, device)
         loader = ResidentLoader(train_split, config, device, dtype, augmentation=how)
         lrs = lr_table(config, loader.num_batches)
-        clock = TrainingClock(device)
-        first_epoch, first_step, compile_seconds = _restore(run, engine, clock)
+        clocks = Clocks(device)
+        first_epoch, first_step = _restore(run, engine, clocks)
         if is_emulated(config.precision, device):
             display.note(f"{config.precision} is emulated on {device}: expect it to be slower than fp32")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
-        compile_seconds += _warm_up(engine, loader, config)
+        clocks.compile_seconds += _warm_up(engine, loader, config)
         last_saved = time.monotonic()
 
         display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
-            with clock.running():
+            with clocks.training():
                 loader.begin(epoch)
                 for step in range(first_step, loader.num_batches):
                     batch = loader.batch(step)
@@ -96,13 +98,13 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
                     if stop.number:
                         break
             if stop.number and step + 1 < loader.num_batches:
-                _save(run, engine, epoch, step + 1, clock, compile_seconds)
+                _save(run, engine, epoch, step + 1, clocks)
                 raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {loader.num_batches}")
 
             first_step = 0
             lr = float(lrs[epoch * loader.num_batches - 1])
             means = engine.read_totals(loader.num_images)
-            record = _record(run, epoch, lr, means, clock, loader.num_images)
+            record = _record(run, epoch, lr, means, clocks, loader.num_images)
             if not math.isfinite(means.loss):
                 run.append(record)
                 raise _diverged(run, epoch, lr)
@@ -113,14 +115,14 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
             run.append(record)
             display.epoch(record)
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
-                _save(run, engine, epoch + 1, 0, clock, compile_seconds)
+                _save(run, engine, epoch + 1, 0, clocks)
                 last_saved = time.monotonic()
             if stop.number and epoch < config.epochs:
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
 
         display.phase("testing")
         test = engine.evaluate(eval_batches(dataset.test, config, device, dtype))
-    _finish(run, config, test, clock, compile_seconds, count_parameters(model))
+    _finish(run, config, test, clocks, count_parameters(model))
     return run.path
 
 
@@ -140,6 +142,7 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
     )
     dataset = _same_images(run, config)
     tensors, state = run.load_checkpoint()
+    prepare(target, deterministic=config.deterministic)
     engine = build_engine(build_model(dataset.num_classes, config.width_mult, config.seed), config, target)
     _load_tensors(engine, tensors, run)
     part = dataset.test if split == "test" else dataset.train_val(config.val_size, config.split_seed)[1]
@@ -165,7 +168,7 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
     }
 
 
-def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clock: TrainingClock, num_images: int) -> Record:
+def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clocks: Clocks, num_images: int) -> Record:
     before = run.records[-1]["train_seconds"] if run.records else 0.0
     return {
         "epoch": epoch,
@@ -174,8 +177,8 @@ def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clock: Tr
         "train_accuracy": means.accuracy,
         "val_loss": None,
         "val_accuracy": None,
-        "images_per_second": num_images / (clock.seconds - before),
-        "train_seconds": clock.seconds,
+        "images_per_second": num_images / (clocks.train_seconds - before),
+        "train_seconds": clocks.train_seconds,
     }
 
 
@@ -197,15 +200,9 @@ def _warm_up(engine: Engine, loader: ResidentLoader, config: Config) -> float:
     return time.perf_counter() - start
 
 
-def _save(run: RunFolder, engine: Engine, epoch: int, step: int, clock: TrainingClock, compiled: float) -> None:
+def _save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks) -> None:
     """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
-    state = {
-        "epoch": epoch,
-        "step": step,
-        "train_seconds": clock.seconds,
-        "compile_seconds": compiled,
-        "scaler": engine.scaler.state_dict(),
-    }
+    state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
     run.save_checkpoint(_state_tensors(engine), state)
 
 
@@ -231,17 +228,28 @@ def _load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder)
             tensor.copy_(tensors[name])
 
 
-def _restore(run: RunFolder, engine: Engine, clock: TrainingClock) -> tuple[int, int, float]:
-    """Brings a cut run's state back; returns the epoch and the step to go on with, and the compile time so far."""
+def _restore(run: RunFolder, engine: Engine, clocks: Clocks) -> tuple[int, int]:
+    """Brings a cut run's state back; returns the epoch and the step to go on with."""
     if not run.has_checkpoint():
         run.truncate(0)
-        return 1, 0, 0.0
+        return 1, 0
     tensors, state = run.load_checkpoint()
     _load_tensors(engine, tensors, run)
     engine.scaler.load_state_dict(state["scaler"])
-    clock.seconds = state["train_seconds"]
+    clocks.restore(state["clocks"])
     run.truncate(state["epoch"] - 1)
-    return state["epoch"], state["step"], state["compile_seconds"]
+    return state["epoch"], state["step"]
+
+
+def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
+    """Training and validation images, refused before a run folder exists if the settings don't fit them."""
+    train, val = dataset.train_val(config.val_size, config.split_seed)
+    if config.engine == "compiled" and len(train) < config.batch_size:
+        raise UsageError(
+            f"batch_size = {config.batch_size}, engine = 'compiled': only whole batches are compiled, and there are "
+            f"{len(train):,} training images; allowed: 1 to {len(train):,}"
+        )
+    return train, val
 
 
 def _same_images(run: RunFolder, config: Config) -> Dataset:
@@ -255,9 +263,7 @@ def _same_images(run: RunFolder, config: Config) -> Dataset:
     return dataset
 
 
-def _finish(
-    run: RunFolder, config: Config, test: EpochTotals, clock: TrainingClock, compile_seconds: float, parameters: int
-) -> None:
+def _finish(run: RunFolder, config: Config, test: EpochTotals, clocks: Clocks, parameters: int) -> None:
     run.draw_curves()  # before the clock of the whole process is read
     last = run.records[-1]
     summary = {k: last[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
@@ -266,9 +272,7 @@ def _finish(
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
         "parameters": parameters,
-        "train_seconds": clock.seconds,
-        "compile_seconds": compile_seconds,
-        "process_seconds": process_seconds(),
+        **clocks.state(),
     }
     run.write_summary(summary)
 

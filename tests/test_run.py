@@ -586,9 +586,13 @@ def test_sigkill_inside_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None
 
 def test_an_interrupt_inside_a_save_leaves_the_old(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.save_checkpoint(*saved(1))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
-        run.save_checkpoint(*saved(2))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts ignoring it
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
+            run.save_checkpoint(*saved(2))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert loaded_version(run) == 1
 
 

@@ -277,6 +277,30 @@ def test_a_validation_split_that_is_too_large_leaves_no_folder(data: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_that_is_never_whole_is_not_compiled(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only whole batches are compiled"):
+        trainer.train(tiny_config(data, batch_size=101, engine="compiled"), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused_before_the_data_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "something").touch()
+    with pytest.raises(UsageError, match="--out"):
+        trainer.train(tiny_config(tmp_path / "no-such-data.npz"), tmp_path, [])
+
+
+def test_the_clocks_of_a_cut_run_add_up(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        stop_at(patch, 8)
+        trainer.train(tiny_config(data), tmp_path / "run", [])
+    saved = RunFolder.open(tmp_path / "run").load_checkpoint()[1]["clocks"]
+    summary = RunFolder.open(trainer.resume(tmp_path / "run", {}, [])).summary()
+    assert summary is not None
+    for clock, seconds in saved.items():
+        assert summary[clock] > seconds > 0, clock
+    assert summary["process_seconds"] > saved["process_seconds"] + summary["train_seconds"] - saved["train_seconds"]
+
+
 def test_a_diverged_run_stops_and_says_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="lower --lr") as caught:
         trainer.train(tiny_config(data, lr=100.0, weight_decay=1.0, momentum=0.99, epochs=30), tmp_path / "run", [])

@@ -67,6 +67,15 @@ def depthwise_block_arguments(shape: Shape, dtype: torch.dtype, stride: int, dev
     return x, gamma0, beta0, w, gamma1, beta1, EPS, stride
 
 
+def away_from_the_kink(grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """`grad` of ReLU(BN(x)) without the numbers whose sign float32 and float64 may see differently.
+
+    One of them, 2.5e-8 from zero in a 40x129x5x7 block, moved the gradient of five pixels by 2.
+    """
+    x, gamma, beta, mean, var = in_float64((x, gamma, beta, mean, var))
+    return grad.masked_fill(normalize(x, gamma, beta, mean, var, EPS).abs() < 1e-5, 0)
+
+
 def backward_arguments(name: str, arguments: Arguments, grad: Tensor) -> Arguments:
     """What autograd gives `_<name>_backward` after the op was called with `arguments`."""
     outputs = getattr(torch.ops.fastcifar, name)(*arguments)
@@ -74,8 +83,10 @@ def backward_arguments(name: str, arguments: Arguments, grad: Tensor) -> Argumen
         return grad, *arguments, True, True
     if name == "batch_norm_relu":
         x, gamma, beta, eps = arguments
+        grad = away_from_the_kink(grad, x, gamma, beta, *outputs[1:])
         return grad, x, gamma, beta, *outputs[1:], eps
     u, gamma0, beta0, w, gamma1, beta1, eps, stride = arguments
+    grad = away_from_the_kink(grad, outputs[1], gamma1, beta1, *outputs[4:])
     return grad, u, outputs[1], gamma0, beta0, w, gamma1, beta1, *outputs[2:], eps, stride
 
 

@@ -152,11 +152,11 @@ void apply_gradient(const Range& range, int64_t channels, const T* grad, const T
 
 // Calls f(channel, sum of the parts' first row, of their second).
 template <class F>
-FC_INLINE void for_totals(const Range& range, const Parts& parts, int64_t pitch, F f) {
+FC_INLINE void for_totals(const Range& range, const Sums& sums, int64_t pitch, F f) {
   for (int64_t block = range.c0; block < range.c1; block += kBlock) {
     double first[kBlock] = {}, second[kBlock] = {};
-    for (int64_t k = 0; k < parts.num_parts; ++k) {
-      const float* part = parts.sums + k * parts.part_size + block;
+    for (int64_t k = 0; k < sums.num_parts; ++k) {
+      const float* part = sums.part(k) + block;
       for (int i = 0; i < kBlock; ++i) first[i] += part[i];
       for (int i = 0; i < kBlock; ++i) second[i] += part[pitch + i];
     }
@@ -198,9 +198,9 @@ void fold_statistics(const Range& range, const float* mean, const float* var, co
   }
 }
 
-void finish_statistics(const Range& range, const Parts& parts, double count, const float* gamma, const float* beta,
+void finish_statistics(const Range& range, const Sums& sums, double count, const float* gamma, const float* beta,
                        double eps, float* columns, int64_t pitch, float* mean, float* var) {
-  for_totals(range, parts, pitch, [&](int64_t c, double sum, double square) FC_LAMBDA {
+  for_totals(range, sums, pitch, [&](int64_t c, double sum, double square) FC_LAMBDA {
     const double offset = sum / count, variance = square / count - offset * offset;
     mean[c] = static_cast<float>(columns[kMean * pitch + c] + offset);
     var[c] = variance < 0 ? 0.0f : static_cast<float>(variance);  // NaN stays NaN
@@ -228,9 +228,9 @@ void add_gradient_sums(Element element, const Range& range, int64_t channels, co
   }
 }
 
-void finish_gradient(const Range& range, const Parts& parts, double count, const float* gamma, const float* var,
+void finish_gradient(const Range& range, const Sums& sums, double count, const float* gamma, const float* var,
                      double eps, float* columns, int64_t pitch, float* grad_gamma, float* grad_beta) {
-  for_totals(range, parts, pitch, [&](int64_t c, double sum, double product) FC_LAMBDA {
+  for_totals(range, sums, pitch, [&](int64_t c, double sum, double product) FC_LAMBDA {
     const double rstd = 1 / std::sqrt(var[c] + eps), scale = gamma[c] * rstd;
     grad_beta[c] = static_cast<float>(sum);
     grad_gamma[c] = static_cast<float>(product * rstd);

@@ -18,11 +18,12 @@ enum Column {
   kColumns
 };
 
-// Sums over parts of the rows, to be added up in their order: [num_parts][part_size], of which a BN uses two rows of
-// `pitch`.
-struct Parts {
-  float* sums;
-  int64_t num_parts, part_size;
+// Sums over parts of the rows, `size` apart, to be added up in their order. A BN's are two rows of `pitch`.
+struct Sums {
+  float* first;
+  int64_t num_parts, size;
+
+  float* part(int64_t i) const { return first + i * size; }
 };
 
 }  // namespace fastcifar
@@ -36,7 +37,7 @@ FASTCIFAR_DECLARE_KERNELS(
                         int64_t pitch, float* sums);
 
     // mean, var [C] and the columns mean, scale and shift from `count` rows' statistics.
-    void finish_statistics(const Range& range, const Parts& parts, double count, const float* gamma, const float* beta,
+    void finish_statistics(const Range& range, const Sums& sums, double count, const float* gamma, const float* beta,
                            double eps, float* columns, int64_t pitch, float* mean, float* var);
 
     // The columns mean, scale and shift from statistics that are known.
@@ -52,7 +53,7 @@ FASTCIFAR_DECLARE_KERNELS(
                            const float* columns, int64_t pitch, float* sums);
 
     // grad_gamma, grad_beta [C] and the gradient's columns from the sums over `count` rows.
-    void finish_gradient(const Range& range, const Parts& parts, double count, const float* gamma, const float* var,
+    void finish_gradient(const Range& range, const Sums& sums, double count, const float* gamma, const float* var,
                          double eps, float* columns, int64_t pitch, float* grad_gamma, float* grad_beta);
 
     // grad_x = g * grad_factor + (x - mean) * x_factor + constant; g is `grad` where `masked`, else `grad` before the ReLU.

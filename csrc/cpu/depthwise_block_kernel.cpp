@@ -70,11 +70,16 @@ template <int stride, class T, class MakeSink>
 FC_INLINE void forward(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
                        int64_t pitch, float* memory, MakeSink make_sink) {
   Ring ring(memory, s.H, s.W);
+  const int64_t image = s.H * s.W * s.C, steps = s.H * ((s.C + kBlock - 1) / kBlock);
   for (int64_t n = range.n0; n < range.n1; ++n) {
+    Ahead ahead;
+    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
+      ahead.add(u + (n + 1) * image, image * sizeof(T), steps);
+    }
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
       convolve<stride>(ring, s, channels, taps + c, pitch,
-                       affine_relu_rows(u + n * s.H * s.W * s.C + c, columns0 + c, pitch, s.W, s.C),
+                       affine_relu_rows(u + n * s.H * s.W * s.C + c, columns0 + c, pitch, s.W, s.C), ahead,
                        [&](int offset, auto lanes) FC_LAMBDA { return make_sink(n, c + offset, lanes); });
     }
   }
@@ -151,7 +156,15 @@ void backward(const DwShape& s, const Range& range, const void* grad_z, const vo
               const float* columns0, const float* columns1, const float* taps, int64_t pitch, void* grad_h, float* sums,
               float* memory) {
   Ring ring(memory, s.Ho, s.Wo);
+  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C, steps = s.Ho * ((s.C + kBlock - 1) / kBlock);
   for (int64_t n = range.n0; n < range.n1; ++n) {
+    Ahead ahead;
+    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
+      ahead.add(static_cast<const T*>(grad_z) + (n + 1) * grad_size, grad_size * sizeof(T), steps);
+      ahead.add(static_cast<const T*>(y) + (n + 1) * grad_size, grad_size * sizeof(T), steps);
+      ahead.add(static_cast<const T*>(u) + (n + 1) * image_size, image_size * sizeof(T), steps);
+      ahead.add(static_cast<const T*>(grad_h) + (n + 1) * image_size, image_size * sizeof(T), steps);
+    }
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const int64_t image = n * s.H * s.W * s.C + c, out_image = n * s.Ho * s.Wo * s.C + c;
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
@@ -163,9 +176,9 @@ void backward(const DwShape& s, const Range& range, const void* grad_z, const vo
                                                 sums + c + offset, s.W, s.C, pitch, lanes);
       };
       if constexpr (stride == 1) {
-        convolve_transposed1(ring, s, channels, taps + c, pitch, input, sink);
+        convolve_transposed1(ring, s, channels, taps + c, pitch, input, ahead, sink);
       } else {
-        convolve_transposed2(ring, s, channels, taps + c, pitch, input, sink);
+        convolve_transposed2(ring, s, channels, taps + c, pitch, input, ahead, sink);
       }
     }
   }

@@ -20,7 +20,13 @@ struct ForwardSink {
 template <int stride, class T>
 void forward(const DwShape& s, const Range& range, const T* x, const float* taps, int64_t pitch, T* y, float* memory) {
   Ring ring(memory, s.H, s.W);
+  const int64_t image = s.H * s.W * s.C, steps = s.H * ((s.C + kBlock - 1) / kBlock);
   for (int64_t n = range.n0; n < range.n1; ++n) {
+    Ahead ahead;
+    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
+      ahead.add(x + (n + 1) * image, image * sizeof(T), steps);
+      ahead.add(y + (n + 1) * s.Ho * s.Wo * s.C, s.Ho * s.Wo * s.C * sizeof(T), steps);
+    }
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const T* xn = x + n * s.H * s.W * s.C + c;
       T* yn = y + n * s.Ho * s.Wo * s.C + c;
@@ -31,6 +37,7 @@ void forward(const DwShape& s, const Range& range, const T* x, const float* taps
             const T* p = xn + row * s.W * s.C + offset;
             return [p, lanes, step = s.C](int64_t column) FC_LAMBDA { return load(p + column * step, lanes); };
           },
+          ahead,
           [&](int offset, auto lanes) FC_LAMBDA {
             return ForwardSink<T, decltype(lanes)>{yn + offset, s.Wo, s.C, lanes};
           });
@@ -73,7 +80,14 @@ template <class T, bool need_x, bool need_w>
 void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x, const float* taps, int64_t pitch,
               T* grad_x, float* grad_w, float* memory) {
   Ring ring(memory, s.Ho, s.Wo);
+  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C, steps = s.Ho * ((s.C + kBlock - 1) / kBlock);
   for (int64_t n = range.n0; n < range.n1; ++n) {
+    Ahead ahead;
+    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
+      ahead.add(grad_y + (n + 1) * grad_size, grad_size * sizeof(T), steps);
+      if (need_w) ahead.add(x + (n + 1) * image_size, image_size * sizeof(T), steps);
+      if (need_x) ahead.add(grad_x + (n + 1) * image_size, image_size * sizeof(T), steps);
+    }
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const T* gn = grad_y + n * s.Ho * s.Wo * s.C + c;
       const int64_t image = n * s.H * s.W * s.C + c;
@@ -87,11 +101,11 @@ void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x,
                                                                 grad_w + c + offset, s.W, s.C, pitch, lanes);
       };
       if (s.stride == 1 && !need_w) {  // the convolution with its taps in reverse
-        convolve<1>(ring, s, channels, taps + 8 * pitch + c, -pitch, input, sink);
+        convolve<1>(ring, s, channels, taps + 8 * pitch + c, -pitch, input, ahead, sink);
       } else if (s.stride == 1) {
-        convolve_transposed1(ring, s, channels, taps + c, pitch, input, sink);
+        convolve_transposed1(ring, s, channels, taps + c, pitch, input, ahead, sink);
       } else {
-        convolve_transposed2(ring, s, channels, taps + c, pitch, input, sink);
+        convolve_transposed2(ring, s, channels, taps + c, pitch, input, ahead, sink);
       }
     }
   }

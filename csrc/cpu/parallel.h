@@ -40,27 +40,12 @@ void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   torch::stable::parallel_for(0, parts, total_bytes < 1 << 16 ? parts : 1, f);
 }
 
-// Takes steps that alternate between work on each part, f(range, image part), and what joins the parts' sums,
-// f(range of channels, 0). Where the parts are cut by channels alone, each takes all steps in one go.
-template <class... Steps>
-void run_steps(const Cut& cut, int64_t total_bytes, const Steps&... steps) {
-  if (cut.image_parts == 1) {
-    parallel(cut.size(), total_bytes, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) (steps(cut[part], int64_t{0}), ...);
-    });
-    return;
-  }
-  int step = 0;
-  const auto take = [&](const auto& f) {
-    if (step++ % 2 == 1) {
-      f(Range{0, cut.images, 0, cut.channels}, int64_t{0});
-      return;
-    }
-    parallel(cut.size(), total_bytes, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) f(cut[part], part / cut.channel_parts);
-    });
-  };
-  (take(steps), ...);
+// f(range, image part) for each part, in several threads.
+template <class F>
+void parallel(const Cut& cut, int64_t total_bytes, const F& f) {
+  parallel(cut.size(), total_bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) f(cut[part], part / cut.channel_parts);
+  });
 }
 
 }  // namespace fastcifar

@@ -48,13 +48,4 @@ inline Cut cut(int64_t images, int64_t channels, int64_t image_bytes) {
   return {images, channels, by_images, clamp(32 / by_images, blocks)};
 }
 
-// The same for work in several steps with a sum over all images between them. Where `tensor_bytes`, what the steps touch
-// of one block of channels, stays in a core's L2 cache, the cut is by channels alone: each part then takes all its steps
-// by itself, and all but the first find their data in that cache.
-inline Cut cut_for_steps(int64_t images, int64_t channels, int64_t image_bytes, int64_t block_bytes) {
-  const int64_t blocks = (channels + kBlock - 1) / kBlock;
-  if (blocks >= 4 && block_bytes <= 5 << 18) return {images, channels, 1, blocks < 32 ? blocks : 32};
-  return cut(images, channels, image_bytes);
-}
-
 }  // namespace fastcifar

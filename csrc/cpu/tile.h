@@ -37,11 +37,37 @@ class Ring {
   int64_t height_, pitch_, last_;
 };
 
+// Asks for the next image while this one is worked on. A block of channels is read with gaps, which the caches'
+// prefetchers do not follow; all blocks together read the image whole.
+class Ahead {
+ public:
+  // The next image's part of a tensor, `bytes` long, in `steps` steps.
+  FC_INLINE void add(const void* image, int64_t bytes, int64_t steps) {
+    streams_[size_++] = {static_cast<const char*>(image), static_cast<const char*>(image) + bytes, bytes / steps + 1};
+  }
+  FC_INLINE void step() {
+    for (int i = 0; i < size_; ++i) {
+      Stream& s = streams_[i];
+      const char* stop = s.next + s.step < s.end ? s.next + s.step : s.end;
+      for (; s.next < stop; s.next += 64) __builtin_prefetch(s.next, 0, 2);
+    }
+  }
+
+ private:
+  struct Stream {
+    const char *next, *end;
+    int64_t step;
+  };
+  Stream streams_[4] = {};
+  int size_ = 0;
+};
+
 // Rows [next, end) into the ring. `input(row, offset, lanes)` returns a function of the column.
 template <class Input>
-FC_INLINE void fill(Ring& ring, int64_t& next, int64_t end, int64_t width, int channels, Input input) {
+FC_INLINE void fill(Ring& ring, int64_t& next, int64_t end, int64_t width, int channels, Input input, Ahead& ahead) {
   if (end > ring.height()) end = ring.height();
   for (; next < end; ++next) {
+    ahead.step();
     float* row = ring.pixels(next);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
       const auto pixel = input(next, offset, lanes);
@@ -73,12 +99,12 @@ struct NineTaps {
 // vector of channels and one tile of rows; it is called as sink(row, column, sum), and finish() at the tile's end.
 template <int stride, class Input, class MakeSink>
 FC_INLINE void convolve(Ring& ring, const DwShape& s, int channels, const float* taps, int64_t pitch, Input input,
-                        MakeSink make_sink) {
+                        Ahead& ahead, MakeSink make_sink) {
   const int64_t tile = (ring.capacity() - 1) / stride - (stride == 1);
   int64_t next = 0;
   for (int64_t first = 0; first < s.Ho; first += tile) {
     const int64_t end = first + tile < s.Ho ? first + tile : s.Ho;
-    fill(ring, next, (end - 1) * stride + 2, s.W, channels, input);
+    fill(ring, next, (end - 1) * stride + 2, s.W, channels, input, ahead);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
       const NineTaps w(taps + offset, pitch);
       auto sink = make_sink(offset, lanes);
@@ -121,12 +147,12 @@ struct Tap {
 // under tap 8 - k. The sink is called as sink(row, column, sum of tap * gradient, Tap<8>..Tap<0>).
 template <class Input, class MakeSink>
 FC_INLINE void convolve_transposed1(Ring& ring, const DwShape& s, int channels, const float* taps, int64_t pitch,
-                                    Input input, MakeSink make_sink) {
+                                    Input input, Ahead& ahead, MakeSink make_sink) {
   const int64_t tile = ring.capacity() - 2;
   int64_t next = 0;
   for (int64_t first = 0; first < s.H; first += tile) {
     const int64_t end = first + tile < s.H ? first + tile : s.H;
-    fill(ring, next, end + 1, s.W, channels, input);
+    fill(ring, next, end + 1, s.W, channels, input, ahead);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
       const NineTaps w(taps + offset, pitch);
       auto sink = make_sink(offset, lanes);
@@ -161,12 +187,12 @@ FC_INLINE void convolve_transposed1(Ring& ring, const DwShape& s, int channels, 
 // under one, two, two and four taps.
 template <class Input, class MakeSink>
 FC_INLINE void convolve_transposed2(Ring& ring, const DwShape& s, int channels, const float* taps, int64_t pitch,
-                                    Input input, MakeSink make_sink) {
+                                    Input input, Ahead& ahead, MakeSink make_sink) {
   const int64_t tile = ring.capacity() - 1;
   int64_t next = 0;
   for (int64_t first = 0; first < s.Ho; first += tile) {
     const int64_t end = first + tile < s.Ho ? first + tile : s.Ho;
-    fill(ring, next, end + 1, s.Wo, channels, input);
+    fill(ring, next, end + 1, s.Wo, channels, input, ahead);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
       const NineTaps w(taps + offset, pitch);
       auto sink = make_sink(offset, lanes);

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "fastcifar"
 ORDER = """
-    errors ops config environment curves display run store layouts download procedural sources
+    errors ops config environment curves display run study_plan store layouts download procedural sources
     draws augment loaders model optim clock device cpu engines trainer doctor cli __main__
 """.split()
 """A module imports only modules to its left."""

@@ -240,7 +240,8 @@ def _expected(config: Config, metric: str) -> str:
         preset = find_preset(config.preset)
     except UsageError:
         return ""
-    free = {"data", "mirror", "seed", *groups()["engine"], *groups()["evaluation and checkpoints"]}
+    free = {"data", "mirror", "seed"}
+    free |= {*groups()["loader"], *groups()["engine"], *groups()["evaluation and checkpoints"]}
     names = [name for group in groups().values() for name in group if name not in free]
     if preset.config.data == "procedural":
         names.append("data")

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 COMMAND_LINE = "command line"
-RESUMABLE = ("data", "mirror", "device", "checkpoint_seconds")
+RESUMABLE = ("data", "mirror", "loader_workers", "images_on", "device", "checkpoint_seconds")
 """What a resumed run may change: where it computes and reads, never what it computes."""
 
 _NO_NUL = r"\A[^\x00]+\z"  # also refuses lone surrogates, which no UTF-8 file can hold
@@ -106,6 +106,18 @@ class Config(BaseModel):
     )
     seed: int = _setting(0, "seed of the weights and of every draw in training", ge=0, le=2**32 - 1)
 
+    loader: Literal["resident", "torchvision", "dali"] = _setting(
+        "resident",
+        "what makes the batches: the device, from images that live there; torchvision's transforms in worker "
+        "processes; or NVIDIA DALI",
+    )
+    loader_workers: int = _setting(
+        0, "worker processes of loader = torchvision, threads of dali; 0 = one for each CPU core", ge=0, le=1024
+    )
+    images_on: Literal["device", "host"] = _setting(
+        "device", "where the resident loader keeps the images; host streams them, for a split larger than the device"
+    )
+
     engine: Literal["auto", "eager", "compiled", "fused"] = _setting(
         "auto", "what executes a step: plain PyTorch, torch.compile, or the extension's fused ops"
     )
@@ -117,6 +129,10 @@ class Config(BaseModel):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "number format of convolutions and matrix products; weights stay fp32"
+    )
+    memory_format: Literal["channels_last", "contiguous"] = _setting(
+        "channels_last",
+        "order of activations in memory: NHWC, which is faster nearly everywhere, or PyTorch's own NCHW",
     )
     device: str = _setting(
         "auto",
@@ -149,6 +165,7 @@ GROUPS = {
     "augmentation": "crop_padding",
     "model": "width_mult",
     "optimisation": "epochs",
+    "loader": "loader",
     "engine": "engine",
     "evaluation and checkpoints": "eval_batch_size",
 }
@@ -166,10 +183,13 @@ _HABITS = {
     "scheduler": "lr_schedule",
     "amp": "precision",
     "dtype": "precision",
+    "workers": "loader_workers",
+    "num_workers": "loader_workers",
+    "dataloader": "loader",
 }
 """Names used elsewhere, whose setting no string distance finds."""
 
-_VALUE_HABITS = {"gpu": "cuda", "half": "fp16"}
+_VALUE_HABITS = {"gpu": "cuda", "half": "fp16", "nhwc": "channels_last", "nchw": "contiguous"}
 """The same for values."""
 
 
@@ -181,6 +201,16 @@ def _conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("lr_warmup_epochs", "epochs"),
             f"lr_warmup_epochs = {config.lr_warmup_epochs:g} must be at most epochs = {config.epochs}",
+        )
+    if config.images_on == "host" and config.loader != "resident":
+        yield (
+            ("images_on", "loader"),
+            f"images_on = host is for loader = resident; loader = {config.loader} keeps its images on the host anyway",
+        )
+    if config.memory_format == "contiguous" and config.engine == "fused":
+        yield (
+            ("memory_format", "engine"),
+            "engine = fused computes in memory_format = channels_last; contiguous is for eager and compiled",
         )
     if config.deterministic and config.engine != "eager" and config.compile_mode.startswith("max-autotune"):
         yield (

@@ -49,7 +49,8 @@ def settle(config: Config, device: torch.device) -> Config:
             engine = "compiled"
         else:
             # On two CPU cores compiling costs 45 s and gains nothing over the tuned eager step.
-            engine = "fused" if ops.available("cpu") and precision in ("fp32", "bf16") else "eager"
+            fits = precision in ("fp32", "bf16") and config.memory_format == "channels_last"
+            engine = "fused" if ops.available("cpu") and fits else "eager"
     if engine == "fused" and device.type == "cpu" and precision == "fp16":
         raise UsageError("engine = 'fused', precision = 'fp16': on the CPU the fused ops know fp32 and bf16 only")
     if config.fuse_pointwise and (engine != "fused" or device.type == "cpu"):

@@ -23,7 +23,7 @@ from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain, is_compile_error
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
 from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
-from fastcifar.loaders import ResidentLoader, augmentation_of, eval_batches
+from fastcifar.loaders import Loader, build_loader, eval_batches
 from fastcifar.model import build_model, count_parameters
 from fastcifar.optim import lr_table
 from fastcifar.run import RunFolder
@@ -76,8 +76,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
     with _out_of_memory_explained(config, device), _stop_signals() as stop:
         model = build_model(dataset.num_classes, config.width_mult, config.seed)
         engine = build_engine(model, config, device)
-        how = augmentation_of(config.engine, device)
-        loader = ResidentLoader(train_split, config, device, dtype, augmentation=how)
+        loader = build_loader(train_split, config, device, dtype, display.note)
         lrs = lr_table(config, loader.num_batches)
         clocks = Clocks(device)
         first_epoch, first_step = _restore(run, engine, clocks)
@@ -90,7 +89,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
         display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
             with clocks.training():
-                loader.begin(epoch)
+                loader.begin(epoch, first_step)
                 for step in range(first_step, loader.num_batches):
                     batch = loader.batch(step)
                     engine.train_step(batch, lrs[(epoch - 1) * loader.num_batches + step])
@@ -182,16 +181,18 @@ def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clocks: C
     }
 
 
-def _warm_up(engine: Engine, loader: ResidentLoader, config: Config) -> float:
+def _warm_up(engine: Engine, loader: Loader, config: Config) -> float:
     """One full batch and, where the epoch ends with a smaller one, that too; seconds it took, augmentation included.
 
     With a `compile_mode` that captures CUDA graphs the full batch goes three times: run, recorded, replayed.
     """
     start = time.perf_counter()
     loader.begin(1)
-    repeats, last = 1 if config.compile_mode == "default" else 3, loader.num_batches - 1
+    repeats = 1 if config.compile_mode == "default" else 3
     try:
-        engine.warm_up(loader.batch(step) for step in [*[0] * repeats, *{last} - {0}])
+        batch = loader.batch(0)
+        rest = loader.num_images % loader.batch_size if loader.num_batches > 1 else 0
+        engine.warm_up([*[batch] * repeats, *([batch.first(rest)] if rest else [])])
     except Exception as error:
         # On CUDA the eager engine's augmentation is compiled too.
         if not _out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):

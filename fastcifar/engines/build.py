@@ -9,20 +9,21 @@ from fastcifar.config import Config
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel
+from fastcifar.loaders import MEMORY_FORMAT
 from fastcifar.model import MobileNet
 from fastcifar.optim import Ema, build_optimizer
 
 
 def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engine:
-    """The engine a settled config names, over `model` moved to `device` in channels_last memory.
+    """The engine a settled config names, over `model` moved to `device` in the config's memory format.
 
     On the CPU with `tuned = true` freed memory is kept, and where no fused ops take their place the model's
     convolutions are replaced by faster equals (see `cpu`).
     """
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device=device, memory_format=MEMORY_FORMAT[config.memory_format])  # type: ignore[call-overload]
     if device.type == "cpu" and config.tuned:
         cpu.keep_freed_memory()
-        if config.engine != "fused":
+        if config.engine != "fused" and config.memory_format == "channels_last":
             cpu.tune(model)
     model.train()
     optimizer = build_optimizer(model, config)

@@ -1,5 +1,16 @@
-"""Where batches come from: every loader yields the same `Batch` for the same draws."""
+"""Where batches come from: three loaders behind one iterator, and the batches of an evaluation."""
 
-from fastcifar.loaders.resident import Augmentation, Batch, ResidentLoader, augmentation_of, eval_batches
+from fastcifar.loaders.batch import MEMORY_FORMAT, Batch, Loader, eval_batches
+from fastcifar.loaders.build import build_loader
+from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentation_of
 
-__all__ = ["Augmentation", "Batch", "ResidentLoader", "augmentation_of", "eval_batches"]
+__all__ = [
+    "MEMORY_FORMAT",
+    "Augmentation",
+    "Batch",
+    "Loader",
+    "ResidentLoader",
+    "augmentation_of",
+    "build_loader",
+    "eval_batches",
+]

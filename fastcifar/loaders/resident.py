@@ -5,8 +5,7 @@ Nothing crosses from the device to the host, and a single copy an epoch crosses 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -15,29 +14,12 @@ import torch
 from torch import Tensor
 
 from fastcifar import ops
-from fastcifar.augment import augment, normalization_table, normalize
+from fastcifar.augment import augment, normalization_table
 from fastcifar.config import Config
 from fastcifar.draws import EpochDraws, draw_epoch
 from fastcifar.errors import DeviceMemoryError
+from fastcifar.loaders.batch import MEMORY_FORMAT, Batch
 from fastcifar.sources import Split
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's input, on the device.
-
-    Arguments:
-        images: [B, 3, S, S] in the compute dtype, channels_last.
-        labels: int64 [B].
-        partner_labels: int64 [B], the labels of the images mixed in; None without MixUp.
-        lam: float32 [], the weight of `labels`; None without MixUp.
-    """
-
-    images: Tensor
-    labels: Tensor
-    partner_labels: Tensor | None = None
-    lam: Tensor | None = None
-
 
 Augmentation = Literal["eager", "compiled", "fused"]
 
@@ -54,7 +36,7 @@ class ResidentLoader:
 
     Arguments:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        config: seed, batch_size, mean, std, crop_padding, flip and mixup_alpha are read.
+        config: seed, batch_size, mean, std, crop_padding, flip, mixup_alpha and memory_format are read.
         device, dtype: where the batches are made, and in what type.
         augmentation: what makes a batch of the draws, bit for bit the same: `eager` op by op, `compiled` one or two
             kernels by torch.compile, `fused` the extension's own kernel.
@@ -88,7 +70,7 @@ class ResidentLoader:
         self._augment_rest = make
         self._draws: dict[str, Tensor] = {}
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, first_step: int = 0) -> None:
         """Draws the epoch (counted from 1) and copies its draws to the device: the only transfer until it ends."""
         c = self._config
         draws = draw_epoch(
@@ -115,6 +97,9 @@ class ResidentLoader:
             else:
                 self._draws[name] = host.to(self._device, non_blocking=True, copy=True)
 
+    def close(self) -> None:
+        """Nothing to end: there are no workers."""
+
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0, of the epoch begun last; the last one of an epoch may be smaller."""
         rows = slice(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
@@ -126,13 +111,5 @@ class ResidentLoader:
             partner_labels = labels[partner]
         make = self._augment if len(index) == self.batch_size else self._augment_rest
         images = make(self._images, index, top, left, flip, partner, lam, self._table)
+        images = images.contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
         return Batch(images, labels, partner_labels, lam)
-
-
-def eval_batches(split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
-    """Validation or test batches of `config.eval_batch_size`: normalised, never cropped, flipped or mixed."""
-    table = normalization_table(config.mean, config.std, device)
-    for start in range(0, len(split.labels), config.eval_batch_size):
-        rows = slice(start, start + config.eval_batch_size)
-        images = torch.from_numpy(split.images[rows]).to(device)
-        yield Batch(normalize(images, table, dtype), torch.from_numpy(split.labels[rows]).to(device))

@@ -1,0 +1,24 @@
+"""From settings to a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fastcifar.config import Config
+from fastcifar.loaders.batch import Loader
+from fastcifar.loaders.resident import ResidentLoader, augmentation_of
+from fastcifar.sources import Split
+
+
+def build_loader(
+    split: Split, config: Config, device: torch.device, dtype: torch.dtype, note: Callable[[str], None]
+) -> Loader:
+    """The loader a settled config names, over the images of `split`.
+
+    Arguments:
+        device, dtype: where the batches are needed, and in what type.
+        note: receives what a user should know but that stops nothing.
+    """
+    return ResidentLoader(split, config, device, dtype, augmentation=augmentation_of(config.engine, device))

@@ -28,6 +28,7 @@ from fastcifar.model import build_model, count_parameters
 from fastcifar.optim import lr_table
 from fastcifar.run import RunFolder
 from fastcifar.sources import Dataset, Split
+from fastcifar.telemetry import Telemetry
 
 Record = dict[str, Any]
 
@@ -73,13 +74,13 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
     prepare(device, deterministic=config.deterministic)
     train_split, val_split = splits
     dtype = COMPUTE_DTYPE[config.precision]
-    with _out_of_memory_explained(config, device), _stop_signals() as stop:
+    with _out_of_memory_explained(config, device), _stop_signals() as stop, Telemetry(device, display.note) as telemetry:
         model = build_model(dataset.num_classes, config.width_mult, config.seed)
         engine = build_engine(model, config, device)
         loader = build_loader(train_split, config, device, dtype, display.note)
         lrs = lr_table(config, loader.num_batches)
         clocks = Clocks(device)
-        first_epoch, first_step = _restore(run, engine, clocks)
+        first_epoch, first_step = _restore(run, engine, clocks, telemetry)
         if is_emulated(config.precision, device):
             display.note(f"{config.precision} is emulated on {device}: expect it to be slower than fp32")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
@@ -88,7 +89,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
 
         display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
-            with clocks.training():
+            with telemetry.training(), clocks.training():
                 loader.begin(epoch, first_step)
                 for step in range(first_step, loader.num_batches):
                     batch = loader.batch(step)
@@ -97,13 +98,13 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
                     if stop.number:
                         break
             if stop.number and step + 1 < loader.num_batches:
-                _save(run, engine, epoch, step + 1, clocks)
+                _save(run, engine, epoch, step + 1, clocks, telemetry)
                 raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {loader.num_batches}")
 
             first_step = 0
             lr = float(lrs[epoch * loader.num_batches - 1])
             means = engine.read_totals(loader.num_images)
-            record = _record(run, epoch, lr, means, clocks, loader.num_images)
+            record = _record(run, epoch, lr, means, clocks, loader.num_images) | telemetry.epoch()
             if not math.isfinite(means.loss):
                 run.append(record)
                 raise _diverged(run, epoch, lr)
@@ -114,14 +115,14 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
             run.append(record)
             display.epoch(record)
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
-                _save(run, engine, epoch + 1, 0, clocks)
+                _save(run, engine, epoch + 1, 0, clocks, telemetry)
                 last_saved = time.monotonic()
             if stop.number and epoch < config.epochs:
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
 
         display.phase("testing")
         test = engine.evaluate(eval_batches(dataset.test, config, device, dtype))
-    _finish(run, config, test, clocks, count_parameters(model))
+    _finish(run, config, test, clocks, telemetry, count_parameters(model))
     return run.path
 
 
@@ -201,9 +202,10 @@ def _warm_up(engine: Engine, loader: Loader, config: Config) -> float:
     return time.perf_counter() - start
 
 
-def _save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks) -> None:
+def _save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:
     """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
     state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
+    state["telemetry"] = telemetry.state()
     run.save_checkpoint(_state_tensors(engine), state)
 
 
@@ -229,7 +231,7 @@ def _load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder)
             tensor.copy_(tensors[name])
 
 
-def _restore(run: RunFolder, engine: Engine, clocks: Clocks) -> tuple[int, int]:
+def _restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry) -> tuple[int, int]:
     """Brings a cut run's state back; returns the epoch and the step to go on with."""
     if not run.has_checkpoint():
         run.truncate(0)
@@ -238,6 +240,7 @@ def _restore(run: RunFolder, engine: Engine, clocks: Clocks) -> tuple[int, int]:
     _load_tensors(engine, tensors, run)
     engine.scaler.load_state_dict(state["scaler"])
     clocks.restore(state["clocks"])
+    telemetry.restore(state.get("telemetry", {}))  # checkpoints of version 0.1 have none
     run.truncate(state["epoch"] - 1)
     return state["epoch"], state["step"]
 
@@ -264,7 +267,9 @@ def _same_images(run: RunFolder, config: Config) -> Dataset:
     return dataset
 
 
-def _finish(run: RunFolder, config: Config, test: EpochTotals, clocks: Clocks, parameters: int) -> None:
+def _finish(
+    run: RunFolder, config: Config, test: EpochTotals, clocks: Clocks, telemetry: Telemetry, parameters: int
+) -> None:
     run.draw_curves()  # before the clock of the whole process is read
     last = run.records[-1]
     summary = {k: last[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
@@ -274,6 +279,7 @@ def _finish(run: RunFolder, config: Config, test: EpochTotals, clocks: Clocks, p
         "test_accuracy": test.accuracy,
         "parameters": parameters,
         **clocks.state(),
+        **telemetry.summary(),
     }
     run.write_summary(summary)
 

@@ -74,7 +74,8 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
     prepare(device, deterministic=config.deterministic)
     train_split, val_split = splits
     dtype = COMPUTE_DTYPE[config.precision]
-    with _out_of_memory_explained(config, device), _stop_signals() as stop, Telemetry(device, display.note) as telemetry:
+    telemetry = Telemetry(device, display.note)
+    with _out_of_memory_explained(config, device), _stop_signals() as stop, telemetry:
         model = build_model(dataset.num_classes, config.width_mult, config.seed)
         engine = build_engine(model, config, device)
         loader = build_loader(train_split, config, device, dtype, display.note)

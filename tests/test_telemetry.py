@@ -1,14 +1,21 @@
 """Telemetry against a recorded NVML: what an epoch and a run get, and that nothing of it ever reaches training."""
 
+import os
+import signal
 import sys
 import time
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_config, write_tiny
 
-from fastcifar import telemetry
+from fastcifar import cli, telemetry, trainer
+from fastcifar.display import Display
+from fastcifar.errors import InterruptedRunError
+from fastcifar.run import RunFolder
 from fastcifar.telemetry import Telemetry
 
 CUDA = torch.device("cuda", 0)
@@ -39,7 +46,7 @@ class FakeNvml(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("pynvml")
         self.millijoules, self.milliwatts, self.utilization, self.mhz = 5_000_000, 400_000, 90, 1980
-        self.used, self.throttle = 3 * 1024 * MIB, 0
+        self.used, self.throttle, self.millijoules_a_reading = 3 * 1024 * MIB, 0, 0
         self.broken, self.lacks, self.open, self.known = "", (), 0, f"GPU-{UUID}"
 
     def nvmlInit(self) -> None:
@@ -62,6 +69,7 @@ class FakeNvml(types.ModuleType):
         return value
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> Any:
+        self.millijoules += self.millijoules_a_reading
         return self._read("energy", handle, self.millijoules)
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> Any:
@@ -252,3 +260,37 @@ def test_a_cpu_has_none_and_needs_no_nvml(monkeypatch: pytest.MonkeyPatch, notes
     with Telemetry(CUDA, notes.append) as watched:
         assert watched.epoch() == {}
     assert notes[0].startswith("no GPU telemetry: ModuleNotFoundError")
+
+
+def test_a_run_has_it_in_metrics_checkpoint_and_summary(
+    nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run computes on the CPU, and is told that this is the GPU of the recorded NVML."""
+    nvml.millijoules_a_reading = 1_000  # 1 J from one end of training to the other
+    monkeypatch.setattr(trainer, "Telemetry", lambda device, note: Telemetry(CUDA, note))
+    config = tiny_config(write_tiny(tmp_path / "tiny.npz"))
+    images, steps = Display.images, 0
+
+    def stop_in_the_second_epoch(self: Display, count: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        images(self, count)
+
+    monkeypatch.setattr(Display, "images", stop_in_the_second_epoch)
+    with pytest.raises(InterruptedRunError):
+        trainer.train(config, tmp_path / "run", [])
+    trainer.resume(tmp_path / "run", {}, [])
+    run = RunFolder.open(tmp_path / "run")
+    assert [record["energy_joules"] for record in run.records] == [1.0, 3.0, 4.0]  # the second epoch in two parts
+    assert "gpu_throttle,energy_joules" in (run.path / "metrics.csv").read_text()
+    summary = run.summary() or {}
+    assert summary["energy_joules"] == 4.0
+    assert summary["train_seconds"] <= summary["energy_seconds"] < summary["train_seconds"] + 5
+    capsys.readouterr()
+    cli._print_result(run.path)
+    assert "\nenergy          0.0 kJ in training, " in capsys.readouterr().out
+    assert cli._energy(dict(energy_joules=12_345.0, train_seconds=60.0, energy_seconds=30.0)) == (
+        "12.3 kJ in training, 412 W (measured in 50% of it)"
+    )

@@ -59,6 +59,11 @@ class Published:
     digests: Mapping[str, str] | None = None  # split_digest of each split; None where no copy was at hand to take it
     archive_md5s: tuple[str, ...] = ()  # as published, for want of digests; only told of, as any repacking changes them
 
+    @property
+    def digest(self) -> str | None:
+        """The ``Dataset.digest`` of the published images, where it is known."""
+        return _joined(self.digests) if self.digests else None
+
     def check(self, dataset: "Dataset") -> None:
         """Raise DataError unless ``dataset`` holds this set's images: all of them, and where known no other."""
         if dataset.class_names != self.class_names:
@@ -71,7 +76,7 @@ class Published:
                     f"its {split} split has {counts.sum():,} images, {counts.min():,} to {counts.max():,} a class; "
                     f"{self.name} has {expected:,}, {expected // dataset.num_classes:,} a class"
                 )
-        if self.digests and dataset.digest != _joined(self.digests):
+        if self.digest and dataset.digest != self.digest:
             raise DataError(f"its images are not those of {self.name}: the content digest differs")
 
 

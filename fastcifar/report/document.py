@@ -1,0 +1,120 @@
+"""The page as a list of blocks, from which `page` makes HTML, `markdown` Markdown and `tables` CSV.
+
+Texts hold three marks: `code`, **bold** and [link](#place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Union
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Level 1 is the title. `id` is the place that links name."""
+
+    level: int
+    text: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """`kind` is empty, or `note` or `warning` for a box."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; where `stacked`, a row becomes a card on a narrow screen, else the table scrolls.
+
+    Attributes:
+        name: of its CSV, without the ending; its place is `table-<name>`.
+        rows: texts, a cell a column.
+        data: the same for the CSV, in full precision, by column; None: as printed.
+    """
+
+    name: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    data: Sequence[Mapping[str, object]] | None = None
+    stacked: bool = True
+
+    @property
+    def id(self) -> str:
+        return f"table-{self.name}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing of a figure.
+
+    Attributes:
+        name: of its file, without the ending.
+        alt: what it shows, for who cannot see it.
+        svg: in fixed colours, on paper.
+        wide: it is not to be shrunk to the width of a phone, but scrolled.
+    """
+
+    name: str
+    alt: str
+    svg: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    caption: str
+    panels: Sequence[Panel]
+
+    @property
+    def id(self) -> str:
+        return f"figure-{self.name}"
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that the page shows on demand."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = Union[Heading, Paragraph, Bullets, Table, Figure, Details]
+
+
+@dataclass
+class Document:
+    """`language` of the texts is English; `title` is the browser's."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+    def walk(self) -> list[Block]:
+        """All blocks, those in details included."""
+
+        def below(blocks: Sequence[Block]) -> list[Block]:
+            found: list[Block] = []
+            for block in blocks:
+                found.append(block)
+                if isinstance(block, Details):
+                    found += below(block.blocks)
+            return found
+
+        return below(self.blocks)
+
+    def tables(self) -> list[Table]:
+        return [block for block in self.walk() if isinstance(block, Table)]
+
+    def figures(self) -> list[Figure]:
+        return [block for block in self.walk() if isinstance(block, Figure)]

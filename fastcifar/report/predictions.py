@@ -1,0 +1,158 @@
+"""What the models say of each test image, counted: by class, by superclass, pair by pair, and against their confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar.errors import CheckpointError, FastcifarError
+from fastcifar.report.results import Run, Trial
+from fastcifar.run import RunFolder
+
+NUM_BINS = 15
+"""Of confidence, equally wide: as in Guo et al., On Calibration of Modern Neural Networks (2017)."""
+
+_SAME_ACCURACY = 0.002
+"""Another device rounds otherwise and may move an image or two in a thousand."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of one run, an entry a test image in canonical order: int labels and predicted classes, float confidence."""
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return self.labels == self.predicted
+
+    def class_accuracy(self, num_classes: int) -> NDArray[np.float64]:
+        """[num_classes]; NaN for a class without images."""
+        return group_means(self.correct, self.labels, num_classes)
+
+    def confusion(self, num_classes: int) -> NDArray[np.int64]:
+        """[num_classes, num_classes] images, by label and by predicted class."""
+        cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
+        return cells.reshape(num_classes, num_classes)
+
+    def reliability(self) -> Reliability:
+        bins = np.clip(np.ceil(self.confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+        count = np.bincount(bins, minlength=NUM_BINS)
+        confidence, accuracy = (group_means(values, bins, NUM_BINS) for values in (self.confidence, self.correct))
+        return Reliability(count, confidence, accuracy)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Images, mean confidence and accuracy in each bin of confidence; NaN where a bin is empty."""
+
+    count: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean over the images of |accuracy - confidence| of their bin."""
+        gaps = np.abs(np.nan_to_num(self.accuracy - self.confidence))
+        return float((gaps * self.count).sum() / self.count.sum())
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two classes taken for each other: in which share of both classes' images, over all runs."""
+
+    first: int
+    second: int
+    share: float
+
+
+def read_predictions(run: Run, data: str | None) -> Predictions:
+    """From the run folder; for an older run computed from its checkpoint, and written there.
+
+    `data` is where the same images lie now, if not where the run had them. Errors: FastcifarError.
+    """
+    arrays: Mapping[str, NDArray[Any]] | None = RunFolder.open(run.path, note=lambda text: None).predictions()
+    if arrays is None:
+        arrays = _from_checkpoint(run.path, data)
+    try:
+        labels, predicted, confidence = (arrays[name] for name in ("labels", "predicted", "confidence"))
+    except KeyError as error:
+        raise CheckpointError(f"{run.path}: its predictions lack {error}") from error
+    found = Predictions(labels.astype(np.int64), predicted.astype(np.int64), confidence.astype(np.float64))
+    recorded, accuracy = run.value("test_accuracy"), float(found.correct.mean())
+    if recorded is not None and abs(recorded - accuracy) > _SAME_ACCURACY:
+        raise CheckpointError(
+            f"{run.path}: its predictions give {accuracy:.2%} test accuracy, its summary says {recorded:.2%}"
+        )
+    return found
+
+
+def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]:
+    if not RunFolder.open(path, note=lambda text: None).has_checkpoint():
+        raise CheckpointError("neither predictions nor a checkpoint")
+    from fastcifar import trainer  # the only place that needs torch
+
+    return trainer.predictions(path, data)
+
+
+def read_all(trials: Sequence[Trial], data: str | None) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
+    """By trial's label, the predictions of its runs; by run, why there are none."""
+    found: dict[str, list[Predictions]] = {}
+    problems: dict[str, str] = {}
+    for trial in trials:
+        for run in trial.runs:
+            try:
+                found.setdefault(trial.label, []).append(read_predictions(run, data))
+            except FastcifarError as error:
+                problems[f"{trial.label}, seed {run.config.seed}"] = str(error).replace("\n", " ")
+    return found, problems
+
+
+def group_means(values: NDArray[Any], group: NDArray[np.int64], num_groups: int) -> NDArray[np.float64]:
+    """Mean of `values` in each group; NaN for an empty one."""
+    count = np.bincount(group, minlength=num_groups)
+    sums = np.bincount(group, weights=values, minlength=num_groups)
+    means: NDArray[np.float64] = np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+    return means
+
+
+def superclass_accuracy(
+    predictions: Predictions, superclass_of: Sequence[int], num_superclasses: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By superclass: the share of images given the right class, and the share given any class of the right superclass."""
+    above = np.asarray(superclass_of)
+    group = above[predictions.labels]
+    right_above = group == above[predictions.predicted]
+    return (
+        group_means(predictions.correct, group, num_superclasses),
+        group_means(right_above, group, num_superclasses),
+    )
+
+
+def confused_pairs(confusion: NDArray[np.int64], count: int) -> list[Pair]:
+    """The `count` pairs of classes that are taken for each other most, of those that ever are."""
+    both = np.triu(confusion + confusion.T, 1)
+    images = confusion.sum(axis=1)
+    order = np.argsort(-both, axis=None, kind="stable")[:count]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, both.shape), strict=True)]
+    return [Pair(i, j, float(both[i, j] / (images[i] + images[j]))) for i, j in pairs if both[i, j]]
+
+
+def taken_for(runs: Sequence[Predictions], label: int, predicted: int, count: int) -> list[int]:
+    """Test images of the class `label` taken for `predicted`: by the most runs, then with the most confidence."""
+    size = len(runs[0].labels)
+    times, confidence = np.zeros(size), np.zeros(size)
+    for run in runs:
+        wrong = (run.labels == label) & (run.predicted == predicted)
+        times += wrong
+        confidence += wrong * run.confidence
+    found = np.flatnonzero(times)
+    order = np.lexsort((-confidence[found], -times[found]))[:count]
+    return [int(i) for i in found[order]]

@@ -1,0 +1,296 @@
+"""From run folders to the numbers of the page: runs, grouped into trials, with what they may be compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcifar import sources
+from fastcifar.config import Config, Preset, find_preset, groups
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.report.original import TRIALS, Metric
+from fastcifar.run import RunFolder
+from fastcifar.statistics import Sample, describe, paired_effect
+from fastcifar.study_plan import PlannedRun
+
+CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        path: its folder.
+        config, environment, summary, records: as its files hold them.
+        digest: names the content of the images it was trained on.
+    """
+
+    path: Path
+    config: Config
+    environment: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.preset}, seed {self.config.seed}"
+
+    def value(self, metric: str) -> float | None:
+        """A number of the summary, if it is there and finite."""
+        value = self.summary.get(metric)
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Over the whole of training: images of all epochs by the training clock."""
+        images, before = 0.0, 0.0
+        for record in self.records:
+            images += record["images_per_second"] * (record["train_seconds"] - before)
+            before = record["train_seconds"]
+        return images / before if before else None
+
+    @property
+    def concurrent(self) -> int:
+        """How many runs shared the machine, as a study says that starts several side by side."""
+        text = self.environment.get("variables", {}).get("FASTCIFAR_STUDY_JOBS", "1")
+        return int(text) if str(text).isdigit() else 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Runs that differ in nothing but the seed (and in how they were computed).
+
+    Attributes:
+        name: the preset's.
+        label: what the page calls it: the name, and what sets it apart from another trial of the same preset.
+        changes: settings that change the result and differ from the preset's, as `name = value`.
+        preset: None if there is no preset of that name.
+        runs: finished ones, by seed.
+    """
+
+    name: str
+    label: str
+    changes: tuple[str, ...]
+    preset: Preset | None
+    digest: str
+    runs: tuple[Run, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def config(self) -> Config:
+        return self.runs[0].config
+
+    @property
+    def is_cifar100(self) -> bool:
+        return self.digest == sources.CIFAR100.digest
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the published numbers are of the same images and settings."""
+        return self.preset is not None and self.is_cifar100 and not self.changes
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        values = {run.config.seed: run.value(metric) for run in self.runs}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def sample(self, metric: str) -> Sample | None:
+        """A metric of the last epoch over the seeds; None if no run has it."""
+        values = list(self.by_seed(metric).values())
+        return describe(values) if values else None
+
+    def curve(self, key: str) -> list[tuple[int, float, float, float]]:
+        """(epoch, mean, lowest, highest over the seeds) of each epoch that every run has."""
+        per_run = [{r["epoch"]: r[key] for r in run.records if _is_number(r.get(key))} for run in self.runs]
+        epochs = sorted(set.intersection(*map(set, per_run)))
+        rows = [(epoch, [values[epoch] for values in per_run]) for epoch in epochs]
+        return [(epoch, math.fsum(values) / len(values), min(values), max(values)) for epoch, values in rows]
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A run that is not among the results, and why."""
+
+    name: str
+    path: Path
+    state: str
+    reason: str
+
+
+@dataclass
+class Results:
+    """Everything the page is made of.
+
+    Attributes:
+        trials: those of the report first and in its order, then others.
+        absences: runs that were given or planned, and don't count.
+        planned: what a study wanted; empty for a page made of runs that were named.
+    """
+
+    trials: list[Trial]
+    absences: list[Absence] = field(default_factory=list)
+    planned: Sequence[PlannedRun] = ()
+
+    def trial(self, name: str) -> Trial | None:
+        """The trial that stands for the preset `name`: the first, which has the preset's own settings if any has."""
+        return next((trial for trial in self.trials if trial.name == name), None)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for trial in self.trials for run in trial.runs]
+
+
+def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> Results:
+    """The results in the run folders `paths`; what cannot be used is told in `absences`.
+
+    Errors: UsageError if no folder holds a finished run.
+    """
+    runs: list[Run] = []
+    absences: list[Absence] = []
+    for path in dict.fromkeys(paths):
+        found = _read_run(path)
+        if isinstance(found, Absence):
+            absences.append(found)
+            continue
+        twin = next((run for run in runs if _same_draw(run, found)), None)
+        if twin is None:
+            runs.append(found)
+        else:
+            reason = f"the same trial and seed as {twin.path}: two runs of one seed are not two samples"
+            absences.append(Absence(found.name, path, "left out", reason))
+    seen = {absence.path.resolve() for absence in absences} | {path.resolve() for path in paths}
+    for plan in planned:
+        if plan.state != "finished" and plan.path.resolve() not in seen:
+            reached = f"ended in epoch {plan.epochs_done + 1} of {plan.epochs}" if plan.epochs_done else ""
+            reason = "; ".join(filter(None, (reached, plan.reason))) or "no such run yet"
+            absences.append(Absence(f"{plan.trial}, seed {plan.seed}", plan.path, plan.state, reason))
+    absences = [_with_reason(absence, planned) for absence in absences]
+    if not runs:
+        lines = [f"{absence.path}: {absence.state}: {absence.reason}" for absence in absences]
+        raise UsageError("\n".join(["there is no finished run to report on", *lines]))
+    return Results(_trials(runs), absences, planned)
+
+
+def differing_settings(config: Config, preset: Config) -> tuple[str, ...]:
+    """The settings that change the result and differ, as `name = value`. The data are told apart by their content."""
+    free = {"data", "mirror", "seed", *groups()["engine"], *groups()["evaluation and checkpoints"]}
+    names = [name for group in groups().values() for name in group if name not in free]
+    return tuple(
+        f"{name} = {_short(getattr(config, name))}" for name in names if getattr(config, name) != getattr(preset, name)
+    )
+
+
+def effect(before: Trial | None, after: Trial | None, metric: str) -> Sample | str:
+    """`after` minus `before`, paired over seeds, or why there is none."""
+    missing = [name for name, trial in (("the first", before), ("the second", after)) if trial is None]
+    if before is None or after is None:
+        return "no run of " + " nor of ".join(missing)
+    if before.digest != after.digest:
+        return "trained on other images"
+    return paired_effect(before.by_seed(metric), after.by_seed(metric)) or "no seed in common"
+
+
+def verdict(trial: Trial, metric: Metric) -> str:
+    """Where our mean lies: `inside`, `above` or `below` the range that the published numbers span; else why not said."""
+    sample, span = trial.sample(metric), published_span(trial, metric)
+    if sample is None:
+        return "not measured"
+    if not trial.is_comparable:
+        return "no verdict"
+    if span is None:
+        return "nothing published"
+    low, high = span
+    return "below" if sample.mean < low else "above" if sample.mean > high else "inside"
+
+
+def published_span(trial: Trial, metric: Metric) -> tuple[float, float] | None:
+    """From the lowest to the highest of the report's number and the reproductions' range; None without any."""
+    if trial.preset is None:
+        return None
+    about = trial.preset.about
+    numbers = [*about.reproductions.get(metric, ()), *([about.report[metric]] if metric in about.report else [])]
+    return (min(numbers), max(numbers)) if numbers else None
+
+
+def _read_run(path: Path) -> Run | Absence:
+    notes: list[str] = []
+    try:
+        folder = RunFolder.open(path, note=notes.append)
+        summary = folder.summary()
+    except FastcifarError as error:
+        return Absence(path.name, path, "unreadable", str(error).replace("\n", " "))
+    config, records = folder.config, folder.records
+    if summary is not None:
+        return Run(path, config, folder.environment, summary, records, folder.dataset_digest)
+    last = records[-1] if records else {}
+    if last and not _is_number(last.get("train_loss")):
+        state, reason = "failed", f"the training loss is not finite in epoch {last['epoch']}"
+    else:
+        state, reason = "unfinished", f"{last.get('epoch', 0)} of {config.epochs} epochs done"
+    return Absence(f"{config.preset}, seed {config.seed}", path, state, reason)
+
+
+def _with_reason(absence: Absence, planned: Sequence[PlannedRun]) -> Absence:
+    """With what the study knows of a run that failed."""
+    plan = next((plan for plan in planned if plan.path.resolve() == absence.path.resolve()), None)
+    if plan is None or plan.state != "failed" or not plan.reason or plan.reason in absence.reason:
+        return absence
+    return Absence(absence.name, absence.path, "failed", f"{absence.reason}; {plan.reason}")
+
+
+def _same_draw(one: Run, other: Run) -> bool:
+    return (
+        (one.config.preset, one.config.seed, one.digest) == (other.config.preset, other.config.seed, other.digest)
+        and not differing_settings(one.config, other.config)
+    )  # fmt: skip
+
+
+def _trials(runs: Sequence[Run]) -> list[Trial]:
+    """The runs by preset, changes and images: the preset's own settings on CIFAR-100 first, then the most runs."""
+    presets: dict[str, Preset | None] = {}
+    members: dict[tuple[str, tuple[str, ...], str], list[Run]] = {}
+    for run in runs:
+        name = run.config.preset
+        if name not in presets:
+            presets[name] = _preset(name)
+        preset = presets[name]
+        changes = differing_settings(run.config, preset.config if preset else Config())
+        members.setdefault((name, changes, run.digest), []).append(run)
+    order = {name: place for place, name in enumerate(TRIALS)}
+
+    def rank(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
+        name, changes, digest = key
+        return order.get(name, len(order)), name, digest != sources.CIFAR100.digest, len(changes), -len(members[key])
+
+    trials: list[Trial] = []
+    for name, changes, digest in sorted(members, key=rank):
+        group = tuple(sorted(members[name, changes, digest], key=lambda run: run.config.seed))
+        first = next((trial for trial in trials if trial.name == name), None)
+        apart = "" if first is None else f" ({', '.join(changes) or 'other images'})"
+        label = name + apart
+        if any(trial.label == label for trial in trials):
+            label += f" on images {digest[:8]}"
+        trials.append(Trial(name, label, changes, presets[name], digest, group))
+    return trials
+
+
+def _preset(name: str) -> Preset | None:
+    try:
+        return find_preset(name)
+    except UsageError:
+        return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

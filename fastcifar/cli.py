@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import fastcifar
-from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.errors import FastcifarError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
     from fastcifar.config import Config, Preset
+    from fastcifar.study import Result
 
 HELP = """\
 usage: fastcifar COMMAND [OPTION ...]
@@ -31,6 +32,7 @@ examples:
   fastcifar train --preset quick                    a first run, nothing to download
   fastcifar train --preset final --data PATH        the real thing, on the published CIFAR-100
   fastcifar train --preset final --print-config     what would run, and where each setting comes from
+  fastcifar study quick                             the whole study in small, with its report
 
 exit codes:
   0 done              3 data missing or wrong       6 out of device memory
@@ -276,9 +278,9 @@ def evaluate(parser: Parser, argv: list[str]) -> int:
     given = [(name, getattr(args, name)) for name in ("device", "data") if getattr(args, name) is not None]
     parse_overrides(given, [name for name, _ in given])
 
-    from fastcifar import trainer
+    from fastcifar import evaluation
 
-    result = trainer.evaluate_run(args.run, args.split, args.device, args.data)
+    result = evaluation.evaluate_run(args.run, args.split, args.device, args.data)
     if args.json:
         import json
 
@@ -299,6 +301,190 @@ def doctor(parser: Parser, argv: list[str]) -> int:
     from fastcifar.doctor import report
 
     return report()
+
+
+# ---- study, compare ----
+
+
+def study(parser: Parser, argv: list[str]) -> int:
+    """train all trials of the report with several seeds, and write the report"""
+    parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
+    parser.usage += "                       [--KEY VALUE ...]"
+    parser.epilog = (
+        "TRIAL is a preset; default: the eight trials of the report. `quick` trains them small, on procedural images "
+        "and the CPU, in two to three minutes. --KEY VALUE sets anything that `fastcifar train --help` lists, in every "
+        "run, such as --data PATH. The same command again goes on with a study that was cut, and more trials or seeds "
+        "extend it; without any, `fastcifar study --out DIR` goes on with what was asked for before."
+    )
+    counts, scale = "a number of seeds, or seeds such as 3,4,5", "a number above 0"
+    parser.add_argument(
+        "--seeds", metavar="N", type=_parsed(_seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the study's folder [runs/study, runs/study-quick]")
+    parser.add_argument(
+        "--epochs-scale", metavar="X", type=_parsed(_positive, scale), help="shrinks every run: 0.1 is a tenth [1]"
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_parsed(_count, "a number from 1"),
+        help="runs side by side, spread over the GPUs; on a CPU they share the cores [one a GPU; 1 on a CPU, but with "
+        "quick one a core, at most 4]",
+    )
+    args, rest = parser.parse_known_args(argv)
+    names, words = _split_names(rest)
+    settings, problems = split_settings(words)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+    from fastcifar.study import conduct
+    from fastcifar.study_plan import Request
+
+    quick = "quick" in names
+    trials = tuple(name for name in names if name != "quick")
+    request = Request(trials, quick, args.seeds, args.epochs_scale, settings, [*parser.options(), "quick"])
+    return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
+
+
+def _split_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that stand alone, and the options with their values."""
+    names: list[str] = []
+    options: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        value = before.startswith("--") and "=" not in before and not word.startswith("--")
+        (options if value or word.startswith("--") else names).append(word)
+    return names, options
+
+
+def _parsed(parse: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """The `type` of an argument that `parse` reads, or refuses with a ValueError."""
+
+    def check(text: str) -> Any:
+        try:
+            return parse(text)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}") from None
+
+    return check
+
+
+def _count(text: str) -> int:
+    if not 1 <= int(text) <= 10_000:
+        raise ValueError
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    if "," not in text:
+        return tuple(range(_count(text)))
+    seeds = sorted({int(part) for part in text.split(",")})
+    if not 0 <= seeds[0] <= seeds[-1] < 2**32:
+        raise ValueError
+    return tuple(seeds)
+
+
+def _print_study(result: Result) -> int:
+    """A line a trial and where the page lies; what failed is the error of the command."""
+    from fastcifar.compare import mean_sd
+    from fastcifar.run import RunFolder
+
+    rows = []
+    for trial in result.study.trials:
+        runs = [run for run in result.runs if run.trial == trial]
+        summaries = [RunFolder.open(run.path).summary() or {} for run in runs if run.state == "finished"]
+        cells = [f"{len(summaries)} of {len(runs)}"]
+        for key in ("val_accuracy", "test_accuracy"):
+            cells.append(mean_sd([100 * summary[key] for summary in summaries], ".2f") if summaries else "-")
+        rows.append([trial, *cells])
+    print_table(["trial", "runs", "val accuracy %", "test accuracy %"], rows)
+    print(f"\nstudy   {result.study.path}")
+    if result.page is not None:
+        print(f"report  {result.page}")
+    failed = [run for run in result.runs if run.state == "failed"]
+    if failed:
+        lines = [f"{len(failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
+        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in failed]
+        raise FastcifarError("\n".join(lines))
+    return 0
+
+
+def compare(parser: Parser, argv: list[str]) -> int:
+    """show runs side by side, each against the first"""
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a study for all its runs")
+    parser.add_argument("--each", action="store_true", help="a column for every run, not for all seeds together")
+    args = parser.parse(argv)
+
+    import shutil
+
+    from fastcifar.compare import blocks, columns, legend, load, table
+
+    cols = columns(load(args.runs), args.each)
+    print("\n".join(legend(cols)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for header, rows in blocks([col.title for col in cols], table(cols), width):
+        print()
+        print_table(header, rows)
+    if any(len(col.runs) > 1 for col in cols):
+        print("\n± is the standard deviation over seeds")
+    return 0
+
+
+# ---- ablate ----
+
+
+def ablate(parser: Parser, argv: list[str]) -> int:
+    """measure what each engine, precision, loader, ... is worth in images/s on this machine"""
+    parser.usage = "fastcifar ablate [--AXIS VALUE,VALUE,...] [--KEY VALUE ...] [--repeats N] [--seconds S] [--out DIR]"
+    parser.usage += "\n                        [--no-attribution]"
+    parser.epilog = (
+        "AXIS is engine, precision, loader, memory-format, batch-size, tuned or compile-mode; default: every engine with "
+        "every precision that pays here. --KEY VALUE sets anything that `fastcifar train --help` lists, in all cells. "
+        "Each cell is a short run on random images, in a process of its own each time, in another order each round; then "
+        "the fastest is measured again with one factor removed at a time. Exit code 1 if a cell failed."
+    )
+    parser.add_argument(
+        "--repeats", metavar="N", type=_parsed(_count, "a number from 1"), default=3, help="processes of each cell [3]"
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=_parsed(_positive, "a number above 0"),
+        default=1.0,
+        help="length of each of the three windows of a process [1]",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder for the results [runs/ablate/TIME]")
+    parser.add_argument("--no-attribution", action="store_true", help="the grid only")
+    args, rest = parser.parse_known_args(argv)
+    settings, problems = split_settings(rest)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+    from fastcifar import ablate
+
+    result = ablate.ablate(
+        settings,
+        repeats=args.repeats,
+        window_seconds=args.seconds,
+        out=args.out,
+        attribution=not args.no_attribution,
+        command=["fastcifar", "ablate", *argv],
+        options=parser.options(),
+    )
+    print_table(*ablate.cell_table(result))
+    if result.fastest is not None:
+        print(f"\n{result.fastest.name} with one thing changed:")
+        print_table(*ablate.factor_table(result))
+    print("\n" + "\n".join(ablate.remarks(result)))
+    print(f"\nresults  {result.path}")
+    if result.signal_number:
+        raise InterruptedRunError(ablate.stopped(result), result.signal_number)
+    return 1 if result.failed else 0
 
 
 # ---- data ----
@@ -473,6 +659,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 COMMANDS: Mapping[str, Callable[[Parser, list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
+    "study": study,
+    "compare": compare,
+    "ablate": ablate,
     "presets": presets,
     "data": data,
     "doctor": doctor,

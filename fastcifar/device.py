@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
 from fastcifar import ops
 from fastcifar.config import Config
-from fastcifar.errors import UsageError
+from fastcifar.errors import DeviceMemoryError, UsageError
 
 
 def find_device(name: str) -> torch.device:
@@ -22,6 +24,12 @@ def find_device(name: str) -> torch.device:
         why = f"PyTorch {torch.__version__} sees {gpus} GPU{'s' * (gpus != 1)}"
         raise UsageError(f"device = {name!r}: {why}; allowed here: {have} (`fastcifar doctor` says what is missing)")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def exists(name: str) -> bool:
+    """Whether this machine has the device of a settled config."""
+    device = torch.device(name)
+    return device.type == "cpu" or (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count())
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -70,3 +78,23 @@ def prepare(device: torch.device, *, deterministic: bool) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(config: Config, device: torch.device) -> Iterator[None]:
+    """Turns running out of memory into a `DeviceMemoryError` that says what to lower."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"out of memory on {device} with batch_size = {config.batch_size}, eval_batch_size = "
+            f"{config.eval_batch_size}: lower them, or close what else runs there ({error})"
+        ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, however PyTorch says so: only the CUDA allocator has an exception of its own."""
+    texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)

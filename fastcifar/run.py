@@ -6,6 +6,7 @@
       metrics.jsonl       a line an epoch; metrics.csv holds the same
       curves.svg, .png
       summary.json        the result, once there is one
+      predictions.npz     what the model says of each test image
       checkpoint.json     which checkpoint counts, with the size and SHA-256 of its files
       checkpoint-7/       tensors.safetensors, state.json
 
@@ -47,11 +48,12 @@ else:
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 CONFIG, ENVIRONMENT, SUMMARY, POINTER, LOCK = (
     "config.toml", "environment.json", "summary.json", "checkpoint.json", ".lock",
 )  # fmt: skip
-METRICS_JSONL, METRICS_CSV = "metrics.jsonl", "metrics.csv"
+METRICS_JSONL, METRICS_CSV, PREDICTIONS = "metrics.jsonl", "metrics.csv", "predictions.npz"
 TENSORS, STATE = "tensors.safetensors", "state.json"
 FORMAT = 1
 
@@ -435,6 +437,37 @@ class RunFolder:
             CheckpointError: summary.json is damaged.
         """
         return _read_json(self.path / SUMMARY) if (self.path / SUMMARY).exists() else None
+
+    def write_predictions(self, predictions: Mapping[str, "NDArray[Any]"]) -> None:
+        """Writes predictions.npz in one step: for every test image, in the data set's canonical order (arrays [N]),
+        `labels` and `predicted` (int16 classes), `confidence` (float32, the probability of the predicted class) and
+        `label_probability` (float32, that of the label).
+        """
+        import numpy as np
+
+        self.lock()
+        content = io.BytesIO()
+        np.savez_compressed(content, **dict(predictions))  # type: ignore[arg-type]
+        _replace(self.path / PREDICTIONS, content.getvalue())
+
+    def predictions(self) -> "dict[str, NDArray[Any]] | None":
+        """What `write_predictions` wrote; None while there is nothing.
+
+        Raises:
+            CheckpointError: predictions.npz is damaged.
+        """
+        import numpy as np
+
+        path = self.path / PREDICTIONS
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except Exception as problem:
+            raise CheckpointError(
+                f"{path} is damaged: {problem}. Delete it: it is made again when needed."
+            ) from problem
 
     def draw_curves(self) -> None:
         """Draws curves.svg and curves.png from the metrics. A failure is a note: no picture is worth a run."""

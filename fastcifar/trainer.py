@@ -1,4 +1,4 @@
-"""Training from data to run folder: `train` a new run, `resume` a cut one, `evaluate_run` a finished one."""
+"""Training from data to run folder: `train` a new run, `resume` a cut one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fastcifar import sources
 from fastcifar.clock import Clocks
 from fastcifar.config import Config
-from fastcifar.device import find_device, is_emulated, prepare, settle
+from fastcifar.device import find_device, is_emulated, is_out_of_memory, out_of_memory_explained, prepare, settle
 from fastcifar.display import LOADING, Display
 from fastcifar.engines import Engine, build_engine
 from fastcifar.engines.compiled import explain, is_compile_error
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
-from fastcifar.errors import CheckpointError, DeviceMemoryError, InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.evaluation import measure_test, same_images
 from fastcifar.loaders import Loader, build_loader, eval_batches
 from fastcifar.model import build_model, count_parameters
 from fastcifar.optim import lr_table
 from fastcifar.run import RunFolder
 from fastcifar.sources import Dataset, Split
+from fastcifar.state import restore, save
 from fastcifar.telemetry import Telemetry
 
 Record = dict[str, Any]
@@ -53,8 +52,8 @@ def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
 def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) -> Path:
     """Continues the run in `path` from its last checkpoint as if it had never stopped.
 
-    `overrides` may name settings that don't touch the result: data (another copy of the same images), mirror, device,
-    checkpoint_seconds.
+    `overrides` may name settings that don't touch the result, `config.RESUMABLE`; data is then another copy of the same
+    images.
     """
     with Display() as display:
         run = RunFolder.open(path, note=display.note)
@@ -65,7 +64,7 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
             config = settle(config, find_device(config.device))
             run.note_differences(config.device)
             display.phase(LOADING)
-            dataset = _same_images(run, config)
+            dataset = same_images(run, config)
             return _fit(run, config, dataset, _split(dataset, config), display)
 
 
@@ -74,18 +73,21 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
     prepare(device, deterministic=config.deterministic)
     train_split, val_split = splits
     dtype = COMPUTE_DTYPE[config.precision]
-    telemetry = Telemetry(device, display.note)
-    with _out_of_memory_explained(config, device), _stop_signals() as stop, telemetry:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(out_of_memory_explained(config, device))
+        stop = stack.enter_context(_stop_signals())
+        telemetry = stack.enter_context(Telemetry(device, display.note))
         model = build_model(dataset.num_classes, config.width_mult, config.seed)
         engine = build_engine(model, config, device)
         loader = build_loader(train_split, config, device, dtype, display.note)
+        stack.callback(loader.close)
         lrs = lr_table(config, loader.num_batches)
         clocks = Clocks(device)
-        first_epoch, first_step = _restore(run, engine, clocks, telemetry)
+        first_epoch, first_step = restore(run, engine, clocks, telemetry)
         if is_emulated(config.precision, device):
             display.note(f"{config.precision} is emulated on {device}: expect it to be slower than fp32")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
-        clocks.compile_seconds += _warm_up(engine, loader, config)
+        clocks.compile_seconds += warm_up(engine, loader, config)
         last_saved = time.monotonic()
 
         display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
@@ -99,7 +101,7 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
                     if stop.number:
                         break
             if stop.number and step + 1 < loader.num_batches:
-                _save(run, engine, epoch, step + 1, clocks, telemetry)
+                save(run, engine, epoch, step + 1, clocks, telemetry)
                 raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {loader.num_batches}")
 
             first_step = 0
@@ -116,57 +118,16 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
             run.append(record)
             display.epoch(record)
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
-                _save(run, engine, epoch + 1, 0, clocks, telemetry)
+                save(run, engine, epoch + 1, 0, clocks, telemetry)
                 last_saved = time.monotonic()
             if stop.number and epoch < config.epochs:
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
 
         display.phase("testing")
-        test = engine.evaluate(eval_batches(dataset.test, config, device, dtype))
+        test, predictions = measure_test(engine, dataset, config, device)
+        run.write_predictions(predictions)
     _finish(run, config, test, clocks, telemetry, count_parameters(model))
     return run.path
-
-
-def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> Record:
-    """Evaluates a run's saved model on `val` or `test`; the result stands beside the recorded one.
-
-    Returns split, num_images, loss, accuracy, recorded_accuracy (None if the run was cut before it was recorded),
-    epoch (the last whole one), step (how many of the next were taken) and device.
-    """
-    run = RunFolder.open(path)
-    target = find_device(run.config.device if device == "auto" and _device_exists(run.config.device) else device)
-    # Fused ops round otherwise than PyTorch's; the compiled engine evaluates eagerly.
-    same_ops = run.config.engine == "fused" and torch.device(run.config.device).type == target.type
-    engine_name = "fused" if same_ops else "eager"
-    config = run.config.model_copy(
-        update={"device": str(target), "engine": engine_name, "data": data or run.config.data}
-    )
-    dataset = _same_images(run, config)
-    tensors, state = run.load_checkpoint()
-    prepare(target, deterministic=config.deterministic)
-    engine = build_engine(build_model(dataset.num_classes, config.width_mult, config.seed), config, target)
-    _load_tensors(engine, tensors, run)
-    part = dataset.test if split == "test" else dataset.train_val(config.val_size, config.split_seed)[1]
-    with _out_of_memory_explained(config, target):
-        totals = engine.evaluate(eval_batches(part, config, target, COMPUTE_DTYPE[config.precision]))
-    epochs_done, step = int(state["epoch"]) - 1, int(state["step"])
-    recorded: float | None
-    if step:  # of an epoch that was cut: there is no record of these weights
-        recorded = None
-    elif split == "test":
-        recorded = (run.summary() or {}).get("test_accuracy")
-    else:
-        recorded = next((r["val_accuracy"] for r in run.records if r["epoch"] == epochs_done), None)
-    return {
-        "split": split,
-        "num_images": len(part.labels),
-        "loss": totals.loss,
-        "accuracy": totals.accuracy,
-        "recorded_accuracy": recorded,
-        "epoch": epochs_done,
-        "step": step,
-        "device": str(target),
-    }
 
 
 def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clocks: Clocks, num_images: int) -> Record:
@@ -183,7 +144,7 @@ def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clocks: C
     }
 
 
-def _warm_up(engine: Engine, loader: Loader, config: Config) -> float:
+def warm_up(engine: Engine, loader: Loader, config: Config) -> float:
     """One full batch and, where the epoch ends with a smaller one, that too; seconds it took, augmentation included.
 
     With a `compile_mode` that captures CUDA graphs the full batch goes three times: run, recorded, replayed.
@@ -197,53 +158,10 @@ def _warm_up(engine: Engine, loader: Loader, config: Config) -> float:
         engine.warm_up([*[batch] * repeats, *([batch.first(rest)] if rest else [])])
     except Exception as error:
         # On CUDA the eager engine's augmentation is compiled too.
-        if not _out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):
+        if not is_out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):
             raise explain(error, config.engine) from error
         raise
     return time.perf_counter() - start
-
-
-def _save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:
-    """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
-    state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
-    state["telemetry"] = telemetry.state()
-    run.save_checkpoint(_state_tensors(engine), state)
-
-
-def _state_tensors(engine: Engine) -> dict[str, Tensor]:
-    """Every tensor a step reads or writes, by name, as the live objects."""
-    tensors = {f"model.{name}": tensor for name, tensor in engine.model.state_dict().items()}
-    for name, parameter in engine.model.named_parameters():
-        for key, tensor in engine.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = tensor
-    if engine.ema is not None:
-        tensors |= {f"ema.{name}": tensor for name, tensor in engine.ema.tensors.items()}
-    return tensors | {"totals": engine.totals}
-
-
-def _load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
-    live = _state_tensors(engine)
-    differing = sorted(live.keys() ^ tensors.keys())
-    differing += [name for name in live if name in tensors and live[name].shape != tensors[name].shape]
-    if differing:
-        raise CheckpointError(f"{run.path}: the checkpoint is of another model: {', '.join(differing[:3])} differ")
-    with torch.no_grad():
-        for name, tensor in live.items():
-            tensor.copy_(tensors[name])
-
-
-def _restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry) -> tuple[int, int]:
-    """Brings a cut run's state back; returns the epoch and the step to go on with."""
-    if not run.has_checkpoint():
-        run.truncate(0)
-        return 1, 0
-    tensors, state = run.load_checkpoint()
-    _load_tensors(engine, tensors, run)
-    engine.scaler.load_state_dict(state["scaler"])
-    clocks.restore(state["clocks"])
-    telemetry.restore(state.get("telemetry", {}))  # checkpoints of version 0.1 have none
-    run.truncate(state["epoch"] - 1)
-    return state["epoch"], state["step"]
 
 
 def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
@@ -255,17 +173,6 @@ def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
             f"{len(train):,} training images; allowed: 1 to {len(train):,}"
         )
     return train, val
-
-
-def _same_images(run: RunFolder, config: Config) -> Dataset:
-    """What `config.data` holds, if it is what the run was started with."""
-    dataset = sources.load(config.data, mirror=config.mirror)
-    if dataset.digest != run.dataset_digest:
-        raise CheckpointError(
-            f"{run.path} was trained on other images: their digest is {run.dataset_digest[:12]}, "
-            f"that of {config.data!r} is {dataset.digest[:12]}; name the same data with --data"
-        )
-    return dataset
 
 
 def _finish(
@@ -325,26 +232,3 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
-
-
-@contextlib.contextmanager
-def _out_of_memory_explained(config: Config, device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not _out_of_memory(error):
-            raise
-        raise DeviceMemoryError(
-            f"out of memory on {device} with batch_size = {config.batch_size}, eval_batch_size = "
-            f"{config.eval_batch_size}: lower them, or close what else runs there ({error})"
-        ) from error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, however PyTorch says so: only the CUDA allocator has an exception of its own."""
-    texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
-
-
-def _device_exists(name: str) -> bool:
-    return not name.startswith("cuda") or torch.cuda.is_available()

@@ -26,6 +26,7 @@ from fastcifar.errors import (
     NonFiniteError,
     UsageError,
 )
+from fastcifar.evaluation import evaluate_run, predictions
 from fastcifar.run import RunFolder
 
 STEPS = 7  # 100 images in batches of 16
@@ -116,7 +117,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(data: Path, tmp_pa
 def test_evaluate_reproduces_the_recorded_accuracy(data: Path, tmp_path: Path, split: str, engine: str) -> None:
     config = tiny_config(data, ema_decay=0.9, mixup_alpha=0.2, precision="bf16", engine=engine)
     run = trainer.train(config, tmp_path / "run", [])
-    result = trainer.evaluate_run(run, split)
+    result = evaluate_run(run, split)
     summary = RunFolder.open(run).summary()
     assert summary is not None and result["loss"] == summary[f"{split}_loss"], "the run's own ops, to the last bit"
     assert result["accuracy"] == result["recorded_accuracy"] == summary[f"{split}_accuracy"]
@@ -129,7 +130,7 @@ def test_a_model_cut_within_an_epoch_has_no_recorded_accuracy(
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         stop_at(patch, STEPS + 3)
         trainer.train(tiny_config(data), tmp_path / "run", [])
-    result = trainer.evaluate_run(tmp_path / "run", "val")
+    result = evaluate_run(tmp_path / "run", "val")
     assert (result["epoch"], result["step"], result["recorded_accuracy"]) == (1, 3, None)
 
 
@@ -245,7 +246,7 @@ def test_other_images_are_refused(data: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CheckpointError, match="other images"):
         trainer.resume(tmp_path / "run", {"data": str(other)}, [])
     with pytest.raises(CheckpointError, match="other images"):
-        trainer.evaluate_run(tmp_path / "run", data=str(other))
+        evaluate_run(tmp_path / "run", data=str(other))
 
 
 def test_other_images_are_refused_before_the_first_checkpoint_too(data: Path, tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_a_checkpoint_of_another_width_is_refused(data: Path, tmp_path: Path) ->
     settings = (run / "config.toml").read_text()
     (run / "config.toml").write_text(settings.replace("width_mult = 0.125", "width_mult = 0.5"))
     with pytest.raises(CheckpointError, match="another model"):
-        trainer.evaluate_run(run)
+        evaluate_run(run)
 
 
 def test_the_whole_process_includes_the_curves(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,10 +353,10 @@ def test_test_images_are_touched_once(data: Path, tmp_path: Path, monkeypatch: p
     sizes = []
     evaluate = trainer.Engine.evaluate
 
-    def count(self: Any, batches: Any) -> Any:
+    def count(self: Any, batches: Any, see: Any = None) -> Any:
         seen = list(batches)
         sizes.append(sum(len(b.labels) for b in seen))
-        return evaluate(self, seen)
+        return evaluate(self, seen, see)
 
     monkeypatch.setattr(trainer.Engine, "evaluate", count)
     trainer.train(tiny_config(data), tmp_path / "run", [])
@@ -375,3 +376,22 @@ def test_without_a_compiler_the_compiled_engine_explains_itself(data: Path, tmp_
     _, err = process.communicate(timeout=240)
     assert process.returncode == 1 and "Traceback" not in err
     assert "torch.compile failed at the first step" in err and "apt install g++" in err and "--engine eager" in err
+
+
+def test_predictions_belong_to_the_test_accuracy_and_are_made_again_when_missing(data: Path, tmp_path: Path) -> None:
+    run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", ["test"])
+    found = predictions(run)
+    assert {name: array.dtype.name for name, array in found.items()} == {
+        "labels": "int16", "predicted": "int16", "confidence": "float32", "label_probability": "float32",
+    }  # fmt: skip
+    right = found["predicted"] == found["labels"]
+    summary = RunFolder.open(run).summary()
+    assert summary is not None and right.mean() == pytest.approx(summary["test_accuracy"], abs=1e-9)
+    assert np.array_equal(found["confidence"][right], found["label_probability"][right])
+    assert summary["test_loss"] == pytest.approx(-np.log(found["label_probability"]).mean(), rel=1e-5)
+    (run / "predictions.npz").unlink()
+    again = predictions(run)
+    assert all(np.array_equal(again[name], found[name]) for name in found)
+    (run / "predictions.npz").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"predictions\.npz is damaged"):
+        predictions(run)

@@ -28,23 +28,30 @@ class EpochTotals:
     accuracy: float
 
 
+def loss_and_correct(logits: Tensor, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Mean loss [] and correct predictions [] of logits [B, K], float32 or wider; MixUp weights both labels."""
+    predicted = logits.detach().argmax(1)
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    correct = (predicted == batch.labels).sum().float()
+    if batch.partner_labels is not None and batch.lam is not None:
+        partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=label_smoothing)
+        partner_correct = (predicted == batch.partner_labels).sum().float()
+        loss = torch.lerp(partner_loss, loss, batch.lam)
+        correct = torch.lerp(partner_correct, correct, batch.lam)
+    return loss, correct
+
+
 def forward_with_loss(model: Callable[[Tensor], Tensor], label_smoothing: float) -> Forward:
-    """batch -> (mean loss [], number of correct predictions []), float32 or wider, MixUp's two labels weighted."""
+    """batch -> `loss_and_correct` of the model's logits, whatever precision they come in."""
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(batch.images)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        predicted = logits.detach().argmax(1)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-        correct = (predicted == batch.labels).sum().float()
-        if batch.partner_labels is not None and batch.lam is not None:
-            partner_loss = F.cross_entropy(logits, batch.partner_labels, label_smoothing=label_smoothing)
-            partner_correct = (predicted == batch.partner_labels).sum().float()
-            loss = torch.lerp(partner_loss, loss, batch.lam)
-            correct = torch.lerp(partner_correct, correct, batch.lam)
-        return loss, correct
+        return loss_and_correct(_widened(model(batch.images)), batch, label_smoothing)
 
     return forward
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Engine:
@@ -74,7 +81,7 @@ class Engine:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self._device, self._precision = device, precision
         self._forward = forward or forward_with_loss(logits or model, label_smoothing)
-        self._evaluate = forward_with_loss(logits or model, label_smoothing=0.0)
+        self._logits = logits or model
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         # [sum of losses, correct predictions] over the images of the epoch so far
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -105,8 +112,11 @@ class Engine:
         return EpochTotals(loss, correct)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> EpochTotals:
-        """Loss and accuracy in evaluation mode, of the moving average where one is kept."""
+    def evaluate(self, batches: Iterable[Batch], see: Callable[[Tensor, Tensor], None] | None = None) -> EpochTotals:
+        """Loss and accuracy in evaluation mode, of the moving average where one is kept.
+
+        `see` is shown every batch's logits, float32 [B, K], and labels, both on the device.
+        """
         self.model.eval()
         if self.ema is not None:
             self.ema.swap()
@@ -114,7 +124,10 @@ class Engine:
             totals, num_images = torch.zeros_like(self.totals), 0
             for batch in batches:
                 with self._autocast():
-                    loss, correct = self._evaluate(batch)
+                    logits = _widened(self._logits(batch.images))
+                    loss, correct = loss_and_correct(logits, batch, label_smoothing=0.0)
+                if see is not None:
+                    see(logits, batch.labels)
                 totals += torch.stack((loss * len(batch.labels), correct))
                 num_images += len(batch.labels)
             loss_mean, accuracy = (totals / num_images).tolist()

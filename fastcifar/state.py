@@ -1,0 +1,58 @@
+"""What a run keeps to go on bit for bit: every tensor that a step reads or writes, the epoch and step, the clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastcifar.clock import Clocks
+from fastcifar.engines import Engine
+from fastcifar.errors import CheckpointError
+from fastcifar.run import RunFolder
+from fastcifar.telemetry import Telemetry
+
+
+def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:
+    """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
+    state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
+    state["telemetry"] = telemetry.state()
+    run.save_checkpoint(state_tensors(engine), state)
+
+
+def state_tensors(engine: Engine) -> dict[str, Tensor]:
+    """Every tensor a step reads or writes, by name, as the live objects."""
+    tensors = {f"model.{name}": tensor for name, tensor in engine.model.state_dict().items()}
+    for name, parameter in engine.model.named_parameters():
+        for key, tensor in engine.optimizer.state[parameter].items():
+            tensors[f"optimizer.{key}.{name}"] = tensor
+    if engine.ema is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in engine.ema.tensors.items()}
+    return tensors | {"totals": engine.totals}
+
+
+def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
+    """Copies a checkpoint's tensors into the live ones, which stay where they are: a captured graph has their place."""
+    live = state_tensors(engine)
+    differing = sorted(live.keys() ^ tensors.keys())
+    differing += [name for name in live if name in tensors and live[name].shape != tensors[name].shape]
+    if differing:
+        raise CheckpointError(f"{run.path}: the checkpoint is of another model: {', '.join(differing[:3])} differ")
+    with torch.no_grad():
+        for name, tensor in live.items():
+            tensor.copy_(tensors[name])
+
+
+def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry) -> tuple[int, int]:
+    """Brings a cut run's state back; returns the epoch and the step to go on with."""
+    if not run.has_checkpoint():
+        run.truncate(0)
+        return 1, 0
+    tensors, state = run.load_checkpoint()
+    load_tensors(engine, tensors, run)
+    engine.scaler.load_state_dict(state["scaler"])
+    clocks.restore(state["clocks"])
+    telemetry.restore(state.get("telemetry", {}))  # checkpoints of version 0.1 have none
+    run.truncate(state["epoch"] - 1)
+    return state["epoch"], state["step"]

@@ -1,0 +1,348 @@
+"""`fastcifar study`: every trial with several seeds, each run a process of its own, and the report at the end.
+
+A run that crashes, diverges or is killed ends alone: the study goes on and says so at the end. The same command goes on
+with a study that was cut: finished runs are never repeated, the others continue from their checkpoints. Whoever kills
+the study itself leaves its runs going; the next study waits for them instead of training them twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock
+
+from fastcifar.config import RESUMABLE
+from fastcifar.environment import usable_cores
+from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
+from fastcifar.run import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
+from fastcifar.study_plan import LOGS, REPORT, RUNS, PlannedRun, Request, Study, check_runs, plan
+from fastcifar.study_progress import Progress
+
+QUICK_JOBS = 4
+"""The most that `study quick` runs side by side by default: each process holds a copy of PyTorch."""
+JOBS_VARIABLE = "FASTCIFAR_STUDY_JOBS"
+"""Tells a run's environment.json how many runs shared the machine."""
+POLL_SECONDS = 0.2
+
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Every planned run as it is at the end, and the page; None where no run has finished."""
+
+    study: Study
+    runs: list[PlannedRun]
+    page: Path | None
+
+
+def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
+    """Trains what `request` asks for in the study folder `out`, `jobs` runs side by side, and writes the report.
+
+    Raises:
+        UsageError: the request is wrong, contradicts the study in `out`, or another study is at work there.
+        DataError: the images cannot be had.
+        InterruptedRunError: on SIGINT, SIGTERM and SIGHUP, after every run has saved its state and ended.
+    """
+    study, wanted = plan(out, request)
+    digests = _digests(study, wanted)
+    with _locked(out):
+        study, wanted = plan(out, request)  # again: another study may have worked here meanwhile
+        for name, digest in digests.items():
+            study.trials[name] = replace(study.trials[name], dataset_digest=digest)
+        runs = [run for run in study.planned() if run.name in wanted]
+        check_runs(study)
+        for folder in (RUNS, LOGS):
+            (out / folder).mkdir(exist_ok=True)
+        study.failures = {name: why for name, why in study.failures.items() if name not in wanted}
+        study.write()
+        with Progress(study, runs) as progress:
+            _train_all(study, runs, _places(study, jobs), progress)
+            planned = study.planned()
+            finished = [run.path for run in planned if run.state == "finished"]
+            if not finished:
+                return Result(study, planned, None)
+            progress.phase("writing the report")
+            from fastcifar import report
+
+            others = [run.path for run in planned if run.state != "finished" and run.epochs_done]
+            return Result(study, planned, report.write_report([*finished, *others], out / REPORT, planned=planned))
+
+
+def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
+    """The digest of the images of each trial with runs to train. A download or decoding is done here, once."""
+    from fastcifar import sources
+
+    digests: dict[str, str] = {}
+    loaded: dict[tuple[str, str], str] = {}
+    for name in dict.fromkeys(r.trial for r in study.planned() if r.name in wanted and r.state != "finished"):
+        config = study.config(name, 0)
+        key = (config.data, config.mirror)
+        if key not in loaded:
+            loaded[key] = sources.load(config.data, mirror=config.mirror).digest
+        digests[name], known = loaded[key], study.trials[name].dataset_digest
+        if known not in ("", digests[name]):
+            raise DataError(
+                f"{study.path} was begun with other images: their digest is {known[:12]}, that of {config.data!r} is "
+                f"{digests[name][:12]}; name the same data with --data"
+            )
+    return digests
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Makes the folder, and keeps every other study out of it."""
+    lock = filelock.FileLock(out / LOCK, thread_local=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+        (out / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    except filelock.Timeout:
+        owner = (out / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        raise UsageError(
+            f"{out} is in use: a study is at work there ({owner}). Wait until it ends or stop it; for more at a time, "
+            "give it --jobs N."
+        ) from None
+    except OSError as problem:
+        raise UsageError(f"--out {out} cannot be used: {problem.strerror}.") from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ---- the machine ----
+
+
+def _places(study: Study, jobs: int | None) -> list[str]:
+    """A device for each of the runs side by side; "" leaves it to the settings."""
+    device = study.config(next(iter(study.trials)), 0).device
+    gpus = _num_gpus() if device in ("auto", "cuda") else 0
+    if jobs is None:
+        jobs = gpus or (min(QUICK_JOBS, int(usable_cores() or 1)) if study.quick else 1)
+    return [f"cuda:{i % gpus}" if gpus > 1 else "" for i in range(max(jobs, 1))]
+
+
+def _num_gpus() -> int:
+    try:
+        ctypes.CDLL("libcuda.so.1")  # the driver: without it there is no need to wait for the import of torch
+    except OSError:
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """For a run beside `jobs` - 1 others: its share of the processor, unless the user has said what it is to be."""
+    here = Path(__file__).resolve().parent.parent
+    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # this code, whatever lies in the folder
+    variables.pop(JOBS_VARIABLE, None)
+    if jobs > 1:
+        variables[JOBS_VARIABLE] = str(jobs)
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, int((usable_cores() or 1) // jobs))))
+        variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would take from their neighbours
+    return variables
+
+
+# ---- runs as processes ----
+
+
+def command(study: Study, run: PlannedRun, device: str = "") -> list[str]:
+    """The arguments after `fastcifar` that begin `run`, or that go on with it."""
+    chosen = study.overrides(run.trial) | ({"device": device} if device else {})
+    if (run.path / CONFIG).is_file():
+        chosen = {"device": "auto"} | {key: text for key, text in chosen.items() if key in RESUMABLE}
+        words = ["train", "--resume", str(run.path)]
+    else:
+        words = ["train", "--preset", run.trial, "--seed", str(run.seed), "--out", str(run.path)]
+    return words + [f"--{key.replace('_', '-')}={text}" for key, text in chosen.items()]
+
+
+@dataclass
+class _Job:
+    """A run in training. `process` is None where it is another study's, which was killed: its lock tells of its end."""
+
+    run: PlannedRun
+    log: Path
+    log_start: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def ended(self) -> bool:
+        return not _in_use(self.run.path) if self.process is None else self.process.poll() is not None
+
+    @property
+    def code(self) -> int:
+        return 0 if self.process is None else int(self.process.returncode)
+
+    def reason(self) -> str:
+        """Why it failed: its last words, or the signal that killed it."""
+        if self.code < 0:
+            return f"killed by {_signal_name(-self.code)}"
+        with open(self.log, "rb") as file:
+            file.seek(self.log_start)
+            lines = file.read().decode(errors="replace").splitlines()
+        said: list[str] = []
+        for line in reversed(lines):
+            if line.startswith("fastcifar: "):
+                said.insert(0, line.removeprefix("fastcifar: "))
+            elif said:
+                break
+        return "; ".join(said) or f"exit code {self.code}" + (f": {lines[-1]}" if lines else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a process is writing to the run in `path`."""
+    if not path.is_dir():
+        return False
+    lock = filelock.FileLock(path / LOCK)
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def _start(study: Study, run: PlannedRun, device: str, jobs: int) -> _Job:
+    job = _Job(run, study.log(run))
+    if _in_use(run.path):
+        return job
+    if not (run.path / CONFIG).is_file():
+        _clear(run.path)
+    words = command(study, run, device)
+    with open(job.log, "ab") as log:
+        log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: fastcifar {shlex.join(words)}\n".encode())
+        log.flush()
+        job.log_start = log.tell()
+        # In a session of its own: Ctrl-C reaches the study, which passes it on once; a second would cut the save.
+        job.process = subprocess.Popen(
+            [sys.executable, "-m", "fastcifar", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(jobs),
+            start_new_session=True,
+        )
+    return job
+
+
+def _clear(path: Path) -> None:
+    """Removes what a process leaves that was killed while it made its run folder, and nothing else."""
+    if path.is_dir():
+        made = {ENVIRONMENT, METRICS_JSONL, METRICS_CSV, LOCK}
+        if not {entry.name.removesuffix(".new") for entry in path.iterdir()} <= {*made, CONFIG}:
+            raise UsageError(f"{path} holds no run and is not empty: move it away")
+        shutil.rmtree(path)
+
+
+def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], progress: Progress) -> None:
+    """Trains `runs` in their order, one in each of `places` at a time, until all have finished or failed."""
+    waiting = deque(run for run in runs if run.state != "finished")
+    places = places[: max(len(waiting), 1)]
+    jobs: dict[int, _Job] = {}
+    killed: set[str] = set()
+
+    def fail(run: PlannedRun, reason: str) -> None:
+        study.failures[run.name] = reason
+        with contextlib.suppress(FastcifarError):  # a full disk: the runs must not suffer
+            study.write()
+        progress.line(f"{run.name} failed: {reason}")
+
+    with _signals() as stop:
+        try:
+            while jobs or (waiting and not stop.number):
+                for place in [i for i in range(len(places)) if i not in jobs and waiting and not stop.number]:
+                    run = waiting.popleft()
+                    try:
+                        jobs[place] = _start(study, run, places[place], len(places))
+                    except (OSError, UsageError) as problem:
+                        fail(run, str(problem))
+                progress.update([job.run for job in jobs.values()])
+                time.sleep(POLL_SECONDS)
+                stop.pass_on(job.process for job in jobs.values())
+                for place in [i for i, job in jobs.items() if job.ended() or (stop.number and job.process is None)]:
+                    job = jobs.pop(place)
+                    run = next(r for r in study.planned() if r.name == job.run.name)
+                    if run.state == "finished":
+                        progress.finished(run)
+                    elif stop.number:
+                        continue
+                    elif job.process is None or _in_use(run.path):  # another process has it, or had until now
+                        waiting.appendleft(run)
+                    elif (job.code < 0 or job.code in _STOPPED) and run.name not in killed:
+                        killed.add(run.name)
+                        waiting.appendleft(run)
+                        progress.line(f"{run.name}: {job.reason()}; it goes on from its last checkpoint")
+                    else:
+                        fail(run, job.reason() + ", twice" * (run.name in killed and job.code < 0))
+        finally:  # reached with jobs only if the study itself fails
+            for job in jobs.values():
+                if job.process is not None:
+                    job.process.terminate()
+    if stop.number:
+        done = sum(run.state == "finished" for run in study.planned())
+        raise InterruptedRunError(
+            f"stopped by {_signal_name(stop.number)}: {done} of {len(study.planned())} runs are finished, the others "
+            f"saved; go on with: fastcifar study --out {shlex.quote(str(study.path))}",
+            stop.number,
+        )
+
+
+class _Signals:
+    """The signals that the study got. The first one of a person who waits lets the runs save, the third kills them."""
+
+    def __init__(self) -> None:
+        self.number = self._count = self._passed_on = 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.number, self._count = number, self._count + 1
+
+    def pass_on(self, processes: Iterable[subprocess.Popen[bytes] | None]) -> None:
+        if self._passed_on == self._count:
+            return
+        self._passed_on = self._count
+        for process in processes:
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGTERM if self._count < 3 else signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    stop = _Signals()
+    before: dict[int, Any] = {}
+    try:
+        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            before[number] = signal.getsignal(number)
+            if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
+                signal.signal(number, stop.note)
+    except ValueError:  # not in the main thread: whoever started it decides
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,6 +8,7 @@ import torch
 
 from fastcifar.config import Config
 from fastcifar.loaders.batch import Loader
+from fastcifar.loaders.host import HostLoader
 from fastcifar.loaders.resident import ResidentLoader, augmentation_of
 from fastcifar.sources import Split
 
@@ -20,5 +21,10 @@ def build_loader(
     Arguments:
         device, dtype: where the batches are needed, and in what type.
         note: receives what a user should know but that stops nothing.
+
+    Errors: `UsageError` if a package that the loader needs is missing; `DeviceMemoryError`.
     """
-    return ResidentLoader(split, config, device, dtype, augmentation=augmentation_of(config.engine, device))
+    augmentation = augmentation_of(config.engine, device)
+    if config.images_on == "host":
+        return HostLoader(split, config, device, dtype, note, augmentation=augmentation)
+    return ResidentLoader(split, config, device, dtype, augmentation=augmentation)

@@ -61,7 +61,10 @@ class ResidentLoader:
             self._labels = torch.from_numpy(split.labels).to(device)
         except torch.OutOfMemoryError as error:
             gib = split.images.nbytes / 2**30
-            raise DeviceMemoryError(f"the {gib:.1f} GiB of training images do not fit on {device}: {error}") from error
+            raise DeviceMemoryError(
+                f"the {gib:.1f} GiB of training images do not fit on {device}: keep them in the host's memory with "
+                f"--images-on host ({error})"
+            ) from error
         self._table = normalization_table(config.mean, config.std, device)
         op = ops.augment if augmentation == "fused" else augment
         make: Callable[..., Tensor] = partial(op, padding=config.crop_padding, dtype=dtype)
@@ -110,6 +113,10 @@ class ResidentLoader:
             partner, lam = self._draws["partner"][rows], self._draws["lam"][step]
             partner_labels = labels[partner]
         make = self._augment if len(index) == self.batch_size else self._augment_rest
-        images = make(self._images, index, top, left, flip, partner, lam, self._table)
+        images = make(*self._pixels(step, index), top, left, flip, partner, lam, self._table)
         images = images.contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
         return Batch(images, labels, partner_labels, lam)
+
+    def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images on the device, and which of them are the batch of `step`, the images `index` of the split."""
+        return self._images, index

@@ -1,0 +1,149 @@
+"""The resident loader for a split larger than the device: the images stay on the host, and each batch's bytes travel.
+
+A thread gathers them a few batches ahead into pinned buffers, and a stream of its own carries them over while the step
+before still computes. From there on everything is the resident loader's, so that the batches are the same to the last
+bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcifar.config import Config
+from fastcifar.draws import EpochDraws
+from fastcifar.loaders.batch import Batch
+from fastcifar.loaders.resident import Augmentation, ResidentLoader
+from fastcifar.sources import Split
+
+_AHEAD = 3
+"""Batches in flight: one in use, one that travels, one that is gathered."""
+
+
+class HostLoader(ResidentLoader):
+    """Training batches of one split that stays in the host's memory, cut and mixed on the device; steps in order.
+
+    The arguments are those of `ResidentLoader`, and `note`, which is told where the images are. Of the split the device
+    holds the labels, 8 bytes an image.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        config: Config,
+        device: torch.device,
+        dtype: torch.dtype,
+        note: Callable[[str], None],
+        *,
+        augmentation: Augmentation = "eager",
+    ) -> None:
+        super().__init__(Split(split.images[:0], split.labels), config, device, dtype, augmentation=augmentation)
+        self._on_host = split.images
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        shape = (min(self.batch_size, self.num_images), *split.images.shape[1:])
+        self._slots = [_Slot(shape, device) for _ in range(_AHEAD)]
+        self._rows = torch.arange(shape[0], device=device)
+        self._thread: threading.Thread | None = None
+        self._next = 0
+        gib = split.images.nbytes / 2**30
+        note(
+            f"images_on = host: {gib:.2f} GiB of training images stay in the host's memory; each batch is copied ahead"
+        )
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Draws the epoch, and starts to gather its batches from `first_step` on."""
+        self.close()
+        super().begin(epoch, first_step)
+        self._next = first_step
+        self._free: SimpleQueue[_Slot | None] = SimpleQueue()
+        self._ready: SimpleQueue[_Slot | BaseException] = SimpleQueue()
+        for slot in self._slots:
+            self._free.put(slot)
+        self._thread = threading.Thread(target=self._gather, args=(first_step,), name="fastcifar-gather", daemon=True)
+        self._thread.start()
+
+    def set_draws(self, draws: EpochDraws) -> None:
+        """Puts an epoch's draws on the device; the thread reads the order from the host's copy."""
+        super().set_draws(draws)
+        self._index = draws.index
+
+    def batch(self, step: int) -> Batch:
+        """The batch of the next step; what went wrong in the thread is raised here."""
+        if step != self._next:
+            raise ValueError(f"step {step} of the epoch is asked for, and {self._next} is next: steps go in order")
+        batch = super().batch(step)
+        self._in_use.release()
+        self._free.put(self._in_use)
+        self._next += 1
+        return batch
+
+    def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        slot = self._ready.get()
+        if isinstance(slot, BaseException):
+            raise slot
+        self._in_use = slot
+        return slot.acquire(), self._rows[: len(index)]
+
+    def close(self) -> None:
+        """Ends the thread, and waits for the copies that it started."""
+        if self._thread is None:
+            return
+        self._free.put(None)
+        self._thread.join()
+        self._thread = None
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _gather(self, first_step: int) -> None:
+        """What the thread does: fills each slot that becomes free with the next batch."""
+        try:
+            for step in range(first_step, self.num_batches):
+                slot = self._free.get()
+                if slot is None:
+                    return
+                index = self._index[step * self.batch_size : (step + 1) * self.batch_size]
+                slot.fill(self._on_host, index, self._stream)
+                self._ready.put(slot)
+        except BaseException as error:
+            self._ready.put(error)
+
+
+class _Slot:
+    """Memory for one batch's bytes, on the host and on the device, that is never written while somebody reads it."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=on_cuda)
+        self._device = torch.empty_like(self._host, device=device) if on_cuda else self._host
+        # The copy must not overtake the step that still reads the device's bytes, nor the thread the copy.
+        self._copied = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._used = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
+
+    def fill(self, images: NDArray[np.uint8], index: NDArray[np.int64], stream: torch.cuda.Stream | None) -> None:
+        """Gathers images[index] and sends them to the device on `stream`."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        rows = self._host[: len(index)]
+        np.take(images, index, axis=0, out=rows.numpy(), mode="clip")  # mode="raise" would gather into a copy first
+        if stream is not None and self._copied is not None and self._used is not None:
+            with torch.cuda.stream(stream):
+                stream.wait_event(self._used)
+                self._device[: len(index)].copy_(rows, non_blocking=True)
+                self._copied.record(stream)
+
+    def acquire(self) -> Tensor:
+        """The bytes on the device, uint8 [B, S, S, 3]; what reads them on the current stream waits for the copy."""
+        if self._copied is not None:
+            torch.cuda.current_stream(self._device.device).wait_event(self._copied)
+        return self._device
+
+    def release(self) -> None:
+        """Nothing enqueued on the current stream after this reads the bytes."""
+        if self._used is not None:
+            self._used.record(torch.cuda.current_stream(self._device.device))

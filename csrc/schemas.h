@@ -26,8 +26,9 @@ inline constexpr const char* kSchemas[] = {
     "dwconv3x3_affine_relu(Tensor u, Tensor scale0, Tensor shift0, Tensor w, Tensor scale1, Tensor shift1, int stride)"
     " -> Tensor",
 
-    "augment(Tensor images, Tensor index, Tensor top, Tensor left, Tensor flip, Tensor? partner, Tensor? lam,"
-    " Tensor table, int padding, ScalarType dtype) -> Tensor",
+    "training_batch(Tensor images, Tensor labels, Tensor index, Tensor top, Tensor left, Tensor flip,"
+    " Tensor? partner, Tensor? lam, Tensor step, int batch_size, int rows, Tensor table, int padding,"
+    " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
 };
 
 }  // namespace fastcifar

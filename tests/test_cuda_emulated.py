@@ -251,20 +251,38 @@ def test_memory_formats_and_views(emulated: Emulated) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mix", [False, True])
-def test_augment_is_the_reference_to_the_last_bit(emulated: Emulated, dtype: torch.dtype, mix: bool) -> None:
+def test_training_batch_is_the_reference_to_the_last_bit(emulated: Emulated, dtype: torch.dtype, mix: bool) -> None:
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (7, 9, 9, 3), dtype=torch.uint8)
-    index, partner = torch.tensor([3, 0, 6, 6, 2]), torch.tensor([4, 0, 1, 3, 2])
-    top, left = torch.randint(0, 5, (2, 5))
+    images, labels = torch.randint(0, 256, (7, 9, 9, 3), dtype=torch.uint8), torch.arange(7) + 10
+    index, partner = torch.tensor([3, 0, 6, 6, 2, 1, 4, 5]), torch.tensor([4, 0, 1, 3, 2, 2, 0, 1])
+    top, left = torch.randint(0, 5, (2, 8))
+    flip = torch.tensor([True, False, True, False, True, True, False, True])
     table = normalization_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    mixing = (partner, torch.tensor(0.3)) if mix else (None, None)
-    args = (images, index, top, left, torch.tensor([True, False, True, False, True]), *mixing, table, 2, dtype)
-    assert torch.equal(emulated("augment", *args)[0], references["augment"](*args))
-    assert emulated("augment", images, *(a[:0] for a in args[1:5]), None, None, table, 2, dtype)[0].shape[0] == 0
-    clamped = emulated("augment", images, index + 100, top - 100, left + 100, args[4], None, None, table, 2, dtype)[0]
-    last = torch.full_like(index, 6)
-    same = references["augment"](images, last, top * 0, left * 0 + 4, args[4], None, None, table, 2, dtype)
-    assert torch.equal(clamped, same)
+    mixing = (partner, torch.tensor([0.3, 0.9])) if mix else (None, None)
+    epoch = (images, labels, index, top, left, flip, *mixing)
+
+    def both(step: int, rows: int, *given: Any) -> None:
+        args = (torch.tensor(step), 5, rows, table, 2, dtype)
+        assert emulated.launches("training_batch", *given, *args) == 1
+        for seed in (0, 1):
+            got = emulated("training_batch", *given, *args, seed=seed)
+            for ours, theirs in zip(got, references["training_batch"](*given, *args), strict=True):
+                assert ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+    for step, rows in ((0, 5), (1, 3), (1, 1), (0, 0)):
+        both(step, rows, *(epoch if rows > 1 else (*epoch[:6], None, None)))
+    if mix:
+        assert emulated("training_batch", *epoch, torch.tensor(1), 5, 0, table, 2, dtype)[3] == mixing[1][1]
+    # numbers out of range are clamped
+    wild_mixing, tame_mixing = (((p, mixing[1]) if mix else mixing) for p in (partner + 100, partner * 0 + 4))
+    wild = (images, labels, index + 100, top - 100, left + 100, flip, *wild_mixing)
+    tame = (images, labels, index * 0 + 6, top * 0, left * 0 + 4, flip, *tame_mixing)
+    for step in (0, -7):
+        got = emulated("training_batch", *wild, torch.tensor(step), 5, 5, table, 2, dtype)
+        expected = references["training_batch"](*tame, torch.tensor(0), 5, 5, table, 2, dtype)
+        assert all(map(torch.equal, got, expected))
+    got = emulated("training_batch", *epoch, torch.tensor(9), 5, 5, table, 2, dtype)
+    assert torch.equal(got[1], labels[index[[5, 6, 7, 7, 7]]])
 
 
 def test_wrong_arguments_are_named(emulated: Emulated) -> None:
@@ -345,7 +363,7 @@ def test_a_removed_barrier_is_seen() -> None:
     "subset",
     [
         pytest.param(
-            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or augment or views", id="some"
+            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or last_bit or views", id="some"
         ),
         pytest.param("not planted and not barrier and not sanitizers", id="all", marks=pytest.mark.slow),
     ],

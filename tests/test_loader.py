@@ -141,6 +141,10 @@ def test_fused_augmentation_is_the_same_to_the_last_bit(dtype: torch.dtype, mixu
     for ours, theirs in zip(epoch_of(fused, 1), epoch_of(loader_of(config, dtype=dtype), 1), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert ours.images.stride() == theirs.images.stride()
+        assert torch.equal(ours.labels, theirs.labels)
+        assert (ours.lam is None) == (theirs.lam is None) == (mixup_alpha == 0.0)
+        if ours.lam is not None and ours.partner_labels is not None:
+            assert torch.equal(ours.lam, theirs.lam) and torch.equal(ours.partner_labels, theirs.partner_labels)
 
 
 def test_draws_stay_in_the_same_device_memory() -> None:

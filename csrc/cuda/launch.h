@@ -97,10 +97,22 @@ cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwSh
 cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
                                   const float* scale1, const float* shift1, void* z, const DwShape&, cudaStream_t);
 
-// images uint8 [num_images, size, size, 3]; out [batch, size, size, 3]; partner and lam null: no mix. Numbers
-// out of range are clamped.
-cudaError_t augment(Dtype, const uint8_t* images, const int64_t* index, const int64_t* top, const int64_t* left,
-                    const bool* flip, const int64_t* partner, const float* lam, const float* table, void* out,
-                    int64_t num_images, int64_t batch, int size, int padding, cudaStream_t);
+// A batch of an epoch: positions [step * batch_size, + rows) of the draws. partner, lam and what they give: null without
+// MixUp. Numbers out of range are clamped.
+struct EpochBatch {
+  const uint8_t* images;  // [num_images][size][size][3]
+  const int64_t *labels, *index, *top, *left;
+  const bool* flip;
+  const int64_t* partner;
+  const float* lam;
+  const int64_t* step;
+  const float* table;
+  int64_t num_images, num_draws, batch_size;
+  int rows, size, padding;
+  int64_t *out_labels, *out_partner_labels;
+  float* out_lam;
+};
+// out: [rows][size][size][3]
+cudaError_t training_batch(Dtype, const EpochBatch&, void* out, cudaStream_t);
 
 }  // namespace fastcifar::cuda

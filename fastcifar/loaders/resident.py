@@ -66,8 +66,9 @@ class ResidentLoader:
                 f"--images-on host ({error})"
             ) from error
         self._table = normalization_table(config.mean, config.std, device)
-        op = ops.augment if augmentation == "fused" else augment
-        make: Callable[..., Tensor] = partial(op, padding=config.crop_padding, dtype=dtype)
+        self._fused = augmentation == "fused"
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=dtype)
         # The full batch alone is compiled: the epoch's last one, 64 of 128, would cost a second compilation.
         self._augment = torch.compile(make, dynamic=False) if augmentation == "compiled" else make
         self._augment_rest = make
@@ -106,6 +107,8 @@ class ResidentLoader:
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0, of the epoch begun last; the last one of an epoch may be smaller."""
         rows = slice(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
+        if self._fused and len(self._images):  # else they come from elsewhere, a batch at a time
+            return self._fused_batch(self._step.fill_(step), rows.stop - rows.start)
         index, top, left, flip = (self._draws[name][rows] for name in ("index", "top", "left", "flip"))
         labels = self._labels[index]
         partner = lam = partner_labels = None
@@ -120,3 +123,25 @@ class ResidentLoader:
     def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images on the device, and which of them are the batch of `step`, the images `index` of the split."""
         return self._images, index
+
+    def _fused_batch(self, step: Tensor, rows: int) -> Batch:
+        """The batch of a step in device memory, int64 [], that has this many rows; the host never reads the number."""
+        draws, config = self._draws, self._config
+        images, labels, partner_labels, lam = ops.training_batch(
+            self._images,
+            self._labels,
+            draws["index"],
+            draws["top"],
+            draws["left"],
+            draws["flip"],
+            draws.get("partner"),
+            draws.get("lam"),
+            step,
+            self.batch_size,
+            rows,
+            self._table,
+            config.crop_padding,
+            self._dtype,
+        )
+        images = images.contiguous(memory_format=MEMORY_FORMAT[config.memory_format])
+        return Batch(images, labels, partner_labels, lam) if "lam" in draws else Batch(images, labels)

@@ -1,4 +1,4 @@
-// Kernel of augment: images [b0, b1) of the batch, in one thread.
+// Kernel of training_batch: images [b0, b1) of the batch, in one thread.
 #pragma once
 #include "common.h"
 #include "cpu/isa.h"
@@ -7,20 +7,20 @@ namespace fastcifar {
 
 enum class Pixel { f32, bf16, fp16 };
 
-struct AugmentTask {
+struct CropTask {
   const uint8_t* images;  // [M][size][size][3]
   int64_t size, padding;
-  const int64_t *index, *top, *left, *partner;  // [B]; partner may be null
-  const bool* flip;                             // [B]
+  const int64_t *index, *top, *left, *partner;  // of the batch's rows; partner may be null
+  const bool* flip;
   // float32 [256][3]: what a byte gives, already multiplied by its image's weight in the mix. Multiplied here, the
   // compiler could fuse product and sum, and the result would differ from PyTorch's in the last bit.
   const float *own, *others;
   Pixel pixel;
-  void* out;  // [B][size][size][3]
+  void* out;  // [rows][size][size][3]
 };
 
 }  // namespace fastcifar
 
 FASTCIFAR_DECLARE_KERNELS(
     // bytes: 3 * size of scratch. row: as many float32.
-    void augment(const AugmentTask& task, int64_t b0, int64_t b1, uint8_t* bytes, float* row);)
+    void training_batch(const CropTask& task, int64_t b0, int64_t b1, uint8_t* bytes, float* row);)

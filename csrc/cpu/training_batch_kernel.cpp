@@ -1,4 +1,4 @@
-#include "cpu/augment_kernel.h"
+#include "cpu/training_batch_kernel.h"
 
 #include "cpu/vec.h"
 
@@ -6,7 +6,7 @@ namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
 // Row y of the batch's image b, cropped and flipped.
-void crop(const AugmentTask& t, int64_t b, int64_t y, uint8_t* bytes) {
+void crop(const CropTask& t, int64_t b, int64_t y, uint8_t* bytes) {
   const int64_t size = t.size, source = t.top[b] + y - t.padding, shift = t.left[b] - t.padding;
   memset(bytes, 0, 3 * size);
   if (source < 0 || source >= size) return;
@@ -30,7 +30,7 @@ void write(const float* row, int64_t size, T* out) {
 
 }  // namespace
 
-void augment(const AugmentTask& t, int64_t b0, int64_t b1, uint8_t* bytes, float* row) {
+void training_batch(const CropTask& t, int64_t b0, int64_t b1, uint8_t* bytes, float* row) {
   for (int64_t b = b0; b < b1; ++b) {
     for (int64_t y = 0; y < t.size; ++y) {
       crop(t, b, y, bytes);

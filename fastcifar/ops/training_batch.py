@@ -1,0 +1,130 @@
+"""A training batch out of resident images, an epoch's draws and the number of the step, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcifar.ops._library import define
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def training_batch(
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    step: Tensor,
+    batch_size: int,
+    rows: int,
+    table: Tensor,
+    padding: int,
+    dtype: torch.dtype,
+) -> Outputs:
+    """Gather, crop, flip, normalise and mix the batch of a step, whose number the kernel reads where the images lie.
+
+    The images are those of `fastcifar.augment.augment` to the last bit, equal to
+    `lam[step] * x + (1 - lam[step]) * x[partner]` with `x = table[crop(pad(images[index]))]` over positions
+    `step * batch_size` to `+ rows` of the draws.
+
+    Arguments:
+        images: uint8 [M, S, S, 3], contiguous: the whole split, RGB.
+        labels: int64 [M].
+        index: int64 [N], the image at each position of the epoch (see `fastcifar.draws.EpochDraws`).
+        top, left: int64 [N] in [0, 2 * padding], the crop's corner in the image padded with zeros (bytes, normalised
+            like any other).
+        flip: bool [N], mirror the crop left to right.
+        partner: int64 [N], the row of the same batch to mix with, its own crop and flip included; None: no MixUp.
+        lam: float32 [number of batches], the weight of the image itself in the mix; None exactly where partner is.
+        step: int64 [], which batch of the epoch, from 0. Reading it on the device is what lets one captured graph make
+            every batch.
+        batch_size: of all batches but the last.
+        rows: of this batch; fewer than batch_size in an epoch's last one.
+        table: float32 [256, 3], the normalised value of each byte in each channel.
+        padding: pixels on each side.
+        dtype: of the images, float32, bfloat16 or float16; the arithmetic before it is float32.
+
+    Returns (images [rows, 3, S, S] channels_last, labels int64 [rows], labels of the images mixed in int64 [rows],
+    lam[step] float32 []); without MixUp the last two are of shape [0]. On the CPU numbers out of range raise a
+    RuntimeError with the number; on CUDA, where they can't be read without waiting, they are clamped.
+    """
+    batch: Outputs = _forward(
+        images, labels, index, top, left, flip, partner, lam, step, batch_size, rows, table, padding, dtype
+    )
+    return batch
+
+
+def training_batch_ref(
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    step: Tensor,
+    batch_size: int,
+    rows: int,
+    table: Tensor,
+    padding: int,
+    dtype: torch.dtype,
+) -> Outputs:
+    size, device = images.shape[1], images.device
+    row = torch.arange(rows, device=device)
+    position = step * batch_size + row
+    image = index[position]
+    pixels = torch.zeros(rows, size + 2 * padding, size + 2 * padding, 3, dtype=torch.uint8, device=device)
+    pixels[:, padding : padding + size, padding : padding + size] = images[image]
+    grid = torch.arange(size, device=device)
+    i = top[position, None] + grid
+    j = left[position, None] + torch.where(flip[position, None], size - 1 - grid, grid)
+    pixels = pixels[row[:, None, None], i[:, :, None], j[:, None, :]]
+    x = table[pixels.long(), torch.arange(3, device=device)]
+    own_labels = labels[image]
+    if partner is None or lam is None:
+        return x.to(dtype).permute(0, 3, 1, 2), own_labels, labels.new_empty(0), table.new_empty(0)
+    other, weight = partner[position], lam[step.view(())].clone()
+    x = weight * x + (1 - weight) * x[other]
+    return x.to(dtype).permute(0, 3, 1, 2), own_labels, own_labels[other], weight
+
+
+def _fake(
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    step: Tensor,
+    batch_size: int,
+    rows: int,
+    table: Tensor,
+    padding: int,
+    dtype: torch.dtype,
+) -> Outputs:
+    shape = (rows, 3, images.shape[1], images.shape[2])
+    x = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+    mixed = partner is not None
+    return (
+        x,
+        labels.new_empty((rows,)),
+        labels.new_empty((rows if mixed else 0,)),
+        table.new_empty(() if mixed else (0,)),
+    )
+
+
+_forward = define(
+    "training_batch(Tensor images, Tensor labels, Tensor index, Tensor top, Tensor left, Tensor flip,"
+    " Tensor? partner, Tensor? lam, Tensor step, int batch_size, int rows, Tensor table, int padding,"
+    " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+    training_batch_ref,
+    _fake,
+)

@@ -64,7 +64,8 @@ def test_says_where_the_images_are() -> None:
         tiny_split(100), tiny_config(images_on="host"), torch.device("cpu"), torch.float32, NOTES.append
     )
     assert isinstance(loader, HostLoader) and "GiB" in NOTES[0] and "host" in NOTES[0]
-    assert loader._images.numel() == 0, "no pixels on the device but those of a few batches"
+    assert loader._maker._images.numel() == 0, "no pixels on the device but those of a few batches"
+    assert not isinstance(loader, ResidentLoader), "a captured graph may read a resident loader's images at any step"
     loader.close()
 
 

@@ -26,7 +26,7 @@ _AHEAD = 3
 """Batches in flight: one in use, one that travels, one that is gathered."""
 
 
-class HostLoader(ResidentLoader):
+class HostLoader:
     """Training batches of one split that stays in the host's memory, cut and mixed on the device; steps in order.
 
     The arguments are those of `ResidentLoader`, and `note`, which is told where the images are. Of the split the device
@@ -43,23 +43,22 @@ class HostLoader(ResidentLoader):
         *,
         augmentation: Augmentation = "eager",
     ) -> None:
-        super().__init__(Split(split.images[:0], split.labels), config, device, dtype, augmentation=augmentation)
-        self._on_host = split.images
+        self._maker = _Maker(Split(split.images[:0], split.labels), config, device, dtype, augmentation=augmentation)
+        self._images = split.images
+        self.num_images, self.batch_size = self._maker.num_images, self._maker.batch_size
+        self.num_batches = self._maker.num_batches
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         shape = (min(self.batch_size, self.num_images), *split.images.shape[1:])
         self._slots = [_Slot(shape, device) for _ in range(_AHEAD)]
-        self._rows = torch.arange(shape[0], device=device)
         self._thread: threading.Thread | None = None
         self._next = 0
         gib = split.images.nbytes / 2**30
-        note(
-            f"images_on = host: {gib:.2f} GiB of training images stay in the host's memory; each batch is copied ahead"
-        )
+        note(f"images_on = host: {gib:.2f} GiB of training images stay in the host's memory, batches are copied ahead")
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
         """Draws the epoch, and starts to gather its batches from `first_step` on."""
         self.close()
-        super().begin(epoch, first_step)
+        self._maker.begin(epoch, first_step)
         self._next = first_step
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ready: SimpleQueue[_Slot | BaseException] = SimpleQueue()
@@ -68,27 +67,20 @@ class HostLoader(ResidentLoader):
         self._thread = threading.Thread(target=self._gather, args=(first_step,), name="fastcifar-gather", daemon=True)
         self._thread.start()
 
-    def set_draws(self, draws: EpochDraws) -> None:
-        """Puts an epoch's draws on the device; the thread reads the order from the host's copy."""
-        super().set_draws(draws)
-        self._index = draws.index
-
     def batch(self, step: int) -> Batch:
         """The batch of the next step; what went wrong in the thread is raised here."""
         if step != self._next:
             raise ValueError(f"step {step} of the epoch is asked for, and {self._next} is next: steps go in order")
-        batch = super().batch(step)
-        self._in_use.release()
-        self._free.put(self._in_use)
-        self._next += 1
-        return batch
-
-    def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
         slot = self._ready.get()
         if isinstance(slot, BaseException):
+            self._ready.put(slot)  # for who asks again: there is no thread any more
             raise slot
-        self._in_use = slot
-        return slot.acquire(), self._rows[: len(index)]
+        self._maker.pixels = slot.acquire()
+        batch = self._maker.batch(step)
+        slot.release()
+        self._free.put(slot)
+        self._next += 1
+        return batch
 
     def close(self) -> None:
         """Ends the thread, and waits for the copies that it started."""
@@ -107,11 +99,25 @@ class HostLoader(ResidentLoader):
                 slot = self._free.get()
                 if slot is None:
                     return
-                index = self._index[step * self.batch_size : (step + 1) * self.batch_size]
-                slot.fill(self._on_host, index, self._stream)
+                index = self._maker.order[step * self.batch_size : (step + 1) * self.batch_size]
+                slot.fill(self._images, index, self._stream)
                 self._ready.put(slot)
         except BaseException as error:
             self._ready.put(error)
+
+
+class _Maker(ResidentLoader):
+    """Makes batches of `pixels`, the bytes of one batch, where the resident loader has those of the split."""
+
+    pixels: Tensor
+    order: NDArray[np.int64]
+
+    def set_draws(self, draws: EpochDraws) -> None:
+        super().set_draws(draws)
+        self.order = draws.index
+
+    def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.pixels, torch.arange(len(index), device=index.device)
 
 
 class _Slot:

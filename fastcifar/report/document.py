@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Union
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = Union[Heading, Paragraph, Bullets, Table, Figure, Details]
+Block = Heading | Paragraph | Bullets | Table | Figure | Details
 
 
 @dataclass
 class Document:
-    """`language` of the texts is English; `title` is the browser's."""
+    """`title` is what a browser writes on the tab."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)

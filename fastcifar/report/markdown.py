@@ -33,7 +33,9 @@ def _blocks(blocks: Sequence[Block], figures: str) -> list[str]:
 
 def _table(table: Table) -> str:
     rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in row) + " |" for row in rows)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    )
 
 
 def _alt(text: str) -> str:

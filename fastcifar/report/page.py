@@ -65,6 +65,9 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .9rem; }
   .panel.wide svg { min-width: 0; } }
 """
 
+MARK = '<meta name="generator" content="fastcifar report">'
+"""Tells our pages from others', which are not overwritten."""
+
 Theme = Mapping[str, tuple[str, str, str]]
 """A colour as drawn -> the variable that stands for it, its value in the light and in the dark."""
 
@@ -81,6 +84,7 @@ def to_html(document: Document, theme: Theme) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{MARK}\n"
         f'<title>{html.escape(document.title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )

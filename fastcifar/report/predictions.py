@@ -1,4 +1,4 @@
-"""What the models say of each test image, counted: by class, by superclass, pair by pair, and against their confidence."""
+"""What the models say of each test image, counted by class, superclass and pair of classes, and by confidence."""
 
 from __future__ import annotations
 
@@ -23,15 +23,24 @@ _SAME_ACCURACY = 0.002
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of one run, an entry a test image in canonical order: int labels and predicted classes, float confidence."""
+    """An entry a test image, in canonical order: label, predicted class, and the probability of the latter."""
 
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
 
+    @classmethod
+    def pooled(cls, runs: Sequence[Predictions]) -> Predictions:
+        """The images of all `runs`, one after the other."""
+        return cls(
+            np.concatenate([run.labels for run in runs]),
+            np.concatenate([run.predicted for run in runs]),
+            np.concatenate([run.confidence for run in runs]),
+        )
+
     @property
     def correct(self) -> NDArray[np.bool_]:
-        return self.labels == self.predicted
+        return np.equal(self.labels, self.predicted)
 
     def class_accuracy(self, num_classes: int) -> NDArray[np.float64]:
         """[num_classes]; NaN for a class without images."""
@@ -97,9 +106,10 @@ def read_predictions(run: Run, data: str | None) -> Predictions:
 def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]:
     if not RunFolder.open(path, note=lambda text: None).has_checkpoint():
         raise CheckpointError("neither predictions nor a checkpoint")
-    from fastcifar import trainer  # the only place that needs torch
+    from fastcifar import evaluation  # the only place that needs torch
 
-    return trainer.predictions(path, data)
+    found: Mapping[str, NDArray[Any]] = evaluation.predictions(path, data)
+    return found
 
 
 def read_all(trials: Sequence[Trial], data: str | None) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
@@ -126,7 +136,7 @@ def group_means(values: NDArray[Any], group: NDArray[np.int64], num_groups: int)
 def superclass_accuracy(
     predictions: Predictions, superclass_of: Sequence[int], num_superclasses: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By superclass: the share of images given the right class, and the share given any class of the right superclass."""
+    """By superclass: the share of its images given the right class, and the share given any class of it."""
     above = np.asarray(superclass_of)
     group = above[predictions.labels]
     right_above = group == above[predictions.predicted]

@@ -189,16 +189,17 @@ def differing_settings(config: Config, preset: Config) -> tuple[str, ...]:
 
 def effect(before: Trial | None, after: Trial | None, metric: str) -> Sample | str:
     """`after` minus `before`, paired over seeds, or why there is none."""
-    missing = [name for name, trial in (("the first", before), ("the second", after)) if trial is None]
     if before is None or after is None:
-        return "no run of " + " nor of ".join(missing)
+        return "no run of either" if before is after else "a run of one of them is missing"
     if before.digest != after.digest:
-        return "trained on other images"
+        return "trained on different images"
+    if before.changes != after.changes:
+        return "the runs differ in more: " + ", ".join(sorted({*before.changes} ^ {*after.changes}))
     return paired_effect(before.by_seed(metric), after.by_seed(metric)) or "no seed in common"
 
 
 def verdict(trial: Trial, metric: Metric) -> str:
-    """Where our mean lies: `inside`, `above` or `below` the range that the published numbers span; else why not said."""
+    """Where our mean lies: `inside`, `above` or `below` the published range; else why that isn't said."""
     sample, span = trial.sample(metric), published_span(trial, metric)
     if sample is None:
         return "not measured"

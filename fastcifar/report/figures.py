@@ -1,0 +1,407 @@
+"""The drawings, each an SVG in fixed colours on paper; `THEME` says how the page replaces them in the dark.
+
+Text stays text (it can be searched, and is read with the fonts of whoever reads it).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar.report.document import Panel
+from fastcifar.report.predictions import Reliability
+from fastcifar.statistics import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, SOFT, GRID, PAPER = "#1b1b1f", "#5c5c66", "#e6e6ea", "#fefefe"
+
+COLOURS = {  # trial: in the light, in the dark
+    "lr-0.05": ("#0072b2", "#4fa8e0"),
+    "lr-0.5": ("#d55e00", "#f0824a"),
+    "lr-0.01": ("#009e73", "#35c79b"),
+    "constant": ("#6e6e78", "#b4b4be"),
+    "cosine": ("#d08c00", "#f0b341"),
+    "wd-1e-4": ("#3d9fd6", "#7cc6f2"),
+    "wd-5e-4": ("#b8568f", "#e08cba"),
+    "final": ("#332288", "#9a8cf0"),
+    "final-alpha-0.5": ("#882255", "#e0709c"),
+}
+"""After Okabe and Ito (2008) and Tol's muted scheme: those that meet in one drawing differ for any colour vision."""
+_OTHERS = (("#7f7f2a", "#c8c864"), ("#2f8a80", "#5fc8bc"), ("#8c564b", "#cf9484"), ("#4b5a8c", "#97a8e0"))
+
+THEME = {
+    INK: ("ink", INK, "#e9e9ee"),
+    SOFT: ("soft", SOFT, "#a5a5b0"),
+    GRID: ("grid", GRID, "#32323a"),
+    PAPER: ("drawing", "transparent", "transparent"),
+    **{
+        light: (f"series-{i}", light, dark)
+        for i, (light, dark) in enumerate([*COLOURS.values(), *_OTHERS])
+    },
+}  # fmt: skip
+"""A colour as drawn -> the page's variable, its value in the light, its value in the dark."""
+
+WIDTH = 5.0  # inches of a panel: 480 pixels, which a phone shows at 70 %
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastcifar",
+    "image.interpolation": "none",
+    "image.composite_image": False,
+}
+
+
+def colour_of(name: str) -> str:
+    """The trial's colour in the light, the same in every drawing of every page."""
+    if name in COLOURS:
+        return COLOURS[name][0]
+    return _OTHERS[sum(name.encode()) % len(_OTHERS)][0]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial's line: (epoch, mean, lowest, highest over seeds); `published` is the report's last value."""
+
+    trial: str
+    colour: str
+    points: Sequence[tuple[int, float, float, float]]
+    is_train: bool
+    published: float | None = None
+
+
+def draw(
+    name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None], *, wide: bool = False
+) -> Panel:
+    """The panel that `paint` draws on a figure of `size` inches."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return Panel(name, alt, _slimmed(text.getvalue()), wide)
+
+
+def _slimmed(svg: str) -> str:
+    """Without comments, metadata and the names that nothing refers to; numbers to a hundredth of a point."""
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<!DOCTYPE.*?>", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
+    svg = re.sub(r"(?<=[ML ])(-?\d+\.\d{2})\d+", r"\1", svg)
+    return re.sub(r"\n\s*\n+", "\n", svg).strip() + "\n"
+
+
+# ---- training ----
+
+
+def draw_curves(name: str, what: str, curves: Sequence[Curve], alt: str) -> Panel:
+    """Loss or accuracy (`what`) over the epochs: validation solid, training dashed, a band over the seeds."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+    values = [value for curve in curves for point in curve.points for value in point[1:] if math.isfinite(value)]
+    values += [curve.published for curve in curves if curve.published is not None]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.set_title(what)
+        axes.set_xlabel("epoch")
+        for curve in curves:
+            if not curve.points:
+                continue
+            epochs, means, lows, highs = zip(*curve.points, strict=True)
+            marker = "o" if len(epochs) <= 30 else ""
+            line = {"linestyle": (0, (4, 2)), "linewidth": 1.3} if curve.is_train else {"linewidth": 1.8}
+            size = 2.5 if curve.is_train else 3.5
+            axes.plot(epochs, means, color=curve.colour, marker=marker, markersize=size, **line)
+            if lows != highs:
+                axes.fill_between(epochs, lows, highs, color=curve.colour, alpha=0.2, linewidth=0)
+            if curve.published is not None:
+                shape = "s" if curve.is_train else "D"
+                axes.plot(
+                    epochs[-1], curve.published, shape, color=curve.colour, markerfacecolor=PAPER, markersize=6,
+                    clip_on=False, zorder=5,
+                )  # fmt: skip
+        if what == "loss" and values and min(values) > 0 and max(values) / min(values) > 8:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        elif what == "accuracy":
+            axes.set_ylim(0, min(1.02, 1.06 * max(values, default=1)))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        else:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+        handles = [Line2D([], [], color=colour, linewidth=2, label=trial) for trial, colour in _named(curves).items()]
+        handles.append(Line2D([], [], color=INK, linewidth=1.8, label="validation"))
+        handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (4, 2)), label="training"))
+        if any(curve.published is not None for curve in curves):
+            for shape, kind in (("D", "validation"), ("s", "training")):
+                handles.append(
+                    Line2D(
+                        [], [], color=INK, marker=shape, linestyle="", markerfacecolor=PAPER, label=f"report, {kind}"
+                    )
+                )
+        columns = 3 if len(handles) in (3, 5, 6, 7) else 2
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9.5)
+
+    return draw(name, alt, (WIDTH, 3.9), paint)
+
+
+def _named(curves: Sequence[Curve]) -> dict[str, str]:
+    return {curve.trial: curve.colour for curve in curves}
+
+
+# ---- the data ----
+
+
+def draw_class_shares(name: str, shares: NDArray[np.float64], alt: str) -> Panel:
+    """Each class's share of the training images, in per cent."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        classes = np.arange(len(shares))
+        axes.bar(classes, 100 * shares, width=0.8, color=COLOURS["lr-0.05"][0])
+        axes.axhline(100 / len(shares), color=INK, linewidth=1, linestyle=(0, (4, 2)))
+        axes.set_xlabel("class, in order of name")
+        axes.set_ylabel("% of the training images")
+        axes.set_xlim(-1, len(shares))
+        axes.grid(axis="x", visible=False)
+
+    return draw(name, alt, (9.6, 2.9), paint, wide=True)
+
+
+def draw_beta(name: str, alpha: float, lambdas: NDArray[np.float32], alt: str) -> Panel:
+    """The density of Beta(alpha, alpha) over a histogram of drawn lambdas."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.set_title(f"Beta({alpha:g}, {alpha:g})")
+        axes.hist(lambdas, bins=40, range=(0, 1), density=True, color=COLOURS["lr-0.01"][0], alpha=0.45, label="drawn")
+        x = np.linspace(0.002, 0.998, 400)
+        axes.plot(x, beta_density(x, alpha), color=COLOURS["final"][0], linewidth=1.8, label="density")
+        axes.set_xlabel("lambda")
+        axes.set_ylabel("density")
+        axes.set_ylim(0, max(3.0, 1.15 * float(np.histogram(lambdas, 40, (0, 1), density=True)[0].max())))
+        axes.legend(loc="upper center")
+
+    return draw(name, alt, (WIDTH, 3.2), paint)
+
+
+def beta_density(x: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    log_norm = 2 * math.lgamma(alpha) - math.lgamma(2 * alpha)
+    density: NDArray[np.float64] = np.exp((alpha - 1) * (np.log(x) + np.log1p(-x)) - log_norm)
+    return density
+
+
+def mixup_ceiling(alpha: float) -> float:
+    """E[max(lambda, 1 - lambda)] for lambda ~ Beta(alpha, alpha): the highest lambda-weighted training accuracy."""
+    log_beta = 2 * math.lgamma(alpha) - math.lgamma(2 * alpha)
+    return 0.5 + math.exp(-2 * alpha * math.log(2) - log_beta) / alpha
+
+
+def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt: str, *, title: str = "") -> Panel:
+    """Pictures in rows: uint8 [rows, columns, S, S, 3 or 4] (RGB, or with opacity), a label a row."""
+    rows, columns, size = images.shape[:3]
+    gap = 3
+    step = size + gap
+    sheet = np.zeros((rows * step - gap, columns * step - gap, 4), np.uint8)  # transparent between the pictures
+    for row in range(rows):
+        for column in range(columns):
+            part = sheet[row * step : row * step + size, column * step : column * step + size]
+            part[..., 3] = 255
+            part[..., : images.shape[-1]] = images[row, column]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.imshow(sheet)
+        axes.set_title(title)
+        axes.set_yticks([row * step + size / 2 for row in range(rows)], labels)
+        axes.tick_params(length=0)
+        _bare(axes)
+
+    return draw(name, alt, (WIDTH, 0.25 + rows * (WIDTH - 1.9) / columns), paint)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+# ---- results ----
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `draw_dots`: values of the seeds, and the range of the published numbers."""
+
+    label: str
+    colour: str
+    sample: Sample
+    published: tuple[float, float] | None = None
+
+
+def draw_dots(name: str, rows: Sequence[Row], axis: str, alt: str, *, zero: bool = False) -> Panel:
+    """Percentages, a line a row: a dot a seed, the mean with its interval, the published range behind.
+
+    `zero` marks the place of no effect.
+    """
+    from matplotlib.ticker import FuncFormatter
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        scale = 100
+        if zero:
+            axes.axvline(0, color=SOFT, linewidth=1)
+        for place, row in enumerate(rows):
+            if row.published is not None:
+                low, high = (scale * value for value in row.published)
+                axes.plot([low, high], [place, place], color=SOFT, alpha=0.35, linewidth=9, solid_capstyle="butt")
+                axes.plot([(low + high) / 2], [place], "|", color=SOFT, alpha=0.6, markersize=9)
+            values = [scale * value for value in row.sample.values]
+            axes.plot(values, [place] * len(values), "o", color=row.colour, markersize=4, alpha=0.65)
+            mean = scale * row.sample.mean
+            if row.sample.interval is not None:
+                low, high = (scale * value for value in row.sample.interval)
+                axes.plot([low, high], [place + 0.22] * 2, color=row.colour, linewidth=2)
+            axes.plot([mean], [place + 0.22], "D", color=row.colour, markersize=5.5)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if zero else f"{value:g}"))
+        axes.set_xlabel(axis)
+        axes.grid(axis="y", visible=False)
+
+    return draw(name, alt, (6.2, 1.0 + 0.36 * len(rows)), paint, wide=True)
+
+
+def draw_class_bars(
+    name: str,
+    labels: Sequence[str],
+    accuracies: NDArray[np.float64],
+    colour: str,
+    alt: str,
+    *,
+    dots: NDArray[np.float64] | None = None,
+) -> Panel:
+    """Horizontal bars, `accuracies` [runs, len(labels)]: the mean, and a line from the lowest to the highest run.
+
+    `dots` [len(labels)] are drawn beside them.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        places, means = np.arange(len(labels)), 100 * accuracies.mean(axis=0)
+        axes.barh(places, means, height=0.72, color=colour, alpha=0.75)
+        if len(accuracies) > 1:
+            low, high = 100 * accuracies.min(axis=0), 100 * accuracies.max(axis=0)
+            axes.hlines(places, low, high, color=INK, linewidth=1.2)
+        if dots is not None:
+            axes.plot(100 * dots, places, "D", color=INK, markerfacecolor=PAPER, markersize=5)
+        axes.set_yticks(places, labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("accuracy, %")
+
+    return draw(name, alt, (WIDTH, 0.8 + 0.2 * len(labels)), paint)
+
+
+def draw_confusion(
+    name: str, share: NDArray[np.float64], blocks: Sequence[tuple[str, int]], colour: str, alt: str
+) -> Panel:
+    """Labels down, predictions across: `share` [C, C] of each class's images; `blocks` are (name, size)."""
+    red, green, blue = bytes.fromhex(colour[1:])
+
+    def tinted(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+        pixels = np.empty((*values.shape, 4), np.uint8)
+        pixels[..., 0], pixels[..., 1], pixels[..., 2] = red, green, blue
+        pixels[..., 3] = np.round(255 * np.sqrt(values))
+        return pixels
+
+    def paint(figure: Figure) -> None:
+        axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
+        edges = np.cumsum([0, *(count for _, count in blocks)])
+        axes.imshow(tinted(share))
+        axes.set_yticks((edges[1:] + edges[:-1]) / 2 - 0.5, [label for label, _ in blocks], fontsize=9)
+        axes.set_xticks((edges[1:] + edges[:-1]) / 2 - 0.5, [label for label, _ in blocks], fontsize=9, rotation=90)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for edge in edges:
+            axes.axhline(edge - 0.5, color=GRID, linewidth=0.6)
+            axes.axvline(edge - 0.5, color=GRID, linewidth=0.6)
+        axes.set_ylabel("label")
+        axes.set_xlabel("prediction")
+        bar.imshow(tinted(np.linspace(1, 0, 100)[:, None]), aspect="auto", extent=(0, 1, 0, 100))
+        bar.set_xticks([])
+        bar.yaxis.tick_right()
+        bar.set_title("%", loc="center")
+        bar.grid(visible=False)
+
+    return draw(name, alt, (8.6, 8.0), paint, wide=True)
+
+
+def draw_reliability(name: str, title: str, reliability: Reliability, colour: str, alt: str) -> Panel:
+    """Accuracy against confidence, bin by bin, over the share of the images in each bin."""
+
+    def paint(figure: Figure) -> None:
+        axes, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+        bins = len(reliability.count)
+        centres = (np.arange(bins) + 0.5) / bins
+        axes.set_title(title)
+        axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 2)))
+        some = reliability.count > 0
+        axes.plot(
+            reliability.confidence[some], reliability.accuracy[some], "o-", color=colour, linewidth=1.8, markersize=4
+        )
+        axes.set_ylabel("accuracy")
+        axes.set_ylim(0, 1)
+        axes.set_xlim(0, 1)
+        below.bar(centres, 100 * reliability.count / reliability.count.sum(), width=0.9 / bins, color=colour, alpha=0.6)
+        below.set_ylabel("% of images")
+        below.set_xlabel("confidence")
+
+    return draw(name, alt, (3.6, 3.9), paint)
+
+
+def series(results: Mapping[str, float]) -> str:
+    """`a 1.00 %, b 2.00 %`, for the text that stands for a drawing."""
+    return ", ".join(f"{label} {100 * value:.2f} %" for label, value in results.items())

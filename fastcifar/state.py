@@ -18,23 +18,12 @@ def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, 
     """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
     state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
     state["telemetry"] = telemetry.state()
-    run.save_checkpoint(state_tensors(engine), state)
-
-
-def state_tensors(engine: Engine) -> dict[str, Tensor]:
-    """Every tensor a step reads or writes, by name, as the live objects."""
-    tensors = {f"model.{name}": tensor for name, tensor in engine.model.state_dict().items()}
-    for name, parameter in engine.model.named_parameters():
-        for key, tensor in engine.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = tensor
-    if engine.ema is not None:
-        tensors |= {f"ema.{name}": tensor for name, tensor in engine.ema.tensors.items()}
-    return tensors | {"totals": engine.totals}
+    run.save_checkpoint(engine.tensors(), state)
 
 
 def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
     """Copies a checkpoint's tensors into the live ones, which stay where they are: a captured graph has their place."""
-    live = state_tensors(engine)
+    live = engine.tensors()
     differing = sorted(live.keys() ^ tensors.keys())
     differing += [name for name in live if name in tensors and live[name].shape != tensors[name].shape]
     if differing:

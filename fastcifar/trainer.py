@@ -14,14 +14,13 @@ from typing import Any
 from fastcifar import sources
 from fastcifar.clock import Clocks
 from fastcifar.config import Config
-from fastcifar.device import find_device, is_emulated, is_out_of_memory, out_of_memory_explained, prepare, settle
+from fastcifar.device import find_device, is_emulated, out_of_memory_explained, prepare, settle
 from fastcifar.display import LOADING, Display
-from fastcifar.engines import Engine, build_engine
-from fastcifar.engines.compiled import explain, is_compile_error
+from fastcifar.engines import build_engine, build_steps
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import measure_test, same_images
-from fastcifar.loaders import Loader, build_loader, eval_batches
+from fastcifar.loaders import build_loader, eval_batches
 from fastcifar.model import build_model, count_parameters
 from fastcifar.optim import lr_table
 from fastcifar.run import RunFolder
@@ -82,22 +81,21 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
         loader = build_loader(train_split, config, device, dtype, display.note)
         stack.callback(loader.close)
         lrs = lr_table(config, loader.num_batches)
+        steps = build_steps(engine, loader, lrs, config, device, display.note)
         clocks = Clocks(device)
         first_epoch, first_step = restore(run, engine, clocks, telemetry)
         if is_emulated(config.precision, device):
             display.note(f"{config.precision} is emulated on {device}: expect it to be slower than fp32")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
-        clocks.compile_seconds += warm_up(engine, loader, config)
+        clocks.compile_seconds += steps.warm_up()
         last_saved = time.monotonic()
 
         display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
             with telemetry.training(), clocks.training():
-                loader.begin(epoch, first_step)
+                steps.begin(epoch, first_step)
                 for step in range(first_step, loader.num_batches):
-                    batch = loader.batch(step)
-                    engine.train_step(batch, lrs[(epoch - 1) * loader.num_batches + step])
-                    display.images(len(batch.labels))
+                    display.images(steps.take(step))
                     if stop.number:
                         break
             if stop.number and step + 1 < loader.num_batches:
@@ -142,26 +140,6 @@ def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clocks: C
         "images_per_second": num_images / (clocks.train_seconds - before),
         "train_seconds": clocks.train_seconds,
     }
-
-
-def warm_up(engine: Engine, loader: Loader, config: Config) -> float:
-    """One full batch and, where the epoch ends with a smaller one, that too; seconds it took, augmentation included.
-
-    With a `compile_mode` that captures CUDA graphs the full batch goes three times: run, recorded, replayed.
-    """
-    start = time.perf_counter()
-    loader.begin(1)
-    repeats = 1 if config.compile_mode == "default" else 3
-    try:
-        batch = loader.batch(0)
-        rest = loader.num_images % loader.batch_size if loader.num_batches > 1 else 0
-        engine.warm_up([*[batch] * repeats, *([batch.first(rest)] if rest else [])])
-    except Exception as error:
-        # On CUDA the eager engine's augmentation is compiled too.
-        if not is_out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):
-            raise explain(error, config.engine) from error
-        raise
-    return time.perf_counter() - start
 
 
 def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:

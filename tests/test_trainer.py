@@ -18,6 +18,7 @@ from fastcifar import trainer
 from fastcifar.clock import process_seconds
 from fastcifar.config import Config
 from fastcifar.display import Display
+from fastcifar.engines import Engine
 from fastcifar.errors import (
     CheckpointError,
     CompileError,
@@ -351,14 +352,14 @@ def test_validation_every_few_epochs_and_always_at_the_end(data: Path, tmp_path:
 
 def test_test_images_are_touched_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    evaluate = trainer.Engine.evaluate
+    evaluate = Engine.evaluate
 
     def count(self: Any, batches: Any, see: Any = None) -> Any:
         seen = list(batches)
         sizes.append(sum(len(b.labels) for b in seen))
         return evaluate(self, seen, see)
 
-    monkeypatch.setattr(trainer.Engine, "evaluate", count)
+    monkeypatch.setattr(Engine, "evaluate", count)
     trainer.train(tiny_config(data), tmp_path / "run", [])
     assert sizes == [24, 24, 24, 40]
 

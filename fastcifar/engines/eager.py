@@ -91,8 +91,21 @@ class Engine:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, COMPUTE_DTYPE[self._precision])
 
-    def train_step(self, batch: Batch, lr: float) -> None:
-        """Forward, backward, step; the loss and the count of correct predictions are added to `totals`."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor a step reads or writes beside its batch, by name, as the live objects."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, tensor in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = tensor
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors.items()}
+        return tensors | {"totals": self.totals}
+
+    def train_step(self, batch: Batch, lr: float | Tensor) -> None:
+        """Forward, backward, step; the loss and the count of correct predictions are added to `totals`.
+
+        Reads nothing from the device, so that a CUDA graph can hold all of it; `lr` is then a float32 tensor there.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self._autocast():

@@ -1,10 +1,14 @@
 """The fused engine: the same model over the extension's ops, two autograd nodes a block.
 
 Between two pointwise products lies one op (BN, ReLU, depthwise, BN, ReLU); the products stay the library's. Tensors
-named u are raw outputs of a convolution, whose BN and ReLU the next op applies as it loads them.
+named u are raw outputs of a convolution, whose BN and ReLU the next op applies as it loads them. The weights of all
+products are rounded to the compute dtype together, once a step: by autocast they would be 30 small kernels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +37,7 @@ class FusedModel:
         norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
         self._means = [_buffer(norm.running_mean) for norm in norms]
         self._vars = [_buffer(norm.running_var) for norm in norms]
+        self._weights = [model.stem.weight, model.head.weight, *(_conv(b.pointwise).weight for b in self._blocks)]
         self._momentum = float(model.norm.momentum or 0.0)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -40,16 +45,17 @@ class FusedModel:
 
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
-        u, norm, rows = model.stem(images), model.norm, None
-        for block in self._blocks:
-            conv, norm1, pointwise = _conv(block.depthwise), block.norm1, _conv(block.pointwise)
+        stem, head, *products = _in_dtype(images.dtype, self._weights)
+        u, norm, rows = F.conv2d(images, stem, stride=model.stem.stride, padding=model.stem.padding), model.norm, None
+        for block, product in zip(self._blocks, products, strict=True):
+            conv, norm1 = _conv(block.depthwise), block.norm1
             counts.append(u.numel() // u.shape[1])
             bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
             if self._fuse_pointwise:
-                u, rows, y, *statistics = separable_block(u, *bns, pointwise.weight, norm.eps, conv.stride[0], rows)
+                u, rows, y, *statistics = separable_block(u, *bns, product, norm.eps, conv.stride[0], rows)
             else:
                 z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0])
-                u = _pointwise(z, pointwise)
+                u = _pointwise(z, product)
             counts.append(y.numel() // y.shape[1])
             means += statistics[0::2]
             variances += statistics[1::2]
@@ -57,20 +63,20 @@ class FusedModel:
         z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
         counts.append(u.numel() // u.shape[1])
         self._update_statistics([*means, mean], [*variances, var], counts)
-        return self._head(z)
+        return self._head(z, head)
 
     def _evaluate(self, images: Tensor) -> Tensor:
         u, norm = self._model.stem(images), self._model.norm
         for block in self._blocks:
             conv = _conv(block.depthwise)
             z = dwconv3x3_affine_relu(u, *_affine(norm), conv.weight, *_affine(block.norm1), conv.stride[0])
-            u, norm = _pointwise(z, _conv(block.pointwise)), block.norm2
+            u, norm = _pointwise(z, _conv(block.pointwise).weight), block.norm2
         scale, shift = _affine(norm)
-        return self._head(F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype))
+        z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
+        return self._head(z, self._model.head.weight)
 
-    def _head(self, z: Tensor) -> Tensor:
-        logits: Tensor = self._model.head(F.avg_pool2d(z, z.shape[-2:]).flatten(1))
-        return logits
+    def _head(self, z: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(F.avg_pool2d(z, z.shape[-2:]).flatten(1), weight, self._model.head.bias)
 
     @torch.no_grad()
     def _update_statistics(self, means: list[Tensor], variances: list[Tensor], counts: list[int]) -> None:
@@ -85,9 +91,32 @@ def _conv(module: nn.Module) -> nn.Conv2d:
     return module
 
 
-def _pointwise(z: Tensor, conv: nn.Conv2d) -> Tensor:
+def _pointwise(z: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution as the matrix product that it is over channels_last memory."""
-    return F.linear(z.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)
+    return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+
+
+def _in_dtype(dtype: torch.dtype, weights: list[Tensor]) -> list[Tensor]:
+    return weights if dtype == weights[0].dtype else list(_Rounded.apply(dtype, *weights))  # type: ignore[no-untyped-call]
+
+
+class _Rounded(torch.autograd.Function):
+    """Weights in another dtype, and their gradients back in the weights': one kernel for all of them each way."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype = weights[0].dtype
+        return _copies(weights, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_copies(grads, ctx.dtype)
+
+
+def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(t, dtype=dtype) for t in tensors]
+    torch._foreach_copy_(copies, list(tensors))
+    return tuple(copies)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -107,8 +107,8 @@ class ResidentLoader:
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0, of the epoch begun last; the last one of an epoch may be smaller."""
         rows = slice(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
-        if self._fused and len(self._images):  # else they come from elsewhere, a batch at a time
-            return self._fused_batch(self._step.fill_(step), rows.stop - rows.start)
+        if self._fused:
+            return self.batch_at(self._step.fill_(step), rows.stop - rows.start)
         index, top, left, flip = (self._draws[name][rows] for name in ("index", "top", "left", "flip"))
         labels = self._labels[index]
         partner = lam = partner_labels = None
@@ -124,8 +124,11 @@ class ResidentLoader:
         """Images on the device, and which of them are the batch of `step`, the images `index` of the split."""
         return self._images, index
 
-    def _fused_batch(self, step: Tensor, rows: int) -> Batch:
-        """The batch of a step in device memory, int64 [], that has this many rows; the host never reads the number."""
+    def batch_at(self, step: Tensor, rows: int) -> Batch:
+        """`batch` for `augmentation = fused`, of a step in device memory, int64 [], that the host need not know.
+
+        `rows` is the number of images, fewer than `batch_size` in the epoch's last batch.
+        """
         draws, config = self._draws, self._config
         images, labels, partner_labels, lam = ops.training_batch(
             self._images,

@@ -138,7 +138,7 @@ def _head(results: Results) -> list[Block]:
             "**How to read it.** All numbers are those of the last epoch. `±` is the standard deviation over n seeds, "
             "and the interval is the 95 % interval of their mean (Student's t), given from "
             f"{LEAST_FOR_INTERVAL} seeds on. A verdict says whether **our mean** lies **inside**, **above** or "
-            "**below** the range that the report's number and the reproductions span together. The split into training and "
+            "**below** the range that the report's number and the reproductions span. The split into training and "
             "validation is the same for all seeds: the spread over seeds does not cover the variance of the split, nor "
             "that of the images drawn (a share near 50 % of 10,000 images has a standard error of 0.5 points)."
         ),

@@ -123,10 +123,7 @@ def _accuracy_blocks(results: Results) -> list[Block]:
 def _error_blocks(
     trials: Sequence[Trial], dataset: Dataset | None, predictions: Mapping[str, list[Predictions]]
 ) -> list[Block]:
-    focus = trials[-1]
-    for trial in trials:  # the last in the report's order: chosen without a look at accuracies
-        if trial.label in original.TRIALS:
-            focus = trial
+    focus = _focus(trials, predictions)
     runs = predictions[focus.label]
     num_classes = 1 + max(int(max(run.labels.max(), run.predicted.max())) for run in runs)
     classes = Classes(focus, dataset, num_classes)
@@ -134,8 +131,8 @@ def _error_blocks(
     confusion = np.sum([run.confusion(len(classes.names)) for run in runs], axis=0)
     blocks: list[Block] = [
         Paragraph(
-            f"The figures of this chapter show **{focus.label}** (n = {len(runs)}), the last trial in the report's "
-            "order that has predictions; it was not chosen by its accuracy. The tables have every trial."
+            f"The figures of this chapter show **{focus.label}** (n = {len(runs)}): of the trials with most seeds "
+            "the last in the report's order, chosen without a look at its accuracy. The tables have every trial."
         )
     ]
     if classes.superclass_names:
@@ -144,6 +141,13 @@ def _error_blocks(
     blocks.append(_confusion_figure(confusion, classes, colour, focus))
     blocks += _pair_blocks(confusion, runs, classes, dataset, focus)
     return blocks
+
+
+def _focus(trials: Sequence[Trial], predictions: Mapping[str, list[Predictions]]) -> Trial:
+    """Of the report's trials (of all, if there is none) those with the most runs, of these the last."""
+    candidates = [trial for trial in trials if trial.label in original.TRIALS] or list(trials)
+    most = max(len(predictions[trial.label]) for trial in candidates)
+    return [trial for trial in candidates if len(predictions[trial.label]) == most][-1]
 
 
 def _superclass_blocks(
@@ -257,11 +261,15 @@ def _confusion_figure(confusion: NDArray[np.int64], classes: Classes, colour: st
         blocks, told, rows = [(words(name), 1) for name in classes.names], "", ""
     alt = f"Confusion matrix of {focus.label} over {len(classes.names)} classes. {rows}{told}"
     caption = (
-        f"**Confusion matrix**, share of each class's test images over {focus.n} "
-        f"run{'s' if focus.n > 1 else ''}; the depth of colour goes with its square root. {rows}{told}"
+        f"**Confusion matrix** of {focus.label}, share of each class's test images over {_runs(focus.n)}; "
+        f"the depth of colour goes with its square root. {rows}{told}"
     )
     drawing = figures.draw_confusion("confusion", share[np.ix_(order, order)], blocks, colour, alt)
     return Figure("confusion-figure", caption, [drawing])
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" + ("s" if count != 1 else "")
 
 
 def _pair_blocks(
@@ -285,7 +293,7 @@ def _pair_blocks(
         if dataset is not None:
             panels += _pair_panel(place, runs, i, j, names, dataset)
     columns = ["pair", "taken for each other, %", "first taken for second, %", "second taken for first, %"]
-    caption = f"**Most confused pairs** of {focus.label}, in % of their test images over {len(runs)} runs"
+    caption = f"**Most confused pairs** of {focus.label}, in % of their test images over {_runs(len(runs))}"
     blocks: list[Block] = [Heading(3, "Most confused pairs", "pairs"), Table("pairs", caption, columns, rows, data)]
     if panels:
         caption = (
@@ -377,7 +385,7 @@ def _cost_blocks(results: Results) -> list[Block]:
                     _energy(run, joules),
                     device_of(run),
                     f"{run.config.engine}, {run.config.precision}",
-                    f"{run.concurrent} at once" if run.concurrent > 1 else "by itself",
+                    str(run.concurrent),
                 ]
             )
             record: dict[str, object] = {"trial": trial.label, "seed": run.config.seed, "train_seconds": seconds}
@@ -385,10 +393,11 @@ def _cost_blocks(results: Results) -> list[Block]:
             record |= {"energy_joules": joules, "energy_seconds": run.value("energy_seconds")}
             record |= {"device": device_of(run), "engine": run.config.engine, "precision": run.config.precision}
             data.append(record | {"runs_at_once": run.concurrent})
-    columns = ["run", "training", "whole process", "images/s", "energy", "device", "engine", "started"]
+    columns = ["run", "training", "whole process", "images/s", "energy", "device", "engine", "at once"]
     caption = (
         "**Cost of each run**: the training clock (without evaluation and compilation), the process from its start, "
-        "images a second of training"
+        "images a second of training. At once: how many runs of a study shared the machine (what else ran on it is not "
+        "recorded)"
     )
     blocks: list[Block] = [Table("cost", caption, columns, rows, data)]
     if any(run.concurrent > 1 for run in results.runs):
@@ -413,7 +422,7 @@ def _clock(seconds: float | None) -> str:
 def _energy(run: Run, joules: float | None) -> str:
     if joules is None:
         return "not measured"
-    text = f"{joules / 3600:,.1f} Wh"
+    text = f"{joules / 1000:,.1f} kJ ({joules / 3600:,.1f} Wh)"
     covered, trained = run.value("energy_seconds"), run.value("train_seconds")
     if covered and trained and covered < 0.98 * trained:
         text += f" over {100 * covered / trained:.0f} % of training"

@@ -24,7 +24,7 @@ METRIC_NAMES: Mapping[str, str] = {
     "val_accuracy": "validation accuracy",
     "test_accuracy": "test accuracy",
 }
-NOTHING = "–"
+NOTHING, PERCENT = "–", "\N{NO-BREAK SPACE}%"
 
 
 # ---- numbers in words ----
@@ -38,14 +38,14 @@ def number(value: float | None, metric: str, sign: str = "") -> str:
     """A loss with four decimals, an accuracy in per cent with two."""
     if value is None:
         return NOTHING
-    return f"{100 * value:{sign}.2f} %" if is_share(metric) else f"{value:{sign}.4f}"
+    return f"{100 * value:{sign}.2f}{PERCENT}" if is_share(metric) else f"{value:{sign}.4f}"
 
 
 def span(limits: tuple[float, float] | None, metric: str, sign: str = "") -> str:
     if limits is None:
         return NOTHING
-    low, high = (number(limit, metric, sign).removesuffix(" %") for limit in limits)
-    return f"{low} to {high}" + (" %" if is_share(metric) else "")
+    low, high = (number(limit, metric, sign).removesuffix(PERCENT) for limit in limits)
+    return f"{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}" + PERCENT * is_share(metric)
 
 
 def mean_and_sd(sample: Sample | None, metric: str, sign: str = "") -> str:
@@ -53,9 +53,8 @@ def mean_and_sd(sample: Sample | None, metric: str, sign: str = "") -> str:
         return NOTHING
     if sample.sd is None:
         return number(sample.mean, metric, sign)
-    mean, sd = (number(value, metric).removesuffix(" %") for value in (sample.mean, sample.sd))
-    mean = number(sample.mean, metric, sign).removesuffix(" %")
-    return f"{mean} ± {sd}" + (" %" if is_share(metric) else "")
+    mean, sd = number(sample.mean, metric, sign), number(sample.sd, metric)
+    return f"{mean.removesuffix(PERCENT)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{sd}"
 
 
 def _sample_data(sample: Sample | None, trial: Trial | None, metric: str) -> dict[str, object]:
@@ -83,17 +82,20 @@ def _published(name: str, metric: Metric) -> tuple[float | None, tuple[float, fl
 
 
 def settings_table(table: SettingsTable, results: Results) -> Table:
+    """A row a trial: ours, and where it differs the report's beside it."""
     rows, data = [], []
     for name, stated in table.rows.items():
         trial = results.trial(name)
+        cells, verdicts = [], []
         for setting, theirs in stated.items():
             ours = None if trial is None else getattr(trial.config, setting)
-            same = "no run" if trial is None else "same" if ours == theirs else "differs"
+            verdicts.append("no run" if trial is None else "same" if ours == theirs else "differs")
             shown = NOTHING if trial is None else _plain(ours)
-            rows.append([f"{name}: `{setting}`", shown, _plain(theirs), same])
-            data.append({"trial": name, "setting": setting, "ours": ours, "report": theirs, "verdict": same})
-    columns = ["setting", "ours", "report", "verdict"]
-    return Table(f"{table.number:02}", f"**Table {table.number}.** {table.caption}", columns, rows, data)
+            cells.append(shown if verdicts[-1] == "same" else f"{shown} (report: {_plain(theirs)})")
+            data.append({"trial": name, "setting": setting, "ours": ours, "report": theirs, "verdict": verdicts[-1]})
+        rows.append([name, *cells, "same as the report's" if set(verdicts) == {"same"} else max(verdicts)])
+    columns = ["trial", *(f"`{setting}`" for setting in next(iter(table.rows.values()))), "verdict"]
+    return Table(f"table-{table.number:02}", f"**Table {table.number}.** {table.caption}", columns, rows, data)
 
 
 def _plain(value: object) -> str:
@@ -110,7 +112,8 @@ def result_table(table: ResultTable, results: Results) -> Table:
             row, record = _result_row(name, results.trial(name), metric)
             rows.append([f"{METRIC_NAMES[metric]}, {name}", *row])
             data.append(record)
-    return Table(f"{table.number:02}", f"**Table {table.number}.** {table.caption}", RESULT_COLUMNS, rows, data)
+    caption = f"**Table {table.number}.** {table.caption}"
+    return Table(f"table-{table.number:02}", caption, RESULT_COLUMNS, rows, data)
 
 
 def overview_table(results: Results) -> Table:
@@ -136,15 +139,12 @@ def _result_row(name: str, trial: Trial | None, metric: Metric, label: str = "")
         report, reproductions = None, None
     else:
         report, reproductions = _published(name, metric)
-    if trial is None:
-        judged = "no run"
-    else:
-        judged = verdict(trial, metric)
-        if judged in ("inside", "above", "below"):
-            limits = published_span(trial, metric)
-            assert limits is not None
-            single = limits[0] == limits[1]
-            judged += f" {number(limits[0], metric)}, a single number" if single else f" {span(limits, metric)}"
+    told = judged = "no run" if trial is None else verdict(trial, metric)
+    if trial is not None and judged in ("inside", "above", "below"):
+        limits = published_span(trial, metric)
+        assert limits is not None
+        single = limits[0] == limits[1]
+        judged += f" the report's {number(limits[0], metric)}" if single else f" {span(limits, metric)}"
     cells = [
         str(sample.n) if sample else "0",
         mean_and_sd(sample, metric),
@@ -155,9 +155,7 @@ def _result_row(name: str, trial: Trial | None, metric: Metric, label: str = "")
     ]
     low, high = reproductions or (None, None)
     record = {"trial": label or name, "metric": metric, **_sample_data(sample, trial, metric), "report": report}
-    record |= {"reproductions_low": low, "reproductions_high": high, "verdict": judged.split(" ")[0]}
-    if judged.startswith("no") or judged.startswith("not"):
-        record["verdict"] = judged
+    record |= {"reproductions_low": low, "reproductions_high": high, "verdict": told}
     return cells, record
 
 
@@ -275,7 +273,7 @@ def _effect_table(metric: Metric, results: Results) -> Table:
 
 
 def _points(text: str) -> str:
-    return text.removesuffix(" %") + " points" if text.endswith(" %") else text
+    return text.removesuffix(PERCENT) + "\N{NO-BREAK SPACE}points" if text.endswith(PERCENT) else text
 
 
 def _reading(found: Sample | str) -> str:
@@ -382,7 +380,7 @@ def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
             data.append(record | {"report": report[channel] if report else None, "verdict": same})
     columns = ["red, green, blue", "ours", "report", "verdict"]
     caption = f"**Table 1.** Mean and standard deviation of each colour channel over the {info.count:,} training images"
-    return Table("01", caption, columns, rows, data)
+    return Table("table-01", caption, columns, rows, data)
 
 
 # ---- MixUp ----

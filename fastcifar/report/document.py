@@ -36,7 +36,7 @@ class Table:
     """A table; where `stacked`, a row becomes a card on a narrow screen, else the table scrolls.
 
     Attributes:
-        name: of its CSV, without the ending; its place is `table-<name>`.
+        name: of its CSV, without the ending.
         rows: texts, a cell a column.
         data: the same for the CSV, in full precision, by column; None: as printed.
     """
@@ -50,7 +50,7 @@ class Table:
 
     @property
     def id(self) -> str:
-        return f"table-{self.name}"
+        return self.name if self.name.startswith("table-") else f"table-{self.name}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Figure:
 
     @property
     def id(self) -> str:
-        return f"figure-{self.name}"
+        return self.name if self.name.startswith("figure-") else f"figure-{self.name}"
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def draw_curves(name: str, what: str, curves: Sequence[Curve], alt: str) -> Pane
             size = 2.5 if curve.is_train else 3.5
             axes.plot(epochs, means, color=curve.colour, marker=marker, markersize=size, **line)
             if lows != highs:
-                axes.fill_between(epochs, lows, highs, color=curve.colour, alpha=0.2, linewidth=0)
+                axes.fill_between(epochs, lows, highs, color=curve.colour, alpha=0.25, linewidth=0)
             if curve.published is not None:
                 shape = "s" if curve.is_train else "D"
                 axes.plot(
@@ -256,7 +256,9 @@ def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt:
         axes.tick_params(length=0)
         _bare(axes)
 
-    return draw(name, alt, (WIDTH, 0.25 + rows * (WIDTH - 1.9) / columns), paint)
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    beside = WIDTH - 0.15 - 0.088 * longest  # inches left for the pictures by labels of this font
+    return draw(name, alt, (WIDTH, 0.1 + 0.25 * bool(title) + beside * rows / columns), paint)
 
 
 def _bare(axes: Axes) -> None:
@@ -329,7 +331,7 @@ def draw_class_bars(
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         places, means = np.arange(len(labels)), 100 * accuracies.mean(axis=0)
-        axes.barh(places, means, height=0.72, color=colour, alpha=0.75)
+        axes.barh(places, means, height=0.72, color=colour)
         if len(accuracies) > 1:
             low, high = 100 * accuracies.min(axis=0), 100 * accuracies.max(axis=0)
             axes.hlines(places, low, high, color=INK, linewidth=1.2)

@@ -20,7 +20,7 @@ STYLE = """
   --grid: #ddd; --link: #000; --good: #0a6b46; --off: #9a4a00; --warn: #fff; --note: #fff; LIGHT } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; padding: 1.25rem 1rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 1.25rem 1rem 4rem; max-width: 66rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 2px solid var(--line); }
@@ -40,12 +40,13 @@ caption b, figcaption b { color: var(--ink); }
 th, td { text-align: left; vertical-align: top; padding: .38rem .6rem .38rem 0; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 600; }
+@media (min-width: 60rem) { .stacked tbody th { white-space: nowrap; } .wordy tbody th { white-space: normal; } }
 .inside { color: var(--good); font-weight: 600; }
 .above, .below, .differs { color: var(--off); font-weight: 600; }
 .csv { font-size: .85rem; white-space: nowrap; }
 figure { margin: 1.75rem 0; break-inside: avoid; }
 .panels { display: flex; flex-wrap: wrap; gap: .75rem; }
-.panel { flex: 1 1 20rem; min-width: 0; max-width: 100%; overflow-x: auto; }
+.panel { flex: 0 1 var(--width); min-width: 0; max-width: 100%; overflow-x: auto; }
 .panel svg { display: block; width: 100%; height: auto; max-width: var(--width); }
 .panel.wide { flex-basis: 100%; }
 .panel.wide svg { min-width: min(var(--width), 38rem); }
@@ -62,7 +63,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .9rem; }
 }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav, .csv { display: none; }
   h2, h3, caption { break-after: avoid; } tr { break-inside: avoid; } .panel { overflow: visible; }
-  .panel.wide svg { min-width: 0; } }
+  .panel.wide svg { min-width: 0; } details::details-content { content-visibility: visible; } }
 """
 
 MARK = '<meta name="generator" content="fastcifar report">'
@@ -125,6 +126,8 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{_marked(column)}</th>' for column in table.columns)
     body = "\n".join(f"<tr>{_cells(table, row)}</tr>" for row in table.rows)
     kind = "stacked" if table.stacked else "scroll"
+    if max(len(row[0]) for row in table.rows) > 40:
+        kind += " wordy"
     reachable = "" if table.stacked else f' tabindex="0" role="region" aria-label="{html.escape(table.name)}"'
     return (
         f'<div class="table {kind}" id="{table.id}"{reachable}>\n<table>\n<caption>{_marked(table.caption)} {link}'

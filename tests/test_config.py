@@ -34,7 +34,8 @@ else:
     import tomli as tomllib
 
 PRESETS = [
-    "constant", "cosine", "wd-1e-4", "wd-5e-4", "final", "final-alpha-0.5", "lr-0.05", "lr-0.01", "lr-0.5", "quick",
+    "constant", "cosine", "wd-1e-4", "wd-5e-4", "final", "final-alpha-0.5", "speedrun", "best", "lr-0.05", "lr-0.01",
+    "lr-0.5", "quick",
 ]  # fmt: skip
 
 

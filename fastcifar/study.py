@@ -39,6 +39,7 @@ QUICK_JOBS = 4
 JOBS_VARIABLE = "FASTCIFAR_STUDY_JOBS"
 """Tells a run's environment.json how many runs shared the machine."""
 POLL_SECONDS = 0.2
+PROGRAM = (sys.executable, "-m", "fastcifar")
 
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -91,7 +92,7 @@ def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
 
     digests: dict[str, str] = {}
     loaded: dict[tuple[str, str], str] = {}
-    for name in dict.fromkeys(r.trial for r in study.planned() if r.name in wanted and r.state != "finished"):
+    for name in dict.fromkeys(run.trial for run in study.planned() if run.name in wanted and _needs_images(study, run)):
         config = study.config(name, 0)
         key = (config.data, config.mirror)
         if key not in loaded:
@@ -103,6 +104,10 @@ def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
                 f"{digests[name][:12]}; name the same data with --data"
             )
     return digests
+
+
+def _needs_images(study: Study, run: PlannedRun) -> bool:
+    return run.state != "finished" or not study.trials[run.trial].dataset_digest
 
 
 @contextlib.contextmanager
@@ -240,7 +245,7 @@ def _start(study: Study, run: PlannedRun, device: str, jobs: int) -> _Job:
         job.log_start = log.tell()
         # In a session of its own: Ctrl-C reaches the study, which passes it on once; a second would cut the save.
         job.process = subprocess.Popen(
-            [sys.executable, "-m", "fastcifar", *words],
+            [*PROGRAM, *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -270,7 +275,7 @@ def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], 
         study.failures[run.name] = reason
         with contextlib.suppress(FastcifarError):  # a full disk: the runs must not suffer
             study.write()
-        progress.line(f"{run.name} failed: {reason}")
+        progress.failed(run, reason)
 
     with _signals() as stop:
         try:

@@ -1,0 +1,83 @@
+"""Stands in for `python -m fastcifar` in the tests of the study: real arguments, folders and locks, no training.
+
+An epoch takes 20 ms and is checkpointed at once. $FAKE_DO (JSON: run name -> action) has a run misbehave:
+  diverge   ends in epoch 2 with exit code 5
+  crash     raises what nobody foresaw, in epoch 2
+  die       kills itself in epoch 2, every time; die once: the first time
+  hold      waits in epoch 2 until a file `go` is in the current folder
+Each trained epoch is a line `NAME EPOCH` in the current folder's trained.txt.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fastcifar
+from fastcifar import cli, run
+from fastcifar.config import Config
+from fastcifar.errors import InterruptedRunError, NonFiniteError
+from fastcifar.run import RunFolder
+
+DIGEST = "d" * 64
+SEEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FASTCIFAR_STUDY_JOBS")
+
+
+def train(config: Config, out: Path, command: Sequence[str]) -> Path:
+    folder = RunFolder.create(config, out, command, DIGEST)
+    with folder.locked():
+        return _fit(folder, config, 0)
+
+
+def resume(path: Path, overrides: dict[str, object], command: Sequence[str]) -> Path:
+    folder = RunFolder.open(path)
+    with folder.locked():
+        saved = path / "fake-checkpoint"
+        done = int(saved.read_text()) if saved.exists() else 0
+        folder.truncate(done)
+        return _fit(folder, folder.config.model_copy(update=overrides), done)
+
+
+def _fit(folder: RunFolder, config: Config, done: int) -> Path:
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    action = json.loads(os.environ.get("FAKE_DO", "{}")).get(folder.path.name, "")
+    started = time.time()
+    for epoch in range(done + 1, config.epochs + 1):
+        time.sleep(0.02)
+        if epoch == 2 and action == "diverge":
+            raise NonFiniteError("the training loss is not finite after epoch 2\nlower --lr")
+        if epoch == 2 and action == "crash":
+            raise KeyError("lr")
+        if epoch == 2 and action.startswith("die") and not (action == "die once" and Path("died").exists()):
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while epoch == 2 and action == "hold" and not Path("go").exists() and not stopped:
+            time.sleep(0.01)
+        if stopped:
+            raise InterruptedRunError(f"stopped by SIGTERM: saved at epoch {epoch - 1}", stopped[0])
+        with open("trained.txt", "a") as file:
+            file.write(f"{folder.path.name} {epoch}\n")
+        accuracy = 0.5 + 0.001 * epoch + 0.01 * config.seed
+        values = {"lr": config.lr, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": accuracy}
+        folder.append({"epoch": epoch, **values, "images_per_second": 1000.0, "train_seconds": 2.0 * epoch})
+        (folder.path / "fake-checkpoint").write_text(str(epoch))
+    seen = {name: os.environ.get(name) for name in SEEN} | {"device": config.device, "times": [started, time.time()]}
+    Path(f"seen-{folder.path.name}.json").write_text(json.dumps(seen))
+    folder.write_summary({"val_accuracy": accuracy, "test_accuracy": accuracy + 0.01, "process_seconds": 61.0})
+    return folder.path
+
+
+if __name__ == "__main__":
+    stand_in: Any = SimpleNamespace(train=train, resume=resume)
+    sys.modules["fastcifar.trainer"] = fastcifar.trainer = stand_in  # type: ignore[attr-defined]
+    run.collect = lambda device: {}  # torch is not needed here
+    with contextlib.redirect_stdout(sys.stderr):
+        code = cli.main()
+    sys.exit(code)

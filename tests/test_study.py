@@ -1,0 +1,526 @@
+"""The study: what it plans, and what becomes of runs that finish, fail, are killed, are stopped or are another's.
+
+Most runs here are tests/fake_run.py; one test has real ones.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_run import DIGEST
+from tiny import write_tiny
+
+import fastcifar
+from fastcifar import cli, sources, study, study_plan
+from fastcifar.config import load_preset
+from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
+from fastcifar.run import RunFolder
+from fastcifar.study import Result, conduct
+from fastcifar.study_plan import PlannedRun, Request, Study, Trial, plan
+from fastcifar.study_progress import Progress
+
+TESTS = Path(__file__).resolve().parent
+OUT = Path("s")
+SHORT = (("epochs", "3"),)
+
+
+class Report:
+    """Stands in for fastcifar.report, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[Path], dict[str, PlannedRun]]] = []
+
+    def write_report(self, runs: Sequence[Path], out: Path, *, planned: Sequence[PlannedRun] = ()) -> Path:
+        self.calls.append((list(runs), {run.name: run for run in planned}))
+        return out / "index.html"
+
+
+@pytest.fixture(autouse=True)
+def report(monkeypatch: pytest.MonkeyPatch) -> Report:
+    stand_in: Any = ModuleType("fastcifar.report")
+    written = Report()
+    stand_in.write_report = written.write_report
+    monkeypatch.setitem(sys.modules, "fastcifar.report", stand_in)
+    monkeypatch.setattr(fastcifar, "report", stand_in, raising=False)
+    return written
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FASTCIFAR_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(study, "_num_gpus", lambda: 0)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs are fakes; called, it says what they do."""
+    monkeypatch.setattr(study, "PROGRAM", (sys.executable, str(TESTS / "fake_run.py")))
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(sources, "load", lambda data, mirror="": SimpleNamespace(digest=DIGEST))
+    return lambda **actions: monkeypatch.setenv(
+        "FAKE_DO", json.dumps({k.replace("_", "-"): v for k, v in actions.items()})
+    )
+
+
+def request(*trials: str, seeds: int | None = 1, **options: Any) -> Request:
+    return Request(trials, seeds=None if seeds is None else tuple(range(seeds)), settings=SHORT, **options)
+
+
+def trained() -> Counter[str]:
+    """How often each epoch was trained: `final-s0 3` -> 1."""
+    file = Path("trained.txt")
+    return Counter(file.read_text().splitlines() if file.exists() else [])
+
+
+def whole(*names: str, epochs: int = 3) -> Counter[str]:
+    return Counter(f"{name} {epoch}" for name in names for epoch in range(1, epochs + 1))
+
+
+def states(result: Result) -> dict[str, str]:
+    return {run.name: run.state for run in result.runs}
+
+
+def when(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
+    """Does `action` in a thread as soon as `condition` holds."""
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.01)
+        action()  # also when it is late: the test then fails, and ends
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def pid_of(run: str) -> int:
+    """The process that holds the lock of a run: as the lock file says."""
+    return int((OUT / "runs" / run / ".lock").read_text().split()[1])
+
+
+# ---- what is planned ----
+
+
+def test_all_trials_with_the_first_seed_come_first() -> None:
+    planned, wanted = plan(OUT, Request())
+    runs = planned.planned()
+    assert [run.name for run in runs[:3]] == ["lr-0.05-s0", "lr-0.5-s0", "lr-0.01-s0"]
+    assert [(run.trial, run.seed) for run in runs] == [(t, s) for s in (0, 1, 2) for t in study_plan.TRIALS]
+    assert wanted == {run.name for run in runs}
+    assert sum(run.epochs for run in runs) == 3 * 1545
+    assert {run.state for run in runs} == {"missing"} and runs[7].path == OUT / "runs" / "final-s0"
+    assert planned.config("final", 2) == load_preset("final").model_copy(update={"seed": 2})
+    assert not OUT.exists(), "planning writes nothing"
+
+
+def test_epochs_scale_shrinks_warm_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled, _ = plan(OUT, Request(epochs_scale=0.01))
+    assert {name: trial.epochs for name, trial in scaled.trials.items()} == {
+        name: 1 if name.startswith("lr") else 3 for name in study_plan.TRIALS
+    }
+    warm = load_preset("final").model_copy(update={"lr_warmup_epochs": 10.0})
+    monkeypatch.setattr(study_plan, "load_preset", lambda name: warm)
+    config = Study(OUT, epochs_scale=0.1).config("final", 0)
+    assert (config.epochs, config.lr_warmup_epochs) == (30, 1.0)
+
+
+def test_quick_is_small_and_settings_go_before_it() -> None:
+    quick, _ = plan(OUT, Request(("lr-0.05", "final"), quick=True, settings=(("width-mult", "0.5"),)))
+    config = quick.config("final", 1)
+    assert (config.data, config.width_mult, config.mixup_alpha, config.seed) == ("procedural", 0.5, 0.2, 1)
+    assert [trial.epochs for trial in quick.trials.values()] == list(study_plan.QUICK_EPOCHS)
+
+
+def test_a_study_grows_and_keeps_its_settings() -> None:
+    first, _ = plan(OUT, Request(("final",), seeds=(0,), epochs_scale=0.1, settings=(("lr", "0.1"),)))
+    OUT.mkdir()
+    first.write()
+    assert Study.open(OUT) == first
+    more, wanted = plan(OUT, Request(("lr-0.05", "final"), seeds=(0, 1)))
+    assert more.config("lr-0.05", 0).lr == 0.1 and more.trials["lr-0.05"].epochs == 2
+    assert {name: trial.seeds for name, trial in more.trials.items()} == {"final": (0, 1), "lr-0.05": (0, 1)}
+    more.write()
+    again, wanted = plan(OUT, Request())
+    assert again == more and len(wanted) == 4, "without names, all that was asked for before"
+    _, wanted = plan(OUT, Request(("final",), seeds=(1,)))
+    assert wanted == {"final-s1"}
+    plan(OUT, Request(settings=(("device", "cpu"), ("data", "other.npz"), ("lr", "0.10"))))  # no other result
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (Request(settings=(("lr", "0.2"),)), "lr = 0.2 asked, 0.1 there   (final, lr-0.05)"),
+        (Request(epochs_scale=1.0), "epochs = 15 asked, 2 there   (lr-0.05)"),
+        (Request(quick=True), "width_mult = 0.25 asked, 1.0 there   (final, lr-0.05)"),
+    ],
+)
+def test_other_settings_are_refused_with_what_differs(asked: Request, line: str) -> None:
+    OUT.mkdir()
+    plan(OUT, Request(("final", "lr-0.05"), epochs_scale=0.1, settings=(("lr", "0.1"),)))[0].write()
+    with pytest.raises(UsageError) as caught:
+        plan(OUT, asked)
+    assert line in str(caught.value).splitlines() and "s holds a study with other settings" in str(caught.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = "study finl quick --seed 3 --lr fast --epohcs 3 lr-0.05 --epochs-scale 2 --epochs 4"
+    assert cli.main(argv.split()) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for line, part in zip(
+        lines,
+        ["--seed: a study takes --seeds", "--epochs and --epochs-scale: give one", "finl: there is no such",
+         "--epohcs 3: there is no such option; did you mean --epochs?", "--lr fast: expected a number"],
+        strict=True,
+    ):  # fmt: skip
+        assert part in line
+    assert "did you mean final?" in lines[2] and list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--seeds 0", "--seeds: '0': expected a number of seeds, or seeds such as 3,4,5"),
+        ("--seeds 1,-2", "--seeds: '1,-2'"),
+        ("--jobs none", "--jobs: 'none': expected a number from 1"),
+        ("--epochs-scale nan", "--epochs-scale: 'nan': expected a number above 0"),
+        (
+            "final lr-0.05 --lr-warmup-epochs 20",
+            "lr-0.05: configs/lr-0.05.toml, command line: lr_warmup_epochs = 20 must",
+        ),
+    ],
+)
+def test_wrong_numbers(capsys: pytest.CaptureFixture[str], argv: str, message: str) -> None:
+    assert cli.main(["study", *argv.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("2", (0, 1)), ("5,3,3", (3, 5)), ("7,", None)])
+def test_seeds(text: str, seeds: tuple[int, ...] | None) -> None:
+    if seeds is None:
+        with pytest.raises(ValueError):
+            cli._seeds(text)
+    else:
+        assert cli._seeds(text) == seeds
+
+
+def test_folders_of_other_things_are_refused() -> None:
+    OUT.mkdir()
+    (OUT / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"holds no study but thesis.tex; give a new or empty folder"):
+        plan(OUT, Request())
+    with pytest.raises(UsageError, match="cannot be used: Not a directory"):
+        plan(OUT / "thesis.tex", Request())
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1, "trials": 3}'])
+def test_a_damaged_study_can_be_made_anew(content: str) -> None:
+    (OUT / "runs").mkdir(parents=True)
+    (OUT / "study.json").write_text(content)
+    with pytest.raises(CheckpointError, match="study.json is damaged .*The runs beside it are intact: remove it"):
+        plan(OUT, Request())
+    (OUT / "study.json").unlink()
+    plan(OUT, Request())
+
+
+# ---- what becomes of the runs ----
+
+
+def test_a_study_from_the_command_to_the_page(fake: Any, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = "study final lr-0.05 --seeds 2 --out s --epochs 3 --jobs 2 --checkpoint-seconds 5".split()
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out == (
+        "trial    runs    val accuracy %  test accuracy %\n"
+        "final    2 of 2  50.80 ± 0.71    51.80 ± 0.71\n"
+        "lr-0.05  2 of 2  50.80 ± 0.71    51.80 ± 0.71\n"
+        "\n"
+        "study   s\n"
+        "report  s/report/index.html\n"
+    )
+    first, *others = err.splitlines()
+    assert first == "study s: 2 trials, 2 seeds; epochs = 3; checkpoint_seconds = 5"
+    assert [line[:4] for line in others[:4]] == ["1/4 ", "2/4 ", "3/4 ", "4/4 "]
+    assert "val 50.30%  test 51.30%  in 1:01," in others[0] and others[3].endswith(" 0:00 left")
+    names = ("final-s0", "lr-0.05-s0", "final-s1", "lr-0.05-s1")
+    assert trained() == whole(*names)
+    ((runs, planned),) = report.calls
+    assert [run.name for run in runs] == list(planned) == list(names)
+    assert {run.state for run in planned.values()} == {"finished"}
+    folder = RunFolder.open(OUT / "runs" / "final-s1")
+    assert (folder.config.preset, folder.config.seed, folder.config.checkpoint_seconds) == ("final", 1, 5.0)
+    assert "fastcifar train --preset final --seed 1 --out s/runs/final-s1" in (OUT / "logs/final-s1.log").read_text()
+
+    assert cli.main(["study", "--out", "s"]) == 0
+    assert trained() == whole(*names), "nothing is trained twice"
+    assert "4 of 4 runs finished before" in capsys.readouterr().err
+
+
+def test_seed_0_of_every_trial_is_trained_first(fake: Any) -> None:
+    conduct(OUT, request("final", "constant", seeds=2))
+    order = list(dict.fromkeys(line.split()[0] for line in Path("trained.txt").read_text().splitlines()))
+    assert order == ["final-s0", "constant-s0", "final-s1", "constant-s1"]
+
+
+def test_side_by_side_they_share_the_cores(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "usable_cores", lambda: 7.5)
+    conduct(OUT, request("final", "constant", "cosine", seeds=2), jobs=3)
+    seen = {path.stem: json.loads(path.read_text()) for path in Path().glob("seen-*.json")}
+    assert len(seen) == 6
+    for facts in seen.values():
+        assert (facts["OMP_NUM_THREADS"], facts["OMP_WAIT_POLICY"], facts["FASTCIFAR_STUDY_JOBS"]) == (
+            "2",
+            "PASSIVE",
+            "3",
+        )
+    at_once = [sum(f["times"][0] <= g["times"][0] < f["times"][1] for f in seen.values()) for g in seen.values()]
+    assert 2 <= max(at_once) <= 3
+    conduct(Path("alone"), request("final"))
+    assert json.loads(Path("seen-final-s0.json").read_text())["OMP_NUM_THREADS"] is None
+
+
+def test_gpus_are_dealt_out(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "_num_gpus", lambda: 2)
+    conduct(OUT, request("final", "constant", "cosine"))
+    devices = Counter(json.loads(path.read_text())["device"] for path in Path().glob("seen-*.json"))
+    assert devices in ({"cuda:0": 2, "cuda:1": 1}, {"cuda:0": 1, "cuda:1": 2})
+    assert study._places(plan(Path("t"), Request())[0], 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert study._places(plan(Path("t"), Request(settings=(("device", "cuda:1"),)))[0], 2) == ["", ""]
+    assert study._places(plan(Path("t"), Request(quick=True))[0], None) == [""] * min(4, int(study.usable_cores() or 1))
+    monkeypatch.setattr(study, "_num_gpus", lambda: 1)
+    assert study._places(plan(Path("t"), Request())[0], None) == [""]
+
+
+def test_what_fails_takes_nothing_else_down(
+    fake: Any, report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    fake(final_s0="diverge", cosine_s0="crash")
+    argv = "study final cosine constant --seeds 1 --out s --epochs 3 --jobs 3".split()
+    assert cli.main(argv) == 1
+    out, err = capsys.readouterr()
+    assert "constant  1 of 1" in out and "final     0 of 1  -" in out and "report  s/report/index.html" in out
+    first, *lines = [line for line in err.splitlines() if line.startswith("fastcifar: ")]
+    assert first == "fastcifar: 2 of 3 runs failed; the same command tries them again:"
+    reason = "the training loss is not finite after epoch 2; lower --lr"
+    assert lines[0] == f"fastcifar:   final-s0: {reason} (s/logs/final-s0.log)"
+    assert "cosine-s0: unexpected KeyError: 'lr'; this is a fault of fastcifar" in lines[1]
+    ((runs, planned),) = report.calls
+    assert [run.name for run in runs] == ["constant-s0", "final-s0", "cosine-s0"], "the finished ones first"
+    assert (planned["final-s0"].state, planned["final-s0"].epochs_done, planned["final-s0"].reason) == (
+        "failed",
+        1,
+        reason,
+    )
+    assert Study.open(OUT).planned()[0].reason == reason, "and it is known later"
+
+    fake()
+    assert cli.main(argv) == 0
+    assert trained() == whole("final-s0", "cosine-s0", "constant-s0"), "they go on where they stood"
+    assert Study.open(OUT).failures == {}
+
+
+def test_without_any_result_there_is_no_page(fake: Any, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    fake(final_s0="diverge")
+    assert cli.main("study final --seeds 1 --out s --epochs 3".split()) == 1
+    assert report.calls == [] and "report" not in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on_once(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake(final_s0="die once")
+    assert states(conduct(OUT, request("final", "constant"))) == {"final-s0": "finished", "constant-s0": "finished"}
+    assert trained() == whole("final-s0", "constant-s0")
+    assert "final-s0: killed by SIGKILL; it goes on from its last checkpoint" in capsys.readouterr().err
+    fake(cosine_s0="die")
+    result = conduct(OUT, request("cosine"))
+    assert result.runs[2].reason == "killed by SIGKILL, twice"
+
+
+def test_a_stopped_study_goes_on(fake: Any, report: Report) -> None:
+    fake(final_s0="hold")
+    stopper = when(
+        lambda: trained()["final-s0 1"] and trained()["constant-s0 3"],
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    with pytest.raises(InterruptedRunError) as caught:
+        conduct(OUT, request("final", "constant", seeds=2), jobs=2)
+    stopper.join()
+    assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert str(caught.value).startswith("stopped by SIGTERM: ")
+    assert str(caught.value).endswith("go on with: fastcifar study --out s")
+    saved = next(run for run in Study.open(OUT).planned() if run.name == "final-s0")
+    assert (saved.state, saved.epochs_done, report.calls) == ("cut", 1, [])
+    fake()
+    conduct(OUT, Request())
+    assert trained() == whole("final-s0", "final-s1", "constant-s0", "constant-s1")
+
+
+def test_a_killed_study_leaves_its_runs_to_the_next(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(final_s0="hold")
+    script = f"""
+        import sys
+        from pathlib import Path
+        from types import SimpleNamespace
+        from fastcifar import sources, study
+        from fastcifar.study_plan import Request
+        sources.load = lambda data, mirror="": SimpleNamespace(digest={DIGEST!r})
+        study.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
+        study.conduct(Path("s"), Request(("final", "constant"), seeds=(0,), settings={SHORT!r}))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    first = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stderr=subprocess.PIPE)
+    when(lambda: trained() == whole("final-s0", epochs=1), first.kill).join()
+    first.communicate()
+    orphan = pid_of("final-s0")
+    os.kill(orphan, 0)  # it lives
+    releaser = when(lambda: trained()["constant-s0 3"], lambda: Path("go").touch())
+    result = conduct(OUT, request("final", "constant"), jobs=2)
+    releaser.join()
+    assert states(result) == {"final-s0": "finished", "constant-s0": "finished"}
+    assert trained() == whole("final-s0", "constant-s0")
+    assert json.loads(Path("seen-final-s0.json").read_text())["FASTCIFAR_STUDY_JOBS"] is None, "the first study's run"
+
+
+def test_one_study_at_a_time_in_a_folder(fake: Any) -> None:
+    with study._locked(OUT), pytest.raises(UsageError, match=rf"s is in use: .*\(process {os.getpid()} on "):
+        conduct(OUT, request("final"))
+    assert trained() == Counter()
+
+
+def test_a_half_made_run_folder_is_made_anew_and_no_other(fake: Any) -> None:
+    plan(OUT, request("final"))
+    half, strange = OUT / "runs" / "final-s0", OUT / "runs" / "constant-s0"
+    for folder in (half, strange):
+        folder.mkdir(parents=True)
+        (folder / "environment.json").write_text("{")
+    (half / "metrics.csv.new").touch()
+    (strange / "notes.txt").touch()
+    result = conduct(OUT, request("final", "constant"))
+    assert states(result) == {"final-s0": "finished", "constant-s0": "failed"}
+    assert "holds no run and is not empty" in result.runs[1].reason and (strange / "notes.txt").exists()
+
+
+def test_a_run_that_is_not_the_studys_is_refused(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    conduct(OUT, request("final"))
+    (OUT / "study.json").unlink()
+    with pytest.raises(UsageError, match=r"s/runs/final-s0 is not the run .*: epochs = 4 asked, 3 there. Move it away"):
+        conduct(OUT, Request(("final",), seeds=(0,), settings=(("epochs", "4"),)))
+    conduct(OUT, request("final"))
+    monkeypatch.setattr(sources, "load", lambda data, mirror="": SimpleNamespace(digest="e" * 64))
+    with pytest.raises(DataError, match="s was begun with other images: their digest is dddddddddddd, .* eeeeeeeeeeee"):
+        conduct(OUT, request("final", seeds=2))
+    assert trained() == whole("final-s0")
+
+
+def test_images_that_cannot_be_had_leave_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError):
+        conduct(OUT, Request(settings=(("data", "nowhere/images"),)))
+    assert not OUT.exists()
+
+
+def test_real_runs_side_by_side_one_of_them_killed(tmp_path: Path, report: Report) -> None:
+    """The result is bit for bit that of a run nobody touched."""
+    data = write_tiny(tmp_path / "tiny.npz")
+    small = dict(
+        data=str(data), val_size=24, width_mult=0.125, batch_size=16, epochs=12, device="cpu", precision="fp32"
+    )
+    settings = tuple((key, str(value)) for key, value in (small | {"engine": "eager", "checkpoint_seconds": 0}).items())
+    asked = Request(("wd-5e-4",), seeds=(0, 1), settings=settings)
+    killer = when(
+        lambda: (OUT / "runs/wd-5e-4-s0/checkpoint.json").exists(),
+        lambda: os.kill(pid_of("wd-5e-4-s0"), signal.SIGKILL),
+    )
+    result = conduct(OUT, asked, jobs=2)
+    killer.join()
+    assert states(result) == {"wd-5e-4-s0": "finished", "wd-5e-4-s1": "finished"}
+    log = (OUT / "logs/wd-5e-4-s0.log").read_text()
+    assert "--preset wd-5e-4 --seed 0" in log and "--resume s/runs/wd-5e-4-s0" in log
+    untouched = Path("untouched")
+    config = result.study.config("wd-5e-4", 0)
+    from fastcifar import trainer
+
+    trainer.train(config, untouched, [])
+    keys = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    there, here = (RunFolder.open(path).records for path in (OUT / "runs/wd-5e-4-s0", untouched))
+    assert [[r[k] for k in keys] for r in there] == [[r[k] for k in keys] for r in here]
+
+
+# ---- what a person sees ----
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def progress_of(*seconds: float, file: io.StringIO) -> tuple[Progress, list[PlannedRun], Callable[[float], None]]:
+    planned = Study(OUT, trials={"final": Trial((0, 1), 10, "")})
+    runs, now = planned.planned(), [0.0]
+
+    def at(second: float) -> None:
+        now[0] = second
+
+    return Progress(planned, runs, file, lambda: now[0]), runs, at
+
+
+def record(run: PlannedRun, epoch: int, val: float | None) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"epoch": epoch, "val_accuracy": val})
+    (run.path / "metrics.jsonl").write_text(f'{line}\n{{"epoch": 99, "val')  # half a line is being written
+
+
+def test_elsewhere_a_line_a_minute() -> None:
+    file = io.StringIO()
+    progress, runs, at = progress_of(file=file)
+    with progress:
+        for second in (10, 30, 59):
+            at(second)
+            record(runs[0], 1, None)
+            progress.update(runs[:1])
+        record(runs[0], 5, 0.25)
+        at(60)
+        progress.update(runs[:1])
+        at(61)
+        progress.update(runs[:1])
+        progress.failed(runs[0], "it rained")
+    assert file.getvalue().splitlines() == [
+        "study s: 1 trial, 2 seeds",
+        "0/2 runs, 5/20 epochs, 3:00 left; now final-s0 5/10 val 25.00%",
+        "final-s0 failed: it rained",
+    ]
+    assert progress._seconds_left() == pytest.approx(61 * 10 / 5), "what failed is not waited for"
+
+
+def test_on_a_terminal_one_live_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    file = Terminal()
+    progress, runs, at = progress_of(file=file)
+    with progress:
+        at(60)
+        record(runs[0], 5, 0.25)
+        progress.update(runs[:1])
+        progress._live.refresh()  # type: ignore[union-attr]
+    shown = file.getvalue()
+    assert "0/2 runs, 5/20 epochs" in shown and "3:00 left" in shown and "final-s0 5/10 val 25.00%" in shown
+
+
+def test_the_study_imports_no_torch() -> None:
+    script = "import sys, fastcifar.study, fastcifar.compare; print('torch' in sys.modules)"
+    done = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=TESTS.parent)
+    assert done == "False\n"

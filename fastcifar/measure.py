@@ -1,0 +1,279 @@
+"""One short measured run, in a process of its own: what one asks of the allocator or the compiler, no other one feels.
+
+`python -m fastcifar.measure` reads a request from stdin and writes an answer to stdout, a line of JSON each:
+
+    {"settings": {...}, "augmentation": null, "launched": false,
+     "num_images": 40000, "num_windows": 3, "window_seconds": 1.0}
+    {"measurement": {...}} or {"failure": {"kind": "DeviceMemoryError", "message": "..."}}
+
+The run is a training run's: same engine, loader and steps, on images of random bytes, which cost what any do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastcifar.clock import process_seconds
+from fastcifar.config import Config
+from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
+from fastcifar.engines import build_engine
+from fastcifar.engines.eager import COMPUTE_DTYPE
+from fastcifar.engines.steps import LaunchedSteps, Steps, build_steps
+from fastcifar.errors import FastcifarError, NonFiniteError
+from fastcifar.loaders import Augmentation, Loader, ResidentLoader, build_loader
+from fastcifar.model import build_model
+from fastcifar.optim import lr_table
+from fastcifar.sources import Split
+
+NUM_IMAGES, NUM_CLASSES = 40_000, 100
+"""The protocol's: CIFAR-100's training images less those held out for validation."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What to measure: a run's settings, and what no setting says.
+
+    Attributes:
+        augmentation: what makes the resident loader's batches, if not what the engine makes them with.
+        launched: the steps are launched op by op where they would be one CUDA graph.
+    """
+
+    config: Config
+    augmentation: Augmentation | None = None
+    launched: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a process found out.
+
+    Attributes:
+        images_per_second: of each window, everything between two epochs' first steps included: draws, batches, steps.
+        steps_per_window: chosen for the windows to last what was asked.
+        warm_up_seconds: of the first batch and step, compilation included; outside the windows.
+        start_seconds: from the start of the process to that first batch, imports included.
+        host_memory_gib, device_memory_gib: the process's peak, and that of PyTorch's allocator on a GPU.
+        loss: mean over all images of the windows; finite.
+        notes: what a user should know of how the steps were taken.
+    """
+
+    images_per_second: list[float]
+    steps_per_window: int
+    warm_up_seconds: float
+    start_seconds: float
+    host_memory_gib: float
+    device_memory_gib: float | None
+    loss: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no measurement. `kind` is the error's class, or the signal that ended the process."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+    @property
+    def cannot_run(self) -> bool:
+        """Whether the settings or the machine's packages exclude it, so that nothing went wrong."""
+        return self.kind == "UsageError"
+
+
+def measure(
+    cell: Cell,
+    *,
+    num_windows: int,
+    window_seconds: float,
+    num_images: int = NUM_IMAGES,
+    environment: Mapping[str, str] | None = None,
+) -> Measurement | Failure:
+    """Measures `cell` in a new process, which an exception here (say Ctrl-C) ends too.
+
+    Arguments:
+        num_windows, window_seconds: how many times is measured, and for how long.
+        num_images: of the split.
+        environment: variables on top of this process's own.
+    """
+    request = {
+        "settings": cell.config.model_dump(mode="json"),
+        "augmentation": cell.augmentation,
+        "launched": cell.launched,
+        "num_images": num_images,
+        "num_windows": num_windows,
+        "window_seconds": window_seconds,
+    }
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastcifar.measure"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # it ended already: its exit code says more
+                process.stdin.write(json.dumps(request) + "\n")
+            line = process.stdout.readline()  # not to the end of the file, which worker processes may keep open
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            stderr.seek(0)
+            return _died(process.returncode, stderr.read())
+    if "failure" in answer:
+        return Failure(**answer["failure"])
+    return Measurement(**answer["measurement"])
+
+
+def _died(code: int, stderr: str) -> Failure:
+    """A process that ended without an answer."""
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
+    said = f": {last}" if last else ""
+    if code >= 0:
+        return Failure("exit", f"the measuring process ended with exit code {code}{said}")
+    name = signal.Signals(-code).name
+    hint = " (the system ends a process so when memory runs out)" if name == "SIGKILL" else ""
+    return Failure(name, f"the measuring process was ended by {name}{hint}{said}")
+
+
+def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES) -> Measurement:
+    """Measures `cell` in this process; see `measure`. Errors: any `FastcifarError`."""
+    device = find_device(cell.config.device)
+    config = settle(cell.config, device)
+    prepare(device, deterministic=config.deterministic)
+    notes: list[str] = []
+    with out_of_memory_explained(config, device):
+        engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, device)
+        loader = _loader(random_images(num_images), config, device, cell.augmentation, notes.append)
+        try:
+            lrs = lr_table(config, loader.num_batches)
+            launched = LaunchedSteps(engine, loader, lrs, config)
+            steps = launched if cell.launched else build_steps(engine, loader, lrs, config, device, notes.append)
+            start_seconds = process_seconds()
+            warm_up_seconds = steps.warm_up()
+            training = _training(steps, loader.num_batches, config.epochs)
+
+            def window(num_steps: int) -> tuple[int, float]:
+                """Images trained, and the seconds it took."""
+                _wait(device)
+                start = time.perf_counter()
+                count = sum(itertools.islice(training, num_steps))
+                _wait(device)
+                return count, time.perf_counter() - start
+
+            window(2)  # the first steps allocate
+            num_steps = max(1, round(window_seconds / (window(2)[1] / 2)))
+            window(-(-num_steps // 2))
+            engine.read_totals(1)
+            windows = [window(num_steps) for _ in range(num_windows)]
+            loss = engine.read_totals(sum(count for count, _ in windows)).loss
+        finally:
+            loader.close()
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"the loss is not finite after {num_windows * num_steps} steps on random images")
+    return Measurement(
+        images_per_second=[count / seconds for count, seconds in windows],
+        steps_per_window=num_steps,
+        warm_up_seconds=warm_up_seconds,
+        start_seconds=start_seconds,
+        host_memory_gib=_peak_memory_gib(),
+        device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        loss=loss,
+        notes=notes,
+    )
+
+
+def random_images(count: int) -> Split:
+    """Images of random bytes with random labels, as many as asked for."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return Split(images, rng.integers(0, NUM_CLASSES, count))
+
+
+def _loader(
+    split: Split,
+    config: Config,
+    device: torch.device,
+    augmentation: Augmentation | None,
+    note: Callable[[str], None],
+) -> Loader:
+    dtype = COMPUTE_DTYPE[config.precision]
+    if augmentation is None:
+        return build_loader(split, config, device, dtype, note)
+    return ResidentLoader(split, config, device, dtype, augmentation=augmentation)
+
+
+def _training(steps: Steps, num_batches: int, epochs: int) -> Iterator[int]:
+    """Trains run after run; yields how many images each step took."""
+    for epoch in itertools.cycle(range(1, epochs + 1)):
+        steps.begin(epoch)
+        for step in range(num_batches):
+            yield steps.take(step)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory_gib() -> float:
+    """This process's. Not getrusage's, which starts at what the process had that started this one (Linux)."""
+    try:
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    if match:
+        return int(match[1]) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a request, both as the module's docstring has them."""
+    try:
+        cell = Cell(Config.model_validate(request["settings"]), request["augmentation"], request["launched"])
+        sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds")}
+        return {"measurement": asdict(measure_here(cell, **sizes))}
+    except Exception as error:
+        text = str(error).strip() or type(error).__name__
+        if not isinstance(error, FastcifarError):
+            text = f"{type(error).__name__}: {text.splitlines()[0]}"
+        return {"failure": asdict(Failure(type(error).__name__, text, traceback.format_exc()))}
+
+
+def main() -> None:
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
+        os.dup2(2, 1)  # whatever else is printed here is no answer
+        print(json.dumps(answer(json.loads(sys.stdin.readline()))), file=stdout, flush=True)
+
+
+if __name__ == "__main__":
+    main()

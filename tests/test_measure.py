@@ -1,0 +1,175 @@
+"""A measurement: what is counted and what is not, the process it runs in, and the ways it can end."""
+
+import os
+import signal
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from fastcifar import measure as module
+from fastcifar.errors import DeviceMemoryError, NonFiniteError, UsageError
+from fastcifar.measure import Cell, Failure, Measurement, answer, measure, measure_here, random_images
+
+TINY = {"num_windows": 2, "window_seconds": 0.05, "num_images": 100}
+
+
+def test_a_process_of_its_own_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    found = measure(Cell(tiny_config(engine="fused")), environment={"OMP_NUM_THREADS": "1"}, **TINY)
+    assert isinstance(found, Measurement), found
+    assert len(found.images_per_second) == 2 and min(found.images_per_second) > 10
+    assert 0.5 < found.start_seconds < 300 and 0 < found.warm_up_seconds < 300
+    assert 0.1 < found.host_memory_gib < 4 and found.device_memory_gib is None
+    assert 0 < found.loss < 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "beside"),
+    [
+        ({"engine": "eager", "precision": "bf16"}, {}),
+        ({"engine": "eager", "tuned": False, "memory_format": "contiguous"}, {}),
+        ({"engine": "fused"}, {"augmentation": "eager"}),
+        ({"engine": "fused", "mixup_alpha": 0.2}, {"launched": True}),
+    ],
+)
+def test_any_cell_is_measured(settings: dict[str, Any], beside: dict[str, Any]) -> None:
+    found = measure_here(Cell(tiny_config(**settings), **beside), **TINY)
+    assert min(found.images_per_second) > 0 and found.loss > 0
+
+
+def test_an_augmentation_of_choice_takes_the_place_of_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    loader = module.ResidentLoader
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        built.append(kwargs["augmentation"])
+        return loader(*args, **kwargs)
+
+    monkeypatch.setattr(module, "ResidentLoader", build)
+    measure_here(Cell(tiny_config(engine="fused")), **TINY)
+    assert built == []
+    measure_here(Cell(tiny_config(engine="fused"), "eager"), **TINY)
+    assert built == ["eager"]
+
+
+class SlowSteps:
+    """Steps of 7 images and 10 ms, after a warm-up of 50 ms."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.taken = 0
+
+    def warm_up(self) -> float:
+        time.sleep(0.05)
+        return 0.05
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        self.begun.append(epoch)
+
+    def take(self, step: int) -> int:
+        time.sleep(0.01)
+        self.taken += 1
+        return 7
+
+
+def test_images_over_time_and_warm_up_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = SlowSteps()
+    monkeypatch.setattr(module, "build_steps", lambda *args: steps)
+    found = measure_here(Cell(tiny_config()), num_windows=3, window_seconds=0.1, num_images=100)
+    assert found.warm_up_seconds == 0.05
+    assert 5 <= found.steps_per_window <= 10, "a window lasts what was asked"
+    assert steps.taken == 4 + -(-found.steps_per_window // 2) + 3 * found.steps_per_window
+    assert 350 < max(found.images_per_second) <= 700
+    assert found.loss == 0
+
+
+def test_training_goes_on_after_the_last_epoch() -> None:
+    steps = SlowSteps()
+    assert list(islice(module._training(steps, num_batches=2, epochs=2), 7)) == [7] * 7
+    assert steps.begun == [1, 2, 1, 2]
+
+
+def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "lr_table", lambda config, num_batches: np.full(config.epochs * num_batches, np.nan))
+    with pytest.raises(NonFiniteError, match="not finite"):
+        measure_here(Cell(tiny_config()), **TINY)
+
+
+def test_random_images_are_many_and_the_same_each_time() -> None:
+    split = random_images(300)
+    assert split.images.shape == (300, 32, 32, 3) and (split.images == random_images(300).images).all()
+    assert set(split.labels) <= set(range(100)) and len(set(split.labels)) > 80
+
+
+# ---- how it can end ----
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (DeviceMemoryError("out of memory on cuda:0"), "DeviceMemoryError", "out of memory on cuda:0"),
+        (UsageError("no DALI"), "UsageError", "no DALI"),
+        (ZeroDivisionError("first\nsecond"), "ZeroDivisionError", "ZeroDivisionError: first"),
+        (KeyError(), "KeyError", "KeyError: KeyError"),
+    ],
+)
+def test_an_error_is_an_answer(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str, message: str) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "measure_here", fail)
+    cell = {"settings": tiny_config().model_dump(mode="json"), "augmentation": None, "launched": False}
+    failure = Failure(**answer(cell | TINY)["failure"])
+    assert (failure.kind, failure.message) == (kind, message)
+    assert failure.cannot_run == (kind == "UsageError")
+    assert failure.traceback.startswith("Traceback")
+
+
+def interpreter(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs `script` where Python would be started."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "message"),
+    [
+        ("kill -9 $$", "SIGKILL", "ended by SIGKILL (the system ends a process so when memory runs out)"),
+        ("echo bad luck >&2; kill -11 $$", "SIGSEGV", "ended by SIGSEGV: bad luck"),
+        ("echo one >&2; echo two >&2; echo >&2; exit 3", "exit", "ended with exit code 3: two"),
+        ("cat >/dev/null; echo not json", "exit", "ended with exit code 0"),
+    ],
+)
+def test_a_process_that_dies_is_a_failure(
+    script: str, kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter(tmp_path / "python", script, monkeypatch)
+    found = measure(Cell(tiny_config()), **TINY)
+    assert isinstance(found, Failure) and found.kind == kind and found.message.endswith(message)
+
+
+def test_an_interrupted_measurement_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter(tmp_path / "python", f"echo $$ > {tmp_path}/pid; exec sleep 60", monkeypatch)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            measure(Cell(tiny_config()), **TINY)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - start < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -26,6 +26,12 @@ inline constexpr const char* kSchemas[] = {
     "dwconv3x3_affine_relu(Tensor u, Tensor scale0, Tensor shift0, Tensor w, Tensor scale1, Tensor shift1, int stride)"
     " -> Tensor",
 
+    "mixup_cross_entropy(Tensor logits, Tensor labels, Tensor? partner_labels, Tensor? lam, float label_smoothing)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+
+    "_mixup_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor normalizer, Tensor labels,"
+    " Tensor? partner_labels, Tensor? lam, float label_smoothing) -> Tensor",
+
     "training_batch(Tensor images, Tensor labels, Tensor index, Tensor top, Tensor left, Tensor flip,"
     " Tensor? partner, Tensor? lam, Tensor step, int batch_size, int rows, Tensor table, int padding,"
     " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",

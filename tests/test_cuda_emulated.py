@@ -285,6 +285,29 @@ def test_training_batch_is_the_reference_to_the_last_bit(emulated: Emulated, dty
     assert torch.equal(got[1], labels[index[[5, 6, 7, 7, 7]]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, classes", [(1, 1), (5, 3), (131, 100), (1100, 9)])
+def test_mixup_cross_entropy_agrees_with_its_reference(
+    emulated: Emulated, dtype: torch.dtype, rows: int, classes: int
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(rows, classes).mul(3).add(5).to(dtype)
+    logits[0] = 20  # of equal ones the first is the prediction
+    labels, partner_labels = torch.randint(0, classes, (2, rows))
+    labels[0] = 0
+    for mixing, smoothing in (((partner_labels, torch.tensor(0.3)), 0.1), ((None, None), 0.0)):
+        args = (logits, labels, *mixing, smoothing)
+        check(emulated, "mixup_cross_entropy", args)
+        first = emulated("mixup_cross_entropy", *args, seed=0)
+        assert all(map(torch.equal, first, emulated("mixup_cross_entropy", *args, seed=2)))
+        assert emulated.launches("mixup_cross_entropy", *args) == (1 if rows <= 1024 else 2)
+        backward_args = (torch.tensor(0.7), logits, first[3], labels, *mixing, smoothing)
+        check(emulated, "_mixup_cross_entropy_backward", backward_args)
+        assert emulated.launches("_mixup_cross_entropy_backward", *backward_args) == 1
+    wrong = emulated("mixup_cross_entropy", logits, labels - 1, None, None, 0.1)
+    assert wrong[0].isnan(), "a label out of range does not pass unseen"
+
+
 def test_wrong_arguments_are_named(emulated: Emulated) -> None:
     x = activation(1, 4, 4, 4)
     with pytest.raises(RuntimeError, match="stride must be 1 or 2, got 3"):
@@ -363,7 +386,8 @@ def test_a_removed_barrier_is_seen() -> None:
     "subset",
     [
         pytest.param(
-            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or last_bit or views", id="some"
+            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or last_bit or views or cross_entropy",
+            id="some",
         ),
         pytest.param("not planted and not barrier and not sanitizers", id="all", marks=pytest.mark.slow),
     ],

@@ -97,6 +97,20 @@ cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwSh
 cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
                                   const float* scale1, const float* shift1, void* z, const DwShape&, cudaStream_t);
 
+// Rows of logits and what they should say. lam null: no MixUp, and partner_labels is labels.
+struct Targets {
+  const int64_t *labels, *partner_labels;  // a label outside [0, classes) makes the loss NaN
+  const float* lam;
+  float smoothing;
+  int rows, classes;
+};
+int64_t mixup_cross_entropy_workspace(int64_t rows);  // of doubles
+// normalizer [rows]; sums: of losses, and correct predictions
+cudaError_t mixup_cross_entropy(Dtype, const void* logits, const Targets&, float* loss, float* correct, double* sums,
+                                float* normalizer, double* workspace, cudaStream_t);
+cudaError_t mixup_cross_entropy_backward(Dtype, const float* grad_loss, const void* logits, const float* normalizer,
+                                         const Targets&, void* grad_logits, cudaStream_t);
+
 // A batch of an epoch: positions [step * batch_size, + rows) of the draws. partner, lam and what they give: null without
 // MixUp. Numbers out of range are clamped.
 struct EpochBatch {

@@ -1,10 +1,11 @@
-"""Fused depthwise, BN and augmentation ops with compiled kernels; each `<op>_ref` says the same in plain PyTorch."""
+"""Fused ops, from a batch out of resident images to the loss, with compiled kernels; each `<op>_ref` says the same in plain PyTorch."""
 
 from fastcifar.ops._library import available, cpu_isa, why_unavailable
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
 from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
+from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "depthwise_block",
     "dwconv3x3",
     "dwconv3x3_affine_relu",
+    "mixup_cross_entropy",
     "training_batch",
     "why_unavailable",
 ]

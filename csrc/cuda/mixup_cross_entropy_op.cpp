@@ -1,0 +1,52 @@
+#include "cuda/op.h"
+
+#include "mixup_cross_entropy.h"
+
+namespace fastcifar::cuda {
+namespace {
+
+Targets targets_of(const char* op, const MixupCrossEntropy& a, double label_smoothing) {
+  STD_TORCH_CHECK(a.rows * a.classes < int64_t{1} << 31, op, ": logits of shape ", shape_text(a.logits),
+                  " are 2^31 numbers or more");
+  const auto numbers = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
+  return {numbers(a.labels), numbers(a.partner_labels.value_or(a.labels)), a.lam.has_value() ? floats(*a.lam) : nullptr,
+          static_cast<float>(label_smoothing), static_cast<int>(a.rows), static_cast<int>(a.classes)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor& logits, const Tensor& labels,
+                                                                    const std::optional<Tensor>& partner_labels,
+                                                                    const std::optional<Tensor>& lam,
+                                                                    double label_smoothing) {
+  const char* op = "mixup_cross_entropy";
+  const Stream stream(logits);
+  const auto a = prepare_mixup_cross_entropy(Backend::cuda, logits, labels, partner_labels, lam, label_smoothing);
+  const auto doubles = [](const Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
+  const int64_t count = mixup_cross_entropy_workspace(a.rows);
+  const Tensor workspace = torch::stable::empty({&count, 1}, ScalarType::Double, std::nullopt, logits.device());
+  check_launch(op, mixup_cross_entropy(dtype_of(logits), a.logits.const_data_ptr(), targets_of(op, a, label_smoothing),
+                                       mutable_floats(a.loss), mutable_floats(a.correct), doubles(a.sums),
+                                       mutable_floats(a.normalizer), doubles(workspace), stream));
+  return {a.loss, a.correct, a.sums, a.normalizer};
+}
+
+Tensor mixup_cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& logits, const Tensor& normalizer,
+                                         const Tensor& labels, const std::optional<Tensor>& partner_labels,
+                                         const std::optional<Tensor>& lam, double label_smoothing) {
+  const char* op = "_mixup_cross_entropy_backward";
+  const Stream stream(logits);
+  const auto a = prepare_mixup_cross_entropy_backward(Backend::cuda, grad_loss, logits, normalizer, labels,
+                                                      partner_labels, lam, label_smoothing);
+  if (a.rows == 0) return a.grad_logits;
+  check_launch(op, mixup_cross_entropy_backward(dtype_of(logits), floats(a.grad_loss), a.logits.const_data_ptr(),
+                                                floats(a.normalizer), targets_of(op, a, label_smoothing),
+                                                a.grad_logits.mutable_data_ptr(), stream));
+  return a.grad_logits;
+}
+
+}  // namespace
+}  // namespace fastcifar::cuda
+
+FASTCIFAR_CUDA_KERNELS(m) {
+  m.impl("mixup_cross_entropy", TORCH_BOX(&fastcifar::cuda::mixup_cross_entropy_cuda));
+  m.impl("_mixup_cross_entropy_backward", TORCH_BOX(&fastcifar::cuda::mixup_cross_entropy_backward_cuda));
+}

@@ -469,10 +469,10 @@ def ablate(parser: Parser, argv: list[str]) -> int:
     parser.usage = "fastcifar ablate [--AXIS VALUE,VALUE,...] [--KEY VALUE ...] [--repeats N] [--seconds S] [--out DIR]"
     parser.usage += "\n                        [--no-attribution]"
     parser.epilog = (
-        "AXIS is engine, precision, loader, memory-format, batch-size, tuned or compile-mode; default: every engine with "
-        "every precision that pays here. --KEY VALUE sets anything that `fastcifar train --help` lists, in all cells. "
-        "Each cell is a short run on random images, in a process of its own each time, in another order each round; then "
-        "the fastest is measured again with one factor removed at a time. Exit code 1 if a cell failed."
+        "AXIS is engine, precision, loader, memory-format, batch-size, tuned or compile-mode; default: every engine "
+        "with every precision that pays here. --KEY VALUE sets anything that `fastcifar train --help` lists, in all "
+        "cells. Each cell is a short run on random images, in a process of its own each time, in another order each "
+        "round; then the fastest is measured with one factor removed at a time. Exit code 1 if a cell failed."
     )
     parser.add_argument(
         "--repeats", metavar="N", type=_parsed(_count, "a number from 1"), default=3, help="processes of each cell [3]"
@@ -511,6 +511,45 @@ def ablate(parser: Parser, argv: list[str]) -> int:
     if result.signal_number:
         raise InterruptedRunError(ablate.stopped(result), result.signal_number)
     return 1 if result.failed else 0
+
+
+# ---- profile ----
+
+
+def profile(parser: Parser, argv: list[str]) -> int:
+    """show where the time of a training step goes, and how near each layer is to this device's floor"""
+    parser.usage = "fastcifar profile [--preset NAME] [--KEY VALUE ...] [--steps N] [--out DIR]"
+    parser.epilog = (
+        "The steps are those of a training run, on images of random bytes: no data is needed. --KEY VALUE sets what "
+        "`fastcifar train --help` lists, such as --engine eager or --batch-size 512. DIR gets the tables, two "
+        "pictures, and a trace for https://ui.perfetto.dev or chrome://tracing."
+    )
+    parser.add_argument("--preset", metavar="NAME", default="final", help="whose settings to start from [final]")
+    parser.add_argument(
+        "--steps", metavar="N", type=_parsed(_count, "a number from 1"), default=10, help="steps to profile [10]"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder for the results [runs/profile/TIME-...]")
+    args, rest = parser.parse_known_args(argv)
+    settings, problems = split_settings(rest)
+
+    from fastcifar.config import trace
+
+    try:
+        config = trace(args.preset, None, settings, parser.options()).config
+    except UsageError as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+    from fastcifar import profile
+
+    result = profile.profile(config, args.out, args.steps)
+    print("\n".join(profile.headline(result)))
+    for table in profile.tables(result):
+        print()
+        print_table(*table)
+    print(f"\nresults  {result.path}: {', '.join(sorted(file.name for file in result.path.iterdir()))}")
+    return 0
 
 
 # ---- data ----
@@ -689,6 +728,7 @@ COMMANDS: Mapping[str, Callable[[Parser, list[str]], int]] = {
     "report": report,
     "compare": compare,
     "ablate": ablate,
+    "profile": profile,
     "presets": presets,
     "data": data,
     "doctor": doctor,

@@ -1,0 +1,326 @@
+"""Where the time of training steps went, by kind of work: a profiler's trace and a table of names.
+
+An op (CPU) has the kind of the outermost op above it that the table knows: a reorder within a convolution is the
+convolution's. A kernel (CUDA) has its own kind if its name says it, else that of the op that launched it. What the
+table does not know is `unclassified`, and shown by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+STEM, DEPTHWISE, POINTWISE, NORM = "stem", "depthwise", "pointwise", "BN and ReLU"
+BLOCK, SEPARABLE = "depthwise block", "separable block"
+HEAD, OPTIMIZER, AUGMENTATION, COPIES = "head and loss", "optimizer", "augmentation", "casts and copies"
+FRAMEWORK, PYTHON, IDLE, UNCLASSIFIED = "framework", "Python", "idle", "unclassified"
+
+KINDS = {
+    BLOCK: "BN, ReLU, depthwise, BN, ReLU as one op",
+    SEPARABLE: "the same with the pointwise convolution",
+    DEPTHWISE: "convolutions, on CUDA those fused with BN and ReLU too",
+    POINTWISE: "1x1 convolutions",
+    NORM: "batch statistics, normalising, ReLU, running statistics",
+    STEM: "the first convolution",
+    HEAD: "pooling, linear layer, loss, counting the correct",
+    OPTIMIZER: "update of the weights",
+    AUGMENTATION: "crop, flip, normalise, mix",
+    COPIES: "between dtypes and memory formats",
+    FRAMEWORK: "autograd's bookkeeping, views, allocation",
+    PYTHON: "between ops",
+    IDLE: "the device waits",
+    UNCLASSIFIED: "what the table of names does not know",
+}
+"""Every kind, in the order of presentation, and what it is."""
+
+COLOURS = {
+    BLOCK: "#D55E00",
+    SEPARABLE: "#8C2D04",
+    DEPTHWISE: "#D55E00",
+    POINTWISE: "#0072B2",
+    NORM: "#009E73",
+    STEM: "#E69F00",
+    HEAD: "#CC79A7",
+    OPTIMIZER: "#56B4E9",
+    AUGMENTATION: "#7A7A00",
+    COPIES: "#882255",
+    FRAMEWORK: "#999999",
+    PYTHON: "#BBBBBB",
+    IDLE: "#DDDDDD",
+    UNCLASSIFIED: "#000000",
+}
+"""In pictures; most of them Okabe's and Ito's, which are told apart with any colour vision."""
+
+STEP, MAKE_BATCH = "training step", "make batch"
+"""The ranges that a trace must hold: each step, and in it the making of its batch."""
+
+Dims = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What tells a pointwise product from the head's: their matrices look alike."""
+
+    batch_size: int
+    num_classes: int
+
+    def convolution(self, dims: Dims) -> str | None:
+        weights = [d for d in _tensors(dims)[1:] if len(d) == 4 and d[2] == d[3] and d[2] in (1, 3)]
+        if not weights:
+            return None
+        _, channels, height, _ = weights[-1]
+        return POINTWISE if height == 1 else DEPTHWISE if channels == 1 else STEM
+
+    def product(self, dims: Dims) -> str | None:
+        """Of a linear layer or a matrix product, in either direction."""
+        tensors = _tensors(dims)
+        if [self.num_classes] in tensors:  # a bias
+            return HEAD
+        if tensors and sorted(tensors[0]) == sorted((self.batch_size, self.num_classes)):  # gradients of the logits
+            return HEAD
+        return POINTWISE if tensors else None
+
+    def small(self, dims: Dims) -> str | None:
+        """Arithmetic on nothing larger than the logits: the loss."""
+        tensors = _tensors(dims)
+        return HEAD if all(math.prod(d) <= self.batch_size * self.num_classes for d in tensors) else None
+
+
+_Rule = tuple[str, str | Callable[[Shapes, Dims], "str | None"]]
+
+OPS: tuple[_Rule, ...] = (
+    (r"Optimizer\..*|aten::_(fused_(sgd|adam|adamw)|amp_.*)_", OPTIMIZER),
+    (rf"{MAKE_BATCH}|fastcifar::_?(augment|training_batch).*", AUGMENTATION),
+    (r"fastcifar::_?depthwise_block(_backward)?", BLOCK),
+    (r"fastcifar::_?separable_block(_backward)?", SEPARABLE),
+    (r"fastcifar::_?(dwconv3x3|dwconv3x3_affine_relu)(_backward)?", DEPTHWISE),
+    (r"fastcifar::_?batch_norm_relu(_backward)?", NORM),
+    (r"fastcifar::.*(sgd|optimizer|update_weights).*", OPTIMIZER),
+    (r"fastcifar::.*(loss|head|cross_entropy|pool).*", HEAD),
+    (r"aten::(.*convolution.*|conv2d|_conv_depthwise2d)", Shapes.convolution),
+    (r"aten::(linear|matmul|mm|addmm|bmm|mkldnn_linear.*)", Shapes.product),
+    (r"aten::(.*batch_norm.*|relu_?|threshold_backward|clamp_min_?)", NORM),
+    (r"aten::_foreach_(lerp|mul|add)_?", NORM),  # running statistics: the optimizer's are inside its range
+    (r"aten::(adaptive_)?avg_pool2d(_backward)?|aten::.*(cross_entropy|softmax|nll_loss).*|aten::argmax", HEAD),
+    (r"aten::(_to_copy|_foreach_copy_|copy_|clone|contiguous|_reshape_copy|cat|stack)", COPIES),
+    (
+        r"aten::(add|sub|rsub|mul|div|neg|sum|eq|ne|lerp|where|(masked_)?fill|bitwise_not|gather|ones_like|zeros?|ge|le"
+        r"|zeros_like|scatter|max|exp|full|scalar_tensor|item|_local_scalar_dense)_?",
+        Shapes.small,
+    ),
+)
+"""Whole name of an op or range -> kind, by its inputs' dimensions where the name says too little; the first counts."""
+
+CASTS = re.compile(r"aten::_to_copy")
+"""Casts count as such also where autocast puts them into a convolution or product."""
+
+BOOKKEEPING = re.compile(
+    r"autograd::.*|torch::autograd::.*|.*Backward\w*|detach_?|torch::jit::.*|Torch-Compiled Region.*|CompiledFunction"
+    r"|aten::(to|view|reshape|permute|transpose|t|as_strided|detach|expand|select|slice|flatten|unsqueeze|squeeze|empty"
+    r"|_unsafe_view|_reshape_alias|unbind|narrow|alias|view_as|numel|promote_types|result_type|lift_fresh|chunk|split"
+    r"|empty_like|empty_strided|new_empty|new_empty_strided|resize|resolve_conj|resolve_neg|expand_as|_has_compatible.*"
+    r"|set)_?|_Rounded|TorchDynamo.*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
+)
+"""The framework's own part of what it wraps; says nothing about what is inside."""
+
+_GENERATED = r"(triton|cpp_fused|graph_\d+_cpp_fused)_?\w*"
+
+OWN_KERNELS: tuple[tuple[str, str], ...] = (
+    (r"fastcifar::.*(dwconv3x3|grad_w_kernel)", DEPTHWISE),
+    (r"fastcifar::.*(pointwise|sum_parts)", POINTWISE),
+    (r"fastcifar::.*(sgd|optimizer|update_weights)", OPTIMIZER),
+    (r"fastcifar::.*(loss|head|cross_entropy|pool)", HEAD),
+    (r"fastcifar::.*(norm|moments|merge)", NORM),
+    (r"fastcifar::.*(augment|training_batch)", AUGMENTATION),
+)
+"""Our kernels: what they are called says more than the op that launches several of them."""
+
+KERNELS: tuple[tuple[str, str], ...] = (
+    (r"multi_tensor_apply.*(sgd|adam)", OPTIMIZER),
+    (r"multi_tensor_apply.*copy", COPIES),
+    (r"multi_tensor_apply", NORM),  # running statistics
+    (r"(conv2d|dgrad2d|wgrad2d)_(grouped|c1_k1)|conv_?depthwise|depthwise", DEPTHWISE),
+    (rf"{_GENERATED}(log_softmax|nll_loss|argmax|avg_pool|mean_pool)", HEAD),
+    (rf"{_GENERATED}(batch_norm|relu|threshold|var_mean|rsqrt)", NORM),
+    (rf"{_GENERATED}(convolution|mm)", POINTWISE),
+    (rf"{_GENERATED}(index|flip|constant_pad|remainder|bitwise|uint8)", AUGMENTATION),
+    (rf"{_GENERATED}(to_copy|clone|copy)", COPIES),
+    (r"batch_?norm|bn_(fw|bw)|clamp_min|threshold|relu", NORM),
+    (r"softmax|nll_loss|avg_pool|argmax", HEAD),
+    (r"nchw|nhwc.*(to|2)|(to|2)nhwc|memcpy|memset|direct_copy|copy_kernel|catarray", COPIES),
+    (r"gemm|nvjet|cutlass|xmma|cublas|fprop|dgrad|wgrad|splitk", POINTWISE),
+)
+"""Other kernels, by a part of their name (lower case), where no op says it, as in a replayed graph: there the products
+of stem and head cannot be told from the pointwise ones."""
+
+
+@dataclass
+class Cost:
+    """Milliseconds and calls a step."""
+
+    ms: float = 0.0
+    calls: float = 0.0
+
+
+@dataclass
+class Breakdown:
+    """Where the time went.
+
+    Attributes:
+        step_ms: of a profiled step, from its start to its end.
+        kinds: kind -> cost a step; adds up to `step_ms`.
+        names: (kind, name) -> cost a step. On the CPU names of the outermost known ops, on CUDA of kernels.
+        on_device: whether kernels were timed, and not ops.
+        num_steps: how many were profiled.
+    """
+
+    step_ms: float
+    num_steps: int
+    on_device: bool
+    kinds: dict[str, Cost] = field(default_factory=lambda: defaultdict(Cost))
+    names: dict[tuple[str, str], Cost] = field(default_factory=lambda: defaultdict(Cost))
+
+    def add(self, kind: str, name: str, microseconds: float, calls: int) -> None:
+        for cost in (self.kinds[kind], self.names[kind, name]):
+            cost.ms += microseconds / 1e3 / self.num_steps
+            cost.calls += calls / self.num_steps
+
+    @property
+    def calls(self) -> float:
+        """Kernels (CUDA), or outermost ops that do work (CPU), a step."""
+        return sum(cost.calls for kind, cost in self.kinds.items() if kind not in (FRAMEWORK, PYTHON, IDLE))
+
+
+@dataclass
+class _Event:
+    """A range of time on one thread of the host; the tree of those it lies in."""
+
+    name: str
+    start: float
+    end: float
+    own: float  # microseconds not spent in its children
+    parent: _Event | None
+    kind: str | None
+    origin: _Event | None  # the outermost event that gave it its kind
+    in_step: bool
+
+
+def breakdown(trace: Mapping[str, Any], shapes: Shapes) -> Breakdown:
+    """What the steps in a Chrome trace (of torch.profiler, with shapes) spent their time on.
+
+    Raises:
+        ValueError: there is no `STEP` in it.
+    """
+    events = [e for e in trace["traceEvents"] if e.get("ph") == "X"]
+    host, launches = _host_tree(events, shapes)
+    steps = [e for e in host if e.name == STEP]
+    if not steps:
+        raise ValueError(f"the trace holds no range called {STEP!r}")
+    kernels = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    if kernels:
+        return _of_kernels(kernels, launches, len(steps))
+    result = Breakdown(sum(s.end - s.start for s in steps) / 1e3 / len(steps), len(steps), on_device=False)
+    for event in host:
+        if event.in_step:
+            kind = event.kind or UNCLASSIFIED
+            name = event.origin.name if event.origin else event.name
+            result.add(kind, name, event.own, calls=int(event.origin is event))
+    return result
+
+
+def _host_tree(events: Iterable[Mapping[str, Any]], shapes: Shapes) -> tuple[list[_Event], dict[int, _Event]]:
+    """All host events with their kinds, and by correlation number those that launched something on the device."""
+    categories = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")
+    threads: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    for raw in events:
+        if raw.get("cat") in categories:
+            threads[raw.get("tid")].append(raw)
+    found: list[_Event] = []
+    launches: dict[int, _Event] = {}
+    for thread in threads.values():
+        stack: list[_Event] = []  # of the ranges that are open
+        for raw in sorted(thread, key=lambda e: (e["ts"], -e["dur"])):
+            start, end = float(raw["ts"]), float(raw["ts"]) + float(raw["dur"])
+            while stack and stack[-1].end <= start:
+                stack.pop()
+            parent = stack[-1] if stack else None
+            event = _event(raw["name"], start, end, parent, raw.get("args", {}).get("Input Dims", ()), shapes)
+            if parent is not None:
+                parent.own -= end - start
+            stack.append(event)
+            found.append(event)
+            if raw["cat"] in ("cuda_runtime", "cuda_driver") and "correlation" in raw.get("args", {}):
+                launches[raw["args"]["correlation"]] = event
+    return found, launches
+
+
+def _event(name: str, start: float, end: float, parent: _Event | None, dims: Dims, shapes: Shapes) -> _Event:
+    in_step = name == STEP or (parent is not None and parent.in_step)
+    event = _Event(name, start, end, end - start, parent, None, None, in_step)
+    inherited = parent.kind if parent is not None and parent.kind not in (None, FRAMEWORK, PYTHON) else None
+    is_cast = inherited not in (AUGMENTATION, OPTIMIZER, COPIES) and CASTS.fullmatch(name) is not None
+    if name == STEP:
+        event.kind = PYTHON
+    elif inherited is not None and not is_cast and parent is not None:
+        event.kind, event.origin = inherited, parent.origin
+    else:
+        event.kind, event.origin = kind_of_op(name, dims, shapes), event
+    return event
+
+
+def kind_of_op(name: str, dims: Dims, shapes: Shapes) -> str | None:
+    for pattern, kind in OPS:
+        if re.fullmatch(pattern, name):
+            found = kind if isinstance(kind, str) else kind(shapes, dims)
+            if found is not None:
+                return found
+    if generated := re.fullmatch(_GENERATED, name):
+        return _named(generated[0], KERNELS)
+    return FRAMEWORK if BOOKKEEPING.fullmatch(name) else None
+
+
+def _of_kernels(kernels: Sequence[Mapping[str, Any]], launches: Mapping[int, _Event], num_steps: int) -> Breakdown:
+    first, last = min(k["ts"] for k in kernels), max(k["ts"] + k["dur"] for k in kernels)
+    result = Breakdown((last - first) / 1e3 / num_steps, num_steps, on_device=True)
+    busy, end = 0.0, -math.inf
+    for kernel in sorted(kernels, key=lambda k: k["ts"]):
+        launch = launches.get(kernel.get("args", {}).get("correlation"))
+        begin, finish = max(kernel["ts"], end), kernel["ts"] + kernel["dur"]
+        alone = max(0.0, finish - begin)  # of two that run at once, only what the second adds
+        busy, end = busy + alone, max(end, finish)
+        result.add(kind_of_kernel(kernel["name"], launch.kind if launch else None), _short(kernel["name"]), alone, 1)
+    result.add(IDLE, IDLE, last - first - busy, 0)
+    return result
+
+
+def kind_of_kernel(name: str, of_op: str | None = None) -> str:
+    """By its own name if it is one of ours, else by the op that launched it, else by its name again."""
+    known = of_op if of_op not in (None, FRAMEWORK, PYTHON, UNCLASSIFIED) else None
+    return _named(name, OWN_KERNELS) or known or _named(name.lower(), KERNELS) or UNCLASSIFIED
+
+
+def _named(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    return next((kind for pattern, kind in table if re.search(pattern, name)), None)
+
+
+def _short(name: str) -> str:
+    """A kernel's name without return type, template arguments and parameters."""
+    name = re.sub(r"^void ", "", name)
+    while (shorter := re.sub(r"<[^<>]*>|\([^()]*\)", "", name)) != name:
+        name = shorter
+    return name.replace("at::native::", "").strip() or "(anonymous)"
+
+
+def _tensors(dims: Dims) -> list[list[int]]:
+    """The shapes among an op's `Input Dims`; a list of tensors there is a list of shapes."""
+    found: list[list[int]] = []
+    for value in dims:
+        if value and isinstance(value[0], list):
+            found += _tensors(value)
+        elif isinstance(value, list) and value:
+            found.append(value)
+    return found

@@ -1,0 +1,222 @@
+"""Where a step's time went: the table of names against real steps and a recorded GPU trace; the command's files."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcifar import cli, ops, profile, roofline
+from fastcifar.config import resolve
+from fastcifar.errors import UsageError
+from fastcifar.kinds import (
+    AUGMENTATION,
+    BLOCK,
+    COLOURS,
+    COPIES,
+    DEPTHWISE,
+    FRAMEWORK,
+    HEAD,
+    IDLE,
+    KINDS,
+    NORM,
+    OPTIMIZER,
+    POINTWISE,
+    PYTHON,
+    STEM,
+    STEP,
+    UNCLASSIFIED,
+    Shapes,
+    breakdown,
+    kind_of_kernel,
+    kind_of_op,
+)
+
+SHAPES = Shapes(batch_size=16, num_classes=100)
+TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixup_alpha", "0.2")]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roofs and layers are timed once: enough to see that all of it is there."""
+    monkeypatch.setattr(
+        roofline, "time_calls", lambda calls, device: [[(call(), 1e-3 * (i + 1))[1]] for i, call in enumerate(calls)]
+    )
+    roofs = roofline.Roofs(((2**18, 5e10), (2**29, 1e10)), 1e12)
+    monkeypatch.setattr(profile, "measure_roofs", lambda device, dtype: roofs)
+
+
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_op_of_a_step_has_a_kind(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str
+) -> None:
+    monkeypatch.setattr(profile, "draw_times", lambda *arguments: [])
+    monkeypatch.setattr(profile, "draw_roofline", lambda *arguments: [])
+    if engine == "fused" and not ops.available("cpu"):
+        pytest.skip("the fused ops are not built")
+    config = resolve("final", None, [*TINY, ("engine", engine), ("precision", precision)])
+    result = profile.profile(config, tmp_path / "out", 2)
+    found = result.breakdown
+    unknown = [name for kind, name in found.names if kind == UNCLASSIFIED]
+    assert not unknown
+    assert sum(cost.ms for cost in found.kinds.values()) == pytest.approx(found.step_ms)
+    assert sum(cost.ms for cost in found.names.values()) == pytest.approx(found.step_ms)
+    assert found.num_steps == 2 and found.calls == pytest.approx(round(found.calls))
+    calls = {kind: cost.calls for kind, cost in found.kinds.items()}
+    if engine == "fused":
+        assert calls[BLOCK] == 26 and DEPTHWISE not in calls
+        assert calls[NORM] < 10
+    else:
+        assert calls[DEPTHWISE] == 26 and BLOCK not in calls
+        assert calls[NORM] == 4 * 27  # BN and ReLU, forward and backward
+    assert calls[POINTWISE] in (26, 39)  # forward; backward as one op, or two products
+    assert calls[STEM] == 2 and calls[AUGMENTATION] == 1
+    assert {HEAD, OPTIMIZER, FRAMEWORK, PYTHON} <= calls.keys() <= KINDS.keys() == COLOURS.keys()
+    assert (COPIES in calls) or precision == "fp32"
+
+
+def test_the_command_leaves_tables_pictures_and_a_trace(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [word for key, value in TINY for word in (f"--{key}", value)]
+    assert cli.main(["profile", *settings, "--engine", "eager", "--precision", "fp32", "--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    [folder] = (tmp_path / "runs/profile").iterdir()
+    assert {path.name for path in folder.iterdir()} == {
+        "trace.json.gz", "profile.json", "layers.csv", "names.csv",
+        "time.svg", "time.png", "roofline.svg", "roofline.png",
+    }  # fmt: skip
+    with gzip.open(folder / "trace.json.gz", "rt") as file:
+        trace = json.load(file)
+    assert sum(event.get("name") == STEP for event in trace["traceEvents"]) == 2
+    written = json.loads((folder / "profile.json").read_text())
+    assert written["images_per_second"] == pytest.approx(16 / written["step_seconds"])
+    assert written["floor_seconds"] == pytest.approx(
+        sum(layer["count"] * layer["floor_seconds"] for layer in written["layers"])
+    )
+    assert sum(kind["ms"] for kind in written["profiled"]["kinds"].values()) == pytest.approx(
+        written["profiled"]["step_ms"]
+    )
+    assert len((folder / "layers.csv").read_text().splitlines()) == 1 + len(written["layers"])
+    assert b"</svg>" in (folder / "roofline.svg").read_bytes()[-20:]
+    for line in ("eager, fp32, batch 16, width 0.125", "its floor", "where the time goes", "pointwise 64-128 @2x2"):
+        assert line in printed
+
+
+def test_compiled_has_floors_but_no_layers_to_time(tmp_path: Path) -> None:
+    config = resolve("final", None, [*TINY, ("engine", "compiled"), ("precision", "fp32")])
+    layers = roofline.list_layers(config)
+    rows = roofline.rows_of(layers, roofline.Roofs(((1, 1e9), (10**9, 1e9)), 1e12), [None] * len(layers))
+    header, table = profile.layers_table(rows)
+    assert all(row[header.index("measured ms".rjust(len(header[4])))].strip() == "-" for row in table)
+
+
+def test_wrong_wishes_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        profile.profile(resolve("final", None, TINY), tmp_path / "full")
+    assert cli.main(["profile", "--step", "3", "--lrr", "1", "--preset", "finall"]) == 2
+    errors = capsys.readouterr().err
+    assert "did you mean --steps?" in errors and "did you mean --lr?" in errors and "did you mean final?" in errors
+    assert cli.main(["profile", "--steps", "0"]) == 2
+    assert "'0': expected a number from 1" in capsys.readouterr().err
+
+
+# ---- a trace as CUPTI writes it ----
+
+
+def host(name: str, start: float, dur: float, cat: str = "cpu_op", **args: Any) -> dict[str, Any]:
+    return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": dur, "tid": 1, "args": args}
+
+
+def launch(start: float, correlation: int) -> dict[str, Any]:
+    return host("cudaLaunchKernel", start, 1, "cuda_runtime", correlation=correlation)
+
+
+def kernel(name: str, start: float, dur: float, correlation: int, cat: str = "kernel") -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "cat": cat,
+        "name": name,
+        "ts": start,
+        "dur": dur,
+        "tid": 7,
+        "args": {"correlation": correlation},
+    }
+
+
+def test_kernels_have_the_kind_of_the_op_that_launched_them() -> None:
+    depthwise = [[16, 32, 8, 8], [32, 1, 3, 3]]
+    events = [
+        host(STEP, 0, 100, "user_annotation"),
+        host("aten::cudnn_convolution", 1, 10, **{"Input Dims": depthwise}),
+        launch(2, 1),
+        launch(4, 2),  # a reorder inside the convolution
+        host("Optimizer.step#SGD.step", 20, 10, "user_annotation"),
+        launch(21, 3),
+        launch(40, 4),  # by nobody the table knows
+        kernel("nchwToNhwcKernel", 50, 5, 1),
+        kernel("some_cudnn_kernel", 55, 15, 2),
+        kernel("void at::native::multi_tensor_apply_kernel<A<int>, FusedSgd>(A<int>)", 65, 10, 3),  # on another stream
+        kernel("void mystery<float>(int)", 80, 10, 4),
+        kernel("Memset (Device)", 95, 5, 99, "gpu_memset"),
+    ]
+    found = breakdown({"traceEvents": events}, SHAPES)
+    assert found.on_device and found.calls == 5
+    ms = {kind: cost.ms * 1e3 for kind, cost in found.kinds.items()}
+    assert ms == pytest.approx({DEPTHWISE: 20, OPTIMIZER: 5, UNCLASSIFIED: 10, COPIES: 5, IDLE: 10})
+    assert found.step_ms * 1e3 == pytest.approx(50) == pytest.approx(sum(ms.values()))
+    assert found.names[UNCLASSIFIED, "mystery"].calls == 1
+
+
+def test_kernels_of_a_replayed_graph_have_the_kind_of_their_name() -> None:
+    graph = [host(STEP, 0, 10, "user_annotation"), host("cudaGraphLaunch", 1, 2, "cuda_runtime", correlation=5)]
+    names = {
+        "void fastcifar::cuda::dwconv3x3_forward<__nv_bfloat16, 4, 2>(Arguments)": DEPTHWISE,
+        "void fastcifar::cuda::(anonymous namespace)::moments_kernel<float>(float const*, int)": NORM,
+        "fastcifar::cuda::augment_kernel<__nv_bfloat16>(AugmentArguments, __nv_bfloat16*)": AUGMENTATION,
+        "nvjet_hsh_64x8_64x16_4x1_v_bz_TNT": POINTWISE,
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_nn_n_tilesize64x64x64": POINTWISE,
+        "void cudnn::detail::dgrad2d_grouped_direct_kernel<float>()": DEPTHWISE,
+        "void at::native::batch_norm_collect_statistics_channels_last_kernel<float>()": NORM,
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedSgdMathFunctor<float, 4>>": OPTIMIZER,
+        "triton_red_fused__native_batch_norm_legit_functional_relu_3": NORM,
+        "void (anonymous namespace)::softmax_warp_forward<float, float, 7, true>": HEAD,
+        "Memcpy DtoD (Device -> Device)": COPIES,
+        "something_else": UNCLASSIFIED,
+    }
+    kernels = [kernel(name, 20 + 2 * i, 2, 5) for i, name in enumerate(names)]
+    found = breakdown({"traceEvents": graph + kernels}, SHAPES)
+    assert {name: kind_of_kernel(name) for name in names} == names
+    assert found.calls == len(names) and found.kinds[DEPTHWISE].calls == 2 and not found.kinds[IDLE].ms
+
+
+def test_products_and_casts_are_told_apart() -> None:
+    assert kind_of_op("aten::mm", [[16, 100], [100, 1024]], SHAPES) == HEAD
+    assert kind_of_op("aten::mm", [[100, 16], [16, 1024]], SHAPES) == HEAD
+    assert kind_of_op("aten::mm", [[64, 16], [16, 100]], SHAPES) == POINTWISE  # a width of 100
+    assert kind_of_op("aten::linear", [[16, 4, 4, 32], [64, 32], []], SHAPES) == POINTWISE
+    assert kind_of_op("aten::convolution_backward", [[1], [1], [64, 32, 1, 1]], SHAPES) == POINTWISE
+    assert kind_of_op("aten::conv2d", [[16, 3, 32, 32], [32, 3, 3, 3]], SHAPES) == STEM
+    assert kind_of_op("aten::mul", [[16, 512, 8, 8]], SHAPES) is None  # too large for the loss: shown as unclassified
+    events = [
+        host(STEP, 0, 100, "user_annotation"),
+        host("aten::conv2d", 10, 50, **{"Input Dims": [[16, 32, 8, 8], [64, 32, 1, 1]]}),
+        host("aten::_to_copy", 12, 8),  # autocast's
+        host("aten::copy_", 13, 6),
+        host("aten::copy_", 30, 5),  # a reorder
+    ]
+    found = breakdown({"traceEvents": events}, SHAPES)
+    ms = {kind: cost.ms * 1e3 for kind, cost in found.kinds.items()}
+    assert ms == pytest.approx({PYTHON: 50, POINTWISE: 42, COPIES: 8})
+    assert math.isclose(found.calls, 2)
+
+
+def test_a_trace_without_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="no range called"):
+        breakdown({"traceEvents": []}, SHAPES)

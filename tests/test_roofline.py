@@ -1,0 +1,124 @@
+"""The roofline's bytes and operations against known facts and a count by hand, and floors under measured roofs."""
+
+import math
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from fastcifar import roofline
+from fastcifar.config import Config
+from fastcifar.device import settle
+from fastcifar.engines import build_engine
+from fastcifar.kinds import BLOCK, DEPTHWISE, HEAD, NORM, POINTWISE, SEPARABLE, STEM
+from fastcifar.loaders import build_loader
+from fastcifar.measure import random_images
+from fastcifar.model import build_model, count_macs, count_parameters
+from fastcifar.roofline import Layer, Roofs, Work, list_layers, rows_of, step_floor, time_layer, walk
+
+CPU = torch.device("cpu")
+
+
+def layers_of(**settings: object) -> list[Layer]:
+    return list_layers(Config.model_validate({"device": "cpu", "precision": "fp32", "engine": "eager", **settings}))
+
+
+def macs(layers: list[Layer]) -> int:
+    return sum(layer.count * layer.macs for layer in layers)
+
+
+def test_the_walk_adds_up_to_the_known_facts() -> None:
+    parts = walk(1.0, 100, 1)
+    assert sum(part.weights for part in parts) == 3_309_476
+    assert sum(part.macs for part in parts) == count_macs() == 46_446_592
+    assert sum(part.outputs for part in parts if isinstance(part.module, torch.nn.Conv2d)) == 411_648
+    assert len(parts) == 1 + 1 + 13 * 4 + 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(engine="eager"), dict(engine="fused"), dict(engine="fused", fuse_pointwise=True), dict(engine="compiled")],
+    ids=str,
+)
+@pytest.mark.parametrize("batch_size", [1, 128])
+def test_every_layer_is_counted_once_however_it_is_fused(settings: dict[str, object], batch_size: int) -> None:
+    layers = layers_of(batch_size=batch_size, **settings)
+    assert macs(layers) == 46_446_592 * batch_size
+    kinds = {
+        kind: sum(layer.count for layer in layers if layer.kind == kind) for kind in (layer.kind for layer in layers)
+    }
+    expected = {
+        "eager": {STEM: 1, DEPTHWISE: 13, POINTWISE: 13, NORM: 27, HEAD: 1},
+        "compiled": {STEM: 1, DEPTHWISE: 13, POINTWISE: 13, NORM: 27, HEAD: 1},
+        "fused": {STEM: 1, BLOCK: 13, POINTWISE: 13, NORM: 1, HEAD: 1},
+    }[str(settings["engine"])]
+    if "fuse_pointwise" in settings:
+        expected = {STEM: 1, SEPARABLE: 13, NORM: 1, HEAD: 1}
+    assert {kind: count for kind, count in kinds.items() if kind in expected} == expected
+    assert len(kinds) == len(expected) + 2  # optimizer and augmentation
+    assert count_parameters(build_model(100, 1.0, 0)) == layers[-2].in_shape[0]
+
+
+def test_bytes_and_operations_of_a_layer_as_counted_by_hand() -> None:
+    eager = {layer.name: layer for layer in layers_of(batch_size=2)}
+    x = 2 * 64 * 32 * 32
+    y = x // 4
+    assert eager["depthwise 64 @32x32 s2"].forward == Work(4 * (x + y + 9 * 64), 2 * 9 * y)
+    assert eager["depthwise 64 @32x32 s2"].backward == Work(4 * (x + y + x + 2 * 9 * 64), 4 * 9 * y)
+    assert eager["pointwise 32-64 @32x32"].forward == Work(4 * (x // 2 + x + 32 * 64), 2 * 32 * x)
+    assert eager["BN and ReLU 64 @32x32"].backward == Work(4 * 3 * x, 10 * x)
+    assert eager["stem 3-32 @32x32"].backward == Work(4 * (2 * 3072 + x // 2 + 3 * 9 * 32), 2 * 27 * x // 2)
+    assert eager["depthwise 512 @4x4 s1"].count == 5
+    assert eager["optimizer"].forward.bytes == 4 * 5 * 3_309_476
+    half = {layer.name: layer for layer in layers_of(batch_size=2, engine="fused", precision="bf16")}
+    block = half["depthwise block 64 @32x32 s2"]
+    assert block.forward == Work(2 * (x + y + y + 9 * 64), 2 * 9 * y + 6 * (x + y))
+    assert block.backward == Work(2 * (y + x + y + x + 2 * 9 * 64), 4 * 9 * y + 10 * (x + y))
+    assert half["augmentation"].forward.bytes == 2 * 3072 * (1 + 2)
+    bn_weights = 2 * sum(
+        part.out_shape[1] for part in walk(1.0, 100, 1) if isinstance(part.module, torch.nn.BatchNorm2d)
+    )
+    assert half["weights to and fro"].in_shape == (3_309_476 - bn_weights,)
+
+
+def test_a_floor_is_the_longer_of_two_times_at_the_speed_of_a_copy_of_that_size() -> None:
+    roofs = Roofs(((1_000, 100.0), (100_000, 10.0)), flops_per_second=50.0)
+    assert (roofs.memory, roofs.cache) == (10.0, 100.0)
+    assert roofs.bytes_per_second(10_000) == pytest.approx(55)
+    assert (roofs.bytes_per_second(10), roofs.bytes_per_second(10**9)) == (100.0, 10.0)
+    assert roofs.seconds(Work(1_000, 100)) == pytest.approx(10) and roofs.is_memory_bound(Work(1_000, 100))
+    assert roofs.seconds(Work(1_000, 5_000)) == pytest.approx(100) and not roofs.is_memory_bound(Work(1_000, 5_000))
+
+
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_layer_of_a_tiny_model_is_timed(engine: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        roofline, "time_calls", lambda calls, device: [[(call(), 1.0 + i)[1]] for i, call in enumerate(calls)]
+    )
+    config = settle(tiny_config(engine=engine, precision=precision, mixup_alpha=0.2), CPU)
+    engine_ = build_engine(build_model(100, config.width_mult, 0), config, CPU)
+    loader = build_loader(random_images(64), config, CPU, torch.float32, print)
+    before = {name: tensor.clone() for name, tensor in engine_.model.named_parameters()}
+    layers = list_layers(config)
+    times = [time_layer(layer, engine_, loader, config) for layer in layers]
+    for layer, seconds in zip(layers, times, strict=True):
+        both = layer.kind not in ("optimizer", "augmentation", "casts and copies")
+        assert seconds == ([1.0, 1.0] if both else [1.0, 2.0] if layer.backward else [1.0]), layer.name
+    for name, tensor in engine_.model.named_parameters():
+        assert torch.equal(tensor, before[name]), name
+    rows = rows_of(layers, Roofs(((1_000, 1e9), (10**9, 1e9)), 1e12), times)
+    assert len(rows) == sum(1 + (layer.backward is not None) for layer in layers)
+    assert step_floor(rows) == pytest.approx(sum(row.layer.count * row.floor_seconds for row in rows))
+
+
+def test_roofs_of_this_device() -> None:
+    roofs = roofline.measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
+    assert [size for size, _ in roofs.copies] == [2**16, 2**20]
+    assert all(math.isfinite(rate) and rate > 1e6 for _, rate in roofs.copies) and roofs.flops_per_second > 1e6
+
+
+def test_calls_take_turns() -> None:
+    order: list[int] = []
+    times = roofline.time_calls([lambda: order.append(0), lambda: order.append(1)], CPU, seconds=0.0)
+    assert order == [0, 1] * (len(order) // 2) and [len(t) for t in times] == [5, 5]

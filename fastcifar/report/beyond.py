@@ -14,14 +14,13 @@ from fastcifar import procedural, sources
 from fastcifar.display import format_seconds
 from fastcifar.report import figures, original
 from fastcifar.report.chapters import (
-    NOTHING,
     curves_figure,
     mean_and_sd,
     overview_table,
     span,
     words,
 )
-from fastcifar.report.document import Block, Details, Figure, Heading, Panel, Paragraph, Table
+from fastcifar.report.document import NOTHING, Block, Details, Figure, Heading, Panel, Paragraph, Table
 from fastcifar.report.predictions import NUM_BINS, Predictions, confused_pairs, superclass_accuracy, taken_for
 from fastcifar.report.results import Results, Run, Trial, published_span
 from fastcifar.sources import Dataset
@@ -455,12 +454,9 @@ def _reproduce_blocks(results: Results, command: str) -> list[Block]:
                 [
                     f"{trial.label}, seed {run.config.seed}",
                     f"`{shlex.join(words_typed)}`",
-                    f"{facts.get('fastcifar')}, {code}",
-                    versions,
+                    f"fastcifar {facts.get('fastcifar')}, {code}; {versions}",
                     f"{device_of(run)}; engine {run.config.engine}, {run.config.precision}",
-                    f"`{run.digest[:12]}`",
-                    str(facts.get("date", NOTHING)),
-                    f"`{run.path.name}`",
+                    str(facts.get("date", NOTHING))[:16].replace("T", " "),
                 ]
             )
             record: dict[str, object] = {"trial": trial.label, "seed": run.config.seed}
@@ -468,14 +464,16 @@ def _reproduce_blocks(results: Results, command: str) -> list[Block]:
             record |= {key: facts.get(key) for key in ("python", "torch", "numpy", "platform", "date")}
             record |= {"device": device_of(run), "engine": run.config.engine, "precision": run.config.precision}
             data.append(record | {"dataset_digest": run.digest, "run_id": facts.get("run_id"), "folder": run.path.name})
-    columns = ["run", "command", "fastcifar", "versions", "computed by", "images", "started", "run folder"]
+    columns = ["run", "command", "commit and versions", "computed by", "started (UTC)"]
+    digests = sorted({run.digest for run in results.runs})
     caption = "**Each run**: what was typed, and on what. Every mean above is over the runs of its trial"
     return [
         Paragraph(
             "The resolved settings of a run, all of them, are the `config.toml` of its run folder; `fastcifar train "
             "--config FOLDER/config.toml --out NEW` trains it again. `environment.json` beside it has the versions, "
-            "device and environment variables. Folders in front of a file name are written as …/. `images` is the "
-            "digest of the content of the data set (`fastcifar data info` prints it)."
+            "device and environment variables. Folders in front of a file name are written as `.../`. The "
+            f"content of the images has the digest {' or '.join(f'`{digest[:16]}`' for digest in digests)} (`fastcifar "
+            "data info` prints it)."
         ),
         Table("runs", caption, columns, rows, data),
         Paragraph(f"This page: `{command}`."),
@@ -489,5 +487,5 @@ def _commit(source: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """`text` with …/ for the folders in front of a file's name, which mean nothing on another machine."""
-    return re.sub(r"(?<![\w.…:/-])(?:~|\.\.)?/(?:[^\s/:;,'\"]+/)+(?=[^\s/])", "…/", text)
+    """`text` with .../ for the folders in front of a file's name, which mean nothing on another machine."""
+    return re.sub(r"(?<![\w.:/-])(?:~|\.\.)?/(?:[^\s/:;,'\"]+/)+(?=[^\s/])", ".../", text)

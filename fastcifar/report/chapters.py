@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastcifar import sources
 from fastcifar.config import find_preset
 from fastcifar.draws import draw_epoch
 from fastcifar.report import figures, original
-from fastcifar.report.document import Block, Bullets, Details, Figure, Heading, Panel, Paragraph, Table
+from fastcifar.report.document import NOTHING, Block, Bullets, Details, Figure, Heading, Panel, Paragraph, Table
 from fastcifar.report.original import Comparison, Metric, ResultTable, SettingsTable
 from fastcifar.report.results import CURVES, Results, Trial, effect, published_span, verdict
 from fastcifar.sources import Dataset
@@ -24,7 +25,7 @@ METRIC_NAMES: Mapping[str, str] = {
     "val_accuracy": "validation accuracy",
     "test_accuracy": "test accuracy",
 }
-NOTHING, PERCENT = "–", "\N{NO-BREAK SPACE}%"
+PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 # ---- numbers in words ----
@@ -348,8 +349,10 @@ def _samples_figure(dataset: Dataset) -> Figure:
             sheet = np.stack([images[members] for _, members in part])
             names = [words(name) for name, _ in part]
             alt = f"Pictures of 32 by 32 pixels, a row each of {', '.join(names)}"
-            panels.append(figures.draw_sheet(f"figure-01-{number}", sheet, names, alt))
-    caption = f"**Figure 1.** Examples of {dataset.name}: {what}, in the data set's canonical order."
+            labels_shown = [textwrap.fill(name, 21) for name in names]
+            panels.append(figures.draw_sheet(f"figure-01-{number}", sheet, labels_shown, alt))
+    name = "CIFAR-100" if dataset.digest == sources.CIFAR100.digest else f"the data set {dataset.name}"
+    caption = f"**Figure 1.** Examples of {name}: {what}, in the data set's canonical order."
     return Figure("figure-01", caption, panels)
 
 

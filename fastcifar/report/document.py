@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+NOTHING = "–"
+"""A cell without a value."""
+
 
 @dataclass(frozen=True)
 class Heading:

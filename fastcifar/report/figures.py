@@ -257,7 +257,7 @@ def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt:
         _bare(axes)
 
     longest = max(len(line) for label in labels for line in label.split("\n"))
-    beside = WIDTH - 0.15 - 0.088 * longest  # inches left for the pictures by labels of this font
+    beside = WIDTH - 0.2 - 0.095 * longest  # inches left for the pictures by labels of this font
     return draw(name, alt, (WIDTH, 0.1 + 0.25 * bool(title) + beside * rows / columns), paint)
 
 
@@ -401,7 +401,7 @@ def draw_reliability(name: str, title: str, reliability: Reliability, colour: st
         below.set_ylabel("% of images")
         below.set_xlabel("confidence")
 
-    return draw(name, alt, (3.6, 3.9), paint)
+    return draw(name, alt, (3.4, 3.8), paint)
 
 
 def series(results: Mapping[str, float]) -> str:

@@ -7,7 +7,18 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from fastcifar.report.document import Block, Bullets, Details, Document, Figure, Heading, Panel, Paragraph, Table
+from fastcifar.report.document import (
+    NOTHING,
+    Block,
+    Bullets,
+    Details,
+    Document,
+    Figure,
+    Heading,
+    Panel,
+    Paragraph,
+    Table,
+)
 from fastcifar.report.tables import to_csv
 
 STYLE = """
@@ -15,7 +26,7 @@ STYLE = """
   --grid: #e6e6ea; --link: #0b57a4; --good: #0a6b46; --off: #9a4a00; --warn: #fff4dc; --note: #eaf2fb; LIGHT }
 @media (prefers-color-scheme: dark) { :root { --ink: #e9e9ee; --soft: #a5a5b0; --paper: #16161a; --card: #202026;
   --line: #3a3a43; --grid: #32323a; --link: #7ab8f5; --good: #5fd0a0; --off: #f0a866; --warn: #3a2f17; --note: #1b2a3a;
-  DARK } }
+  DARK } [data-name="confusion"] image { filter: brightness(1.8); } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --card: #fff; --line: #bbb;
   --grid: #ddd; --link: #000; --good: #0a6b46; --off: #9a4a00; --warn: #fff; --note: #fff; LIGHT } }
 * { box-sizing: border-box; }
@@ -59,9 +70,11 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .9rem; }
   .stacked tr { margin: .6rem 0; padding: .5rem .75rem; background: var(--card); border-radius: 8px; }
   .stacked th, .stacked td { border: 0; padding: .12rem 0; }
   .stacked td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+  .stacked td.none { display: none; }
   .stacked td::before { content: attr(data-label); color: var(--soft); text-align: left; flex: none; max-width: 45%; }
 }
-@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav, .csv { display: none; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } nav, .csv { display: none; }
+  table { font-size: 8.5pt; } .panel:not(.wide) { flex-basis: 48%; }
   h2, h3, caption { break-after: avoid; } tr { break-inside: avoid; } .panel { overflow: visible; }
   .panel.wide svg { min-width: 0; } details::details-content { content-visibility: visible; } }
 """
@@ -141,7 +154,8 @@ def _cells(table: Table, row: Sequence[str]) -> str:
         words = text.split(maxsplit=1)
         kind = words[0] if column == "verdict" and words else ""
         inner = f'<span class="{kind}">{_marked(text)}</span>' if kind else f"<span>{_marked(text)}</span>"
-        cells.append(f'<td data-label="{html.escape(column)}">{inner}</td>')
+        empty = ' class="none"' if text == NOTHING else ""
+        cells.append(f'<td data-label="{html.escape(column.replace("`", ""))}"{empty}>{inner}</td>')
     return "".join(cells)
 
 
@@ -165,4 +179,4 @@ def _panel(panel: Panel, theme: Theme) -> str:
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(panel.alt)}" ', 1)
     kind = "panel wide" if panel.wide else "panel"
     reachable = f' tabindex="0" role="region" aria-label="{html.escape(panel.name)}"' if panel.wide else ""
-    return f'<div class="{kind}"{size}{reachable}>{svg}</div>'
+    return f'<div class="{kind}" data-name="{panel.name}"{size}{reachable}>{svg}</div>'

@@ -119,9 +119,11 @@ def read_all(trials: Sequence[Trial], data: str | None) -> tuple[dict[str, list[
     for trial in trials:
         for run in trial.runs:
             try:
-                found.setdefault(trial.label, []).append(read_predictions(run, data))
+                predictions = read_predictions(run, data)
             except FastcifarError as error:
                 problems[f"{trial.label}, seed {run.config.seed}"] = str(error).replace("\n", " ")
+            else:
+                found.setdefault(trial.label, []).append(predictions)
     return found, problems
 
 
@@ -148,11 +150,11 @@ def superclass_accuracy(
 
 def confused_pairs(confusion: NDArray[np.int64], count: int) -> list[Pair]:
     """The `count` pairs of classes that are taken for each other most, of those that ever are."""
-    both = np.triu(confusion + confusion.T, 1)
     images = confusion.sum(axis=1)
-    order = np.argsort(-both, axis=None, kind="stable")[:count]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, both.shape), strict=True)]
-    return [Pair(i, j, float(both[i, j] / (images[i] + images[j]))) for i, j in pairs if both[i, j]]
+    share = np.triu(confusion + confusion.T, 1) / np.maximum(images[:, None] + images, 1)
+    order = np.argsort(-share, axis=None, kind="stable")[:count]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, share.shape), strict=True)]
+    return [Pair(i, j, float(share[i, j])) for i, j in pairs if share[i, j]]
 
 
 def taken_for(runs: Sequence[Predictions], label: int, predicted: int, count: int) -> list[int]:

@@ -1,0 +1,93 @@
+"""Run folders as training leaves them, made in milliseconds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcifar import sources
+from fastcifar.config import load_preset
+from fastcifar.run import EPOCH_KEYS, RunFolder
+from fastcifar.sources import Dataset, Split
+
+CIFAR100 = str(sources.CIFAR100.digest)
+COMMAND = ("fastcifar", "train", "--data", "/home/somebody/data/cifar100.npz")
+
+
+def make_run(
+    path: Path,
+    preset: str,
+    /,
+    seed: int = 0,
+    *,
+    digest: str = CIFAR100,
+    epochs_done: int | None = None,
+    finished: bool = True,
+    labels: Sequence[int] = (),
+    command: Sequence[str] = COMMAND,
+    summary: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """A run of `preset` with `settings`, by default to its end; with `labels`, three in four are predicted right.
+
+    `summary` goes over the made-up one. The last epoch's accuracies are those of the report, plus seed / 1000.
+    """
+    config = load_preset(preset).model_copy(
+        update={"device": "cpu", "engine": "fused", "precision": "bf16", "seed": seed, "data": "gone.npz", **settings}
+    )
+    run = RunFolder.create(config, path, command, digest)
+    last = config.epochs if epochs_done is None else epochs_done
+    for epoch in range(1, last + 1):
+        run.append(record(epoch, config.epochs, seed))
+    if finished and last == config.epochs:
+        end = run.records[-1]
+        result: dict[str, Any] = {key: end[key] for key in EPOCH_KEYS[2:6]}
+        result |= {"epochs": last, "test_loss": 2.0, "test_accuracy": 0.4 + seed / 1000, "parameters": 3_309_476}
+        result |= {"train_seconds": end["train_seconds"], "compile_seconds": 0.5, "process_seconds": 1.5 * last}
+        if labels:
+            arrays = predictions(labels, seed)
+            run.write_predictions(arrays)
+            result["test_accuracy"] = float((arrays["labels"] == arrays["predicted"]).mean())
+        run.write_summary(result | (summary or {}))
+    run.close()
+    return path
+
+
+def record(epoch: int, epochs: int, seed: int) -> dict[str, Any]:
+    progress = epoch / epochs
+    values = (
+        epoch, 0.05, 4.6 * math.exp(-2 * progress), 0.5 * progress, 4.5 * math.exp(-1.5 * progress) + seed / 100,
+        0.45 * progress + seed / 1000, 2000.0, 1.0 * epoch,
+    )  # fmt: skip
+    return dict(zip(EPOCH_KEYS, values, strict=True))
+
+
+def predictions(labels: Sequence[int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Every fourth image is given the next class."""
+    true = np.asarray(labels)
+    wrong = (np.arange(len(true)) + seed) % 4 == 0
+    predicted = np.where(wrong, (true + 1) % (true.max() + 1), true)
+    confidence = np.random.default_rng(seed).uniform(0.3, 0.99, len(true))
+    return {
+        "labels": true.astype(np.int16),
+        "predicted": predicted.astype(np.int16),
+        "confidence": confidence.astype(np.float32),
+        "label_probability": np.where(wrong, 1 - confidence, confidence).astype(np.float32),
+    }
+
+
+def fake_cifar100() -> Dataset:
+    """Grey images under CIFAR-100's names and digest: 12,000 to train on, 500 to test on."""
+
+    def split(count: int) -> Split:
+        labels = np.arange(count, dtype=np.int64) % 100
+        images = np.broadcast_to((labels * 2).astype(np.uint8)[:, None, None, None], (count, 32, 32, 3))
+        return Split(np.ascontiguousarray(images), labels)
+
+    names = sources.CIFAR100.class_names
+    above = {name: group for group, members in sources.CIFAR100_SUPERCLASSES.items() for name in members.split()}
+    groups = tuple(sorted(sources.CIFAR100_SUPERCLASSES))
+    of = tuple(groups.index(above[name]) for name in names)
+    return Dataset("cifar100", split(12_000), split(500), names, groups, of, CIFAR100)

@@ -3,6 +3,7 @@
     runs/ablate/20261123-143000/
       ablation.jsonl      the environment, a line for each process as it ends, then the cells and factors
       ablation.csv        a row a cell
+      ablation.txt        the tables
       ablation.svg, .png
 
 A cell is measured in a new process each time. Every round measures all cells in another order, so that a machine which
@@ -22,11 +23,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import rich.progress
 import torch
@@ -34,275 +35,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from fastcifar import ops
-from fastcifar.config import Config, from_dict, parse_value, resolve, trace
-from fastcifar.device import find_device, has_fast_bf16, settle
+from fastcifar.ablation_chart import draw_chart
+from fastcifar.device import find_device
 from fastcifar.display import format_seconds
 from fastcifar.environment import collect
 from fastcifar.errors import UsageError
-from fastcifar.loaders import augmentation_of
-from fastcifar.measure import NUM_IMAGES, Cell, Failure, Measurement, measure
+from fastcifar.grid import Entry, Factor, dearest_first, factors_of, plan
+from fastcifar.measure import NUM_IMAGES, Failure, Measurement, measure
 from fastcifar.run import RunFolder
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-AXES = ("engine", "precision", "loader", "memory_format", "batch_size", "tuned", "compile_mode")
-"""The settings that may be lists."""
-
-_OF_ENGINE = {"compile_mode": "compiled"}
-"""Axes that say something of one engine only; cells of the others are not multiplied by them."""
-
-UNUSED = ("data", "mirror", "val_size", "split_seed", "eval_batch_size", "eval_every", "checkpoint_seconds")
-"""Settings that are refused, because nothing is read, evaluated or saved."""
-
-RESIDENT = ("resident", "device")
-"""Loader and images_on of batches that are made on the device."""
 
 NUM_WINDOWS = 3
 """Of each process."""
 
-JSONL, CSV, CHART = "ablation.jsonl", "ablation.csv", "ablation"
-
-
-@dataclass
-class Entry:
-    """A cell, and what was found out about it.
-
-    Attributes:
-        name: `fused bf16, batch 256`.
-        values: what it is on each axis.
-        cell: what is measured; None where the settings exclude each other.
-        problem: why it was not measured, or not to the end.
-        failed: whether that is a failure, not a cell that this machine excludes.
-        measurements: one for each process.
-    """
-
-    name: str
-    values: dict[str, Any]
-    cell: Cell | None = None
-    problem: str = ""
-    failed: bool = False
-    measurements: list[Measurement] = field(default_factory=list)
-
-    @property
-    def runs(self) -> bool:
-        return self.cell is not None and not self.problem
-
-    @property
-    def windows(self) -> list[float]:
-        """Images a second of every window."""
-        return [rate for m in self.measurements for rate in m.images_per_second]
-
-    @property
-    def rate(self) -> float:
-        """Images a second: the median of all windows of all processes; NaN without any."""
-        return statistics.median(self.windows) if self.measurements else float("nan")
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The slowest and the fastest window."""
-        return min(self.windows), max(self.windows)
-
-
-@dataclass
-class Factor:
-    """One choice of the fastest cell, taken back.
-
-    Attributes:
-        name, change: `engine`, `fused -> eager`.
-        without: the cell without it.
-        of: the cell that it is compared with: the fastest or, where the choice comes with another one, that without
-            the other one.
-    """
-
-    name: str
-    change: str
-    without: Entry
-    of: Entry
-
-    @property
-    def cost(self) -> float:
-        """The share of images/s that goes with it, 0 to 1; below 0 if more come without it; NaN where not measured."""
-        return 1 - self.without.rate / self.of.rate
-
-
-# ---- the grid ----
-
-
-def plan(settings: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> list[Entry]:
-    """The cells that `settings` (pairs of key and text, axes as comma lists) ask for; the first one is the reference.
-
-    Engine and precision take every value that pays on the device, unless they are named. Where another axis is a list
-    they are what a run would take. On the CPU, and unless `tuned` is named, stock PyTorch comes first: eager, fp32.
-
-    Errors: one UsageError for all problems, a line each. `options` are suggested to who mistypes a setting.
-    """
-    axes, fixed = _axes(settings, options)
-    device = find_device(resolve(None, None, fixed).device)
-    listed = [name for name, texts in axes.items() if len(texts) > 1 and name not in ("engine", "precision")]
-    axes.setdefault("engine", ["auto"] if listed else ["eager", "compiled", "fused"])
-    axes.setdefault("precision", ["auto"] if listed else _precisions(device))
-    for name, engine in _OF_ENGINE.items():
-        if name in listed and engine not in axes["engine"]:
-            raise UsageError(
-                f"command line: --{name.replace('_', '-')}: only for engine = {engine}: name it in --engine"
-            )
-    names = [name for name in AXES if name in axes]
-    combinations = [dict(zip(names, texts, strict=True)) for texts in itertools.product(*(axes[n] for n in names))]
-    if device.type == "cpu" and "tuned" not in axes:
-        stock = {"engine": "eager", "precision": "fp32", "memory_format": "channels_last", "tuned": "false"}
-        combinations.insert(0, combinations[0] | stock)
-    entries: dict[tuple[object, ...], Entry] = {}
-    for values in combinations:
-        kept = {k: v for k, v in values.items() if _OF_ENGINE.get(k, values["engine"]) == values["engine"]}
-        entry = _entry(kept, fixed, device)
-        entries.setdefault(tuple(entry.values.values()), entry)
-    _name(list(entries.values()))
-    return list(entries.values())
-
-
-def _axes(
-    settings: Sequence[tuple[str, str]], options: Sequence[str]
-) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """The values of each axis that is named, checked one by one, and the other settings, checked together."""
-    axes: dict[str, list[str]] = {}
-    fixed, problems = [], []
-    for key, text in settings:
-        name = key.replace("-", "_")
-        if name in UNUSED:
-            problems.append(
-                f"command line: --{key} {text}: nothing to set here: {NUM_IMAGES:,} images of random bytes are trained "
-                "on, and nothing is evaluated or saved"
-            )
-        elif name in AXES:
-            axes[name] = list(dict.fromkeys(part.strip() for part in text.split(",")))
-        else:
-            fixed.append((key, text))
-    for name, texts in axes.items():
-        problems += _problems([[(name.replace("_", "-"), text)] for text in texts], options)
-    problems += _problems([fixed], options)
-    if problems:
-        raise UsageError("\n".join(problems))
-    return axes, fixed
-
-
-def _problems(groups: Iterable[Sequence[tuple[str, str]]], options: Sequence[str]) -> list[str]:
-    found = []
-    for pairs in groups:
-        try:
-            trace(None, None, pairs, options)
-        except UsageError as error:
-            found.append(str(error))
-    return found
-
-
-def _precisions(device: torch.device) -> list[str]:
-    """fp32, and what is faster there."""
-    if has_fast_bf16(device):
-        return ["fp32", "bf16"]
-    return ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
-
-
-def _entry(values: Mapping[str, str], fixed: Sequence[tuple[str, str]], device: torch.device) -> Entry:
-    """The cell with these settings, or why there is none."""
-    try:
-        return _entry_of(Cell(settle(resolve(None, None, [*fixed, *values.items()]), device)), device)
-    except UsageError as error:
-        given = {name: parse_value(name, text) for name, text in values.items()}
-        defaults = {name: Config.model_fields[name].default for name in AXES}
-        return Entry("", defaults | given, problem=str(error).removeprefix("command line: "))
-
-
-def _entry_of(cell: Cell, device: torch.device) -> Entry:
-    config = cell.config
-    entry = Entry("", {name: getattr(config, name) for name in AXES}, cell)
-    if config.engine == "fused" and not ops.available(device.type):
-        entry.problem = ops.why_unavailable(device.type)
-    return entry
-
-
-_WORDS: Mapping[str, Callable[[Any], str]] = {
-    "loader": str,
-    "memory_format": str,
-    "batch_size": lambda value: f"batch {value}",
-    "compile_mode": str,
-}
-
-
-def _name(entries: Sequence[Entry]) -> None:
-    """Names each by engine and precision and, in what they differ, the rest."""
-    for entry in entries:
-        values = entry.values
-        stock = values["tuned"] is False and values["engine"] != "fused"
-        parts = [f"{'stock ' * stock}{values['engine']} {values['precision']}"]
-        for axis, word in _WORDS.items():
-            if (
-                len({e.values[axis] for e in entries}) > 1
-                and _OF_ENGINE.get(axis, values["engine"]) == values["engine"]
-            ):
-                parts.append(word(values[axis]))
-        if values["tuned"] is False and not stock:
-            parts.append("untuned")
-        entry.name = ", ".join(parts)
-
-
-# ---- attribution ----
-
-
-def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -> list[Factor]:
-    """Every choice of the fastest cell that can be taken back, with the cell that lacks it, old or new."""
-    assert fastest.cell is not None
-    config = fastest.cell.config
-    known = {entry.cell: entry for entry in entries if entry.cell is not None}
-
-    def entry(what: str, updates: dict[str, Any], **beside: Any) -> Entry:
-        try:
-            changed = settle(from_dict(config.model_dump() | updates, "ablate"), device)
-            new = _entry_of(Cell(changed, **beside), device)
-        except UsageError as error:
-            new = Entry("", fastest.values | updates, problem=str(error).removeprefix("ablate: "))
-        gone = [_WORDS[axis](fastest.values[axis]) for axis in updates if axis in _WORDS]
-        parts = [part for part in fastest.name.split(", ")[1:] if part not in gone]
-        new.name = ", ".join([f"{new.values['engine']} {new.values['precision']}", *parts, *([what] if what else [])])
-        return known.setdefault(new.cell, new) if new.cell is not None else new
-
-    found = []
-    eager = {"engine": "eager", "compile_mode": "default", "fuse_pointwise": False}
-    without_engine = entry("", eager)
-    if config.engine != "eager":
-        found.append(Factor("engine", f"{config.engine} -> eager", without_engine, fastest))
-    if config.compile_mode != "default" and config.engine == "compiled":
-        default = entry("default", {"compile_mode": "default"})
-        found.append(Factor("compile mode", f"{config.compile_mode} -> default", default, fastest))
-    if config.engine == "fused" and device.type == "cuda" and (config.loader, config.images_on) == RESIDENT:
-        launched = entry("launched", {}, launched=True)
-        found.append(Factor("CUDA graph", "one a step -> launched op by op", launched, fastest))
-    if config.precision != "fp32":
-        found.append(Factor("precision", f"{config.precision} -> fp32", entry("", {"precision": "fp32"}), fastest))
-    if config.loader != "torchvision":
-        torchvision = entry("torchvision", {"loader": "torchvision", "images_on": "device"})
-        found.append(Factor("loader", f"{config.loader} -> torchvision", torchvision, fastest))
-    if (config.loader, config.images_on) == RESIDENT and (how := augmentation_of(config.engine, device)) != "eager":
-        op_by_op = entry("augmented op by op", {}, augmentation="eager")
-        found.append(Factor("augmentation", f"{how} -> op by op", op_by_op, fastest))
-    if config.memory_format == "channels_last":
-        contiguous = {"memory_format": "contiguous"}
-        if config.engine == "fused":  # it knows channels_last only: both are asked of the eager engine
-            without = entry("contiguous", eager | contiguous)
-            found.append(Factor("memory format", "channels_last -> contiguous, on eager", without, without_engine))
-        else:
-            without = entry("contiguous", contiguous)
-            found.append(Factor("memory format", "channels_last -> contiguous", without, fastest))
-    if config.tuned and device.type == "cpu":
-        found.append(Factor("tuned", "true -> false", entry("untuned", {"tuned": False}), fastest))
-    if (half := config.batch_size // 2) >= 1:
-        halved = entry(f"batch {half}", {"batch_size": half})
-        found.append(Factor("batch size", f"{config.batch_size} -> {half}", halved, fastest))
-    return found
-
-
-# ---- measuring ----
+JSONL, CSV, TEXT, CHART = "ablation.jsonl", "ablation.csv", "ablation.txt", "ablation"
 
 
 @dataclass
@@ -539,7 +284,7 @@ class _Progress:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _TimeLeft())
             console = Console(file=self._file, force_terminal=True, highlight=False)
             self._live = rich.progress.Progress(*columns, console=console, transient=True, redirect_stdout=False)
-            self._task = self._live.add_task("")
+            self._task = self._live.add_task("", until=float("nan"))
 
     def __enter__(self) -> _Progress:
         if self._live is not None:
@@ -581,8 +326,10 @@ def _finish(ablation: Ablation, results: _Results) -> None:
         writer = csv.DictWriter(file, [*cells[0], *facts])
         writer.writeheader()
         writer.writerows({**cell, **facts} for cell in cells)
+    (ablation.path / TEXT).write_text(text(ablation) + "\n", encoding="utf-8")
     if any(entry.measurements for entry in ablation.entries):
-        draw_chart(ablation, ablation.path / CHART)
+        where = ablation.path / CHART
+        draw_chart(ablation.entries, ablation.factors, ablation.fastest, _machine(ablation), where)
 
 
 def _method(ablation: Ablation) -> dict[str, Any]:
@@ -653,64 +400,76 @@ def _run_seconds(entry: Entry) -> float:
 
 
 def _factor_summary(factor: Factor) -> dict[str, Any]:
-    cost = factor.cost
     return {
         "factor": factor.name,
         "change": factor.change,
         "without": factor.without.name,
         "of": factor.of.name,
-        "cost": cost if cost == cost else None,
+        "cost": factor.cost if factor.measured else None,
         "problem": factor.without.problem,
     }
+
+
+def text(ablation: Ablation) -> str:
+    """The tables, and how to read them."""
+    parts = _aligned(*cell_table(ablation), left=1)
+    if (fastest := ablation.fastest) is not None:
+        parts += ["", f"{fastest.name} ({fastest.rate:,.0f} images/s) with one thing changed:"]
+        parts += _aligned(*factor_table(ablation), left=2)
+    return "\n".join([*parts, "", *remarks(ablation)])
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of a table whose first `left` columns are words. Never cut to the terminal: numbers would go first."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
 
 
 def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """Header and rows, a cell each."""
     epochs = next(entry.cell.config.epochs for entry in ablation.entries if entry.cell)
-    header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "compile s (again)", "memory GiB"]
+    header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "compile s", "GiB"]
+    on_gpu = any(m.device_memory_gib is not None for entry in ablation.entries for m in entry.measurements)
+    header += ["GPU GiB"] * on_gpu
     rows = []
     for entry in ablation.entries:
         s = _summary(ablation, entry)
         if not entry.measurements:
-            rows.append([entry.name, "failed" if entry.failed else "cannot run" if entry.problem else "-", *[""] * 5])
+            what = "failed" if entry.failed else "cannot run" if entry.problem else "-"
+            rows.append([entry.name, what, *[""] * (len(header) - 2)])
             continue
         again = "" if s["compile_seconds_again"] is None else f" ({s['compile_seconds_again']:.1f})"
-        device = "" if s["device_memory_gib"] is None else f", GPU {s['device_memory_gib']:.2f}"
-        rows.append(
-            [
-                entry.name,
-                f"{s['images_per_second']:,.0f}",
-                f"{s['slowest_window']:,.0f}-{s['fastest_window']:,.0f}",
-                "-" if s["speed_up"] is None else f"{s['speed_up']:.2f}x",
-                format_seconds(s["run_seconds_computed"]),
-                f"{s['compile_seconds']:.1f}{again}",
-                f"{s['host_memory_gib']:.2f}{device}",
-            ]
-        )
+        row = [
+            entry.name,
+            f"{s['images_per_second']:,.0f}",
+            f"{s['slowest_window']:,.0f}-{s['fastest_window']:,.0f}",
+            "-" if s["speed_up"] is None else f"{s['speed_up']:.2f}x",
+            format_seconds(s["run_seconds_computed"]),
+            f"{s['compile_seconds']:.1f}{again}",
+            f"{s['host_memory_gib']:.2f}",
+        ]
+        rows.append([*row, f"{s['device_memory_gib']:.2f}"] if on_gpu else row)
     return header, rows
 
 
 def factor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a factor each, the dearest first."""
+    """Header and rows, a factor each, the dearest first; a star where it is not the fastest that is compared with."""
     rows = []
-    for factor in sorted(ablation.factors, key=_dearest_first):
-        measured = bool(factor.without.measurements)
-        low, high = factor.without.spread if measured else (0.0, 0.0)
-        rows.append(
-            [
-                factor.name,
-                factor.change,
-                f"{factor.without.rate:,.0f}" if measured else "failed" if factor.without.failed else "not measured",
-                f"{low:,.0f}-{high:,.0f}" if measured else "",
-                f"{-factor.cost:+.1%}" if factor.cost == factor.cost else "-",
-                f"{factor.of.rate:,.0f} ({factor.of.name})" if factor.of.measurements else factor.of.name,
-            ]
-        )
-    return ["without", "change", "images/s", "range", "difference", "against"], rows
-
-
-def _dearest_first(factor: Factor) -> float:
-    return -factor.cost if factor.cost == factor.cost else float("inf")
+    for factor in dearest_first(ablation.factors):
+        if not factor.measured:
+            rows.append([factor.name, factor.change, "failed" if factor.without.failed else "not measured", "", ""])
+            continue
+        low, high = factor.without.spread
+        star = " " if factor.of is ablation.fastest else "*"
+        cells = [f"{factor.without.rate:,.0f}", f"{low:,.0f}-{high:,.0f}", f"{-factor.cost:+.1%}{star}"]
+        rows.append([factor.name, factor.change, *cells])
+    return ["factor", "change", "images/s", "range", "difference "], rows
 
 
 def remarks(ablation: Ablation) -> list[str]:
@@ -720,9 +479,11 @@ def remarks(ablation: Ablation) -> list[str]:
         f"images/s: median and range of {windows} windows of {ablation.window_seconds:g} s, in "
         f"{ablation.repeats} process{'es' * (ablation.repeats > 1)} a cell; speed-up over the first row",
         f"epochs: computed from images/s, for {NUM_IMAGES:,} images an epoch, without validation; not run",
-        "compile s: first batch and step, from nothing (and from the cell's own cache); not in images/s",
+        "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
         _machine(ablation),
     ]
+    stars = [factor for factor in ablation.factors if factor.of is not ablation.fastest]
+    lines += [f"*{f.name}: of {f.of.name}'s, because engine = fused computes in channels_last only" for f in stars]
     quickest = max((e for e in ablation.entries if e.measurements), key=lambda e: e.rate, default=None)
     if ablation.fastest is not None and quickest is not ablation.fastest and quickest is not None:
         lines.append(f"{ablation.fastest.name} was the fastest of the first round; in the end it is {quickest.name}")
@@ -742,106 +503,3 @@ def stopped(ablation: Ablation) -> str:
     attribution = ["the attribution"] if ablation.fastest is None else []
     missing = ", ".join([*ablation.missing, *attribution]) or "nothing"
     return f"stopped by {signal.Signals(ablation.signal_number).name}; missing: {missing}"
-
-
-# ---- the chart ----
-
-ENGINE_COLOURS = {"eager": "#0072B2", "compiled": "#E69F00", "fused": "#009E73"}
-"""From Okabe and Ito, as the curves'."""
-
-
-def draw_chart(ablation: Ablation, path_stem: Path) -> list[Path]:
-    """Draws `path_stem`.svg and `path_stem`.png: images/s of each cell and, beside it, the cost of each factor."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    factors = [f for f in sorted(ablation.factors, key=_dearest_first) if f.cost == f.cost]
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.grid": True,
-        "axes.grid.axis": "x",
-        "axes.axisbelow": True,
-        "grid.color": "#e8e8e8",
-        "ytick.major.size": 0,
-        "hatch.linewidth": 0.6,
-        "svg.hashsalt": "fastcifar",
-    }
-    with rc_context(style):
-        rows = max(len(ablation.entries), len(factors))
-        figure = Figure(figsize=(12 if factors else 7.5, 1.6 + 0.34 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(_machine(ablation), fontsize=12)
-        panels = figure.subplots(1, 2 if factors else 1, width_ratios=[3, 2] if factors else None, squeeze=False)[0]
-        _draw_cells(panels[0], ablation)
-        if factors:
-            _draw_factors(panels[1], factors, ablation)
-        paths = [Path(f"{path_stem}{ending}") for ending in (".svg", ".png")]
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure.savefig(paths[1], dpi=120)
-    return paths
-
-
-def _draw_cells(axes: Axes, ablation: Ablation) -> None:
-    entries = ablation.entries
-    first = entries[0]
-    most = max(entry.spread[1] for entry in entries if entry.measurements)
-    for row, entry in enumerate(entries):
-        if not entry.measurements:
-            what = "failed" if entry.failed else "cannot run" if entry.problem else "not measured"
-            axes.text(0.005 * most, row, what, va="center", color="#777777", style="italic")
-            continue
-        low, high = entry.spread
-        stock = entry.values["tuned"] is False
-        axes.barh(
-            row,
-            entry.rate,
-            0.72,
-            xerr=[[entry.rate - low], [high - entry.rate]],
-            color=ENGINE_COLOURS[entry.values["engine"]],
-            alpha=0.55 if stock else 1.0,
-            hatch="////" if stock else None,
-            edgecolor="white",
-            error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": "#222222"},
-        )
-        speed_up = f"  {entry.rate / first.rate:.2f}x" if first.measurements and entry is not first else ""
-        axes.annotate(
-            f"{entry.rate:,.0f}{speed_up}", (high, row), xytext=(6, 0), textcoords="offset points", va="center"
-        )
-    axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
-    axes.invert_yaxis()
-    axes.set_xlim(0, most * 1.22)
-    axes.set_xlabel("images/s, median and range of windows")
-    axes.set_title(f"training step, speed-up over {first.name}")
-
-
-def _draw_factors(axes: Axes, factors: Sequence[Factor], ablation: Ablation) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    assert ablation.fastest is not None
-    for row, factor in enumerate(factors):
-        low, high = (rate / factor.of.rate - 1 for rate in factor.without.spread)
-        axes.barh(
-            row,
-            -factor.cost,
-            0.72,
-            xerr=[[-factor.cost - low], [high + factor.cost]],
-            color="#56B4E9",
-            error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": "#222222"},
-        )
-        axes.annotate(
-            f"{-factor.cost:+.1%}", (max(high, 0), row), xytext=(6, 0), textcoords="offset points", va="center"
-        )
-    axes.axvline(0, color="#222222", linewidth=0.8)
-    axes.set_yticks(range(len(factors)), [f"{factor.name}\n{factor.change}" for factor in factors], fontsize=8.5)
-    axes.invert_yaxis()
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right + 0.16 * (right - left))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("difference in images/s")
-    axes.set_title(f"{ablation.fastest.name} with one thing changed")

@@ -502,11 +502,7 @@ def ablate(parser: Parser, argv: list[str]) -> int:
         command=["fastcifar", "ablate", *argv],
         options=parser.options(),
     )
-    print_table(*ablate.cell_table(result))
-    if result.fastest is not None:
-        print(f"\n{result.fastest.name} with one thing changed:")
-        print_table(*ablate.factor_table(result))
-    print("\n" + "\n".join(ablate.remarks(result)))
+    print(ablate.text(result))
     print(f"\nresults  {result.path}")
     if result.signal_number:
         raise InterruptedRunError(ablate.stopped(result), result.signal_number)

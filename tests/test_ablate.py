@@ -13,10 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastcifar import ablate, cli, ops
-from fastcifar.ablate import Ablation, Entry
+from fastcifar import ablate, cli, grid, ops
+from fastcifar.ablate import Ablation
+from fastcifar.ablation_chart import ENGINE_COLOURS
 from fastcifar.config import Config
 from fastcifar.errors import UsageError
+from fastcifar.grid import Entry
 from fastcifar.measure import Cell, Failure, Measurement
 
 Captured = pytest.CaptureFixture[str]
@@ -27,7 +29,7 @@ RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU with AMX and the extension, whatever this one has."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ablate, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "")
     monkeypatch.setattr(ops, "available", lambda device: not ops.why_unavailable(device))
@@ -91,7 +93,7 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 
 def names(text: str) -> list[str]:
-    return [entry.name for entry in ablate.plan(pairs(text))]
+    return [entry.name for entry in grid.plan(pairs(text))]
 
 
 def by_name(ablation: Ablation) -> dict[str, Entry]:
@@ -138,7 +140,7 @@ def test_the_cells(text: str, expected: list[str]) -> None:
 
 
 def test_the_reference_is_pytorch_as_it_comes() -> None:
-    first = ablate.plan(pairs("--batch-size 64,256 --engine fused --memory-format contiguous,channels_last"))[0]
+    first = grid.plan(pairs("--batch-size 64,256 --engine fused --memory-format contiguous,channels_last"))[0]
     assert first.cell is not None
     config = first.cell.config
     assert (config.engine, config.precision, config.tuned) == ("eager", "fp32", False)
@@ -146,20 +148,20 @@ def test_the_reference_is_pytorch_as_it_comes() -> None:
 
 
 def test_settings_hold_in_every_cell() -> None:
-    for entry in ablate.plan(pairs("--width-mult 0.5 --mixup-alpha 0.2")):
+    for entry in grid.plan(pairs("--width-mult 0.5 --mixup-alpha 0.2")):
         assert entry.cell is not None
         assert (entry.cell.config.width_mult, entry.cell.config.mixup_alpha) == (0.5, 0.2)
 
 
 def test_without_amx_only_fp32_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: False)
     assert names("") == ["stock eager fp32", "eager fp32", "compiled fp32", "fused fp32"]
-    monkeypatch.setattr(ablate, "has_fast_bf16", lambda device: device.type == "cpu")
-    assert ablate._precisions(torch.device("cuda", 0)) == ["fp32", "fp16"]
+    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: device.type == "cpu")
+    assert grid._precisions(torch.device("cuda", 0)) == ["fp32", "fp16"]
 
 
 def test_cells_that_cannot_run_stay_with_their_reason() -> None:
-    entries = ablate.plan(pairs("--engine eager,fused --precision fp16,bf16 --memory-format contiguous,channels_last"))
+    entries = grid.plan(pairs("--engine eager,fused --precision fp16,bf16 --memory-format contiguous,channels_last"))
     assert {entry.name: entry.problem for entry in entries} == {
         "stock eager fp32, channels_last": "",
         "eager fp16, contiguous": "",
@@ -176,7 +178,7 @@ def test_cells_that_cannot_run_stay_with_their_reason() -> None:
 
 def test_without_the_extension_fused_is_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "the extension _C is not built")
-    problems = {entry.name: entry.problem for entry in ablate.plan([])}
+    problems = {entry.name: entry.problem for entry in grid.plan([])}
     assert [name for name, problem in problems.items() if problem] == ["fused fp32", "fused bf16"]
     with pytest.raises(UsageError, match="fused fp32: cannot run: the extension _C is not built"):
         ablate.ablate(pairs("--engine fused --tuned true"))
@@ -270,7 +272,7 @@ def test_attribution_removes_one_factor_at_a_time(machine: Machine) -> None:
         "precision": ("bf16 -> fp32", "fused fp32", "fused bf16", 0.5),
         "loader": ("resident -> torchvision", "fused bf16, torchvision", "fused bf16", 0.0),
         "augmentation": ("fused -> op by op", "fused bf16, augmented op by op", "fused bf16", 0.05),
-        "memory format": ("channels_last -> contiguous, on eager", "eager bf16, contiguous", "eager bf16", 0.1),
+        "memory format": ("channels_last -> contiguous", "eager bf16, contiguous", "eager bf16", 0.1),
         "tuned": ("true -> false", "fused bf16, untuned", "fused bf16", 0.5),
         "batch size": ("128 -> 64", "fused bf16, batch 64", "fused bf16", 0.4),
     }
@@ -284,7 +286,8 @@ def test_attribution_removes_one_factor_at_a_time(machine: Machine) -> None:
     assert [row[0] for row in rows] == [
         "engine", "precision", "tuned", "batch size", "memory format", "augmentation", "loader",
     ]  # fmt: skip
-    assert rows[0] == ["engine", "fused -> eager", "800", "784-832", "-60.0%", "2,000 (fused bf16)"]
+    assert rows[0] == ["engine", "fused -> eager", "800", "784-832", "-60.0% "]
+    assert rows[4] == ["memory format", "channels_last -> contiguous", "720", "706-749", "-10.0%*"]
 
 
 def test_attribution_of_other_cells(machine: Machine) -> None:
@@ -302,9 +305,9 @@ def test_attribution_of_other_cells(machine: Machine) -> None:
 
 def test_on_a_gpu_the_graph_is_a_factor() -> None:
     config = Config(engine="fused", precision="bf16", device="cuda:0")
-    fastest = ablate._entry_of(Cell(config), torch.device("cuda", 0))
+    fastest = grid._entry_of(Cell(config), torch.device("cuda", 0))
     fastest.name = "fused bf16"
-    factors = {f.name: f for f in ablate.factors_of(fastest, [fastest], torch.device("cuda", 0))}
+    factors = {f.name: f for f in grid.factors_of(fastest, [fastest], torch.device("cuda", 0))}
     graph = factors["CUDA graph"]
     assert graph.without.cell == Cell(config, launched=True) and graph.without.name == "fused bf16, launched"
     assert "tuned" not in factors
@@ -320,8 +323,10 @@ def test_tables_files_and_chart(machine: Machine, figures: list[Figure], capsys:
     assert rows["stock eager fp32"] == ["200", "196-208", "1.00x", "16:40:00", "0.5", "(0.5)", "1.25"]
     assert rows["fused bf16"] == ["2,000", "1,960-2,080", "10.00x", "1:40:00", "0.5", "(0.5)", "1.25"]
     assert rows["compiled fp32"][-3:] == ["40.0", "(0.5)", "1.25"]
-    assert "fused bf16 with one thing changed:" in out and "-60.0%" in out
+    assert "fused bf16 (2,000 images/s) with one thing changed:" in out and "-60.0%" in out
     assert "computed from images/s" in out and "not run" in out and out.endswith("results  here\n")
+    assert Path("here/ablation.txt").read_text() + "\nresults  here\n" == out
+    assert max(map(len, out.splitlines()[:17])) <= 80, "the tables fit a terminal"
     progress = err.splitlines()
     assert len(progress) == 24 and progress[0].startswith("[1/") and progress[-1].startswith("[24/24] ")
 
@@ -339,15 +344,15 @@ def test_tables_files_and_chart(machine: Machine, figures: list[Figure], capsys:
     assert float(fused["speed_up"]) == 10 and float(fused["run_seconds_computed"]) == 6000
     assert fused["torch"] == torch.__version__ and fused["num_processes"] == "2" and fused["num_windows"] == "6"
 
-    grid, factors = figures[0].axes
-    assert [label.get_text() for label in grid.get_yticklabels()] == DEFAULT
-    assert [text.get_text() for text in grid.texts][-1] == "2,000  10.00x"
+    bars, factors = figures[0].axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == DEFAULT
+    assert [text.get_text() for text in bars.texts][-1] == "2,000  10.00x"
     assert [label.get_text() for label in factors.get_yticklabels()][0] == "engine\nfused -> eager"
     assert [text.get_text() for text in factors.texts][0] == "-60.0%"
     assert Path("here/ablation.svg").read_text().startswith("<?xml")
     with Image.open("here/ablation.png") as image:
         shown = {colour for _, colour in image.convert("RGB").getcolors(2**24)}
-    assert {tuple(bytes.fromhex(colour[1:])) for colour in ablate.ENGINE_COLOURS.values()} <= shown
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in ENGINE_COLOURS.values()} <= shown
 
 
 def test_labels_of_the_chart_do_not_overlap(machine: Machine, figures: list[Figure]) -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fastcifar"
 ORDER = """
     errors statistics ops config environment curves display run study_plan study_progress store layouts download
     procedural sources draws augment loaders model optim clock device cpu telemetry engines state evaluation trainer
-    measure kinds roofline profile ablate compare report study doctor cli __main__
+    measure kinds roofline profile grid ablation_chart ablate compare report study doctor cli __main__
 """.split()
 """A module imports only modules to its left."""
 

@@ -1,0 +1,270 @@
+"""The cells of an ablation: a grid of settings, and the fastest cell with one factor removed at a time."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastcifar import ops
+from fastcifar.config import Config, from_dict, parse_value, resolve, trace
+from fastcifar.device import find_device, has_fast_bf16, settle
+from fastcifar.errors import UsageError
+from fastcifar.loaders import augmentation_of
+from fastcifar.measure import NUM_IMAGES, Cell, Measurement
+
+AXES = ("engine", "precision", "loader", "memory_format", "batch_size", "tuned", "compile_mode")
+"""The settings that may be lists."""
+
+_OF_ENGINE = {"compile_mode": "compiled"}
+"""Axes that say something of one engine only; cells of the others are not multiplied by them."""
+
+UNUSED = ("data", "mirror", "val_size", "split_seed", "eval_batch_size", "eval_every", "checkpoint_seconds")
+"""Settings that are refused, because nothing is read, evaluated or saved."""
+
+RESIDENT = ("resident", "device")
+"""Loader and images_on of batches that are made on the device."""
+
+
+@dataclass
+class Entry:
+    """A cell, and what was found out about it.
+
+    Attributes:
+        name: `fused bf16, batch 256`.
+        values: what it is on each axis.
+        cell: what is measured; None where the settings exclude each other.
+        problem: why it was not measured, or not to the end.
+        failed: whether that is a failure, not a cell that this machine excludes.
+        measurements: one for each process.
+    """
+
+    name: str
+    values: dict[str, Any]
+    cell: Cell | None = None
+    problem: str = ""
+    failed: bool = False
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        return self.cell is not None and not self.problem
+
+    @property
+    def windows(self) -> list[float]:
+        """Images a second of every window."""
+        return [rate for m in self.measurements for rate in m.images_per_second]
+
+    @property
+    def rate(self) -> float:
+        """Images a second: the median of all windows of all processes; NaN without any."""
+        return statistics.median(self.windows) if self.measurements else float("nan")
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The slowest and the fastest window."""
+        return min(self.windows), max(self.windows)
+
+
+@dataclass
+class Factor:
+    """One choice of the fastest cell, taken back.
+
+    Attributes:
+        name, change: `engine`, `fused -> eager`.
+        without: the cell without it.
+        of: the cell that it is compared with: the fastest or, where the choice comes with another one, that without
+            the other one.
+    """
+
+    name: str
+    change: str
+    without: Entry
+    of: Entry
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.without.measurements and self.of.measurements)
+
+    @property
+    def cost(self) -> float:
+        """The share of images/s that goes with it, 0 to 1; below 0 if more come without it; NaN where not measured."""
+        return 1 - self.without.rate / self.of.rate
+
+
+def plan(settings: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> list[Entry]:
+    """The cells that `settings` (pairs of key and text, axes as comma lists) ask for; the first one is the reference.
+
+    Engine and precision take every value that pays on the device, unless they are named. Where another axis is a list
+    they are what a run would take. On the CPU, and unless `tuned` is named, stock PyTorch comes first: eager, fp32.
+
+    Errors: one UsageError for all problems, a line each. `options` are suggested to who mistypes a setting.
+    """
+    axes, fixed = _axes(settings, options)
+    device = find_device(resolve(None, None, fixed).device)
+    listed = [name for name, texts in axes.items() if len(texts) > 1 and name not in ("engine", "precision")]
+    axes.setdefault("engine", ["auto"] if listed else ["eager", "compiled", "fused"])
+    axes.setdefault("precision", ["auto"] if listed else _precisions(device))
+    for name, engine in _OF_ENGINE.items():
+        if name in listed and engine not in axes["engine"]:
+            raise UsageError(
+                f"command line: --{name.replace('_', '-')}: only for engine = {engine}: name it in --engine"
+            )
+    names = [name for name in AXES if name in axes]
+    combinations = [dict(zip(names, texts, strict=True)) for texts in itertools.product(*(axes[n] for n in names))]
+    if device.type == "cpu" and "tuned" not in axes:
+        stock = {"engine": "eager", "precision": "fp32", "memory_format": "channels_last", "tuned": "false"}
+        combinations.insert(0, combinations[0] | stock)
+    entries: dict[tuple[object, ...], Entry] = {}
+    for values in combinations:
+        kept = {k: v for k, v in values.items() if _OF_ENGINE.get(k, values["engine"]) == values["engine"]}
+        entry = _entry(kept, fixed, device)
+        entries.setdefault(tuple(entry.values.values()), entry)
+    _name(list(entries.values()))
+    return list(entries.values())
+
+
+def _axes(
+    settings: Sequence[tuple[str, str]], options: Sequence[str]
+) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """The values of each axis that is named, checked one by one, and the other settings, checked together."""
+    axes: dict[str, list[str]] = {}
+    fixed, problems = [], []
+    for key, text in settings:
+        name = key.replace("-", "_")
+        if name in UNUSED:
+            problems.append(
+                f"command line: --{key} {text}: nothing to set here: {NUM_IMAGES:,} images of random bytes are trained "
+                "on, and nothing is evaluated or saved"
+            )
+        elif name in AXES:
+            axes[name] = list(dict.fromkeys(part.strip() for part in text.split(",")))
+        else:
+            fixed.append((key, text))
+    for name, texts in axes.items():
+        problems += _problems([[(name.replace("_", "-"), text)] for text in texts], options)
+    problems += _problems([fixed], options)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return axes, fixed
+
+
+def _problems(groups: Iterable[Sequence[tuple[str, str]]], options: Sequence[str]) -> list[str]:
+    found = []
+    for pairs in groups:
+        try:
+            trace(None, None, pairs, options)
+        except UsageError as error:
+            found.append(str(error))
+    return found
+
+
+def _precisions(device: torch.device) -> list[str]:
+    """fp32, and what is faster there."""
+    if has_fast_bf16(device):
+        return ["fp32", "bf16"]
+    return ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
+
+
+def _entry(values: Mapping[str, str], fixed: Sequence[tuple[str, str]], device: torch.device) -> Entry:
+    """The cell with these settings, or why there is none."""
+    try:
+        return _entry_of(Cell(settle(resolve(None, None, [*fixed, *values.items()]), device)), device)
+    except UsageError as error:
+        given = {name: parse_value(name, text) for name, text in values.items()}
+        defaults = {name: Config.model_fields[name].default for name in AXES}
+        return Entry("", defaults | given, problem=str(error).removeprefix("command line: "))
+
+
+def _entry_of(cell: Cell, device: torch.device) -> Entry:
+    config = cell.config
+    entry = Entry("", {name: getattr(config, name) for name in AXES}, cell)
+    if config.engine == "fused" and not ops.available(device.type):
+        entry.problem = ops.why_unavailable(device.type)
+    return entry
+
+
+_WORDS: Mapping[str, Callable[[Any], str]] = {
+    "loader": str,
+    "memory_format": str,
+    "batch_size": lambda value: f"batch {value}",
+    "compile_mode": str,
+}
+
+
+def _name(entries: Sequence[Entry]) -> None:
+    """Names each by engine and precision and, in what they differ, the rest."""
+    for entry in entries:
+        values = entry.values
+        stock = values["tuned"] is False and values["engine"] != "fused"
+        parts = [f"{'stock ' * stock}{values['engine']} {values['precision']}"]
+        for axis, word in _WORDS.items():
+            if (
+                len({e.values[axis] for e in entries}) > 1
+                and _OF_ENGINE.get(axis, values["engine"]) == values["engine"]
+            ):
+                parts.append(word(values[axis]))
+        if values["tuned"] is False and not stock:
+            parts.append("untuned")
+        entry.name = ", ".join(parts)
+
+
+def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -> list[Factor]:
+    """Every choice of the fastest cell that can be taken back, with the cell that lacks it, old or new."""
+    assert fastest.cell is not None
+    config = fastest.cell.config
+    known = {entry.cell: entry for entry in entries if entry.cell is not None}
+
+    def entry(what: str, updates: dict[str, Any], **beside: Any) -> Entry:
+        try:
+            changed = settle(from_dict(config.model_dump() | updates, "ablate"), device)
+            new = _entry_of(Cell(changed, **beside), device)
+        except UsageError as error:
+            new = Entry("", fastest.values | updates, problem=str(error).removeprefix("ablate: "))
+        gone = [_WORDS[axis](fastest.values[axis]) for axis in updates if axis in _WORDS]
+        parts = [part for part in fastest.name.split(", ")[1:] if part not in gone]
+        new.name = ", ".join([f"{new.values['engine']} {new.values['precision']}", *parts, *([what] if what else [])])
+        return known.setdefault(new.cell, new) if new.cell is not None else new
+
+    found = []
+    eager = {"engine": "eager", "compile_mode": "default", "fuse_pointwise": False}
+    without_engine = entry("", eager)
+    if config.engine != "eager":
+        found.append(Factor("engine", f"{config.engine} -> eager", without_engine, fastest))
+    if config.compile_mode != "default" and config.engine == "compiled":
+        default = entry("default", {"compile_mode": "default"})
+        found.append(Factor("compile mode", f"{config.compile_mode} -> default", default, fastest))
+    if config.engine == "fused" and device.type == "cuda" and (config.loader, config.images_on) == RESIDENT:
+        launched = entry("launched", {}, launched=True)
+        found.append(Factor("CUDA graph", "one a step -> launched op by op", launched, fastest))
+    if config.precision != "fp32":
+        found.append(Factor("precision", f"{config.precision} -> fp32", entry("", {"precision": "fp32"}), fastest))
+    if config.loader != "torchvision":
+        torchvision = entry("torchvision", {"loader": "torchvision", "images_on": "device"})
+        found.append(Factor("loader", f"{config.loader} -> torchvision", torchvision, fastest))
+    if (config.loader, config.images_on) == RESIDENT and (how := augmentation_of(config.engine, device)) != "eager":
+        op_by_op = entry("augmented op by op", {}, augmentation="eager")
+        found.append(Factor("augmentation", f"{how} -> op by op", op_by_op, fastest))
+    if config.memory_format == "channels_last":
+        contiguous = {"memory_format": "contiguous"}
+        if config.engine == "fused":  # it knows channels_last only: both are asked of the eager engine
+            without = entry("contiguous", eager | contiguous)
+            found.append(Factor("memory format", "channels_last -> contiguous", without, without_engine))
+        else:
+            without = entry("contiguous", contiguous)
+            found.append(Factor("memory format", "channels_last -> contiguous", without, fastest))
+    if config.tuned and device.type == "cpu":
+        found.append(Factor("tuned", "true -> false", entry("untuned", {"tuned": False}), fastest))
+    if (half := config.batch_size // 2) >= 1:
+        halved = entry(f"batch {half}", {"batch_size": half})
+        found.append(Factor("batch size", f"{config.batch_size} -> {half}", halved, fastest))
+    return found
+
+
+def dearest_first(factors: Iterable[Factor]) -> list[Factor]:
+    """By cost; what was not measured comes last."""
+    return sorted(factors, key=lambda factor: -factor.cost if factor.measured else float("inf"))

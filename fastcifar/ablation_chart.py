@@ -89,6 +89,7 @@ def _draw_cells(axes: Axes, entries: Sequence[Entry]) -> None:
     axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
     axes.invert_yaxis()
     axes.set_xlim(0, most * 1.22)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("images/s, median and range of windows")
     axes.set_title(f"training step, speed-up over {first.name}")
 

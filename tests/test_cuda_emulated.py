@@ -386,7 +386,7 @@ def test_a_removed_barrier_is_seen() -> None:
     "subset",
     [
         pytest.param(
-            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or last_bit or views or cross_entropy",
+            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or last_bit or views or entropy",
             id="some",
         ),
         pytest.param("not planted and not barrier and not sanitizers", id="all", marks=pytest.mark.slow),

@@ -113,10 +113,8 @@ def test_large_and_infinite_logits(device: str) -> None:
 def test_empty_tensors_are_no_mixup_and_an_empty_batch_has_no_loss(device: str) -> None:
     logits, labels, *_ = arguments(6, 4, torch.float32, False, device=device)
     none = labels.new_empty(0), logits.new_empty(0)
-    for a, b in zip(
-        mixup_cross_entropy(logits, labels, *none, 0.1), mixup_cross_entropy(logits, labels, None, None, 0.1)
-    ):
-        assert torch.equal(a, b)
+    got, expected = (mixup_cross_entropy(logits, labels, *mixing, 0.1) for mixing in (none, (None, None)))
+    assert all(map(torch.equal, got, expected))
     empty = logits[:0].requires_grad_()
     loss, correct, sums = mixup_cross_entropy(empty, labels[:0], None, None, 0.1)
     assert loss.isnan() and correct == 0 and sums.tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""Fused ops, from a batch out of resident images to the loss, with compiled kernels; each `<op>_ref` says the same in plain PyTorch."""
+"""Fused ops with compiled kernels, from the batch to the loss; each `<op>_ref` says the same in plain PyTorch."""
 
 from fastcifar.ops._library import available, cpu_isa, why_unavailable
 from fastcifar.ops.batch_norm_relu import batch_norm_relu

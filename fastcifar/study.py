@@ -82,8 +82,9 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
             progress.phase("writing the report")
             from fastcifar import report
 
-            others = [run.path for run in planned if run.state != "finished" and run.epochs_done]
-            return Result(study, planned, report.write_report([*finished, *others], out / REPORT, planned=planned))
+            paths = finished + [run.path for run in planned if run.state != "finished" and run.epochs_done]
+            page = report.write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
+            return Result(study, planned, page)
 
 
 def _digests(study: Study, wanted: set[str]) -> dict[str, str]:

@@ -42,7 +42,9 @@ class Report:
     def __init__(self) -> None:
         self.calls: list[tuple[list[Path], dict[str, PlannedRun]]] = []
 
-    def write_report(self, runs: Sequence[Path], out: Path, *, planned: Sequence[PlannedRun] = ()) -> Path:
+    def write_report(
+        self, runs: Sequence[Path], out: Path, *, planned: Sequence[PlannedRun] = (), data: str | None = None
+    ) -> Path:
         self.calls.append((list(runs), {run.name: run for run in planned}))
         return out / "index.html"
 

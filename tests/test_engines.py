@@ -66,9 +66,10 @@ def test_mixup_weights_the_two_losses_and_counts(smoothing: float) -> None:
     logits, a, b = torch.randn(8, 5), torch.randint(0, 5, (8,)), torch.randint(0, 5, (8,))
     lam = torch.tensor(0.3)
     forward = forward_with_loss(torch.nn.Identity(), smoothing)
-    loss, correct = forward(Batch(logits, a, b, lam))
+    loss, (loss_sum, correct) = forward(Batch(logits, a, b, lam))
     ce = [F.cross_entropy(logits, y, label_smoothing=smoothing) for y in (a, b)]
     torch.testing.assert_close(loss, 0.3 * ce[0] + 0.7 * ce[1])
+    torch.testing.assert_close(loss_sum, 8 * loss)
     hits = [(logits.argmax(1) == y).sum().item() for y in (a, b)]
     assert correct.item() == pytest.approx(0.3 * hits[0] + 0.7 * hits[1])
 
@@ -137,10 +138,10 @@ def test_totals_are_means_over_images_not_over_batches() -> None:
         batch = loader.batch(step)
         with torch.no_grad():
             before = [b.clone() for b in engine.model.buffers()]
-            loss, correct = forward_with_loss(engine.model, 0.0)(batch)
+            _, (loss_sum, correct) = forward_with_loss(engine.model, 0.0)(batch)
             for buffer, value in zip(engine.model.buffers(), before, strict=True):
                 buffer.copy_(value)
-        expected_loss += loss.item() * len(batch.labels)
+        expected_loss += loss_sum.item()
         expected_correct += correct.item()
         engine.train_step(batch, 0.05)
     totals = engine.read_totals(loader.num_images)

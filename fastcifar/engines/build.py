@@ -8,7 +8,7 @@ from fastcifar import cpu
 from fastcifar.config import Config
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
-from fastcifar.engines.fused import FusedModel
+from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.loaders import MEMORY_FORMAT
 from fastcifar.model import MobileNet
 from fastcifar.optim import Ema, build_optimizer
@@ -28,9 +28,11 @@ def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engi
     model.train()
     optimizer = build_optimizer(model, config)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    logits = FusedModel(model, fuse_pointwise=config.fuse_pointwise) if config.engine == "fused" else None
-    forward = None
-    if config.engine == "compiled":
+    logits, forward = None, None
+    if config.engine == "fused":
+        logits = FusedModel(model, fuse_pointwise=config.fuse_pointwise)
+        forward = fused_forward(logits, config.label_smoothing)
+    elif config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
         forward = compiled_forward(eager, config.batch_size, config.compile_mode)
     return Engine(

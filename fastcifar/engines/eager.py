@@ -28,8 +28,9 @@ class EpochTotals:
     accuracy: float
 
 
-def loss_and_correct(logits: Tensor, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Mean loss [] and correct predictions [] of logits [B, K], float32 or wider; MixUp weights both labels."""
+def loss_and_sums(logits: Tensor, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Mean loss [], and [sum of losses, correct predictions], of logits [B, K]; MixUp weights both labels."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     predicted = logits.detach().argmax(1)
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     correct = (predicted == batch.labels).sum().float()
@@ -38,20 +39,16 @@ def loss_and_correct(logits: Tensor, batch: Batch, label_smoothing: float) -> tu
         partner_correct = (predicted == batch.partner_labels).sum().float()
         loss = torch.lerp(partner_loss, loss, batch.lam)
         correct = torch.lerp(partner_correct, correct, batch.lam)
-    return loss, correct
+    return loss, torch.stack((loss.detach() * len(batch.labels), correct))
 
 
 def forward_with_loss(model: Callable[[Tensor], Tensor], label_smoothing: float) -> Forward:
-    """batch -> `loss_and_correct` of the model's logits, whatever precision they come in."""
+    """batch -> `loss_and_sums` of the model's logits."""
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
-        return loss_and_correct(_widened(model(batch.images)), batch, label_smoothing)
+        return loss_and_sums(model(batch.images), batch, label_smoothing)
 
     return forward
-
-
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Engine:
@@ -63,7 +60,7 @@ class Engine:
             is decided on the device.
         label_smoothing: of the training loss only.
         logits: images -> logits, the model's function; None for the model itself.
-        forward: another way to compute `forward_with_loss` in training, say a compiled one; None for eager.
+        forward: another way to compute `forward_with_loss` in training, compiled or fused; None for eager.
     """
 
     def __init__(
@@ -102,21 +99,21 @@ class Engine:
         return tensors | {"totals": self.totals}
 
     def train_step(self, batch: Batch, lr: float | Tensor) -> None:
-        """Forward, backward, step; the loss and the count of correct predictions are added to `totals`.
+        """Forward, backward, step; the sum of losses and the correct predictions are added to `totals`.
 
         Reads nothing from the device, so that a CUDA graph can hold all of it; `lr` is then a float32 tensor there.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self._autocast():
-            loss, correct = self._forward(batch)
+            loss, sums = self._forward(batch)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
-        self.totals += torch.stack((loss.detach() * len(batch.labels), correct))
+        self.totals += sums
 
     def read_totals(self, num_images: int) -> EpochTotals:
         """The epoch's means; the one read from the device in an epoch. Starts the next epoch's sums at zero."""
@@ -137,11 +134,10 @@ class Engine:
             totals, num_images = torch.zeros_like(self.totals), 0
             for batch in batches:
                 with self._autocast():
-                    logits = _widened(self._logits(batch.images))
-                    loss, correct = loss_and_correct(logits, batch, label_smoothing=0.0)
+                    logits = self._logits(batch.images)
+                    totals += loss_and_sums(logits, batch, label_smoothing=0.0)[1]
                 if see is not None:
-                    see(logits, batch.labels)
-                totals += torch.stack((loss * len(batch.labels), correct))
+                    see(logits.float(), batch.labels)
                 num_images += len(batch.labels)
             loss_mean, accuracy = (totals / num_images).tolist()
         finally:

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.engines.eager import Forward
+from fastcifar.loaders import Batch
 from fastcifar.model import DepthwiseSeparable, MobileNet
-from fastcifar.ops import batch_norm_relu, depthwise_block, dwconv3x3_affine_relu
+from fastcifar.ops import batch_norm_relu, depthwise_block, dwconv3x3_affine_relu, mixup_cross_entropy
 from fastcifar.ops.separable_block import separable_block
 
 
@@ -84,6 +86,17 @@ class FusedModel:
         unbiased = torch._foreach_mul(variances, [n / max(n - 1, 1) for n in counts])
         torch._foreach_lerp_(self._means, means, self._momentum)
         torch._foreach_lerp_(self._vars, unbiased, self._momentum)
+
+
+def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:
+    """batch -> `loss_and_sums` of the model's logits, as one op."""
+
+    def forward(batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = model(batch.images)
+        loss, _, sums = mixup_cross_entropy(logits, batch.labels, batch.partner_labels, batch.lam, label_smoothing)
+        return loss, sums
+
+    return forward
 
 
 def _conv(module: nn.Module) -> nn.Conv2d:

@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -367,35 +367,68 @@ def test_a_stopped_study_goes_on(fake: Any, report: Report) -> None:
     assert str(caught.value).endswith("go on with: fastcifar study --out s")
     saved = next(run for run in Study.open(OUT).planned() if run.name == "final-s0")
     assert (saved.state, saved.epochs_done, report.calls) == ("cut", 1, [])
+    assert "stopped by SIGTERM: saved at epoch 1" in (OUT / "logs/final-s0.log").read_text()
     fake()
     conduct(OUT, Request())
     assert trained() == whole("final-s0", "final-s1", "constant-s0", "constant-s1")
 
 
-def test_a_killed_study_leaves_its_runs_to_the_next(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
+    """A study in a process of its own, whose run final-s0 waits in its second epoch; constant-s0 is to come."""
     fake(final_s0="hold")
     script = f"""
         import sys
-        from pathlib import Path
         from types import SimpleNamespace
-        from fastcifar import sources, study
-        from fastcifar.study_plan import Request
+        from fastcifar import cli, sources, study
         sources.load = lambda data, mirror="": SimpleNamespace(digest={DIGEST!r})
         study.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
-        study.conduct(Path("s"), Request(("final", "constant"), seeds=(0,), settings={SHORT!r}))
+        sys.exit(cli.main("study final constant --seeds 1 --epochs 3 --out s".split()))
     """
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-    first = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stderr=subprocess.PIPE)
-    when(lambda: trained() == whole("final-s0", epochs=1), first.kill).join()
-    first.communicate()
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        when(lambda: trained()["final-s0 1"], lambda: None).join()
+        yield process
+        process.kill()
+
+
+def test_ctrl_c_reaches_each_run_once(other_study: subprocess.Popen[str]) -> None:
+    os.killpg(other_study.pid, signal.SIGINT)  # as a terminal does, to all that are in the foreground
+    _, err = other_study.communicate(timeout=60)
+    assert other_study.returncode == 130
+    assert err.splitlines()[-1].endswith(
+        "stopped by SIGINT: 0 of 2 runs are finished, the others saved; go on with: fastcifar study --out s"
+    )
+    assert "stopped by SIGTERM: saved at epoch 1" in (OUT / "logs/final-s0.log").read_text()
+    Path("go").touch()
+    conduct(OUT, Request())
+    assert trained() == whole("final-s0", "constant-s0")
+
+
+@pytest.mark.parametrize("orphan_ends", ["finished", "killed"])
+def test_a_killed_study_leaves_its_runs_to_the_next(other_study: subprocess.Popen[str], orphan_ends: str) -> None:
+    other_study.kill()
+    other_study.wait()
     orphan = pid_of("final-s0")
     os.kill(orphan, 0)  # it lives
-    releaser = when(lambda: trained()["constant-s0 3"], lambda: Path("go").touch())
+
+    def end() -> None:
+        if orphan_ends == "killed":
+            os.kill(orphan, signal.SIGKILL)
+        Path("go").touch()
+
+    ender = when(lambda: trained()["constant-s0 3"], end)
     result = conduct(OUT, request("final", "constant"), jobs=2)
-    releaser.join()
+    ender.join()
     assert states(result) == {"final-s0": "finished", "constant-s0": "finished"}
     assert trained() == whole("final-s0", "constant-s0")
-    assert json.loads(Path("seen-final-s0.json").read_text())["FASTCIFAR_STUDY_JOBS"] is None, "the first study's run"
+    by = json.loads(Path("seen-final-s0.json").read_text())["FASTCIFAR_STUDY_JOBS"]
+    assert by == (None if orphan_ends == "finished" else "2"), "whose run it was"
 
 
 def test_one_study_at_a_time_in_a_folder(fake: Any) -> None:

@@ -432,10 +432,9 @@ def _print_study(result: Result) -> int:
     print(f"\nstudy   {result.study.path}")
     if result.page is not None:
         print(f"report  {result.page}")
-    failed = [run for run in result.runs if run.state == "failed"]
-    if failed:
-        lines = [f"{len(failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
-        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in failed]
+    if result.failed:
+        lines = [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
+        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in result.failed]
         raise FastcifarError("\n".join(lines))
     return 0
 

@@ -46,10 +46,17 @@ _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Result:
-    """Every planned run as it is at the end, and the page; None where no run has finished."""
+    """What a study has come to.
+
+    Attributes:
+        runs: every planned run as it is now.
+        failed: those that were to be trained now and failed.
+        page: the report; None where no run has finished.
+    """
 
     study: Study
     runs: list[PlannedRun]
+    failed: list[PlannedRun]
     page: Path | None
 
 
@@ -76,15 +83,16 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
         with Progress(study, runs) as progress:
             _train_all(study, runs, _places(study, jobs), progress)
             planned = study.planned()
+            failed = [run for run in planned if run.state == "failed" and run.name in wanted]
             finished = [run.path for run in planned if run.state == "finished"]
             if not finished:
-                return Result(study, planned, None)
+                return Result(study, planned, failed, None)
             progress.phase("writing the report")
             from fastcifar import report
 
             paths = finished + [run.path for run in planned if run.state != "finished" and run.epochs_done]
             page = report.write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
-            return Result(study, planned, page)
+            return Result(study, planned, failed, page)
 
 
 def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
@@ -281,10 +289,14 @@ def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], 
     with _signals() as stop:
         try:
             while jobs or (waiting and not stop.number):
-                for place in [i for i in range(len(places)) if i not in jobs and waiting and not stop.number]:
+                for place in range(len(places)):
+                    if place in jobs or not waiting or stop.number:
+                        continue
                     run = waiting.popleft()
                     try:
-                        jobs[place] = _start(study, run, places[place], len(places))
+                        jobs[place] = job = _start(study, run, places[place], len(places))
+                        if job.process is None:
+                            progress.line(f"{run.name}: another process is training it already, and is waited for")
                     except (OSError, UsageError) as problem:
                         fail(run, str(problem))
                 progress.update([job.run for job in jobs.values()])

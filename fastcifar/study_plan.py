@@ -333,7 +333,10 @@ def check_runs(study: Study) -> None:
     """Refuses run folders that hold something else than the study wants, as after a change of a preset."""
     for run in study.planned():
         if (run.path / CONFIG).is_file():
-            folder = RunFolder.open(run.path, note=lambda _: None)
+            try:
+                folder = RunFolder.open(run.path, note=lambda _: None)
+            except CheckpointError:  # damaged: it will fail alone, and say why
+                continue
             found = _differences(folder.config, study.config(run.trial, run.seed))
             if folder.dataset_digest != study.trials[run.trial].dataset_digest:
                 found.append("its images are others")

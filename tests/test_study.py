@@ -298,6 +298,7 @@ def test_side_by_side_they_share_the_cores(fake: Any, monkeypatch: pytest.Monkey
 
 def test_gpus_are_dealt_out(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "_num_gpus", lambda: 2)
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.6)  # two end between two looks, and one is waiting
     conduct(OUT, request("final", "constant", "cosine"))
     devices = Counter(json.loads(path.read_text())["device"] for path in Path().glob("seen-*.json"))
     assert devices in ({"cuda:0": 2, "cuda:1": 1}, {"cuda:0": 1, "cuda:1": 2})
@@ -332,6 +333,7 @@ def test_what_fails_takes_nothing_else_down(
     assert Study.open(OUT).planned()[0].reason == reason, "and it is known later"
 
     fake()
+    assert conduct(OUT, request("constant")).failed == [], "what is not asked for now is no failure of now"
     assert cli.main(argv) == 0
     assert trained() == whole("final-s0", "cosine-s0", "constant-s0"), "they go on where they stood"
     assert Study.open(OUT).failures == {}
@@ -411,7 +413,9 @@ def test_ctrl_c_reaches_each_run_once(other_study: subprocess.Popen[str]) -> Non
 
 
 @pytest.mark.parametrize("orphan_ends", ["finished", "killed"])
-def test_a_killed_study_leaves_its_runs_to_the_next(other_study: subprocess.Popen[str], orphan_ends: str) -> None:
+def test_a_killed_study_leaves_its_runs_to_the_next(
+    other_study: subprocess.Popen[str], orphan_ends: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     other_study.kill()
     other_study.wait()
     orphan = pid_of("final-s0")
@@ -427,6 +431,7 @@ def test_a_killed_study_leaves_its_runs_to_the_next(other_study: subprocess.Pope
     ender.join()
     assert states(result) == {"final-s0": "finished", "constant-s0": "finished"}
     assert trained() == whole("final-s0", "constant-s0")
+    assert "final-s0: another process is training it already" in capsys.readouterr().err
     by = json.loads(Path("seen-final-s0.json").read_text())["FASTCIFAR_STUDY_JOBS"]
     assert by == (None if orphan_ends == "finished" else "2"), "whose run it was"
 
@@ -460,6 +465,16 @@ def test_a_run_that_is_not_the_studys_is_refused(fake: Any, monkeypatch: pytest.
     with pytest.raises(DataError, match="s was begun with other images: their digest is dddddddddddd, .* eeeeeeeeeeee"):
         conduct(OUT, request("final", seeds=2))
     assert trained() == whole("final-s0")
+
+
+def test_a_damaged_run_fails_alone(fake: Any) -> None:
+    fake(final_s0="diverge")
+    conduct(OUT, request("final"))
+    (OUT / "runs/final-s0/environment.json").write_text("{")
+    fake()
+    result = conduct(OUT, request("final", "constant"))
+    assert states(result) == {"final-s0": "failed", "constant-s0": "finished"}
+    assert "environment.json is damaged" in result.failed[0].reason
 
 
 def test_images_that_cannot_be_had_leave_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,7 +424,10 @@ def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
     )
     blocks.append(Figure("figure-09", caption, [figures.draw_beta("figure-09", alpha, drawn, alt)]))
     blocks.append(curves_figure(10, "figure-10", "Loss and accuracy with MixUp", [final]))
-    blocks += [Heading(3, "The report's MixUp row contradicts itself", "mixup-row"), *_mixup_arithmetic(final)]
+    blocks += [
+        Heading(3, "The report's MixUp row contradicts itself", "mixup-row"),
+        *_mixup_arithmetic(final, results.trial("final-alpha-0.5")),
+    ]
     return blocks
 
 
@@ -445,7 +448,7 @@ def _mixup_panel(dataset: Dataset, val_size: int, split_seed: int, batch: int, s
     return figures.draw_sheet(f"figure-08-alpha-{alpha:g}", np.stack(rows), labels, alt, title=title)
 
 
-def _mixup_arithmetic(final: Trial | None) -> list[Block]:
+def _mixup_arithmetic(final: Trial | None, ninth: Trial | None) -> list[Block]:
     about, before = find_preset("final").about, find_preset("wd-5e-4").about
     row, theirs = about.report, original.REPRODUCED_MIXUP_TRAIN_ACCURACY
     ceiling = {alpha: figures.mixup_ceiling(alpha) for alpha in (0.2, 0.5, 1.0)}
@@ -472,6 +475,13 @@ def _mixup_arithmetic(final: Trial | None) -> list[Block]:
         items.append(
             f"Ours, alpha = 0.2, n = {sample.n}: {mean_and_sd(sample, 'train_accuracy')}, which is "
             f"{100 * sample.mean / ceiling[0.2]:.1f} % of the ceiling at 0.2."
+        )
+    if ninth is not None and ninth.is_comparable and (sample := ninth.sample("train_accuracy")):
+        items.append(
+            f"The ninth trial, alpha = 0.5, n = {sample.n}: training accuracy {mean_and_sd(sample, 'train_accuracy')}, "
+            f"{100 * sample.mean / ceiling[0.5]:.1f} % of the ceiling at 0.5, training loss "
+            f"{mean_and_sd(ninth.sample('train_loss'), 'train_loss')}; the report has "
+            f"{100 * row['train_accuracy']:.2f} % and {row['train_loss']:.4f}."
         )
     return [Bullets(items)]
 

@@ -107,9 +107,11 @@ def draw(
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        # Space at the sides: a reader's font may be wider than the one measured with.
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
         FigureCanvasSVG(figure)
         paint(figure)
         text = io.StringIO()
@@ -251,6 +253,7 @@ def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         axes.imshow(sheet)
+        axes.set_anchor("E")
         axes.set_title(title)
         axes.set_yticks([row * step + size / 2 for row in range(rows)], labels)
         axes.tick_params(length=0)

@@ -61,7 +61,9 @@ figure { margin: 1.75rem 0; break-inside: avoid; }
 .panel svg { display: block; width: 100%; height: auto; max-width: var(--width); }
 .panel.wide { flex-basis: 100%; }
 .panel.wide svg { min-width: min(var(--width), 38rem); }
+.panel text { text-rendering: geometricPrecision; }
 .panel image { image-rendering: pixelated; }
+@media (min-width: 60rem) { #table-runs td:nth-child(2) { min-width: 21rem; } }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .9rem; }
 @media (max-width: 40rem) {
@@ -160,7 +162,7 @@ def _cells(table: Table, row: Sequence[str]) -> str:
 
 
 def _marked(text: str) -> str:
-    escaped = html.escape(text)
+    escaped = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", html.escape(text))
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escaped)
     return re.sub(r"\[([^\]]+)\]\((#[\w.-]+)\)", r'<a href="\2">\1</a>', escaped)

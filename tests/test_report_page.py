@@ -255,7 +255,7 @@ def test_a_shortened_study_on_procedural_images_gets_no_verdict(tmp_path: Path) 
     labels = sources.load("procedural").test.labels.tolist()
     runs = [
         make_run(tmp_path / name, name, digest=sources.PROCEDURAL_DIGEST, labels=labels, **settings)
-        for name in ("lr-0.05", "final")
+        for name in ("lr-0.05", "cosine")
     ]
     path = write_report(runs, tmp_path / "out")
     page = Page(path)

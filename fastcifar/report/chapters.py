@@ -15,7 +15,7 @@ from fastcifar.report import figures, original
 from fastcifar.report.document import NOTHING, Block, Bullets, Details, Figure, Heading, Panel, Paragraph, Table
 from fastcifar.report.original import Comparison, Metric, ResultTable, SettingsTable
 from fastcifar.report.results import CURVES, Results, Trial, effect, published_span, verdict
-from fastcifar.sources import Dataset
+from fastcifar.sources import Dataset, Split
 from fastcifar.statistics import LEAST_FOR_INTERVAL, Sample
 
 METRIC_NAMES: Mapping[str, str] = {
@@ -393,10 +393,12 @@ def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
     final = results.trial("final")
     config = final.config if final else find_preset("final").config
     blocks: list[Block] = [Heading(2, "MixUp", "mixup")]
+    seed = config.seed
     if dataset is not None:
-        seed = config.seed
+        there = results.trials[0].config  # whose images these are, and so whose split they allow
+        train, _ = dataset.train_val(there.val_size, there.split_seed)
         panels = [
-            _mixup_panel(dataset, config.val_size, config.split_seed, config.batch_size, seed, alpha)
+            _mixup_panel(train, there.batch_size, seed, alpha)
             for alpha in dict.fromkeys((original.FIGURE_8_ALPHA, config.mixup_alpha))
         ]
         caption = (
@@ -409,7 +411,7 @@ def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
     alpha = config.mixup_alpha
     epochs, images, batch = 3, 40_000, 128
     lambdas = [
-        draw_epoch(config.seed, epoch, num_images=images, batch_size=batch, mixup_alpha=alpha).lam
+        draw_epoch(seed, epoch, num_images=images, batch_size=batch, mixup_alpha=alpha).lam
         for epoch in range(1, epochs + 1)
     ]
     drawn: NDArray[np.float32] = np.concatenate([lam for lam in lambdas if lam is not None])
@@ -419,7 +421,7 @@ def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
         f"{100 * near:.0f} % of them are within 0.05 of 0 or 1"
     )
     caption = (
-        f"**Figure 9.** Beta distribution: density, and the {len(drawn):,} lambdas that seed {config.seed} draws for "
+        f"**Figure 9.** Beta distribution: density, and the {len(drawn):,} lambdas that seed {seed} draws for "
         f"{epochs} epochs of {images:,} images. {100 * near:.0f} % of them mix by less than 5 %."
     )
     blocks.append(Figure("figure-09", caption, [figures.draw_beta("figure-09", alpha, drawn, alt)]))
@@ -431,8 +433,7 @@ def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
     return blocks
 
 
-def _mixup_panel(dataset: Dataset, val_size: int, split_seed: int, batch: int, seed: int, alpha: float) -> Panel:
-    train, _ = dataset.train_val(val_size, split_seed)
+def _mixup_panel(train: Split, batch: int, seed: int, alpha: float) -> Panel:
     draws = draw_epoch(seed, 1, num_images=len(train), batch_size=batch, mixup_alpha=alpha)
     assert draws.partner is not None and draws.lam is not None
     rows, labels = [], []

@@ -194,7 +194,7 @@ def _torchvision() -> Any:
     import sys
 
     sys.path.append(os.path.join(os.path.dirname(__file__), "..", "tests"))
-    from torchvision_cpu import import_torchvision
+    from fastcifar.loaders.torchvision import import_torchvision
 
     return import_torchvision()
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Flip = Literal["random", "alternating", "none"]
 
-_ORDER, _CROP, _FLIP, _PARTNER, _LAMBDA = range(5)
+_ORDER, _CROP, _FLIP, _PARTNER, _LAMBDA, _SEEDS = range(6)
 _EVERY_EPOCH = 0  # epochs count from 1: stream 0 is for draws that hold for a whole run
 
 
@@ -76,3 +76,8 @@ def draw_epoch(
     partner = np.concatenate([full.ravel(), rng.permutation(rest)])
     lam = _stream(seed, epoch, _LAMBDA).beta(mixup_alpha, mixup_alpha, num_full + (rest > 0)).astype(np.float32)
     return EpochDraws(index, top, left, flips, partner, lam)
+
+
+def draw_seeds(seed: int, epoch: int, num_images: int) -> NDArray[np.uint32]:
+    """uint32 [num_images]: a seed for the transforms of each position, where a library draws crop and flip itself."""
+    return _stream(seed, epoch, _SEEDS).integers(0, 2**32, num_images, dtype=np.uint32)

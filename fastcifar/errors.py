@@ -41,6 +41,10 @@ class CompileError(FastcifarError):
     """torch.compile, or a compiler under it, failed at the first step."""
 
 
+class LoaderError(FastcifarError):
+    """A worker process that makes batches is gone, or has no room for them."""
+
+
 class InterruptedRunError(FastcifarError):
     """A signal stopped the run after its state was saved; the exit code is 128 + the signal's number."""
 

@@ -24,6 +24,14 @@ def build_loader(
 
     Errors: `UsageError` if a package that the loader needs is missing; `DeviceMemoryError`.
     """
+    if config.loader == "torchvision":
+        from fastcifar.loaders.torchvision import TorchvisionLoader  # what it needs is optional, and slow to import
+
+        return TorchvisionLoader(split, config, device, dtype)
+    if config.loader == "dali":
+        from fastcifar.loaders.dali import DaliLoader
+
+        return DaliLoader(split, config, device, dtype)
     augmentation = augmentation_of(config.engine, device)
     if config.images_on == "host":
         if augmentation == "fused":  # its kernel reads the whole split

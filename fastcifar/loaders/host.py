@@ -69,7 +69,7 @@ class HostLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of the next step; what went wrong in the thread is raised here."""
-        if step != self._next:
+        if step != self._next or step >= self.num_batches:
             raise ValueError(f"step {step} of the epoch is asked for, and {self._next} is next: steps go in order")
         slot = self._ready.get()
         if isinstance(slot, BaseException):

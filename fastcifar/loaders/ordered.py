@@ -1,0 +1,74 @@
+"""What the loaders have in common that make their batches on the host, a few ahead: the draws, the order, the mix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from fastcifar.config import Config
+from fastcifar.draws import EpochDraws, draw_epoch
+from fastcifar.loaders.batch import MEMORY_FORMAT, Batch
+
+
+class OrderedLoader(ABC):
+    """Training batches in the order of the epoch's draws, mixed on the device as the resident loader mixes them.
+
+    Arguments:
+        num_images: of the split.
+        config: seed, batch_size, crop_padding, flip, mixup_alpha and memory_format are read here.
+        device, dtype: where the batches are needed, and in what type.
+    """
+
+    def __init__(self, num_images: int, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+        self._config, self._device, self._dtype = config, device, dtype
+        self.num_images, self.batch_size = num_images, config.batch_size
+        self.num_batches = -(-num_images // self.batch_size)
+        self._next = self.num_batches
+        self._partner: Tensor | None = None
+        self._lam: Tensor | None = None
+
+    @abstractmethod
+    def _start(self, epoch: int, draws: EpochDraws, first_step: int) -> None:
+        """Starts to make the epoch's batches, from `first_step` on; those of an epoch cut short are dropped."""
+
+    @abstractmethod
+    def _fetch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The next batch on the device: cropped, flipped, normalised, float32 [B, 3, S, S], and its labels."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends what makes the batches."""
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Draws the epoch (counted from 1) and starts to make its batches from `first_step` on."""
+        c = self._config
+        draws = draw_epoch(
+            c.seed,
+            epoch,
+            num_images=self.num_images,
+            batch_size=self.batch_size,
+            crop_padding=c.crop_padding,
+            flip=c.flip,
+            mixup_alpha=c.mixup_alpha,
+        )
+        if draws.partner is not None and draws.lam is not None:
+            self._partner = torch.from_numpy(draws.partner).to(self._device)
+            self._lam = torch.from_numpy(draws.lam).to(self._device)
+        self._next = first_step
+        self._start(epoch, draws, first_step)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of the next step, counted from 0."""
+        if step != self._next or step >= self.num_batches:
+            raise ValueError(f"step {step} of the epoch is asked for, and {self._next} is next: steps go in order")
+        images, labels = self._fetch(step)
+        self._next += 1
+        partner_labels = lam = None
+        if self._partner is not None and self._lam is not None:
+            partner = self._partner[step * self.batch_size : (step + 1) * self.batch_size]
+            partner_labels, lam = labels[partner], self._lam[step]
+            images = lam * images + (1 - lam) * images[partner]
+        images = images.to(self._dtype).contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
+        return Batch(images, labels, partner_labels, lam)

@@ -1,0 +1,196 @@
+"""The ordinary recipe, as a peer: PIL images, torchvision's transforms, a DataLoader with worker processes.
+
+Order and MixUp come from the epoch's draws. Crop and flip are torchvision's own, from a seed that each sample of an
+epoch has: the batches of a run are the same with any number of workers, and after a cut.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import multiprocessing
+import signal
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from fastcifar import environment
+from fastcifar.config import Config
+from fastcifar.draws import EpochDraws, draw_seeds
+from fastcifar.errors import LoaderError, UsageError
+from fastcifar.loaders.ordered import OrderedLoader
+from fastcifar.sources import Split
+
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_DATASET = "fastcifar.loaders.torchvision_dataset"
+
+Item = tuple[int, int, bool]
+"""Image, seed, mirrored: see `AugmentedImages`."""
+
+
+def import_torchvision() -> Any:
+    """The torchvision module, beside any torch.
+
+    Only CUDA builds of torchvision are on PyPI. Beside a CPU torch the registration of its compiled operators fails;
+    its datasets, transforms and models need none of them, so a second import goes without.
+
+    Errors: `UsageError` if it is missing or broken.
+    """
+    try:
+        try:
+            return importlib.import_module("torchvision")
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+        for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
+            del sys.modules[name]
+        sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
+        return importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"loader = torchvision needs a package that is not installed, {error.name}: pip install "
+            "'fastcifar[torchvision]', or train with --loader resident"
+        ) from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UsageError(
+            f"loader = torchvision: the installed torchvision cannot be imported beside torch {torch.__version__} "
+            f"({error}); install the version made for it, or train with --loader resident"
+        ) from error
+
+
+class TorchvisionLoader(OrderedLoader):
+    """Training batches from torchvision's transforms in `config.loader_workers` processes, 0 = one for each core.
+
+    Arguments:
+        split: the images, uint8 [N, S, S, 3], and their labels.
+        config: beside what `OrderedLoader` reads, mean, std and loader_workers.
+        device, dtype: where the batches are needed, and in what type.
+
+    Errors: `UsageError` if torchvision is missing; `LoaderError` if a worker process is gone, or shared memory is full.
+    """
+
+    def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(len(split.labels), config, device, dtype)
+        import_torchvision()
+        from fastcifar.loaders.torchvision_dataset import AugmentedImages
+
+        with _explained():  # one copy for all processes
+            images = torch.from_numpy(split.images).clone().share_memory_()  # type: ignore[no-untyped-call]
+        cores = max(1, int(environment.usable_cores() or 1))
+        self._order = _Order(self.batch_size)
+        with _as_many_workers_as_asked_for():
+            self._loader: DataLoader[Any] | None = DataLoader(
+                AugmentedImages(images, torch.from_numpy(split.labels), config),
+                batch_sampler=self._order,
+                num_workers=min(config.loader_workers or cores, self.num_batches),
+                worker_init_fn=_ignore_signals,
+                multiprocessing_context=_clean_processes(),
+                persistent_workers=True,
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator(),  # for the workers' base seed, which nothing here uses; not the global one
+            )
+        self._batches: Iterator[list[Tensor]] | None = None
+        self._workers: list[BaseProcess] = []
+
+    def _start(self, epoch: int, draws: EpochDraws, first_step: int) -> None:
+        assert self._loader is not None
+        mirrored = draws.flip if self._config.flip == "alternating" else np.zeros_like(draws.flip)
+        seeds = draw_seeds(self._config.seed, epoch, self.num_images)
+        self._order.items = list(zip(draws.index.tolist(), seeds.tolist(), mirrored.tolist(), strict=True))
+        self._order.first_step = first_step
+        others = multiprocessing.active_children()
+        with _explained(), _as_many_workers_as_asked_for():
+            self._batches = iter(self._loader)  # the first time it starts the workers, later it calls them back
+        if not self._workers:
+            self._workers = [process for process in multiprocessing.active_children() if process not in others]
+            atexit.register(self.close)
+
+    def _fetch(self, step: int) -> tuple[Tensor, Tensor]:
+        assert self._batches is not None
+        with _explained():  # one copy for all processes
+            images, labels = next(self._batches)
+        to = partial(Tensor.to, device=self._device, non_blocking=True)
+        return to(images), to(labels)
+
+    def close(self) -> None:
+        """Ends the worker processes: by word, and those that don't hear it by force."""
+        atexit.unregister(self.close)
+        self._batches = self._loader = None
+        for process in self._workers:
+            if process.is_alive():
+                process.kill()
+            process.join()
+        self._workers = []
+
+
+class _Order(Sampler[list[Item]]):
+    """The items of each batch of an epoch, from `first_step` on."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.items: list[Item] = []
+        self.first_step = 0
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for start in range(self.first_step * self._batch_size, len(self.items), self._batch_size):
+            yield self.items[start : start + self._batch_size]
+
+
+def _clean_processes() -> BaseContext:
+    """Where workers are forked from a server process that has imported torchvision and nothing else has happened in.
+
+    A fork of this process would take over whatever locks and OpenMP threads it holds at that moment (and with CUDA a
+    context that is of no use), a spawned worker imports torch and torchvision by itself. Measured, two workers on two
+    busy cores, seconds to the first batch: fork 0.07, this 1.9 (0.02 for later loaders), spawn 5.9.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_DATASET])
+    # Ctrl-C and a batch system's SIGTERM go to all processes of a job. This one finishes its step and saves its state,
+    # for which it needs its workers: they inherit the block.
+    resource_tracker.ensure_running()  # it unblocks the two signals when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def _ignore_signals(worker: int) -> None:
+    """In a worker of a server that was running before, and blocks nothing."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _as_many_workers_as_asked_for() -> Iterator[None]:
+    """DataLoader warns of more workers than cores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:  # what a dead process leaves behind
+        text = str(error)
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in text and "shared memory" not in text:
+            raise
+        raise LoaderError(
+            "loader = torchvision: a worker process is gone, or shared memory is full: lower --loader-workers, or make "
+            f"/dev/shm larger (docker run --shm-size=8g), and go on with --resume ({text or type(error).__name__})"
+        ) from error

@@ -30,7 +30,7 @@ KINDS = {
     OPTIMIZER: "update of the weights",
     AUGMENTATION: "crop, flip, normalise, mix",
     COPIES: "between dtypes and memory formats",
-    FRAMEWORK: "autograd's bookkeeping, views, allocation",
+    FRAMEWORK: "bookkeeping of autograd and torch.compile, views, allocation",
     PYTHON: "between ops",
     IDLE: "the device waits",
     UNCLASSIFIED: "what the table of names does not know",
@@ -123,7 +123,7 @@ BOOKKEEPING = re.compile(
     r"|aten::(to|view|reshape|permute|transpose|t|as_strided|detach|expand|select|slice|flatten|unsqueeze|squeeze|empty"
     r"|_unsafe_view|_reshape_alias|unbind|narrow|alias|view_as|numel|promote_types|result_type|lift_fresh|chunk|split"
     r"|empty_like|empty_strided|new_empty|new_empty_strided|resize|resolve_conj|resolve_neg|expand_as|_has_compatible.*"
-    r"|set)_?|_Rounded|TorchDynamo.*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
+    r"|set)_?|_Rounded|TorchDynamo.*|## Call CompiledFxGraph .*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
 )
 """The framework's own part of what it wraps; says nothing about what is inside."""
 

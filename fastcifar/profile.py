@@ -14,7 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,18 @@ from fastcifar.display import Display
 from fastcifar.engines import Steps, build_engine, build_steps
 from fastcifar.engines.eager import COMPUTE_DTYPE
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.kinds import COLOURS, KINDS, MAKE_BATCH, STEP, UNCLASSIFIED, Breakdown, Shapes, breakdown
+from fastcifar.kinds import (
+    COLOURS,
+    IDLE,
+    KINDS,
+    MAKE_BATCH,
+    PYTHON,
+    STEP,
+    UNCLASSIFIED,
+    Breakdown,
+    Shapes,
+    breakdown,
+)
 from fastcifar.loaders import Loader, build_loader
 from fastcifar.measure import NUM_CLASSES, random_images
 from fastcifar.model import build_model
@@ -42,7 +53,6 @@ from fastcifar.roofline import (
     list_layers,
     measure_roofs,
     rows_of,
-    step_floor,
     time_layer,
 )
 from fastcifar.run import RunFolder
@@ -82,7 +92,20 @@ class Profile:
 
     @property
     def floor_seconds(self) -> float:
-        return step_floor(self.rows)
+        return sum(self.floors().values())
+
+    def floors(self) -> dict[str, float]:
+        """Seconds of the floor of a step's layers, by kind."""
+        floors: dict[str, float] = {}
+        for row in self.rows:
+            floors[row.layer.kind] = floors.get(row.layer.kind, 0.0) + row.layer.count * row.floor_seconds
+        return floors
+
+    @property
+    def alone_seconds(self) -> float | None:
+        """All layers of a step, each by itself; None if they were not timed."""
+        timed = [row.layer.count * row.seconds for row in self.rows if row.seconds is not None]
+        return sum(timed) if timed else None
 
 
 def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
@@ -109,7 +132,8 @@ def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
             with _batches_marked(loader):
                 steps = build_steps(engine, loader, lr_table(config, loader.num_batches), config, device, display.note)
                 display.phase("compiling" if config.engine == "compiled" else "warming up")
-                steps.warm_up()
+                with _generated_code_visible(config):
+                    steps.warm_up()
                 display.phase("timing steps")
                 walk = _Walk(steps, device)
                 walk.take(3)  # the first steps allocate
@@ -171,6 +195,16 @@ def _batches_marked(loader: Loader) -> Iterator[None]:
         loader.batch = make  # type: ignore[method-assign]
 
 
+def _generated_code_visible(config: Config) -> AbstractContextManager[Any]:
+    """What torch.compile makes for the CPU is seen by the profiler only if it is compiled to be seen."""
+    if config.engine != "compiled" or config.device != "cpu":
+        return nullcontext()
+    from torch._inductor import config as inductor
+
+    patched: AbstractContextManager[Any] = inductor.patch({"cpp.enable_kernel_profile": True})
+    return patched
+
+
 def _record(walk: _Walk, num_steps: int, device: torch.device, path: Path) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler prints two lines of its own
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
@@ -226,6 +260,7 @@ def as_dict(result: Profile) -> dict[str, Any]:
         "images_per_second": result.images_per_second,
         "step_seconds": result.step_seconds,
         "floor_seconds": result.floor_seconds,
+        "layers_alone_seconds": result.alone_seconds,
         "profiled": {
             "steps": found.num_steps,
             "step_ms": found.step_ms,
@@ -265,11 +300,13 @@ def headline(result: Profile) -> list[str]:
     found, floor, step = result.breakdown, result.floor_seconds, result.step_seconds
     roofs, precision = result.roofs, result.config.precision
     what = "kernels" if found.on_device else "ops"
+    alone = result.alone_seconds
     return [
         f"{describe(result.config)}; {device_name(result)}, torch {torch.__version__}",
         "",
         f"a step        {step * 1e3:.2f} ms, {result.images_per_second:,.0f} images/s",
-        f"its floor     {floor * 1e3:.2f} ms, of which {floor / step:.0%} is reached",
+        f"its floor     {floor * 1e3:.2f} ms: {floor / step:.0%} of the possible speed is reached",
+        *([f"layers alone  {alone * 1e3:.2f} ms, each by itself, on what it has just seen"] if alone else []),
         f"profiled      {found.num_steps} steps, {found.step_ms:.2f} ms and {found.calls:.0f} {what} each",
         f"this device   copies {roofs.memory / 1e9:,.0f} GB/s in memory, {roofs.cache / 1e9:,.0f} GB/s in cache; "
         f"{precision} products {roofs.flops_per_second / 1e12:,.2f} TFLOP/s",
@@ -278,25 +315,32 @@ def headline(result: Profile) -> list[str]:
 
 def tables(result: Profile) -> list[Table]:
     """By kind, by name, and the layers."""
-    return [kinds_table(result.breakdown), names_table(result.breakdown), layers_table(result.rows)]
+    return [kinds_table(result), names_table(result.breakdown), layers_table(result.rows)]
 
 
-def kinds_table(found: Breakdown) -> Table:
-    order = sorted(found.kinds.items(), key=lambda item: -item[1].ms)
-    rows = [
-        [kind, f"{cost.ms:.2f}", f"{cost.ms / found.step_ms:.1%}", f"{cost.calls:.0f}", KINDS[kind]]
-        for kind, cost in order
-        if cost.ms or cost.calls
-    ]
-    return _aligned(["where the time goes", "ms", "share", "calls", ""], rows, {1, 2, 3})
+def kinds_table(result: Profile) -> Table:
+    """Each kind's time in the profiled steps beside the floor of its layers. A CUDA kernel may do less than a layer."""
+    found, floors = result.breakdown, result.floors()
+    rows = []
+    for kind, cost in sorted(found.kinds.items(), key=lambda item: -item[1].ms):
+        if cost.ms or cost.calls:
+            floor = floors.get(kind)
+            against = [f"{floor * 1e3:.2f}", f"{cost.ms / floor / 1e3:.1f}"] if floor else ["", ""]
+            share = f"{cost.ms / found.step_ms:.1%}"
+            rows.append([kind, f"{cost.ms:.2f}", share, f"{cost.calls:.0f}", *against, KINDS[kind]])
+    return _aligned(["where the time goes", "ms", "share", "calls", "floor ms", "x floor", ""], rows, {1, 2, 3, 4, 5})
 
 
 def names_table(found: Breakdown, most: int = 10) -> Table:
     """The slowest by name, and everything that the table of kinds does not know."""
-    costs = slowest(found)
+    costs = [cost for cost in slowest(found) if cost[0] not in (PYTHON, IDLE)]
     shown = costs[:most] + [cost for cost in costs[most:] if cost[0] == UNCLASSIFIED]
-    rows = [[name, f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
+    rows = [[_cut(name), f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
     return _aligned(["slowest by name", "ms", "calls", "kind"], rows, {1, 2})
+
+
+def _cut(name: str, most: int = 60) -> str:
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def layers_table(rows: Sequence[Row]) -> Table:
@@ -315,14 +359,14 @@ def layers_table(rows: Sequence[Row]) -> Table:
             [
                 f"{name}{f' (x{directions[0].layer.count})' if directions[0].layer.count > 1 else ''}",
                 both([f"{r.work.bytes / 1e6:.1f}" for r in directions]),
-                both([f"{r.work.flops / 1e9:.2f}" for r in directions]),
+                both([f"{r.work.flops / 1e6:,.0f}" for r in directions]),
                 both([f"{r.floor_seconds * 1e3:.3f}" for r in directions]),
                 both([f"{(r.seconds or 0) * 1e3:.3f}" for r in measured]) or "-",
                 both([f"{r.times_floor:.1f}" for r in measured]) or "-",
                 both(["memory" if r.memory_bound else "compute" for r in directions[:1]]),
             ]
         )
-    header = ["layer", "MB", "GFLOP", "floor ms", "measured ms", "x floor", "bound"]
+    header = ["layer", "MB", "MFLOP", "floor ms", "measured ms", "x floor", "bound"]
     return _aligned(header, table, {1, 2, 3, 4, 5})
 
 

@@ -190,9 +190,9 @@ def _single(part: Part, size: int) -> Layer:
     if conv.groups > 1:
         kind, name = DEPTHWISE, f"{DEPTHWISE} {channels} {where} s{conv.stride[0]}"
     elif conv.kernel_size == (1, 1):
-        kind, name = POINTWISE, f"{POINTWISE} {channels}-{part.out_shape[1]} {where}"
+        kind, name = POINTWISE, f"{POINTWISE} {channels}->{part.out_shape[1]} {where}"
     else:
-        kind, name = STEM, f"{STEM} {channels}-{part.out_shape[1]} {where}"
+        kind, name = STEM, f"{STEM} {channels}->{part.out_shape[1]} {where}"
         backward = Work(size * (x + y + w), 2 * macs)  # images need no gradient
     return Layer(name, kind, (part.name,), 1, part.in_shape, macs, forward, backward)
 
@@ -204,7 +204,7 @@ def _block(parts: Sequence[Part], size: int) -> Layer:
     w, macs = sum(p.weights for p in parts if p.macs), sum(p.macs for p in parts)
     _, channels, height, width = conv.in_shape
     kind = BLOCK if len(parts) == 3 else SEPARABLE
-    to = "" if kind == BLOCK else f"-{last.out_shape[1]}"
+    to = "" if kind == BLOCK else f"->{last.out_shape[1]}"
     return Layer(
         f"{kind} {channels}{to} @{height}x{width} s{height // conv.out_shape[2]}",
         kind,
@@ -221,7 +221,7 @@ def _head(part: Part, map_shape: Shape, size: int) -> Layer:
     """Average pooling of the last map and the linear layer; the loss after it is too small to count."""
     x, pooled, y, w, macs = math.prod(map_shape), part.inputs, part.outputs, part.weights, part.macs
     return Layer(
-        f"pooling, head {part.in_shape[1]}-{part.out_shape[1]}",
+        f"pooling, head {part.in_shape[1]}->{part.out_shape[1]}",
         HEAD,
         (part.name,),
         1,
@@ -493,11 +493,6 @@ def rows_of(layers: Sequence[Layer], roofs: Roofs, times: Sequence[Sequence[floa
         for (direction, work), taken in itertools.zip_longest(layer.directions(), seconds or ()):
             rows.append(Row(layer, direction, work, roofs.seconds(work), roofs.is_memory_bound(work), taken))
     return rows
-
-
-def step_floor(rows: Sequence[Row]) -> float:
-    """Seconds of a whole step's floor: one layer after the other."""
-    return sum(row.layer.count * row.floor_seconds for row in rows)
 
 
 def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str, most: int = 10) -> list[Path]:

@@ -47,6 +47,9 @@ from fastcifar.run import RunFolder
 NUM_WINDOWS = 3
 """Of each process."""
 
+QUIET = 0.05
+"""The share of the cores that other programs may have before the tables say so."""
+
 JSONL, CSV, TEXT, CHART = "ablation.jsonl", "ablation.csv", "ablation.txt", "ablation"
 
 
@@ -382,6 +385,7 @@ def _summary(ablation: Ablation, entry: Entry) -> dict[str, Any]:
         "run_seconds_computed": _run_seconds(entry) if measured else None,
         "compile_seconds": warm_up[0] if measured else None,
         "compile_seconds_again": statistics.median(warm_up[1:]) if warm_up[1:] else None,
+        "others": entry.others,
         "host_memory_gib": max(m.host_memory_gib for m in entry.measurements) if measured else None,
         "device_memory_gib": max(device_memory, default=None),
         "failed": entry.failed,
@@ -482,6 +486,12 @@ def remarks(ablation: Ablation) -> list[str]:
         "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
         _machine(ablation),
     ]
+    if disturbed := [entry for entry in ablation.all_entries if (entry.others or 0) > QUIET]:
+        most = max(entry.others or 0 for entry in disturbed)
+        names = "; ".join(entry.name for entry in disturbed)
+        lines.append(
+            f"disturbed: other programs used up to {most:.0%} of the cores; measure again what matters: {names}"
+        )
     stars = [factor for factor in ablation.factors if factor.of is not ablation.fastest]
     lines += [f"*{f.name}: of {f.of.name}'s, because engine = fused computes in channels_last only" for f in stars]
     quickest = max((e for e in ablation.entries if e.measurements), key=lambda e: e.rate, default=None)

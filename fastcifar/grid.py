@@ -69,6 +69,12 @@ class Entry:
         """The slowest and the fastest window."""
         return min(self.windows), max(self.windows)
 
+    @property
+    def others(self) -> float | None:
+        """The share of the cores that other programs had, mean over all windows; None where it is not known."""
+        shares = [share for m in self.measurements for share in m.others or ()]
+        return statistics.fmean(shares) if shares else None
+
 
 @dataclass
 class Factor:

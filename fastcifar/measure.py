@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Measurement:
 
     Attributes:
         images_per_second: of each window, everything between two epochs' first steps included: draws, batches, steps.
+        others: the share of the cores that other programs used in each window, 0 to 1; None where it is not known.
         steps_per_window: chosen for the windows to last what was asked.
         warm_up_seconds: of the first batch and step, compilation included; outside the windows.
         start_seconds: from the start of the process to that first batch, imports included.
@@ -76,6 +77,7 @@ class Measurement:
     """
 
     images_per_second: list[float]
+    others: list[float] | None
     steps_per_window: int
     warm_up_seconds: float
     start_seconds: float
@@ -162,6 +164,15 @@ def _died(code: int, stderr: str) -> Failure:
     return Failure(name, f"the measuring process was ended by {name}{hint}{said}")
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What was trained in which time; and the seconds of processor time that other programs had in it."""
+
+    num_images: int
+    seconds: float
+    others: float
+
+
 def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES) -> Measurement:
     """Measures `cell` in this process; see `measure`. Errors: any `FastcifarError`."""
     device = find_device(cell.config.device)
@@ -179,26 +190,26 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
             warm_up_seconds = steps.warm_up()
             training = _training(steps, loader.num_batches, config.epochs)
 
-            def window(num_steps: int) -> tuple[int, float]:
-                """Images trained, and the seconds it took."""
+            def window(num_steps: int) -> _Window:
                 _wait(device)
-                start = time.perf_counter()
+                others, start = _seconds_of_others(), time.perf_counter()
                 count = sum(itertools.islice(training, num_steps))
                 _wait(device)
-                return count, time.perf_counter() - start
+                return _Window(count, time.perf_counter() - start, _seconds_of_others() - others)
 
             window(2)  # the first steps allocate
-            num_steps = max(1, round(window_seconds / (window(2)[1] / 2)))
+            num_steps = max(1, round(window_seconds / (window(2).seconds / 2)))
             window(-(-num_steps // 2))
             engine.read_totals(1)
             windows = [window(num_steps) for _ in range(num_windows)]
-            loss = engine.read_totals(sum(count for count, _ in windows)).loss
+            loss = engine.read_totals(sum(w.num_images for w in windows)).loss
         finally:
             loader.close()
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss is not finite after {num_windows * num_steps} steps on random images")
     return Measurement(
-        images_per_second=[count / seconds for count, seconds in windows],
+        images_per_second=[w.num_images / w.seconds for w in windows],
+        others=_shares(windows),
         steps_per_window=num_steps,
         warm_up_seconds=warm_up_seconds,
         start_seconds=start_seconds,
@@ -240,6 +251,31 @@ def _training(steps: Steps, num_batches: int, epochs: int) -> Iterator[int]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _shares(windows: Sequence[_Window]) -> list[float] | None:
+    cores = os.cpu_count() or 1
+    shares = [min(max(w.others / (w.seconds * cores), 0.0), 1.0) for w in windows]
+    return None if any(math.isnan(share) for share in shares) else shares
+
+
+def _seconds_of_others(proc: Path = Path("/proc")) -> float:
+    """Processor time since boot of all but this process and its descendants, a hypervisor's included; NaN off Linux."""
+    try:
+        user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])
+        times: dict[int, tuple[int, int]] = {}  # process -> parent, ticks
+        for folder in os.listdir(proc):
+            if folder.isdigit():
+                with contextlib.suppress(OSError):  # it has ended
+                    words = (proc / folder / "stat").read_text().rpartition(")")[2].split()
+                    times[int(folder)] = int(words[1]), int(words[11]) + int(words[12])
+    except (OSError, ValueError):
+        return math.nan
+    ours, found = 0, {os.getpid()}
+    while found:
+        ours += sum(times[process][1] for process in found if process in times)
+        found = {process for process, (parent, _) in times.items() if parent in found}
+    return float(user + nice + system + irq + softirq + steal - ours) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_memory_gib() -> float:

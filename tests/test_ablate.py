@@ -43,12 +43,14 @@ class Machine:
     Attributes:
         asked: the cells, in order.
         caches: where each was to keep its compiled code.
+        others: the share of other programs in each window.
         trouble: what happens in place of a measurement, by cell.
     """
 
     def __init__(self) -> None:
         self.asked: list[Cell] = []
         self.caches: list[str] = []
+        self.others: list[float] | None = [0.0, 0.02, 0.01]
         self.trouble: Callable[[Cell, int], Failure | None] = lambda cell, number: None
 
     def __call__(self, cell: Cell, **how: Any) -> Measurement | Failure:
@@ -63,7 +65,7 @@ class Machine:
         rate *= 0.6 if c.batch_size < 128 else 1
         rate *= 0.95 if cell.augmentation == "eager" else 1
         slow_start = 40.0 if self.asked.count(cell) == 1 and c.engine == "compiled" else 0.5
-        return Measurement([rate, 0.98 * rate, 1.04 * rate], 5, slow_start, 3.0, 1.25, None, 4.6, [])
+        return Measurement([rate, 0.98 * rate, 1.04 * rate], self.others, 5, slow_start, 3.0, 1.25, None, 4.6, [])
 
 
 @pytest.fixture
@@ -259,7 +261,7 @@ def test_what_the_numbers_are() -> None:
     entry = Entry("a", {})
     assert entry.rate != entry.rate
     for rates in ([10.0, 30.0, 20.0], [40.0, 50.0, 15.0]):
-        entry.measurements.append(Measurement(rates, 1, 1.0, 1.0, 1.0, None, 1.0, []))
+        entry.measurements.append(Measurement(rates, None, 1, 1.0, 1.0, 1.0, None, 1.0, []))
     assert (entry.rate, entry.spread) == (25.0, (10.0, 50.0))
 
 
@@ -364,6 +366,16 @@ def test_labels_of_the_chart_do_not_overlap(machine: Machine, figures: list[Figu
         boxes = [label.get_window_extent() for label in [*axes.get_yticklabels(), *axes.texts]]
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+
+
+def test_a_disturbed_machine_is_named(machine: Machine) -> None:
+    assert "disturbed" not in ablate.text(ablate.ablate(pairs("--engine fused"), repeats=1))
+    machine.others = [0.0, 0.2, 0.1]
+    text = ablate.text(ablate.ablate(pairs("--engine fused"), repeats=1, attribution=False))
+    assert "other programs used up to 10% of the cores" in text
+    assert text.endswith("matters: stock eager fp32; fused fp32; fused bf16")
+    machine.others = None
+    assert "disturbed" not in ablate.text(ablate.ablate(pairs("--engine fused"), repeats=1))
 
 
 # ---- trouble ----

@@ -1,5 +1,6 @@
 """A measurement: what is counted and what is not, the process it runs in, and the ways it can end."""
 
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def test_a_process_of_its_own_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found.images_per_second) == 2 and min(found.images_per_second) > 10
     assert 0.5 < found.start_seconds < 300 and 0 < found.warm_up_seconds < 300
     assert 0.1 < found.host_memory_gib < 4 and found.device_memory_gib is None
+    assert found.others is None or all(0 <= share <= 1 for share in found.others)
     assert 0 < found.loss < 20
 
 
@@ -105,6 +107,36 @@ def test_random_images_are_many_and_the_same_each_time() -> None:
     split = random_images(300)
     assert split.images.shape == (300, 32, 32, 3) and (split.images == random_images(300).images).all()
     assert set(split.labels) <= set(range(100)) and len(set(split.labels)) > 80
+
+
+def test_other_programs_are_those_that_are_not_ours(tmp_path: Path) -> None:
+    """Of 1000 ticks in user, nice, system, irq, softirq and steal, 120 are ours: 80, a child's 30, and a grandchild's."""
+
+    def process(number: int, parent: int, user: int, system: int) -> None:
+        (tmp_path / str(number)).mkdir()
+        between = " ".join("0" * 9)
+        (tmp_path / str(number) / "stat").write_text(f"{number} (a) b) R {parent} {between} {user} {system} 0 0 0\n")
+
+    (tmp_path / "stat").write_text("cpu  500 100 200 9999 9999 50 50 100 7 7\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    (tmp_path / "uptime").write_text("")
+    own = os.getpid()
+    for number, parent, user, system in [
+        (own, 1, 50, 30),
+        (own + 1, own, 20, 10),
+        (own + 2, own + 1, 10, 0),
+        (1, 0, 99, 0),
+    ]:
+        process(number, parent, user, system)
+    (tmp_path / str(own + 3)).mkdir()  # it ends as we look
+    assert module._seconds_of_others(tmp_path) * os.sysconf("SC_CLK_TCK") == pytest.approx(880)
+    assert math.isnan(module._seconds_of_others(tmp_path / "none"))
+
+
+def test_shares_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    windows = [module._Window(1, 2.0, others) for others in (2.0, -0.1, 9.0)]
+    assert module._shares(windows) == [0.25, 0.0, 1.0]
+    assert module._shares([*windows, module._Window(1, 2.0, math.nan)]) is None
 
 
 # ---- how it can end ----

@@ -244,7 +244,7 @@ def test_a_page_of_incomplete_results_says_which(tmp_path: Path, monkeypatch: py
     assert "These results are incomplete." in text and "1 of 3 planned runs are finished." in text
     assert "No finished run of lr-0.5, lr-0.01, constant, cosine, wd-1e-4, wd-5e-4, final." in text
     assert "lr-0.5, seed 0 (failed): 3 of 15 epochs done; exit code 6: out of memory." in text
-    assert "cosine, seed 1 (missing): no such run yet." in text
+    assert "Not begun : cosine, seed 1." in text
     assert "The images were not at hand" in text and "neither predictions nor a checkpoint" in text
     assert "Figure 6. Loss and accuracy without and with cosine annealing: no finished run." in text
     assert "somebody" not in text
@@ -309,11 +309,12 @@ def test_energy_is_shown_where_it_was_measured(tmp_path: Path, monkeypatch: pyte
 def test_a_page_replaces_an_earlier_one_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load", gone)
     run, out = make_run(tmp_path / "run", "lr-0.05"), tmp_path / "out"
+    write_report([run, make_run(tmp_path / "more", "quick", labels=LABELS)], out)
+    assert (out / "figures/other-1-loss.svg").is_file()
+    (out / "mine.csv").write_text("1")
     before = write_report([run], out).read_text(encoding="utf-8")
-    (out / "superclasses.csv").write_text("of an earlier page")
-    (out / "notes.txt").write_text("mine")
     assert write_report([run], out).read_text(encoding="utf-8") == before
-    assert not (out / "superclasses.csv").exists() and (out / "notes.txt").exists()
+    assert not (out / "figures/other-1-loss.svg").exists() and (out / "mine.csv").exists()
     assert not list(out.rglob("*.new"))
     (out / "index.html").write_text("<html>mine</html>")
     with pytest.raises(UsageError, match="not a page of fastcifar's"):

@@ -107,7 +107,7 @@ def test_what_is_not_finished_is_told_and_not_counted(tmp_path: Path) -> None:
     assert told["lr-0.5, seed 0"] == ("unfinished", "7 of 15 epochs done")
     assert told["lr-0.01, seed 0"] == ("failed", "the training loss is not finite in epoch 4; exit code 5")
     assert told["broken"][0] == "unreadable" and "environment.json is damaged" in told["broken"][1]
-    assert told["final, seed 2"] == ("missing", "no such run yet")
+    assert told["final, seed 2"] == ("missing", "not begun")
     with pytest.raises(UsageError, match="no finished run to report on\n.*7 of 15 epochs done"):
         read_results([cut])
 

@@ -11,8 +11,8 @@ document     the page as blocks; page, markdown and tables write them as HTML, M
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -180,11 +180,15 @@ def _incomplete(results: Results) -> list[Block]:
         items.append(f"**No finished run** of {', '.join(missing)}.")
     if len(set(counts.values())) > 1:
         items.append("**Seeds differ by trial**: " + ", ".join(f"{name} {n}" for name, n in counts.items()) + ".")
-    items += [f"**{shortened(a.name)}** ({a.state}): {shortened(a.reason)}." for a in results.absences]
+    items += [
+        f"**{shortened(a.name)}** ({a.state}): {shortened(a.reason)}." for a in results.absences if a.state != "missing"
+    ]
+    if not_begun := [a.name for a in results.absences if a.state == "missing"]:
+        items.append(f"**Not begun**: {'; '.join(not_begun)}.")
     if not items:
         return []
-    finished = f"{len(results.runs)} of {len(results.planned)} planned runs are finished. " if results.planned else ""
-    return [Paragraph(f"**These results are incomplete.** {finished}", "warning"), Bullets(items)]
+    finished = f"{len(results.runs)} of {len(results.planned)} planned runs are finished." if results.planned else ""
+    return [Paragraph(f"**These results are incomplete.** {finished}".rstrip(), "warning"), Bullets(items)]
 
 
 def _images(results: Results, data: str | None) -> tuple[Dataset | None, str]:
@@ -211,12 +215,9 @@ def _made_by() -> str:
 
 
 def _remove_outdated(out: Path, files: Iterable[str]) -> None:
-    """Removes drawings and tables of an earlier page that this one has no more."""
-    if not (out / PAGE).is_file():
+    """Removes the drawings and tables that an earlier page names and this one has no more."""
+    if not (out / PAGE).is_file() or not (out / MARKDOWN).is_file():
         return
-    kept = set(files)
-    for path in [*out.glob("*.csv"), *(out / FIGURES).glob("*.svg")]:
-        if path.relative_to(out).as_posix() not in kept:
-            path.unlink()
-    if (out / FIGURES).is_dir() and not any((out / FIGURES).iterdir()):
-        shutil.rmtree(out / FIGURES)
+    earlier = re.findall(rf"\]\(((?:{FIGURES}/)?[\w.-]+\.(?:csv|svg))\)", (out / MARKDOWN).read_text(encoding="utf-8"))
+    for name in set(earlier) - set(files):
+        (out / name).unlink(missing_ok=True)

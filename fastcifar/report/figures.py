@@ -339,7 +339,7 @@ def draw_class_bars(
             low, high = 100 * accuracies.min(axis=0), 100 * accuracies.max(axis=0)
             axes.hlines(places, low, high, color=INK, linewidth=1.2)
         if dots is not None:
-            axes.plot(100 * dots, places, "D", color=INK, markerfacecolor=PAPER, markersize=5)
+            axes.plot(100 * dots, places, "D", color=INK, markerfacecolor=PAPER, markersize=5, clip_on=False)
         axes.set_yticks(places, labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(0, 100)

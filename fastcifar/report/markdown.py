@@ -22,10 +22,10 @@ def _blocks(blocks: Sequence[Block], figures: str) -> list[str]:
         elif isinstance(block, Bullets):
             parts.append("\n".join(f"- {item}" for item in block.items))
         elif isinstance(block, Table):
-            parts += [f'<a id="{block.id}"></a>\n\n**{block.caption}** ([CSV]({block.name}.csv))', _table(block)]
+            parts += [f'<a id="{block.id}"></a>\n\n{block.caption} ([CSV]({block.name}.csv))', _table(block)]
         elif isinstance(block, Figure):
             pictures = [f"![{_alt(panel.alt)}]({figures}/{panel.name}.svg)" for panel in block.panels]
-            parts.append(f'<a id="{block.id}"></a>\n\n' + "\n".join(pictures) + f"\n\n**{block.caption}**")
+            parts.append(f'<a id="{block.id}"></a>\n\n' + "\n".join(pictures) + f"\n\n{block.caption}")
         elif isinstance(block, Details):
             parts += [f"<details><summary>{block.summary}</summary>", *_blocks(block.blocks, figures), "</details>"]
     return parts

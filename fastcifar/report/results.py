@@ -168,8 +168,8 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
     seen = {absence.path.resolve() for absence in absences} | {path.resolve() for path in paths}
     for plan in planned:
         if plan.state != "finished" and plan.path.resolve() not in seen:
-            reached = f"ended in epoch {plan.epochs_done + 1} of {plan.epochs}" if plan.epochs_done else ""
-            reason = "; ".join(filter(None, (reached, plan.reason))) or "no such run yet"
+            reached = "" if plan.state == "missing" else f"{plan.epochs_done} of {plan.epochs} epochs done"
+            reason = "; ".join(filter(None, (reached, plan.reason))) or "not begun"
             absences.append(Absence(f"{plan.trial}, seed {plan.seed}", plan.path, plan.state, reason))
     absences = [_with_reason(absence, planned) for absence in absences]
     if not runs:

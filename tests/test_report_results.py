@@ -66,7 +66,8 @@ def test_what_does_not_compare_gets_no_verdict(settings: dict[str, Any], changes
 
 def test_how_a_run_was_computed_sets_no_trial_apart(tmp_path: Path) -> None:
     first = make_run(tmp_path / "a", "lr-0.05", 0)
-    second = make_run(tmp_path / "b", "lr-0.05", 1, engine="eager", precision="fp32", eval_batch_size=77, data="there")
+    how: dict[str, Any] = {"engine": "eager", "precision": "fp32", "eval_batch_size": 77, "loader_workers": 3}
+    second = make_run(tmp_path / "b", "lr-0.05", 1, data="there", **how)
     (trial,) = read_results([first, second]).trials
     assert trial.n == 2 and trial.is_comparable
 

@@ -180,8 +180,9 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
 
 def differing_settings(config: Config, preset: Config) -> tuple[str, ...]:
     """The settings that change the result and differ, as `name = value`. The data are told apart by their content."""
-    free = {"data", "mirror", "seed", *groups()["engine"], *groups()["evaluation and checkpoints"]}
-    names = [name for group in groups().values() for name in group if name not in free]
+    by_group = groups()
+    free = {"data", "mirror", "seed", *by_group["loader"], *by_group["engine"], *by_group["evaluation and checkpoints"]}
+    names = [name for group in by_group.values() for name in group if name not in free]
     return tuple(
         f"{name} = {_short(getattr(config, name))}" for name in names if getattr(config, name) != getattr(preset, name)
     )

@@ -110,7 +110,7 @@ def test_random_images_are_many_and_the_same_each_time() -> None:
 
 
 def test_other_programs_are_those_that_are_not_ours(tmp_path: Path) -> None:
-    """Of 1000 ticks in user, nice, system, irq, softirq and steal, 120 are ours: 80, a child's 30, and a grandchild's."""
+    """Of 1000 ticks in user, nice, system, irq, softirq and steal 120 are ours: 80, a child's 30, a grandchild's 10."""
 
     def process(number: int, parent: int, user: int, system: int) -> None:
         (tmp_path / str(number)).mkdir()

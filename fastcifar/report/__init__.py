@@ -103,8 +103,10 @@ def build_document(runs: Sequence[Path], *, planned: Sequence[PlannedRun] = (), 
     results = read_results(runs, planned)
     dataset, problem = _images(results, data)
     predictions, problems = read_all(results.trials, data)
-    folders = " ".join(shlex.quote(shortened(str(path))) for path in dict.fromkeys(runs))
-    command = f"fastcifar report {folders}"
+    parents = {path.parent for path in runs}
+    whole = all(config.parent in runs for parent in parents for config in parent.glob(f"*/{CONFIG}"))
+    named = sorted(parents) if whole else runs  # a folder stands for the runs in it
+    command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in named)])
     blocks: list[Block] = [
         *_head(results),
         *report_chapters(results, dataset, shortened(problem)),

@@ -16,7 +16,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -373,7 +372,8 @@ def _captured(call: Call, launches: int = 20) -> Callable[[], float]:
 def time_layer(layer: Layer, engine: Engine, loader: Loader, config: Config) -> list[float]:
     """Median seconds of one such layer forward and, where it has one, backward (of both, less forward).
 
-    An eager layer's backward brings its weight's gradient back to float32, as in training; its weight is cast already.
+    An eager layer's backward brings its weight's gradient back to float32, as in training. Its weight is cast already;
+    on CUDA each time, because a captured backward must not reach what another stream has cast.
     """
     device, dtype = torch.device(config.device), COMPUTE_DTYPE[config.precision]
     if layer.kind == AUGMENTATION:
@@ -400,7 +400,8 @@ def time_layer(layer: Layer, engine: Engine, loader: Loader, config: Config) -> 
         modules = [_in_dtype(module, dtype) for module in modules]
     forward = _function(layer, modules, fused=config.engine == "fused")
     targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
-    with nullcontext() if config.precision == "fp32" else torch.autocast(device.type, dtype):
+    cast = torch.autocast(device.type, dtype, config.precision != "fp32", cache_enabled=device.type == "cpu")
+    with cast:
         grad = torch.randn_like(forward(x))
 
         def both() -> object:

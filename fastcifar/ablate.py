@@ -40,15 +40,12 @@ from fastcifar.device import find_device
 from fastcifar.display import format_seconds
 from fastcifar.environment import collect
 from fastcifar.errors import UsageError
-from fastcifar.grid import Entry, Factor, dearest_first, factors_of, plan
+from fastcifar.grid import QUIET, Entry, Factor, dearest_first, factors_of, plan
 from fastcifar.measure import NUM_IMAGES, Failure, Measurement, measure
 from fastcifar.run import RunFolder
 
 NUM_WINDOWS = 3
 """Of each process."""
-
-QUIET = 0.05
-"""The share of the cores that other programs may have before the tables say so."""
 
 JSONL, CSV, TEXT, CHART = "ablation.jsonl", "ablation.csv", "ablation.txt", "ablation"
 
@@ -313,9 +310,8 @@ class _Progress:
 
 class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(
-            f"{format_seconds(max(0.0, task.fields.get('until', float('nan')) - time.monotonic()))} left", "cyan"
-        )
+        seconds = task.fields["until"] - time.monotonic()
+        return Text(f"{format_seconds(0.0 if seconds < 0 else seconds)} left", "cyan")
 
 
 def _finish(ablation: Ablation, results: _Results) -> None:
@@ -380,12 +376,12 @@ def _summary(ablation: Ablation, entry: Entry) -> dict[str, Any]:
         "slowest_window": low,
         "fastest_window": high,
         "num_windows": len(entry.windows),
+        "num_left_out": entry.num_left_out,
         "num_processes": len(entry.measurements),
         "speed_up": entry.rate / first.rate if measured and first.measurements else None,
         "run_seconds_computed": _run_seconds(entry) if measured else None,
         "compile_seconds": warm_up[0] if measured else None,
         "compile_seconds_again": statistics.median(warm_up[1:]) if warm_up[1:] else None,
-        "others": entry.others,
         "host_memory_gib": max(m.host_memory_gib for m in entry.measurements) if measured else None,
         "device_memory_gib": max(device_memory, default=None),
         "failed": entry.failed,
@@ -486,12 +482,10 @@ def remarks(ablation: Ablation) -> list[str]:
         "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
         _machine(ablation),
     ]
-    if disturbed := [entry for entry in ablation.all_entries if (entry.others or 0) > QUIET]:
-        most = max(entry.others or 0 for entry in disturbed)
-        names = "; ".join(entry.name for entry in disturbed)
-        lines.append(
-            f"disturbed: other programs used up to {most:.0%} of the cores; measure again what matters: {names}"
-        )
+    if left_out := sum(entry.num_left_out for entry in ablation.all_entries):
+        lines.append(f"{left_out} windows left out: other programs used more than {QUIET:.0%} of the cores")
+    if disturbed := [entry.name for entry in ablation.all_entries if entry.disturbed]:
+        lines.append(f"other programs used more than {QUIET:.0%} of the cores in all windows of {'; '.join(disturbed)}")
     stars = [factor for factor in ablation.factors if factor.of is not ablation.fastest]
     lines += [f"*{f.name}: of {f.of.name}'s, because engine = fused computes in channels_last only" for f in stars]
     quickest = max((e for e in ablation.entries if e.measurements), key=lambda e: e.rate, default=None)

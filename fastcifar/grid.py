@@ -26,6 +26,9 @@ _OF_ENGINE = {"compile_mode": "compiled"}
 UNUSED = ("data", "mirror", "val_size", "split_seed", "eval_batch_size", "eval_every", "checkpoint_seconds")
 """Settings that are refused, because nothing is read, evaluated or saved."""
 
+QUIET = 0.05
+"""The share of the cores that other programs may use in a window that counts."""
+
 RESIDENT = ("resident", "device")
 """Loader and images_on of batches that are made on the device."""
 
@@ -56,24 +59,34 @@ class Entry:
 
     @property
     def windows(self) -> list[float]:
-        """Images a second of every window."""
-        return [rate for m in self.measurements for rate in m.images_per_second]
+        """Images a second of every window that counts: the quiet ones or, without any, all."""
+        return [rate for rate, others in self._windows if others <= QUIET] or [rate for rate, _ in self._windows]
+
+    @property
+    def num_left_out(self) -> int:
+        """How many windows do not count, because other programs used the cores."""
+        return len(self._windows) - len(self.windows)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether no window was quiet."""
+        return bool(self._windows) and min(others for _, others in self._windows) > QUIET
+
+    @property
+    def _windows(self) -> list[tuple[float, float]]:
+        """Images a second and the others' share; where it is not known, a window passes for quiet."""
+        pairs = [zip(m.images_per_second, m.others or itertools.repeat(0.0), strict=False) for m in self.measurements]
+        return [pair for windows in pairs for pair in windows]
 
     @property
     def rate(self) -> float:
-        """Images a second: the median of all windows of all processes; NaN without any."""
+        """Images a second: the median of the windows of all processes; NaN without any."""
         return statistics.median(self.windows) if self.measurements else float("nan")
 
     @property
     def spread(self) -> tuple[float, float]:
         """The slowest and the fastest window."""
         return min(self.windows), max(self.windows)
-
-    @property
-    def others(self) -> float | None:
-        """The share of the cores that other programs had, mean over all windows; None where it is not known."""
-        shares = [share for m in self.measurements for share in m.others or ()]
-        return statistics.fmean(shares) if shares else None
 
 
 @dataclass

@@ -4,15 +4,23 @@
 #
 #   bench/gpu.sh DATA [STAGE ...]       DATA: CIFAR-100 in any layout; all stages if none is named
 #
-# Stages: build, tests, ops (depthwise against cuDNN), steps (images/s of every engine), converge (lr-0.05, 15 epochs),
-# final (300 epochs). Results: bench/results/<device>-<date>-torch<version>-<commit>-<stage>.*
+#   build     the extension, for the GPU that is here
+#   tests     the ops on it: against their references, a hundred times to the same bit, in captured graphs
+#   sanitize  compute-sanitizer: memcheck, racecheck, initcheck and synccheck over every op
+#   ops       every layer of the network against cuDNN, eager and torch.compile, whole blocks too
+#   steps     images/s of every engine
+#   converge  lr-0.05, 15 epochs
+#   final     300 epochs
+#   loaders   images/s of every loader
+#
+# Results: bench/results/<device>-<date>-torch<version>-<commit>-<stage>.* PYTHON=... names another Python.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
 data=$1
 shift
 [ -e "$data" ] || { echo "gpu.sh: DATA = $data does not exist" >&2; exit 3; }
-all=(build tests ops steps converge final)
+all=(build tests sanitize ops steps converge final loaders)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 for s in "${stages[@]}"; do
@@ -37,10 +45,17 @@ stage() { # stage NAME SECONDS COMMAND...: runs it if asked for, its output besi
   shift 2
   [[ " ${stages[*]} " == *" $stage "* ]] || return 0
   echo "== $stage"
-  timeout "$limit" "$@" 2>&1 | tee "$results-$stage.log" | tail -n 60
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$results-$stage.log" | tail -n 60
   local code=${PIPESTATUS[0]}
-  echo "== $stage: exit code $code after $((SECONDS - start)) s"
+  echo "== $stage: exit code $code after $((SECONDS - start)) s" | tee -a "$results-$stage.log"
   [ "$code" -eq 0 ] || failed+=("$stage")
+}
+
+bench() { # bench STAGE SECONDS FILE ... [OPTION ...]: benchmarks, whose numbers go into the results
+  local stage=$1 limit=$2
+  shift 2
+  stage "$stage" "$limit" "$python" -m pytest -q -p no:cacheprovider --benchmark-only \
+    "--benchmark-json=$results-$stage.json" "$@"
 }
 
 run() { # run STAGE SECONDS PRESET [OPTION ...]: one training run, its metrics and summary into the results
@@ -51,15 +66,38 @@ run() { # run STAGE SECONDS PRESET [OPTION ...]: one training run, its metrics a
   [ ! -f "$out/metrics.jsonl" ] || cat "$out/metrics.jsonl" "$out/summary.json" >"$results-$stage.jsonl" 2>/dev/null
 }
 
-stage build 300 env FASTCIFAR_CUDA=1 FASTCIFAR_CUDA_ARCHS=native "$python" setup.py build_ext --inplace
-stage tests 240 "$python" -m pytest -q tests/test_ops_augment.py tests/test_ops_batch_norm_relu.py \
-  tests/test_ops_dwconv3x3.py tests/test_ops_depthwise_block.py tests/test_ops_dwconv3x3_affine_relu.py
-stage ops 180 "$python" -m pytest -q bench/ --benchmark-only --ignore=bench/test_training_step.py \
-  --ignore=bench/test_loader.py "--benchmark-json=$results-ops.json"
-stage steps 240 "$python" -m pytest -q bench/test_training_step.py bench/test_loader.py --benchmark-only --full \
-  "--benchmark-json=$results-steps.json"
-run converge 240 lr-0.05
+sanitize() { # the four tools side by side; without PyTorch's pool of memory, which hides where a tensor ends
+  local tool code=0
+  local -A pids
+  if ! command -v compute-sanitizer >/dev/null; then
+    echo "compute-sanitizer is not here (it comes with the CUDA toolkit): the ops were not run under it"
+    return 0
+  fi
+  for tool in memcheck racecheck initcheck synccheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" tests/op_launches.py >"$results-sanitize-$tool.log" 2>&1 &
+    pids[$tool]=$!
+  done
+  for tool in memcheck racecheck initcheck synccheck; do
+    if wait "${pids[$tool]}"; then echo "$tool: clean"; else code=1; echo "$tool: see $results-sanitize-$tool.log"; fi
+    grep -E "calls on|ERROR SUMMARY|RACECHECK SUMMARY" "$results-sanitize-$tool.log"
+  done
+  return $code
+}
+
+stage build 150 env FASTCIFAR_CUDA=1 "FASTCIFAR_CUDA_ARCHS=${FASTCIFAR_CUDA_ARCHS:-native}" \
+  "$python" setup.py build_ext --inplace
+stage tests 120 "$python" -m pytest -q -p no:cacheprovider -k "cuda or on_a_gpu" tests/test_ops_*.py
+export python results
+export -f sanitize
+stage sanitize 120 bash -c sanitize
+bench ops 280 bench/test_separable_block.py bench/test_dwconv3x3.py bench/test_depthwise_block.py \
+  bench/test_batch_norm_relu.py bench/test_dwconv3x3_affine_relu.py bench/test_mixup_cross_entropy.py \
+  bench/test_training_batch.py
+bench steps 240 bench/test_training_step.py --full
+run converge 120 lr-0.05
 run final 560 final
+bench loaders 240 bench/test_loader.py
 
 [ ${#failed[@]} -eq 0 ] || { echo "gpu.sh: failed: ${failed[*]} (logs: $results-*.log)" >&2; exit 1; }
 echo "gpu.sh: done: $results-*"

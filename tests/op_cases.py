@@ -14,17 +14,23 @@ import torch
 from torch import Tensor
 
 from fastcifar import ops
+from fastcifar.augment import normalization_table
 from fastcifar.ops._library import references
 from fastcifar.ops.batch_norm_relu import normalize, normalize_backward
+from fastcifar.ops.separable_block import separable_block_ref
 
 EPS = 1e-5
-DEVICES = [device for device in ("cpu", "cuda") if ops.available(device)]
+DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or torch.cuda.is_available())]
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
 CHANNELS = [1, 3, 65, 129]
 MAPS = [(1, 1), (2, 2), (5, 7), (33, 31)]
 # What no list of awkward sizes has: several tiles of rows, many parts of a sum, blocks cut by channels
 SHAPES = [(n, c, h, w) for c in CHANNELS for h, w in MAPS for n in ((2,) if h < 33 else (1,))]
 SHAPES += [(40, 129, 5, 7), (33, 3, 16, 16), (5, 40, 32, 32), (70, 64, 4, 4)]
+
+if "cuda" in DEVICES:  # the references in float32 are float32
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 needs_kernels = pytest.mark.skipif(not DEVICES, reason=f"no compiled kernels: {ops.why_unavailable()}")
 kinds = pytest.mark.parametrize(
@@ -107,6 +113,36 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
     )
     u, gamma0, beta0, w, gamma1, beta1, _, _ = depthwise_block_arguments(shape, dtype, stride, device)
     yield "dwconv3x3_affine_relu", (u, gamma0, beta0, w, gamma1, beta1, stride)
+
+
+def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterator[tuple[str, Arguments]]:
+    """separable_block without and with the moments of its input, and its backward; block: (u, ..., beta1)."""
+    u, *parameters = block
+    n, c, h, w = u.shape
+    pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float()
+    arguments = (*block, pointwise, EPS, stride)
+    yield "separable_block", arguments
+    halves = [half.float() for half in u.split(h // 2 + 1, dim=2) if half.numel()]  # as two blocks would leave them
+    moments = [(torch.full((c,), x.numel() / c), x.mean((0, 2, 3)), x.square().mean((0, 2, 3))) for x in halves]
+    rows = torch.stack([torch.stack((count, mean, (square - mean**2) * count)) for count, mean, square in moments])
+    yield "separable_block", (*arguments, rows)
+    _, _, y, *statistics = separable_block_ref(*arguments)
+    grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last)
+    yield "_separable_block_backward", (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
+
+
+def step_calls(dtype: torch.dtype, rows: int = 40) -> Iterator[tuple[str, Arguments]]:
+    """The ops at both ends of a step: training_batch, mixup_cross_entropy and its backward."""
+    num, classes = 100, 13
+    index, labels, partner_labels = torch.randperm(num), *torch.randint(0, classes, (2, num))
+    corner, flip, partner = torch.randint(0, 9, (2, num)), torch.rand(num) < 0.5, torch.randint(0, num % rows, (num,))
+    images = torch.randint(0, 256, (num, 32, 32, 3), dtype=torch.uint8)
+    epoch = (images, labels, index, *corner, flip, partner, torch.rand(-(-num // rows)))
+    table = normalization_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    yield "training_batch", (*epoch, torch.tensor(1), rows, rows, table, 4, dtype)
+    logits, targets = torch.randn(num, classes).to(dtype), (labels, partner_labels, torch.tensor(0.3), 0.1)
+    yield "mixup_cross_entropy", (logits, *targets)
+    yield "_mixup_cross_entropy_backward", (torch.tensor(0.7), logits, logits.float().logsumexp(1), *targets)
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

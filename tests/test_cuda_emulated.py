@@ -14,6 +14,7 @@ from typing import Any
 import emulator
 import pytest
 import torch
+from op_cases import separable_calls
 from torch import Tensor
 
 from fastcifar import ops
@@ -86,23 +87,6 @@ def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, stride: int) -> 
     yield "dwconv3x3_affine_relu", (u, gamma0, beta0, weight, gamma1, beta1, stride)
 
 
-def separable_calls(
-    shape: tuple[int, int, int, int], out_channels: int, dtype: torch.dtype, stride: int
-) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    n, c, h, w = shape
-    pointwise = torch.randn(out_channels, c, 1, 1).to(dtype).float()
-    arguments = (*block_arguments(shape, dtype), pointwise, EPS, stride)
-    yield "separable_block", arguments
-    halves = [u.float() for u in arguments[0].split(h // 2 + 1, dim=2) if u.numel()]  # as two blocks would leave them
-    moments = [(torch.full((c,), u.numel() / c), u.mean((0, 2, 3)), u.square().mean((0, 2, 3))) for u in halves]
-    rows = torch.stack([torch.stack((count, mean, (square - mean**2) * count)) for count, mean, square in moments])
-    yield "separable_block", (*arguments, rows)
-    _, _, y, *statistics = separable_block_ref(*arguments)
-    grad = activation(n, out_channels, (h - 1) // stride + 1, (w - 1) // stride + 1, dtype=dtype)
-    u, *parameters = arguments[:7]
-    yield "_separable_block_backward", (grad, u, y, *parameters, *statistics, EPS, stride)
-
-
 def error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm())
 
@@ -153,7 +137,7 @@ def test_separable_block_agrees_with_its_reference(
     emulated: Emulated, dtype: torch.dtype, stride: int, shape: tuple[int, int, int, int], out_channels: int
 ) -> None:
     torch.manual_seed(0)
-    for name, args in separable_calls(shape, out_channels, dtype, stride):
+    for name, args in separable_calls(block_arguments(shape, dtype), out_channels, stride):
         check(emulated, name, args)
 
 
@@ -199,7 +183,8 @@ def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
     counted: dict[str, list[int]] = {}
     expected |= {"separable_block": [4, 3], "_separable_block_backward": [6]}
     shape = (2, 64, 8, 8)
-    for name, args in (*calls(shape, torch.bfloat16, 1), *separable_calls(shape, 64, torch.bfloat16, 1)):
+    separable = separable_calls(block_arguments(shape, torch.bfloat16), 64, 1)
+    for name, args in (*calls(shape, torch.bfloat16, 1), *separable):
         counted.setdefault(name, []).append(emulated.launches(name, *args))
     assert {name: counts for name, counts in counted.items() if name in expected} == expected
 
@@ -207,7 +192,8 @@ def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
 def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated) -> None:
     torch.manual_seed(0)
     shape = (2, 34, 5, 6)
-    for name, args in (*calls(shape, torch.bfloat16, 1), *separable_calls(shape, 36, torch.bfloat16, 1)):
+    separable = separable_calls(block_arguments(shape, torch.bfloat16), 36, 1)
+    for name, args in (*calls(shape, torch.bfloat16, 1), *separable):
         first = emulated(name, *args, seed=0)
         for seed in (1, 2):
             for a, b in zip(first, emulated(name, *args, seed=seed), strict=True):

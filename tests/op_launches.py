@@ -1,0 +1,60 @@
+"""Launches every CUDA op on a few small shapes: what compute-sanitizer watches (bench/gpu.sh); a program, not a test.
+
+Everything is computed on the CPU and copied over, so that no kernel of PyTorch's runs on the device: it would take
+longer than ours under a sanitizer, and leave memory that the initcheck tool takes for not written.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from op_cases import Arguments, as_tuple, calls, depthwise_block_arguments, separable_calls, step_calls
+from torch import Tensor
+
+# Vectors and single channels, tiles cut at every border, blocks of whole small maps, more partial sums than are merged
+# on load; the last two on tensor cores in 16 bits
+SHAPES = [(2, 3, 5, 7), (2, 65, 2, 2), (3, 34, 4, 4), (1, 6, 33, 31), (150, 2, 16, 8), (2, 32, 8, 8), (5, 136, 4, 4)]
+
+
+def launches(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    """Every op with arguments on the CPU. float16 has no kernels there: it takes those of bfloat16."""
+    on_cpu = torch.bfloat16 if dtype == torch.float16 else dtype
+    for shape in SHAPES:
+        for stride in (1, 2):
+            yield from calls(shape, on_cpu, stride)
+            block = depthwise_block_arguments(shape, on_cpu, stride)[:6]
+            for name, arguments in separable_calls(block, 2 * shape[1], stride):
+                # in the activations' dtype: else PyTorch's kernel converts it
+                position = 6 if name == "separable_block" else 8
+                yield name, (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
+    yield from step_calls(on_cpu)
+
+
+def on_device(arguments: Arguments, dtype: torch.dtype, device: str) -> Arguments:
+    def moved(value: object) -> object:
+        if value is torch.bfloat16:
+            return dtype
+        if not isinstance(value, Tensor):
+            return value
+        return (value.to(dtype) if value.dtype == torch.bfloat16 else value).to(device)
+
+    return tuple(moved(value) for value in arguments)
+
+
+def main(device: str) -> None:
+    dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if device == "cuda" else [])
+    count = 0
+    for dtype in dtypes:
+        torch.manual_seed(0)
+        for name, arguments in launches(dtype):
+            outputs = as_tuple(getattr(torch.ops.fastcifar, name)(*on_device(arguments, dtype, device)))
+            for output in outputs:
+                assert output.cpu().isfinite().all(), (name, dtype)
+            count += 1
+    print(f"{count} calls on {device}, all results finite")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:] or ["cuda"])

@@ -22,6 +22,7 @@ from fastcifar.report import build_document, write_report
 from fastcifar.report.beyond import shortened
 from fastcifar.report.document import Figure, Table
 from fastcifar.report.original import TRIALS
+from fastcifar.sources import Dataset, Split
 from fastcifar.study_plan import PlannedRun
 
 LABELS = tuple(i % 100 for i in range(500))
@@ -264,7 +265,7 @@ def test_a_shortened_study_on_procedural_images_gets_no_verdict(tmp_path: Path) 
     for file in (tmp_path / "out").glob("*.csv"):
         for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))):
             assert row.get("verdict") not in ("inside", "above", "below"), file
-    assert 'class="inside"' not in page.source and "figure-01" in page.ids and "pairs-figure" in str(page.ids)
+    assert 'class="inside"' not in page.source and "figure-01" in page.ids and "figure-pairs" in page.ids
 
 
 def test_two_seeds_give_effects_without_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +286,20 @@ def test_runs_of_no_trial_of_the_report_have_their_curves(tmp_path: Path, monkey
     assert "quick" in figures["other-1"].caption + figures["other-2"].caption
     tables = {block.name: block for block in document.walk() if isinstance(block, Table)}
     assert {"mine", "quick"} <= {str(row["trial"]) for row in tables["accuracy"].data or ()}
+
+
+def test_images_of_another_kind_have_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No superclasses, and no class that is published."""
+    other, num_classes = fake_cifar100(), 10
+    names = tuple(f"kind_{i:02}" for i in range(num_classes))
+    splits = [Split(split.images, split.labels % num_classes) for split in (other.train, other.test)]
+    dataset = Dataset("mine", *splits, names, (), (), "1" * 64)
+    monkeypatch.setattr(sources, "load", lambda data: dataset)
+    run = make_run(tmp_path / "run", "lr-0.05", digest="1" * 64, labels=splits[1].labels.tolist(), data="mine")
+    page = Page(write_report([run], tmp_path / "out"))
+    assert "other images than the report's" in page.text and "images that are not CIFAR-100" in page.text
+    assert {"figure-01", "figure-08", "figure-confusion"} <= page.ids.keys()
+    assert "kind 01" in page.text and "uperclass" not in page.text
 
 
 def test_what_users_write_is_text_and_not_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +324,7 @@ def test_energy_is_shown_where_it_was_measured(tmp_path: Path, monkeypatch: pyte
 def test_a_page_replaces_an_earlier_one_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load", gone)
     run, out = make_run(tmp_path / "run", "lr-0.05"), tmp_path / "out"
-    write_report([run, make_run(tmp_path / "more", "quick", labels=LABELS)], out)
+    write_report([run, make_run(tmp_path / "more", "quick")], out)
     assert (out / "figures/other-1-loss.svg").is_file()
     (out / "mine.csv").write_text("1")
     before = write_report([run], out).read_text(encoding="utf-8")

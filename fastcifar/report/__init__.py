@@ -122,7 +122,9 @@ def _title(results: Results) -> str:
         return "MobileNet on CIFAR-100: the report, reproduced"
     if all(trial.digest == sources.PROCEDURAL_DIGEST for trial in results.trials):
         return "The study in small, on procedural images"
-    return "MobileNet on CIFAR-100, not as in the report"
+    if all(trial.is_cifar100 for trial in results.trials):
+        return "MobileNet on CIFAR-100, not as in the report"
+    return "MobileNet on other images than the report's"
 
 
 def _head(results: Results) -> list[Block]:

@@ -28,6 +28,7 @@ from fastcifar.statistics import describe
 
 NUM_PAIRS = 8
 PICTURES_A_ROW = 5
+MOST_LABELS = 40  # along a side of the confusion matrix
 
 
 class Classes:
@@ -194,7 +195,7 @@ def _superclass_blocks(
     )
     return [
         Heading(3, "By superclass", "superclasses"),
-        Figure("superclasses-figure", caption, [drawing]),
+        Figure("superclasses", caption, [drawing]),
         Details("The same as a table, for every trial", [table]),
     ]
 
@@ -240,7 +241,7 @@ def _class_blocks(
     caption = "**Accuracy by class**, best first. Lines: from the lowest to the highest seed."
     return [
         Heading(3, "By class", "classes"),
-        Figure("classes-figure", caption, panels),
+        Figure("classes", caption, panels),
         Details("The same as a table, for every trial", [table]),
     ]
 
@@ -258,13 +259,15 @@ def _confusion_figure(confusion: NDArray[np.int64], classes: Classes, colour: st
         rows = "Classes are grouped by superclass."
     else:
         blocks, told, rows = [(words(name), 1) for name in classes.names], "", ""
+        if len(blocks) > MOST_LABELS:
+            blocks, rows = [("", len(blocks))], "Classes are in order of name."
     alt = f"Confusion matrix of {focus.label} over {len(classes.names)} classes. {rows}{told}"
     caption = (
         f"**Confusion matrix** of {focus.label}, share of each class's test images over {_runs(focus.n)}; "
         f"the depth of colour goes with its square root. {rows}{told}"
     )
     drawing = figures.draw_confusion("confusion", share[np.ix_(order, order)], blocks, colour, alt)
-    return Figure("confusion-figure", caption, [drawing])
+    return Figure("confusion", caption, [drawing])
 
 
 def _runs(count: int) -> str:
@@ -299,7 +302,7 @@ def _pair_blocks(
             "**The pairs in pictures**: test images given the other class, first those that most seeds get wrong, then "
             "by confidence."
         )
-        blocks.append(Figure("pairs-figure", caption, panels))
+        blocks.append(Figure("pairs", caption, panels))
     else:
         blocks.append(Paragraph("The pictures of the pairs are left out: the images were not at hand."))
     return blocks
@@ -363,7 +366,7 @@ def _calibration_blocks(trials: Sequence[Trial], predictions: Mapping[str, list[
         "**Reliability.** Accuracy against confidence (the highest softmax output), the images of all seeds together; "
         "on the dashed line a model is right as often as it is sure."
     )
-    return [Figure("calibration-figure", explained, panels), Table("calibration", caption, columns, rows, data)]
+    return [Figure("calibration", explained, panels), Table("calibration", caption, columns, rows, data)]
 
 
 # ---- cost ----

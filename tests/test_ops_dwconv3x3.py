@@ -82,6 +82,7 @@ def test_any_layout_and_a_narrow_weight(device: str, dtype: torch.dtype) -> None
 @devices
 @strides
 def test_autograd(device: str, stride: int) -> None:
+    torch.manual_seed(0)
     x = activation((2, 6, 5, 4), torch.float32, device).requires_grad_()
     w = torch.randn(6, 1, 3, 3, device=device, requires_grad=True)
     # A mean over the map: its gradient does not come in channels_last
@@ -89,7 +90,8 @@ def test_autograd(device: str, stride: int) -> None:
     truth = torch.autograd.grad(dwconv3x3_ref(x, w, stride).mean((2, 3)).square().sum(), (x, w))
     torch.testing.assert_close(got, truth)
     (only_w,) = torch.autograd.grad(dwconv3x3(x.detach(), w, stride).square().sum(), w)
-    torch.testing.assert_close(only_w, torch.autograd.grad(dwconv3x3_ref(x, w, stride).square().sum(), w)[0])
+    truth = torch.autograd.grad(dwconv3x3_ref(x, w, stride).square().sum(), w)
+    torch.testing.assert_close(only_w, truth[0], rtol=1e-5, atol=1e-5)  # float32 too: each errs by 1e-7 of the norm
 
 
 @kinds

@@ -1,147 +1,154 @@
 #include "cpu/dwconv3x3_kernel.h"
 
-#include "cpu/tile.h"
+#include <type_traits>
+
+#include "cpu/rows.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-template <class T, class Lanes>
-struct ForwardSink {
-  T* y;
-  int64_t width, channels;
-  Lanes lanes;
+// Rows of a strip of outputs, halved for what is left at the lower border. Found by trying 1, 2 and 4: of the nine taps,
+// the sums and the columns of a strip the registers hold all.
+template <int stride>
+constexpr int kStrip = stride == 1 ? 4 : 2;
 
-  FC_INLINE void operator()(int64_t row, int64_t column, Vec sum) {
-    store(y + (row * width + column) * channels, sum, lanes);
+template <int n>
+struct Rows {
+  static constexpr int count = n;
+};
+
+// Calls f(first row, Rows<n>) for strips of n rows, for the rest of half as many, and so on.
+template <int n, class F>
+FC_INLINE void for_strips(int64_t rows, F f, int64_t first = 0) {
+  for (; first + n <= rows; first += n) f(first, Rows<n>{});
+  if constexpr (n > 1) for_strips<n / 2>(rows, f, first);
+}
+
+// The channels of a range in an image in channels_last memory.
+template <class T>
+struct Map {
+  T* first;
+  int64_t height, width, step;
+
+  FC_INLINE T* row(int64_t y) const { return first + y * width * step; }
+  // Pointers to n rows from y on, to `outside` for those outside the map.
+  template <int n>
+  FC_INLINE auto rows(int64_t y, int offset, T* outside) const {
+    struct {
+      T* row[n];
+    } found;
+    for (int r = 0; r < n; ++r) found.row[r] = y + r < 0 || y + r >= height ? outside : row(y + r) + offset;
+    return found;
   }
-  FC_INLINE void finish() {}
+  // What follows row y in memory, be it of the next image; `n` pixels with each column.
+  template <int n>
+  FC_INLINE auto stream(int64_t y) const {
+    constexpr bool write = !std::is_const_v<T>;
+    return Stream<n * kLanes * static_cast<int>(sizeof(T)), write>{reinterpret_cast<const char*>(row(y))};
+  }
 };
 
 template <int stride, class T>
-void forward(const DwShape& s, const Range& range, const T* x, const float* taps, int64_t pitch, T* y, float* memory) {
-  Ring ring(memory, s.H, s.W);
-  const int64_t image = s.H * s.W * s.C, steps = s.H * ((s.C + kBlock - 1) / kBlock);
+void forward(const DwShape& s, const Range& range, const T* x, const float* taps, int64_t pitch, T* y, const T* zeros) {
+  const int channels = static_cast<int>(range.c1 - range.c0);
   for (int64_t n = range.n0; n < range.n1; ++n) {
-    Ahead ahead;
-    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
-      ahead.add(x + (n + 1) * image, image * sizeof(T), steps);
-      ahead.add(y + (n + 1) * s.Ho * s.Wo * s.C, s.Ho * s.Wo * s.C * sizeof(T), steps);
-    }
-    for (int64_t c = range.c0; c < range.c1; c += kBlock) {
-      const T* xn = x + n * s.H * s.W * s.C + c;
-      T* yn = y + n * s.Ho * s.Wo * s.C + c;
-      const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
-      convolve<stride>(
-          ring, s, channels, taps + c, pitch,
-          [&](int64_t row, int offset, auto lanes) FC_LAMBDA {
-            const T* p = xn + row * s.W * s.C + offset;
-            return [p, lanes, step = s.C](int64_t column) FC_LAMBDA { return load(p + column * step, lanes); };
-          },
-          ahead,
-          [&](int offset, auto lanes) FC_LAMBDA {
-            return ForwardSink<T, decltype(lanes)>{yn + offset, s.Wo, s.C, lanes};
-          });
-    }
+    const Map<const T> in{x + n * s.H * s.W * s.C + range.c0, s.H, s.W, s.C};
+    const Map<T> out{y + n * s.Ho * s.Wo * s.C + range.c0, s.Ho, s.Wo, s.C};
+    for_strips<kStrip<stride>>(s.Ho, [&](int64_t first, auto strip) FC_LAMBDA {
+      constexpr int R = decltype(strip)::count, halo = 3 - stride;
+      auto next_in = in.template stream<R * stride * stride>((first + R) * stride - 1 + halo);
+      auto next_out = out.template stream<R>(first + R);
+      for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
+        const auto i = in.template rows<R * stride + halo>(first * stride - 1, offset, zeros);
+        const auto o = out.template rows<R>(first, offset, nullptr);
+        const TapColumns w(taps + range.c0 + offset, pitch);
+        if constexpr (stride == 1) {
+          convolve_rows1<R>(i.row, o.row, s.W, s.C, w, lanes, next_in, next_out);
+        } else {
+          convolve_rows2<R>(i.row, o.row, s.W, s.C, w, lanes, next_in, next_out);
+        }
+      });
+    });
   }
 }
 
-template <class T, class Lanes, bool need_x, bool need_w>
-struct BackwardSink {
-  const T* x;
-  T* grad_x;
-  float* sums;
-  int64_t width, channels, pitch;
-  Lanes lanes;
-  Vec grad_w[9];
-
-  FC_INLINE BackwardSink(const T* x, T* grad_x, float* sums, int64_t width, int64_t channels, int64_t pitch, Lanes lanes)
-      : x(x), grad_x(grad_x), sums(sums), width(width), channels(channels), pitch(pitch), lanes(lanes) {
-    if constexpr (need_w) {
-      for (int k = 0; k < 9; ++k) grad_w[k] = Vec{};
-    }
-  }
-  template <int... K>
-  FC_INLINE void operator()(int64_t row, int64_t column, Vec sum, Tap<K>... taps) {
-    const int64_t at = (row * width + column) * channels;
-    if constexpr (need_x) store(grad_x + at, sum, lanes);
-    if constexpr (need_w) {
-      const Vec value = load(x + at, lanes);
-      ((grad_w[K] = value * taps.value + grad_w[K]), ...);
-    }
-  }
-  FC_INLINE void finish() {
-    if constexpr (need_w) {
-      for (int k = 0; k < 9; ++k) accumulate(sums + k * pitch, grad_w[k]);
-    }
-  }
-};
-
-template <class T, bool need_x, bool need_w>
+template <int stride, class T, bool need_x, bool need_w>
 void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x, const float* taps, int64_t pitch,
-              T* grad_x, float* grad_w, float* memory) {
-  Ring ring(memory, s.Ho, s.Wo);
-  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C, steps = s.Ho * ((s.C + kBlock - 1) / kBlock);
+              T* grad_x, float* grad_w, const T* zeros) {
+  const int channels = static_cast<int>(range.c1 - range.c0);
   for (int64_t n = range.n0; n < range.n1; ++n) {
-    Ahead ahead;
-    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
-      ahead.add(grad_y + (n + 1) * grad_size, grad_size * sizeof(T), steps);
-      if (need_w) ahead.add(x + (n + 1) * image_size, image_size * sizeof(T), steps);
-      if (need_x) ahead.add(grad_x + (n + 1) * image_size, image_size * sizeof(T), steps);
-    }
-    for (int64_t c = range.c0; c < range.c1; c += kBlock) {
-      const T* gn = grad_y + n * s.Ho * s.Wo * s.C + c;
-      const int64_t image = n * s.H * s.W * s.C + c;
-      const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
-      const auto input = [&](int64_t row, int offset, auto lanes) FC_LAMBDA {
-        const T* p = gn + row * s.Wo * s.C + offset;
-        return [p, lanes, step = s.C](int64_t column) FC_LAMBDA { return load(p + column * step, lanes); };
-      };
-      const auto sink = [&](int offset, auto lanes) FC_LAMBDA {
-        return BackwardSink<T, decltype(lanes), need_x, need_w>(x + image + offset, grad_x + image + offset,
-                                                                grad_w + c + offset, s.W, s.C, pitch, lanes);
-      };
-      if (s.stride == 1 && !need_w) {  // the convolution with its taps in reverse
-        convolve<1>(ring, s, channels, taps + 8 * pitch + c, -pitch, input, ahead, sink);
-      } else if (s.stride == 1) {
-        convolve_transposed1(ring, s, channels, taps + c, pitch, input, ahead, sink);
-      } else {
-        convolve_transposed2(ring, s, channels, taps + c, pitch, input, ahead, sink);
-      }
-    }
+    const int64_t image = n * s.H * s.W * s.C + range.c0;
+    const Map<const T> grads{grad_y + n * s.Ho * s.Wo * s.C + range.c0, s.Ho, s.Wo, s.C};
+    const Map<const T> pixels{x + image, s.H, s.W, s.C};
+    const Map<T> outs{grad_x + image, s.H, s.W, s.C};
+    for_strips<kStrip<stride>>(s.Ho, [&](int64_t first, auto strip) FC_LAMBDA {
+      constexpr int R = decltype(strip)::count, halo = 3 - stride;
+      auto next_grads = grads.template stream<R>(first + R + 1);
+      auto next_pixels = pixels.template stream<R * stride * stride>((first + R) * stride - 1 + halo);
+      auto next_outs = outs.template stream<R * stride * stride>((first + R) * stride);
+      for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
+        if constexpr (need_w) {
+          const auto i = pixels.template rows<R * stride + halo>(first * stride - 1, offset, zeros);
+          const auto g = grads.template rows<R>(first, offset, nullptr);
+          TapSums sums;
+          if constexpr (stride == 1) {
+            add_weight_gradient1<R>(i.row, g.row, s.W, s.C, sums, lanes, next_pixels, next_grads);
+          } else {
+            add_weight_gradient2<R>(i.row, g.row, s.W, s.C, sums, lanes, next_pixels, next_grads);
+          }
+          sums.add_to(grad_w + range.c0 + offset, pitch);
+        }
+        if constexpr (need_x) {
+          const auto g = grads.template rows<R + 3 - stride>(first - (stride == 1), offset, zeros);
+          const auto o = outs.template rows<R * stride>(first * stride, offset, nullptr);
+          const float* w = taps + range.c0 + offset;
+          const auto sweep = [&](auto&... ahead) FC_LAMBDA {
+            if constexpr (stride == 1) {  // the convolution with its taps in reverse
+              convolve_rows1<R>(g.row, o.row, s.W, s.C, TapColumns(w + 8 * pitch, -pitch), lanes, ahead...);
+            } else {
+              convolve_transposed_rows2<R>(g.row, o.row, s.W, s.C, TapColumns(w, pitch), lanes, ahead...);
+            }
+          };
+          if constexpr (need_w) {
+            sweep(next_outs);
+          } else {
+            sweep(next_outs, next_grads);
+          }
+        }
+      });
+    });
   }
 }
 
-template <class T>
+template <int stride, class T>
 void backward(const DwShape& s, const Range& range, const void* grad_y, const void* x, const float* taps, int64_t pitch,
-              void* grad_x, float* grad_w, float* ring) {
-  const auto* g = static_cast<const T*>(grad_y);
-  const auto* xt = static_cast<const T*>(x);
-  auto* gx = static_cast<T*>(grad_x);
-  if (grad_x && grad_w) {
-    backward<T, true, true>(s, range, g, xt, taps, pitch, gx, grad_w, ring);
-  } else if (grad_x) {
-    backward<T, true, false>(s, range, g, xt, taps, pitch, gx, grad_w, ring);
-  } else {
-    backward<T, false, true>(s, range, g, xt, taps, pitch, gx, grad_w, ring);
-  }
+              void* grad_x, float* grad_w, const void* zeros) {
+  const auto run = grad_x && grad_w ? &backward<stride, T, true, true>
+                   : grad_x         ? &backward<stride, T, true, false>
+                                    : &backward<stride, T, false, true>;
+  run(s, range, static_cast<const T*>(grad_y), static_cast<const T*>(x), taps, pitch, static_cast<T*>(grad_x), grad_w,
+      static_cast<const T*>(zeros));
 }
 
 template <class T>
-void forward(const DwShape& s, const Range& range, const void* x, const float* taps, int64_t pitch, void* y, float* ring) {
+void forward(const DwShape& s, const Range& range, const void* x, const float* taps, int64_t pitch, void* y,
+             const void* zeros) {
   const auto run = s.stride == 1 ? &forward<1, T> : &forward<2, T>;
-  run(s, range, static_cast<const T*>(x), taps, pitch, static_cast<T*>(y), ring);
+  run(s, range, static_cast<const T*>(x), taps, pitch, static_cast<T*>(y), static_cast<const T*>(zeros));
 }
 
 }  // namespace
 
 void dwconv3x3_forward(Element element, const DwShape& s, const Range& range, const void* x, const float* taps,
-                       int64_t pitch, void* y, float* ring) {
-  (element == Element::f32 ? &forward<float> : &forward<bf16>)(s, range, x, taps, pitch, y, ring);
+                       int64_t pitch, void* y, const float* zeros) {
+  (element == Element::f32 ? &forward<float> : &forward<bf16>)(s, range, x, taps, pitch, y, zeros);
 }
 
 void dwconv3x3_backward(Element element, const DwShape& s, const Range& range, const void* grad_y, const void* x,
-                        const float* taps, int64_t pitch, void* grad_x, float* grad_w, float* ring) {
-  (element == Element::f32 ? &backward<float> : &backward<bf16>)(s, range, grad_y, x, taps, pitch, grad_x, grad_w, ring);
+                        const float* taps, int64_t pitch, void* grad_x, float* grad_w, const float* zeros) {
+  const auto run = element == Element::f32 ? (s.stride == 1 ? &backward<1, float> : &backward<2, float>)
+                                           : (s.stride == 1 ? &backward<1, bf16> : &backward<2, bf16>);
+  run(s, range, grad_y, x, taps, pitch, grad_x, grad_w, zeros);
 }
 
 void sum_parts(const float* parts, int64_t num_parts, int64_t size, float* out) {

@@ -5,13 +5,13 @@
 #include "cpu/range.h"
 
 FASTCIFAR_DECLARE_KERNELS(
-    // taps: float32 [9][pitch]. ring: ring_floats(W).
+    // taps: float32 [9][pitch]. zeros: a row of zeros, W * C of them.
     void dwconv3x3_forward(Element element, const DwShape& s, const Range& range, const void* x, const float* taps,
-                           int64_t pitch, void* y, float* ring);
+                           int64_t pitch, void* y, const float* zeros);
 
-    // grad_x and grad_w may be null. grad_w: float32 [9][pitch], added to. ring: ring_floats(Wo).
+    // grad_x and grad_w may be null. grad_w: float32 [9][pitch], added to. zeros: as above, W * C.
     void dwconv3x3_backward(Element element, const DwShape& s, const Range& range, const void* grad_y, const void* x,
-                            const float* taps, int64_t pitch, void* grad_x, float* grad_w, float* ring);
+                            const float* taps, int64_t pitch, void* grad_x, float* grad_w, const float* zeros);
 
     // out[i] = sum of parts[k][i] over k, in the order of k.
     void sum_parts(const float* parts, int64_t num_parts, int64_t size, float* out);)

@@ -8,6 +8,7 @@ enum class Element { f32, bf16 };
 
 constexpr int kBlock = 32;  // channels that a kernel takes at a time: in bfloat16 one cache line
 
+inline int64_t clamp(int64_t value, int64_t most) { return value < 1 ? 1 : value < most ? value : most; }
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // What one kernel call works on: images [n0, n1), channels [c0, c1); c0 is a multiple of kBlock.
@@ -40,9 +41,16 @@ inline int64_t ring_rows(int64_t width) {
 // float32 elements of that ring and its row of zeros.
 inline int64_t ring_floats(int64_t width) { return (ring_rows(width) + 1) * (width + 2) * kBlock; }
 
+// Up to 32 parts by images, of at least `part_bytes` each; by channels too where that makes fewer than eight. For
+// kernels that walk through whole images.
+inline Cut cut_by_images(int64_t images, int64_t channels, int64_t image_bytes, int64_t part_bytes) {
+  const int64_t blocks = (channels + kBlock - 1) / kBlock;
+  const int64_t by_images = clamp(images * image_bytes / part_bytes, clamp(images, 32));
+  return {images, channels, by_images, clamp(8 / by_images, blocks)};
+}
+
 // Up to 32 parts of at least 256 KiB of `image_bytes` each, by images first, then by channels.
 inline Cut cut(int64_t images, int64_t channels, int64_t image_bytes) {
-  const auto clamp = [](int64_t value, int64_t most) { return value < 1 ? 1 : value < most ? value : most; };
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
   const int64_t by_images = clamp(images * image_bytes >> 18, clamp(images, 32));
   return {images, channels, by_images, clamp(32 / by_images, blocks)};

@@ -225,6 +225,16 @@ def test_folders_are_shortened(text: str, expected: str) -> None:
     assert shortened(text) == expected
 
 
+@pytest.mark.real_data
+def test_table_1_of_the_real_images_is_the_reports(real_data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "lr-0.05")
+    document = build_document([run], data=str(real_data / "cifar100.npz"))
+    (table,) = (table for table in document.tables() if table.name == "table-01")
+    assert [row[-1] for row in table.rows] == ["same", "same", "not in the report"]
+    (figure,) = (block for block in document.walk() if isinstance(block, Figure) and block.name == "figure-04")
+    assert "40,000 for training, 10,000 for validation, seed 0" in figure.caption
+
+
 # ---- gaps ----
 
 

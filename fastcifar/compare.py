@@ -6,7 +6,7 @@ between it and the first column: a difference for accuracies and losses, a ratio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,14 +151,20 @@ def _differing(cols: Sequence[Column]) -> list[list[str]]:
         "torch": ("torch",),
         "commit": ("source", "commit"),
     }.items():
-        facts[name] = [_fact(run, path)[:40] for run in _all(cols)]
+        facts[name] = [_fact(run, path)[: 10 if name == "commit" else 40] for run in _all(cols)]
     found = []
     for name, values in facts.items():
         each = iter(values)
-        cells = [" / ".join(dict.fromkeys(next(each) for _ in col.runs)) for col in cols]
+        cells = [_joined(next(each) for _ in col.runs) for col in cols]
         if len(set(cells)) > 1:
             found.append([name, *cells])
     return found
+
+
+def _joined(values: Iterable[str]) -> str:
+    """`a`, `a / b`, `a / b / ...`."""
+    different = list(dict.fromkeys(values))
+    return " / ".join([*different[:2], *["..."] * (len(different) > 2)])
 
 
 def _all(cols: Sequence[Column]) -> list[RunFolder]:

@@ -301,7 +301,8 @@ def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], 
                         fail(run, str(problem))
                 progress.update([job.run for job in jobs.values()])
                 time.sleep(POLL_SECONDS)
-                stop.pass_on(job.process for job in jobs.values())
+                if stop.pass_on(job.process for job in jobs.values()):
+                    progress.line(f"{_signal_name(stop.number)}: the runs save their state and end")
                 for place in [i for i, job in jobs.items() if job.ended() or (stop.number and job.process is None)]:
                     job = jobs.pop(place)
                     run = next(r for r in study.planned() if r.name == job.run.name)
@@ -339,13 +340,15 @@ class _Signals:
     def note(self, number: int, frame: FrameType | None) -> None:
         self.number, self._count = number, self._count + 1
 
-    def pass_on(self, processes: Iterable[subprocess.Popen[bytes] | None]) -> None:
+    def pass_on(self, processes: Iterable[subprocess.Popen[bytes] | None]) -> bool:
+        """Gives a new signal to the runs; whether there was one."""
         if self._passed_on == self._count:
-            return
+            return False
         self._passed_on = self._count
         for process in processes:
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM if self._count < 3 else signal.SIGKILL)
+        return True
 
 
 @contextlib.contextmanager

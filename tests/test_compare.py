@@ -142,6 +142,14 @@ def test_energy_and_a_diverged_run(make: Any) -> None:
     assert rows["val loss"] == ["nan", "nan (+nan)"]
 
 
+def test_many_commits_are_cut_short(make: Any) -> None:
+    for seed in range(3):
+        make(f"a{seed}", seed=seed, env={"source": {"commit": f"{seed}" * 40}})
+    make("b", lr=0.1, env={"source": None})
+    rows = cells(columns(load([Path("a0"), Path("a1"), Path("a2"), Path("b")])))
+    assert rows["commit"] == ["0000000000 / 1111111111 / ...", "-"]
+
+
 @pytest.mark.parametrize(("index", "letters"), [(0, "A"), (25, "Z"), (26, "AA"), (52, "BA")])
 def test_letters(index: int, letters: str) -> None:
     assert compare._letter(index) == letters

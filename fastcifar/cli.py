@@ -245,19 +245,15 @@ def _energy(summary: Mapping[str, Any]) -> str:
 
 def _expected(config: Config, metric: str) -> str:
     """What the run's preset lets expect, unless the run was made with settings that change the result."""
-    from fastcifar.config import find_preset, groups
+    from fastcifar.config import differing_settings, find_preset
 
     try:
         preset = find_preset(config.preset)
     except UsageError:
         return ""
-    free = {"data", "mirror", "seed"}
-    free |= {*groups()["loader"], *groups()["engine"], *groups()["evaluation and checkpoints"]}
-    names = [name for group in groups().values() for name in group if name not in free]
-    if preset.config.data == "procedural":
-        names.append("data")
+    other_images = preset.config.data == "procedural" and config.data != "procedural"
     expected = _accuracy(preset, metric)
-    same = all(getattr(config, name) == getattr(preset.config, name) for name in names)
+    same = not (other_images or differing_settings(config, preset.config))
     return f"   ({config.preset}: {expected})" if same and expected else ""
 
 

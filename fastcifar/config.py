@@ -233,6 +233,18 @@ def groups() -> dict[str, list[str]]:
     return result
 
 
+def differing_settings(config: Config, other: Config) -> tuple[str, ...]:
+    """The names of the settings that change a run's result and differ between the two.
+
+    Free are the seed, where the images come from (data sets are told apart by their content), how they are loaded, what
+    computes them, and when a run is evaluated and saved.
+    """
+    by_group = groups()
+    free = {"data", "mirror", "seed", *by_group["loader"], *by_group["engine"], *by_group["evaluation and checkpoints"]}
+    names = [name for group in by_group.values() for name in group if name not in free]
+    return tuple(name for name in names if getattr(config, name) != getattr(other, name))
+
+
 def allowed(name: str) -> str:
     """What the setting `name` may be: type and bounds, or choices."""
     info = Config.model_fields[name]

@@ -139,8 +139,8 @@ def test_version(capsys: Captured) -> None:
         (
             ["presets", "fina"],
             [
-                "preset fina: there is no such preset; did you mean final? (the presets are constant, cosine, final, "
-                "final-alpha-0.5, lr-0.01, lr-0.05, lr-0.5, quick, wd-1e-4, wd-5e-4)"
+                "preset fina: there is no such preset; did you mean final? (the presets are best, constant, cosine, "
+                "final, final-alpha-0.5, lr-0.01, lr-0.05, lr-0.5, quick, speedrun, wd-1e-4, wd-5e-4)"
             ],
         ),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar import sources
-from fastcifar.config import Config, Preset, find_preset, groups
+from fastcifar.config import Config, Preset, differing_settings, find_preset
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.report.original import TRIALS, Metric
 from fastcifar.run import RunFolder
@@ -178,14 +178,9 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
     return Results(_trials(runs), absences, planned)
 
 
-def differing_settings(config: Config, preset: Config) -> tuple[str, ...]:
-    """The settings that change the result and differ, as `name = value`. The data are told apart by their content."""
-    by_group = groups()
-    free = {"data", "mirror", "seed", *by_group["loader"], *by_group["engine"], *by_group["evaluation and checkpoints"]}
-    names = [name for group in by_group.values() for name in group if name not in free]
-    return tuple(
-        f"{name} = {_short(getattr(config, name))}" for name in names if getattr(config, name) != getattr(preset, name)
-    )
+def changes_of(config: Config, preset: Config) -> tuple[str, ...]:
+    """The settings that change the result and differ from the preset's, as `name = value`."""
+    return tuple(f"{name} = {_short(getattr(config, name))}" for name in differing_settings(config, preset))
 
 
 def effect(before: Trial | None, after: Trial | None, metric: str) -> Sample | str:
@@ -263,7 +258,7 @@ def _trials(runs: Sequence[Run]) -> list[Trial]:
         if name not in presets:
             presets[name] = _preset(name)
         preset = presets[name]
-        changes = differing_settings(run.config, preset.config if preset else Config())
+        changes = changes_of(run.config, preset.config if preset else Config())
         members.setdefault((name, changes, run.digest), []).append(run)
     order = {name: place for place, name in enumerate(TRIALS)}
 

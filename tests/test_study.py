@@ -403,6 +403,7 @@ def test_ctrl_c_reaches_each_run_once(other_study: subprocess.Popen[str]) -> Non
     os.killpg(other_study.pid, signal.SIGINT)  # as a terminal does, to all that are in the foreground
     _, err = other_study.communicate(timeout=60)
     assert other_study.returncode == 130
+    assert "SIGINT: the runs save their state and end" in err.splitlines()
     assert err.splitlines()[-1].endswith(
         "stopped by SIGINT: 0 of 2 runs are finished, the others saved; go on with: fastcifar study --out s"
     )

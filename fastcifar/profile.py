@@ -112,8 +112,8 @@ def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
     """Profiles training steps of `config` and writes what it finds to a folder.
 
     Arguments:
+        config: what a run of it would do with data; its own is not read.
         out: the folder, new or empty; None makes runs/profile/<local time>-<engine>-<precision>.
-        config: `data` is not read, and of the settings of a schedule only the first learning rate.
         num_steps: how many steps are profiled, and as many timed.
 
     Errors: `UsageError` for an `out` that holds something; any other `FastcifarError` of a run.

@@ -134,22 +134,25 @@ def is_gone(group: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_all_of_a_runs_processes_leaves_a_state_and_no_process(number: int, tmp_path: Path) -> None:
-    config = tiny_config(write_tiny(tmp_path / "tiny.npz", 1024), epochs=40, loader="torchvision", loader_workers=2)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    trainer.train(config, whole, [])
+def test_a_signal_to_all_of_a_runs_processes_leaves_a_state_and_no_process(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "tiny.npz", 424)
+    config = tiny_config(data, batch_size=50, epochs=12, loader="torchvision", loader_workers=2)
     options = [f"--{key.replace('_', '-')}={value}" for key, value in config.model_dump(exclude_defaults=True).items()]
-    process = start("train", *[o for o in options if "preset" not in o], "--out", cut)
-    wait_for_epochs(process, cut, 2)
-    if number == signal.SIGKILL:
-        process.kill()  # alone: its workers must find out
-    else:
-        os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
-    assert is_gone(process.pid), "orphans"
-    resumed = start("train", "--resume", cut)
-    assert resumed.wait(180) == 0, resumed.communicate()
-    a, b = weights(whole), weights(cut)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    options = [option for option in options if not option.startswith("--preset")]
+    whole = trainer.train(config, tmp_path / "whole", [])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        cut = tmp_path / str(number)
+        process = start("train", *options, "--out", cut)
+        wait_for_epochs(process, cut, 2)
+        if number == signal.SIGKILL:
+            process.kill()  # alone: its workers must find out by themselves
+        else:
+            os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+        assert is_gone(process.pid), "orphans"
+        resumed = start("train", "--resume", cut)
+        output, _ = resumed.communicate(timeout=240)
+        assert resumed.returncode == 0, output
+        a, b = weights(whole), weights(cut)
+        assert all(torch.equal(a[name], b[name]) for name in a)

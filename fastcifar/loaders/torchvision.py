@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import importlib
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -95,7 +97,7 @@ class TorchvisionLoader(OrderedLoader):
                 AugmentedImages(images, torch.from_numpy(split.labels), config),
                 batch_sampler=self._order,
                 num_workers=min(config.loader_workers or cores, self.num_batches),
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=_settle_in,
                 multiprocessing_context=_clean_processes(),
                 persistent_workers=True,
                 pin_memory=device.type == "cuda",
@@ -168,10 +170,17 @@ def _clean_processes() -> BaseContext:
     return context
 
 
-def _ignore_signals(worker: int) -> None:
-    """In a worker of a server that was running before, and blocks nothing."""
-    for number in _SIGNALS:
+def _settle_in(worker: int) -> None:
+    """The first thing in a worker process."""
+    for number in _SIGNALS:  # a server that was running before we asked for one blocks nothing
         signal.signal(number, signal.SIG_IGN)
+    # DataLoader's own watch looks at the server, which lives as long as a worker does: both would outlive a killed run.
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(run: BaseProcess) -> None:
+    run.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager

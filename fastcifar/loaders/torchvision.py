@@ -6,7 +6,6 @@ epoch has: the batches of a run are the same with any number of workers, and aft
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import multiprocessing
@@ -21,6 +20,7 @@ from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,7 @@ class TorchvisionLoader(OrderedLoader):
             )
         self._batches: Iterator[list[Tensor]] | None = None
         self._workers: list[BaseProcess] = []
+        self._at_exit: Finalize[None] | None = None
 
     def _start(self, epoch: int, draws: EpochDraws, first_step: int) -> None:
         assert self._loader is not None
@@ -117,7 +118,8 @@ class TorchvisionLoader(OrderedLoader):
             self._batches = iter(self._loader)  # the first time it starts the workers, later it calls them back
         if not self._workers:
             self._workers = [process for process in multiprocessing.active_children() if process not in others]
-            atexit.register(self.close)
+            # Not atexit, which comes after multiprocessing's wait for all children where this is a child itself.
+            self._at_exit = Finalize(None, self.close, exitpriority=10)
 
     def _fetch(self, step: int) -> tuple[Tensor, Tensor]:
         assert self._batches is not None
@@ -128,7 +130,8 @@ class TorchvisionLoader(OrderedLoader):
 
     def close(self) -> None:
         """Ends the worker processes: by word, and those that don't hear it by force."""
-        atexit.unregister(self.close)
+        if self._at_exit is not None:
+            self._at_exit.cancel()
         self._batches = self._loader = None
         for process in self._workers:
             if process.is_alive():

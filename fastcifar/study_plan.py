@@ -34,11 +34,11 @@ TRIALS = ("lr-0.05", "lr-0.5", "lr-0.01", "constant", "cosine", "wd-1e-4", "wd-5
 SEEDS = (0, 1, 2)
 """The default: the fewest that give an effect an interval."""
 QUICK: Mapping[str, str] = {
-    "data": "procedural", "val_size": "3000", "width_mult": "0.25", "batch_size": "64", "device": "cpu",
+    "data": "procedural", "val_size": "2000", "width_mult": "0.25", "batch_size": "64", "device": "cpu",
 }  # fmt: skip
 """What `study quick` sets in every trial, beside the epochs; a setting of the user's own goes before it. On a GPU the
 24 runs would spend their minutes in torch.compile."""
-QUICK_EPOCHS = (4, 8)
+QUICK_EPOCHS = (3, 5)
 """Of the trials of 15 epochs, and of those of 300."""
 
 

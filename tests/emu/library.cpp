@@ -13,4 +13,5 @@ STABLE_TORCH_LIBRARY(fastcifar_emulated, m) {
 }
 
 extern "C" __attribute__((visibility("default"))) void emu_set_seed(unsigned seed) { emu::seed() = seed; }
+extern "C" __attribute__((visibility("default"))) void emu_set_idle(bool idle) { emu::idle() = idle; }
 extern "C" __attribute__((visibility("default"))) unsigned long emu_launches() { return emu::machine().launches; }

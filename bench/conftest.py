@@ -125,7 +125,7 @@ def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
 
 
 def plain_table(benchmarks: list[Any]) -> Iterable[str]:
-    """A row a test: median time, images/s, speed over the group's first."""
+    """A row a test: median time, images/s, speed over the group's first; of a loader what it costs the host too."""
     first: float | None = None
     for b in benchmarks:
         median, images = b.stats.median, b.extra_info.get("images")
@@ -134,6 +134,8 @@ def plain_table(benchmarks: list[Any]) -> Iterable[str]:
             speed = images / median
             first = first or speed
             row += f"{speed:12.0f} images/s{speed / first:8.2f}x"
+        if "cpu_ms_per_1000" in b.extra_info:
+            row += f"{b.extra_info['cpu_ms_per_1000']:9.1f} CPU ms/1,000{b.extra_info['host_mib']:7.0f} MiB"
         yield row
 
 

@@ -1,41 +1,54 @@
-"""Loaders: images/s of the resident loader against torchvision transforms in a DataLoader with 2 workers."""
+"""Loaders side by side: images/s, processor time and memory of the host, its worker processes included."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
-from workers import resident_loader, torchvision_loader, worker
+from workers import loader, worker
 
 NUM_IMAGES = 40_000
-GROUP = "loader, batch 128: crop, flip, normalise"
+ON_CUDA = torch.cuda.is_available()
+WORKERS = 12 if ON_CUDA else 2
+LOADERS: dict[str, tuple[dict[str, object], int, str | None]] = {
+    # settings, images an epoch, what makes the resident loader's batches
+    "resident, fused": ({"engine": "fused"}, NUM_IMAGES, "fused"),
+    "resident, compiled": ({}, NUM_IMAGES, "compiled"),
+    "resident, eager": ({}, NUM_IMAGES, "eager"),
+    "images on the host": ({"engine": "fused", "images_on": "host"}, NUM_IMAGES, None),
+    "dali": ({"loader": "dali"}, NUM_IMAGES, None),
+    f"torchvision, {WORKERS} workers": (
+        {"loader": "torchvision", "loader_workers": WORKERS},
+        NUM_IMAGES if ON_CUDA else 10_000,
+        None,
+    ),
+}
+HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
-def measure(benchmark: Any, num_images: int, start: Any, *arguments: Any) -> None:
-    benchmark.extra_info["images"] = num_images
-    with worker(start, *arguments) as run:
-        benchmark.pedantic(run, args=(1,), rounds=5)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Batch 128; with --full up to 4096, and MixUp."""
+    full = metafunc.config.getoption("--full")
+    grid = [(128, 0.0), (128, 0.2), (512, 0.0), (1024, 0.0), (4096, 0.0)] if full else [(128, 0.0)]
+    metafunc.parametrize(("batch_size", "mixup_alpha"), grid)
+    metafunc.parametrize("name", LOADERS)
 
 
-@pytest.mark.benchmark(group=GROUP)
-@pytest.mark.parametrize("augmentation", ["eager", "compiled", "fused"])
-def test_resident(benchmark: Any, augmentation: str) -> None:
-    measure(benchmark, NUM_IMAGES, resident_loader, {}, NUM_IMAGES, augmentation)
-
-
-@pytest.mark.benchmark(group=GROUP)
-def test_resident_with_mixup(benchmark: Any) -> None:
-    measure(benchmark, NUM_IMAGES, resident_loader, {"mixup_alpha": 0.2}, NUM_IMAGES, "compiled")
-
-
-@pytest.mark.benchmark(group=GROUP)
-def test_torchvision_two_workers(benchmark: Any) -> None:
-    pytest.importorskip("PIL")
-    measure(benchmark, 10_000, torchvision_loader, 128, 10_000, 2)
-
-
-@pytest.mark.benchmark(group=GROUP)
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="on two cores it is the same as with 2 workers")
-def test_torchvision_twelve_workers(benchmark: Any) -> None:
-    measure(benchmark, NUM_IMAGES, torchvision_loader, 128, NUM_IMAGES, 12)
+def test_loader(benchmark: Any, name: str, batch_size: int, mixup_alpha: float) -> None:
+    if name == "dali" and not HAS_DALI:
+        pytest.skip("no nvidia-dali-cuda130: pip install 'fastcifar[dali]'")
+    if "torchvision" in name:
+        pytest.importorskip("PIL")
+    mixed = ", MixUp" if mixup_alpha else ""
+    benchmark.group = f"loader, batch {batch_size}: crop, flip, normalise{mixed}; host memory includes PyTorch"
+    settings, num_images, augmentation = LOADERS[name]
+    settings = {**settings, "batch_size": batch_size, "mixup_alpha": mixup_alpha}
+    rounds = 3
+    with worker(loader, settings, num_images, augmentation) as run:
+        before = run.usage()
+        benchmark.pedantic(run, args=(1,), rounds=rounds)
+        after = run.usage()
+    cpu_ms = (after.cpu_seconds - before.cpu_seconds) * 1e3 / (rounds * num_images / 1e3)
+    benchmark.extra_info.update(images=num_images, cpu_ms_per_1000=cpu_ms, host_mib=after.bytes / 2**20)

@@ -6,17 +6,56 @@ import multiprocessing as mp
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 Run = Callable[[int], float]
 """Does so many units of work and returns the seconds they took on the device."""
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a process and its descendants have used: processor seconds, and memory, shared pages counted once."""
+
+    cpu_seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A measuring process: calling it does so many units of work there and returns the seconds."""
+
+    pid: int
+    run: Run
+
+    def __call__(self, count: int) -> float:
+        return self.run(count)
+
+    def usage(self) -> Usage:
+        """Of the process and of those that it has started (Linux)."""
+        parents = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended meanwhile
+                fields = stat.read_text().rpartition(")")[2].split()
+                parents[int(stat.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12]))
+        family = {self.pid}
+        while more := {pid for pid, (parent, _) in parents.items() if parent in family} - family:
+            family |= more
+        ticks = sum(parents[pid][1] for pid in family if pid in parents)
+        kib = 0
+        for pid in family:
+            with suppress(OSError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                kib += int(rollup.partition("\nPss:")[2].split()[0])
+        return Usage(ticks / os.sysconf("SC_CLK_TCK"), kib * 1024)
+
+
 @contextmanager
-def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Run]:
-    """Calls `start(*arguments)` in a new process and yields a function that runs the result there.
+def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Worker]:
+    """Calls `start(*arguments)` in a new process and yields it, to run the result there.
 
     An error in the process is raised here with its text.
     """
@@ -41,7 +80,8 @@ def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Run]:
 
     try:
         receive()
-        yield run
+        assert process.pid is not None
+        yield Worker(process.pid, run)
     finally:
         ours.close()
         process.join(10)
@@ -104,19 +144,24 @@ def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
     return run
 
 
-def resident_loader(settings: dict[str, Any], num_images: int, augmentation: Any) -> Run:
-    """Whole epochs of the resident loader: draws, transfer, crop, flip, normalise."""
-    import torch
+def loader(settings: dict[str, Any], num_images: int, augmentation: Any = None) -> Run:
+    """Whole epochs of the loader that a config names: draws, crop, flip, normalise, and on a GPU the way there.
 
+    `augmentation`: of the resident loader, what makes its batches, if not what the engine makes them with.
+    """
     from fastcifar.config import Config
-    from fastcifar.device import find_device
+    from fastcifar.device import find_device, settle
     from fastcifar.engines.eager import COMPUTE_DTYPE
-    from fastcifar.loaders import ResidentLoader
+    from fastcifar.loaders import Loader, ResidentLoader, build_loader
 
     config = Config.model_validate(settings)
     device = find_device(config.device)
-    dtype = COMPUTE_DTYPE[config.precision] if config.precision != "auto" else torch.float32
-    loader = ResidentLoader(images(num_images), config, device, dtype, augmentation=augmentation)
+    dtype = COMPUTE_DTYPE[config.precision] if config.precision != "auto" else COMPUTE_DTYPE["fp32"]
+    made: Loader
+    if augmentation:
+        made = ResidentLoader(images(num_images), config, device, dtype, augmentation=augmentation)
+    else:
+        made = build_loader(images(num_images), settle(config, device), device, dtype, print)
     epoch = 0
 
     def run(count: int) -> float:
@@ -125,78 +170,14 @@ def resident_loader(settings: dict[str, Any], num_images: int, augmentation: Any
         start = time.perf_counter()
         for _ in range(count):
             epoch += 1
-            loader.begin(epoch)
-            for step in range(loader.num_batches):
-                loader.batch(step)
+            made.begin(epoch)
+            for step in range(made.num_batches):
+                made.batch(step)
         _wait(device)
         return time.perf_counter() - start
 
     run(1)
     return run
-
-
-def torchvision_loader(batch_size: int, num_images: int, num_workers: int) -> Run:
-    """Whole epochs of the ordinary recipe: PIL images, torchvision transforms, a DataLoader with worker processes."""
-    import torch
-    from torch.utils.data import DataLoader
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # fork: the dataset holds its images already, and spawned workers would have to import torchvision again
-    loader = DataLoader(
-        PilImages(num_images),
-        batch_size,
-        shuffle=True,
-        num_workers=num_workers,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="fork",
-    )
-
-    def run(count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            for batch, labels in loader:
-                batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        _wait(device)
-        return time.perf_counter() - start
-
-    run(1)
-    return run
-
-
-class PilImages:
-    """Map-style data set: RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, as every tutorial writes it."""
-
-    def __init__(self, num_images: int) -> None:
-        from PIL import Image
-
-        transforms = _torchvision().transforms
-        split = images(num_images)
-        self._items = [(Image.fromarray(x), int(y)) for x, y in zip(split.images, split.labels, strict=True)]
-        self._transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self._items[index]
-        return self._transform(image), label
-
-
-def _torchvision() -> Any:
-    import sys
-
-    sys.path.append(os.path.join(os.path.dirname(__file__), "..", "tests"))
-    from fastcifar.loaders.torchvision import import_torchvision
-
-    return import_torchvision()
 
 
 def _wait(device: Any) -> None:

@@ -305,7 +305,7 @@ def headline(result: Profile) -> list[str]:
         f"{describe(result.config)}; {device_name(result)}, torch {torch.__version__}",
         "",
         f"a step        {step * 1e3:.2f} ms, {result.images_per_second:,.0f} images/s",
-        f"its floor     {floor * 1e3:.2f} ms: {floor / step:.0%} of the possible speed is reached",
+        f"its floor     {floor * 1e3:.2f} ms: {floor / step:.1%} of the possible speed is reached",
         *([f"layers alone  {alone * 1e3:.2f} ms, each by itself, on what it has just seen"] if alone else []),
         f"profiled      {found.num_steps} steps, {found.step_ms:.2f} ms and {found.calls:.0f} {what} each",
         f"this device   copies {roofs.memory / 1e9:,.0f} GB/s in memory, {roofs.cache / 1e9:,.0f} GB/s in cache; "
@@ -325,7 +325,7 @@ def kinds_table(result: Profile) -> Table:
     for kind, cost in sorted(found.kinds.items(), key=lambda item: -item[1].ms):
         if cost.ms or cost.calls:
             floor = floors.get(kind)
-            against = [f"{floor * 1e3:.2f}", f"{cost.ms / floor / 1e3:.1f}"] if floor else ["", ""]
+            against = [f"{floor * 1e3:.2f}", _ratio(cost.ms / floor / 1e3)] if floor else ["", ""]
             share = f"{cost.ms / found.step_ms:.1%}"
             rows.append([kind, f"{cost.ms:.2f}", share, f"{cost.calls:.0f}", *against, KINDS[kind]])
     return _aligned(["where the time goes", "ms", "share", "calls", "floor ms", "x floor", ""], rows, {1, 2, 3, 4, 5})
@@ -337,6 +337,10 @@ def names_table(found: Breakdown, most: int = 10) -> Table:
     shown = costs[:most] + [cost for cost in costs[most:] if cost[0] == UNCLASSIFIED]
     rows = [[_cut(name), f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
     return _aligned(["slowest by name", "ms", "calls", "kind"], rows, {1, 2})
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def _cut(name: str, most: int = 60) -> str:
@@ -354,7 +358,7 @@ def layers_table(rows: Sequence[Row]) -> Table:
 
     table = []
     for name, directions in by_layer.items():
-        measured = [r for r in directions if r.seconds is not None and r.times_floor is not None]
+        measured = [r for r in directions if r.seconds is not None]
         table.append(
             [
                 f"{name}{f' (x{directions[0].layer.count})' if directions[0].layer.count > 1 else ''}",
@@ -362,7 +366,7 @@ def layers_table(rows: Sequence[Row]) -> Table:
                 both([f"{r.work.flops / 1e6:,.0f}" for r in directions]),
                 both([f"{r.floor_seconds * 1e3:.3f}" for r in directions]),
                 both([f"{(r.seconds or 0) * 1e3:.3f}" for r in measured]) or "-",
-                both([f"{r.times_floor:.1f}" for r in measured]) or "-",
+                both([_ratio(r.times_floor) for r in measured]) or "-",
                 both(["memory" if r.memory_bound else "compute" for r in directions[:1]]),
             ]
         )

@@ -53,8 +53,8 @@ the two sums 3, the gradient 4)."""
 UPDATE_FLOPS = 6  # weight decay, momentum, step: a product and a sum each
 AUGMENT_FLOPS = 2  # scale and shift of a pixel's channel; MixUp doubles it
 
-COPY_BYTES = tuple(2**exponent for exponent in range(18, 30))
-"""Sizes of the copies that are measured, read and written together: 256 KiB to 512 MiB."""
+COPY_BYTES = tuple(2**exponent for exponent in range(12, 30))
+"""Sizes of the copies that are measured, read and written together: 4 KiB, which is the cost of a call, to 512 MiB."""
 
 Shape = tuple[int, ...]
 Call = Callable[[], object]

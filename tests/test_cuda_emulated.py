@@ -360,11 +360,36 @@ for a, b in ((y, truth), (grad_x, truth_x), (grad_w, truth_w)):
     assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-4), "WRONG RESULT"
 print("CORRECT")
 """
+STEP_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+images, labels, position = torch.zeros(3, 5, 5, 3, dtype=torch.uint8), torch.arange(3), torch.arange(3)
+table = torch.zeros(256, 3)
+epoch = (images, labels, position, position * 0, position * 0, position > 3, None, None, torch.tensor(0))
+op.training_batch(*epoch, 3, 3, table, 4, torch.float32)
+logits = torch.zeros(3, 5)
+_, _, _, normalizer = op.mixup_cross_entropy(logits, labels, None, None, 0.1)
+op._mixup_cross_entropy_backward(torch.ones(()), logits, normalizer, labels, None, None, 0.1)
+print("CORRECT")
+"""
+SCRIPTS = {"dwconv3x3": SCRIPT, "training_batch": STEP_SCRIPT, "mixup_cross_entropy": STEP_SCRIPT}
+# bug -> file, what it says, what it says with the bug
 PLANTED = {
-    "a load beyond the last column": ("static_cast<unsigned>(iw) < static_cast<unsigned>(W)", "iw >= 0"),
-    "a load beyond the last row": ("static_cast<unsigned>(H);", "static_cast<unsigned>(H + 1);"),
-    "a store beyond the last row": ("if (oh0 + r >= Ho) continue;", ""),
-    "one float of shared memory too few": ("taps, 9 * kBlockChannels)", "taps, 9 * kBlockChannels - 1)"),
+    "a load beyond the last column": (
+        "dwconv3x3.cuh",
+        "static_cast<unsigned>(iw) < static_cast<unsigned>(W)",
+        "iw >= 0",
+    ),
+    "a load beyond the last row": ("dwconv3x3.cuh", "static_cast<unsigned>(H);", "static_cast<unsigned>(H + 1);"),
+    "a store beyond the last row": ("dwconv3x3.cuh", "if (oh0 + r >= Ho) continue;", ""),
+    "one float of shared memory too few": (
+        "dwconv3x3.cuh",
+        "taps, 9 * kBlockChannels)",
+        "taps, 9 * kBlockChannels - 1)",
+    ),
+    "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
+    "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
 # What the script does not use need not be compiled.
 FLOAT_ONLY = {
@@ -375,8 +400,10 @@ FLOAT_ONLY = {
 }
 
 
-def run_script(library: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(library)]
+def run_script(
+    library: Path, env: dict[str, str] | None = None, script: str = SCRIPT
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", script, str(library)]
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
@@ -384,9 +411,12 @@ def run_script(library: Path, env: dict[str, str] | None = None) -> subprocess.C
     "bug", [next(iter(PLANTED)), *(pytest.param(bug, marks=pytest.mark.slow) for bug in [*PLANTED][1:])]
 )
 def test_sanitizers_see_a_planted_bug(bug: str) -> None:
-    edits = FLOAT_ONLY | {"cuda/dwconv3x3.cuh": PLANTED[bug]}
-    library = emulator.build(emulator.SANITIZED, ops=("dwconv3x3",), edits=edits)
-    done = run_script(library, emulator.sanitizer_environment())
+    file, right, wrong = PLANTED[bug]
+    script = SCRIPTS[file.split(".")[0]]
+    ops_used = ("dwconv3x3",) if script is SCRIPT else ("training_batch", "mixup_cross_entropy")
+    edits = FLOAT_ONLY | {f"cuda/{file}": (right, wrong)}
+    library = emulator.build(emulator.SANITIZED, ops=ops_used, edits=edits)
+    done = run_script(library, emulator.sanitizer_environment(), script)
     assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]
 
 

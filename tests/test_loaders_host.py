@@ -9,19 +9,19 @@ import torch
 from tiny import tiny_config, tiny_split, weights, write_tiny
 
 from fastcifar import trainer
-from fastcifar.loaders import Batch, HostLoader, Loader, ResidentLoader, build_loader
+from fastcifar.loaders import Augmentation, Batch, HostLoader, Loader, ResidentLoader, build_loader
 from fastcifar.sources import Split
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 NOTES: list[str] = []
 
 
-def both(device: str = "cpu", **settings: object) -> tuple[HostLoader, ResidentLoader]:
+def both(device: str = "cpu", how: Augmentation = "eager", **settings: object) -> tuple[HostLoader, ResidentLoader]:
     config, split = tiny_config(**settings), tiny_split(100)
     place = torch.device(device)
     return (
-        HostLoader(split, config, place, torch.bfloat16, NOTES.append),
-        ResidentLoader(split, config, place, torch.bfloat16),
+        HostLoader(split, config, place, torch.bfloat16, NOTES.append, augmentation=how),
+        ResidentLoader(split, config, place, torch.bfloat16, augmentation=how),
     )
 
 
@@ -36,8 +36,11 @@ def threads() -> int:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.4, "flip": "alternating"}, {"batch_size": 128}])
-def test_batches_are_the_resident_loaders_to_the_last_bit(device: str, settings: dict[str, object]) -> None:
-    host, resident = both(device, **settings)
+@pytest.mark.parametrize("how", ["eager", "fused"])
+def test_batches_are_the_resident_loaders_to_the_last_bit(
+    device: str, how: Augmentation, settings: dict[str, object]
+) -> None:
+    host, resident = both(device, how, **settings)
     for epoch in (1, 2):
         host.begin(epoch)
         resident.begin(epoch)

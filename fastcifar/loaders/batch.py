@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastcifar.augment import normalization_table, normalize
 from fastcifar.config import Config
+from fastcifar.draws import EpochDraws, draw_epoch
 from fastcifar.sources import Split
 
 MEMORY_FORMAT = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -63,6 +64,19 @@ class Loader(Protocol):
     def close(self) -> None:
         """Ends worker processes and threads. Nothing may be asked for after it."""
         ...
+
+
+def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
+    """The draws of an epoch, counted from 1, with a config's settings."""
+    return draw_epoch(
+        config.seed,
+        epoch,
+        num_images=num_images,
+        batch_size=config.batch_size,
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        mixup_alpha=config.mixup_alpha,
+    )
 
 
 def eval_batches(split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.config import Config
-from fastcifar.draws import EpochDraws
-from fastcifar.loaders.batch import Batch
+from fastcifar.loaders.batch import Batch, draws_of
 from fastcifar.loaders.resident import Augmentation, ResidentLoader
 from fastcifar.sources import Split
 
@@ -43,12 +42,16 @@ class HostLoader:
         *,
         augmentation: Augmentation = "eager",
     ) -> None:
-        self._maker = _Maker(Split(split.images[:0], split.labels), config, device, dtype, augmentation=augmentation)
-        self._images = split.images
+        self._config, self._images = config, split.images
+        self._labels = torch.from_numpy(split.labels).to(device)
+        self._maker = ResidentLoader(
+            Split(split.images[:0], split.labels), config, device, dtype, augmentation=augmentation
+        )
         self.num_images, self.batch_size = self._maker.num_images, self._maker.batch_size
         self.num_batches = self._maker.num_batches
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         shape = (min(self.batch_size, self.num_images), *split.images.shape[1:])
+        self._rows = torch.arange(shape[0], device=device)
         self._slots = [_Slot(shape, device) for _ in range(_AHEAD)]
         self._thread: threading.Thread | None = None
         self._next = 0
@@ -58,13 +61,18 @@ class HostLoader:
     def begin(self, epoch: int, first_step: int = 0) -> None:
         """Draws the epoch, and starts to gather its batches from `first_step` on."""
         self.close()
-        self._maker.begin(epoch, first_step)
+        draws = draws_of(self._config, epoch, self.num_images)
+        self._maker.set_draws(draws)
         self._next = first_step
+        if self._stream is not None:  # the slots' memory may be what other work on this stream has just given back
+            self._stream.wait_stream(torch.cuda.current_stream(self._labels.device))
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ready: SimpleQueue[_Slot | BaseException] = SimpleQueue()
         for slot in self._slots:
             self._free.put(slot)
-        self._thread = threading.Thread(target=self._gather, args=(first_step,), name="fastcifar-gather", daemon=True)
+        self._thread = threading.Thread(
+            target=self._gather, args=(draws.index, first_step), name="fastcifar-gather", daemon=True
+        )
         self._thread.start()
 
     def batch(self, step: int) -> Batch:
@@ -75,8 +83,9 @@ class HostLoader:
         if isinstance(slot, BaseException):
             self._ready.put(slot)  # for who asks again: there is no thread any more
             raise slot
-        self._maker.pixels = slot.acquire()
-        batch = self._maker.batch(step)
+        draws = self._maker.draws(step)
+        labels = self._labels[draws["index"]]
+        batch = self._maker.make(slot.acquire()[: len(labels)], labels, {**draws, "index": self._rows[: len(labels)]})
         slot.release()
         self._free.put(slot)
         self._next += 1
@@ -92,32 +101,18 @@ class HostLoader:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _gather(self, first_step: int) -> None:
+    def _gather(self, order: NDArray[np.int64], first_step: int) -> None:
         """What the thread does: fills each slot that becomes free with the next batch."""
         try:
             for step in range(first_step, self.num_batches):
                 slot = self._free.get()
                 if slot is None:
                     return
-                index = self._maker.order[step * self.batch_size : (step + 1) * self.batch_size]
+                index = order[step * self.batch_size : (step + 1) * self.batch_size]
                 slot.fill(self._images, index, self._stream)
                 self._ready.put(slot)
         except BaseException as error:
             self._ready.put(error)
-
-
-class _Maker(ResidentLoader):
-    """Makes batches of `pixels`, the bytes of one batch, where the resident loader has those of the split."""
-
-    pixels: Tensor
-    order: NDArray[np.int64]
-
-    def set_draws(self, draws: EpochDraws) -> None:
-        super().set_draws(draws)
-        self.order = draws.index
-
-    def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self.pixels, torch.arange(len(index), device=index.device)
 
 
 class _Slot:

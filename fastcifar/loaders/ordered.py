@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastcifar.config import Config
-from fastcifar.draws import EpochDraws, draw_epoch
-from fastcifar.loaders.batch import MEMORY_FORMAT, Batch
+from fastcifar.draws import EpochDraws
+from fastcifar.loaders.batch import MEMORY_FORMAT, Batch, draws_of
 
 
 class OrderedLoader(ABC):
@@ -43,16 +43,7 @@ class OrderedLoader(ABC):
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
         """Draws the epoch (counted from 1) and starts to make its batches from `first_step` on."""
-        c = self._config
-        draws = draw_epoch(
-            c.seed,
-            epoch,
-            num_images=self.num_images,
-            batch_size=self.batch_size,
-            crop_padding=c.crop_padding,
-            flip=c.flip,
-            mixup_alpha=c.mixup_alpha,
-        )
+        draws = draws_of(self._config, epoch, self.num_images)
         if draws.partner is not None and draws.lam is not None:
             self._partner = torch.from_numpy(draws.partner).to(self._device)
             self._lam = torch.from_numpy(draws.lam).to(self._device)

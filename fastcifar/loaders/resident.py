@@ -16,9 +16,9 @@ from torch import Tensor
 from fastcifar import ops
 from fastcifar.augment import augment, normalization_table
 from fastcifar.config import Config
-from fastcifar.draws import EpochDraws, draw_epoch
+from fastcifar.draws import EpochDraws
 from fastcifar.errors import DeviceMemoryError
-from fastcifar.loaders.batch import MEMORY_FORMAT, Batch
+from fastcifar.loaders.batch import MEMORY_FORMAT, Batch, draws_of
 from fastcifar.sources import Split
 
 Augmentation = Literal["eager", "compiled", "fused"]
@@ -76,17 +76,7 @@ class ResidentLoader:
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
         """Draws the epoch (counted from 1) and copies its draws to the device: the only transfer until it ends."""
-        c = self._config
-        draws = draw_epoch(
-            c.seed,
-            epoch,
-            num_images=self.num_images,
-            batch_size=self.batch_size,
-            crop_padding=c.crop_padding,
-            flip=c.flip,
-            mixup_alpha=c.mixup_alpha,
-        )
-        self.set_draws(draws)
+        self.set_draws(draws_of(self._config, epoch, self.num_images))
 
     def set_draws(self, draws: EpochDraws) -> None:
         """Puts an epoch's draws on the device, into the same memory as the last epoch's."""
@@ -106,33 +96,43 @@ class ResidentLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0, of the epoch begun last; the last one of an epoch may be smaller."""
-        rows = slice(step * self.batch_size, min((step + 1) * self.batch_size, self.num_images))
         if self._fused:
-            return self.batch_at(self._step.fill_(step), rows.stop - rows.start)
-        index, top, left, flip = (self._draws[name][rows] for name in ("index", "top", "left", "flip"))
-        labels = self._labels[index]
-        partner = lam = partner_labels = None
-        if "lam" in self._draws:
-            partner, lam = self._draws["partner"][rows], self._draws["lam"][step]
-            partner_labels = labels[partner]
-        make = self._augment if len(index) == self.batch_size else self._augment_rest
-        images = make(*self._pixels(step, index), top, left, flip, partner, lam, self._table)
-        images = images.contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
-        return Batch(images, labels, partner_labels, lam)
+            rows = min(self.batch_size, self.num_images - step * self.batch_size)
+            return self.batch_at(self._step.fill_(step), rows)
+        return self.make(self._images, self._labels, self.draws(step))
 
-    def _pixels(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images on the device, and which of them are the batch of `step`, the images `index` of the split."""
-        return self._images, index
+    def draws(self, step: int) -> dict[str, Tensor]:
+        """The draws of one batch, on the device: views of the epoch's, `lam` [1]."""
+        rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        return {name: t[step : step + 1] if name == "lam" else t[rows] for name, t in self._draws.items()}
+
+    def make(self, images: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> Batch:
+        """A batch by its own draws, in which `index` says which of `images` and `labels`, all on the device, it has."""
+        if self._fused:
+            return self._fused_batch(images, labels, draws, self._step.zero_(), len(draws["index"]))
+        index, top, left, flip = (draws[name] for name in ("index", "top", "left", "flip"))
+        labels = labels[index]
+        partner = lam = partner_labels = None
+        if "lam" in draws:
+            partner, lam = draws["partner"], draws["lam"][0]
+            partner_labels = labels[partner]
+        cut = self._augment if len(index) == self.batch_size else self._augment_rest
+        cuts = cut(images, index, top, left, flip, partner, lam, self._table)
+        cuts = cuts.contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
+        return Batch(cuts, labels, partner_labels, lam)
 
     def batch_at(self, step: Tensor, rows: int) -> Batch:
         """`batch` for `augmentation = fused`, of a step in device memory, int64 [], that the host need not know.
 
         `rows` is the number of images, fewer than `batch_size` in the epoch's last batch.
         """
-        draws, config = self._draws, self._config
+        return self._fused_batch(self._images, self._labels, self._draws, step, rows)
+
+    def _fused_batch(self, images: Tensor, labels: Tensor, draws: dict[str, Tensor], step: Tensor, rows: int) -> Batch:
+        config = self._config
         images, labels, partner_labels, lam = ops.training_batch(
-            self._images,
-            self._labels,
+            images,
+            labels,
             draws["index"],
             draws["top"],
             draws["left"],

@@ -2,7 +2,8 @@
 
 A host clock can't time a 3 us kernel, and eager launches measure the host. A graph holds many calls in a row; events
 around a replay give the time of all of them. Warm: a call finds in the L2 what the call before it left there. Cold:
-before each call a kernel reads four times the L2's size, and the time of a graph of those readings alone is taken off.
+before each call a kernel reads twice the L2's size, and the time of a graph of those readings alone, replayed in turns
+with the other, is taken off.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ def time_call(call: Call, *, cold: bool, replay_us: float = 1000, replays: int =
     torch.cuda.current_stream().wait_stream(side)
     trial = _capture([call] * 4)
     launches = int(min(500, max(4, replay_us / max(_replay(trial) / 4, 1))))
-    if not cold:
-        times = _times(_capture([call] * launches), replays)
-        rest = 0.0
-    else:
+    if cold:
         launches = min(launches, 20)
-        times = _times(_capture([_flush, call] * launches), replays)
-        rest = statistics.median(_times(_capture([_flush] * launches), replays))
-    times = [(t - rest) / launches for t in times]
+        with_call, alone = _capture([_flush, call] * launches), _capture([_flush] * launches)
+        times = [_replay(with_call) - _replay(alone) for _ in range(replays + 2)]
+    else:
+        graph = _capture([call] * launches)
+        times = [_replay(graph) for _ in range(replays + 2)]
+    times = [t / launches for t in times[2:]]  # the first two warm the graph up
     quartiles = statistics.quantiles(times, n=4)
     return Timing(statistics.median(times), quartiles[2] - quartiles[0], launches, replays)
 
@@ -57,7 +58,7 @@ def time_call(call: Call, *, cold: bool, replay_us: float = 1000, replays: int =
 @functools.cache
 def _filler() -> tuple[Tensor, Tensor]:
     l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return torch.zeros(l2, dtype=torch.float32, device="cuda"), torch.zeros((), device="cuda")
+    return torch.zeros(l2 // 2, device="cuda"), torch.zeros((), device="cuda")  # four bytes a number
 
 
 def _flush() -> None:
@@ -74,11 +75,6 @@ def _capture(calls: list[Call]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.synchronize()
     return graph
-
-
-def _times(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:
-    """Microseconds of each replay, the first two not counted."""
-    return [_replay(graph) for _ in range(replays + 2)][2:]
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> float:

@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 import fastcifar
 from fastcifar import environment
+from fastcifar.errors import UsageError
 
 TORCH_MIN = (2, 10)
 PACKAGES = {
@@ -123,10 +124,6 @@ def _torch() -> Iterator[Finding]:
         yield Finding("problem", "torch", f"{text}, is too old", pip, fatal=True)
     else:
         yield Finding("ok", "torch", text)
-    if _spec("torchvision"):
-        yield Finding("ok", "torchvision", f"{_version('torchvision')} is installed (training does not use it)")
-    else:
-        yield Finding("ok", "torchvision", "not installed, and not needed: only a benchmark compares with it")
 
 
 def _cpu() -> Iterator[Finding]:
@@ -282,6 +279,28 @@ def _extension() -> Iterator[Finding]:
             yield Finding("problem" if found else "note", name, f"on the slower PyTorch reference: {why}", advice)
 
 
+def _loaders() -> Iterator[Finding]:
+    """What the loaders beside the resident one need: optional, and imported to see whether it works."""
+    from fastcifar.loaders.dali import import_dali
+    from fastcifar.loaders.torchvision import import_torchvision
+
+    optional: tuple[tuple[str, str, str, Callable[[], Any]], ...] = (
+        ("torchvision", "torchvision", "torchvision", import_torchvision),
+        ("dali", "nvidia.dali", "nvidia-dali-cuda130", import_dali),
+    )
+    for name, module, distribution, load in optional:
+        if not _spec(module):
+            text = f"not installed; only loader = {name} needs it: pip install 'fastcifar[{name}]'"
+            yield Finding("ok", name, text)
+            continue
+        try:
+            load()
+        except UsageError as error:
+            yield Finding("note", name, f"loader = {name} does not work: {_reason(error)}")
+        else:
+            yield Finding("ok", name, f"{_version(distribution)}, for loader = {name}")
+
+
 def _nvcc() -> Iterator[Finding]:
     import torch
 
@@ -364,6 +383,7 @@ PROBES: list[tuple[str, Callable[[], Iterator[Finding]], bool]] = [
     ("compiler", _compiler, False),
     ("triton", _triton, False),
     ("extension", _extension, False),
+    ("loaders", _loaders, False),
     ("nvcc", _nvcc, False),
     ("data", _data, False),
     ("run folders", _runs, False),

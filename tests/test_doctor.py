@@ -261,6 +261,19 @@ def test_triton_is_asked_for_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> No
     assert findings(doctor._triton)["triton"].status == "problem"
 
 
+def test_what_the_other_loaders_need_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia" / "dali").mkdir(parents=True)
+    (tmp_path / "nvidia" / "__init__.py").touch()
+    (tmp_path / "nvidia" / "dali" / "__init__.py").write_text("raise OSError('libdali.so: no such file')")
+    for name in [n for n in sys.modules if n.split(".")[0] in ("nvidia", "torchvision")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.syspath_prepend(tmp_path)
+    missing, broken = doctor._loaders()
+    assert missing.status == "ok" and "fastcifar[torchvision]" in missing.text
+    assert broken.status == "note" and "libdali.so: no such file" in broken.text
+
+
 def test_an_nvcc_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()

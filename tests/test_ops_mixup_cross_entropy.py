@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from op_cases import DTYPES, as_tuple, devices, error, in_float64, kinds, needs_kernels
 from torch import Tensor
 
-from fastcifar.engines.eager import forward_with_loss
+from fastcifar.engines.eager import loss_and_sums
 from fastcifar.loaders import Batch
 from fastcifar.ops import mixup_cross_entropy
 from fastcifar.ops._library import references
@@ -60,12 +60,11 @@ def test_forward_and_backward(device: str, dtype: torch.dtype, mixed: bool, rows
 def test_the_engines_loss_and_gradient(device: str, dtype: torch.dtype, mixed: bool) -> None:
     logits, labels, partner_labels, lam, smoothing = arguments(128, 100, dtype, mixed, device=device)
     logits.requires_grad_()
-    forward = forward_with_loss(lambda images: images, smoothing)
-    loss, correct = forward(Batch(logits, labels, partner_labels, lam))
+    loss, expected_sums = loss_and_sums(logits, Batch(logits, labels, partner_labels, lam), smoothing)
     got_loss, got_correct, sums = mixup_cross_entropy(logits, labels, partner_labels, lam, smoothing)
     torch.testing.assert_close(got_loss, loss, rtol=1e-6, atol=0)
-    torch.testing.assert_close(got_correct, correct, rtol=1e-6, atol=0)
-    torch.testing.assert_close(sums, torch.stack((loss * 128, correct)).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(got_correct, expected_sums[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums, expected_sums.double(), rtol=1e-6, atol=0)
     (expected,), (got,) = (torch.autograd.grad(value * 3, logits) for value in (loss, got_loss))
     assert got.dtype == dtype
     torch.testing.assert_close(got, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-8)

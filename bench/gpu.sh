@@ -70,7 +70,7 @@ sanitize() { # the four tools side by side; without PyTorch's pool of memory, wh
   local tool code=0
   local -A pids
   if ! command -v compute-sanitizer >/dev/null; then
-    echo "compute-sanitizer is not here (it comes with the CUDA toolkit): the ops were not run under it"
+    echo "compute-sanitizer is not here (it comes with the CUDA toolkit, or as nvidia-cuda-sanitizer-api from PyPI): the ops were not run under it"
     return 0
   fi
   for tool in memcheck racecheck initcheck synccheck; do

@@ -80,6 +80,7 @@ class Engine:
         self._forward = forward or forward_with_loss(logits or model, label_smoothing)
         self._logits = logits or model
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._one = torch.ones((), device=device)  # what backward starts from, without a kernel to make it each step
         # [sum of losses, correct predictions] over the images of the epoch so far
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
 
@@ -107,7 +108,7 @@ class Engine:
             group["lr"] = lr
         with self._autocast():
             loss, sums = self._forward(batch)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward(self._one.to(loss.dtype))  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -39,7 +39,8 @@ class FusedModel:
         norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
         self._means = [_buffer(norm.running_mean) for norm in norms]
         self._vars = [_buffer(norm.running_var) for norm in norms]
-        self._weights = [model.stem.weight, model.head.weight, *(_conv(b.pointwise).weight for b in self._blocks)]
+        self._weights = [model.stem.weight, model.head.weight, model.head.bias]
+        self._weights += [_conv(b.pointwise).weight for b in self._blocks]
         self._momentum = float(model.norm.momentum or 0.0)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class FusedModel:
 
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
-        stem, head, *products = _in_dtype(images.dtype, self._weights)
+        stem, head, bias, *products = _in_dtype(images.dtype, self._weights)
         u, norm, rows = F.conv2d(images, stem, stride=model.stem.stride, padding=model.stem.padding), model.norm, None
         for block, product in zip(self._blocks, products, strict=True):
             conv, norm1 = _conv(block.depthwise), block.norm1
@@ -65,7 +66,7 @@ class FusedModel:
         z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
         counts.append(u.numel() // u.shape[1])
         self._update_statistics([*means, mean], [*variances, var], counts)
-        return self._head(z, head)
+        return self._head(z, head, bias)
 
     def _evaluate(self, images: Tensor) -> Tensor:
         u, norm = self._model.stem(images), self._model.norm
@@ -75,17 +76,16 @@ class FusedModel:
             u, norm = _pointwise(z, _conv(block.pointwise).weight), block.norm2
         scale, shift = _affine(norm)
         z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
-        return self._head(z, self._model.head.weight)
+        return self._head(z, self._model.head.weight, self._model.head.bias)
 
-    def _head(self, z: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(F.avg_pool2d(z, z.shape[-2:]).flatten(1), weight, self._model.head.bias)
+    def _head(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(F.avg_pool2d(z, z.shape[-2:]).flatten(1), weight, bias)
 
     @torch.no_grad()
     def _update_statistics(self, means: list[Tensor], variances: list[Tensor], counts: list[int]) -> None:
-        """All layers' running statistics in three calls; one by one they would be 54 small ones a step."""
+        """All layers' running statistics in two calls; one by one they would be 54 small ones a step."""
         unbiased = torch._foreach_mul(variances, [n / max(n - 1, 1) for n in counts])
-        torch._foreach_lerp_(self._means, means, self._momentum)
-        torch._foreach_lerp_(self._vars, unbiased, self._momentum)
+        torch._foreach_lerp_([*self._means, *self._vars], [*means, *unbiased], self._momentum)
 
 
 def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:

@@ -527,9 +527,10 @@ def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str
             face = "none" if p.row.direction == "backward" else colour
             axes.scatter(p.x, p.y, s=16 + 1200 * p.seconds / total, facecolors=face, edgecolors=colour, lw=1.5)
         worst = sorted(points, key=lambda p: -p.lost)[:most]
-        _number(axes, side, worst)
+        _name(side, worst)
         _legend(side, [p.row.layer.kind for p in points])
-        figure.draw_without_rendering()  # gives the axes their place, from which the slope of a roof on paper follows
+        figure.draw_without_rendering()  # gives the axes their place, from which distances and slopes on paper follow
+        _number(axes, worst)
         _draw_roofs(axes, roofs)
         paths = [Path(f"{path_stem}{ending}") for ending in (".svg", ".png")]
         figure.savefig(paths[0], metadata={"Date": None})
@@ -552,12 +553,32 @@ class _Point:
         return self.seconds - self.row.layer.count * self.row.floor_seconds
 
 
-def _number(axes: Any, side: Any, points: Sequence[_Point]) -> None:
-    """Numbers `points` on the picture, and says at its side what they are."""
+def _number(axes: Any, points: Sequence[_Point]) -> None:
+    """Writes the points' numbers beside them, those of neighbours one below the other."""
+    to_points = 72 / axes.get_figure().dpi
+    places = {n: axes.transData.transform((p.x, p.y)) * to_points for n, p in enumerate(points, 1)}
+    written: list[tuple[float, float]] = []
+    for number in sorted(places, key=lambda n: -places[n][1]):
+        (x, y), p = places[number], points[number - 1]
+        at = min([y + 3, *(other - 11 for near, other in written if abs(near - x) < 25)])
+        written.append((x, at))
+        axes.annotate(
+            str(number),
+            (p.x, p.y),
+            xytext=(17, at - y),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=COLOURS[p.row.layer.kind],
+            arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def _name(side: Any, points: Sequence[_Point]) -> None:
     side.axis("off")
     side.text(0, 1, "most time over the floor", transform=side.transAxes, va="top", fontweight="bold", fontsize=9)
     for number, p in enumerate(points, 1):
-        axes.annotate(str(number), (p.x, p.y), xytext=(7, 4), textcoords="offset points", fontsize=9, fontweight="bold")
         layer, row = p.row.layer, p.row
         times = f" (x{layer.count})" if layer.count > 1 else ""
         side.text(
@@ -580,9 +601,8 @@ def _draw_roofs(axes: Any, roofs: Roofs) -> None:
         ends = [low / 100, peak / rate]
         axes.plot(ends, [x * rate for x in ends], dashes, color=grey, lw=1.2, zorder=1)
         (x0, y0), (x1, y1) = axes.transData.transform([(x, x * rate) for x in ends])
-        # on the visible part of the line, in the middle by eye: both axes are logarithmic
-        left = max(low, axes.get_ylim()[0] / rate)
-        at = math.sqrt(left * min(high, peak / rate)) if left < min(high, peak / rate) else left
+        left, right = max(low, axes.get_ylim()[0] / rate), min(high, peak / rate)  # of its visible part
+        at = left * (max(right, left) / left) ** 0.25
         axes.text(
             at,
             at * rate * 1.12,

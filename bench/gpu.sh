@@ -45,7 +45,7 @@ stage() { # stage NAME SECONDS COMMAND...: runs it if asked for, its output besi
   shift 2
   [[ " ${stages[*]} " == *" $stage "* ]] || return 0
   echo "== $stage"
-  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$results-$stage.log" | tail -n 60
+  timeout --foreground --kill-after=10 "$limit" "$@" 2>&1 | tee "$results-$stage.log" | tail -n 60
   local code=${PIPESTATUS[0]}
   echo "== $stage: exit code $code after $((SECONDS - start)) s" | tee -a "$results-$stage.log"
   [ "$code" -eq 0 ] || failed+=("$stage")
@@ -69,6 +69,7 @@ run() { # run STAGE SECONDS PRESET [OPTION ...]: one training run, its metrics a
 sanitize() { # the four tools side by side; without PyTorch's pool of memory, which hides where a tensor ends
   local tool code=0
   local -A pids
+  trap 'kill "${pids[@]}"; exit 1' INT TERM
   if ! command -v compute-sanitizer >/dev/null; then
     echo "compute-sanitizer is not here (it comes with the CUDA toolkit, or as nvidia-cuda-sanitizer-api from PyPI): the ops were not run under it"
     return 0

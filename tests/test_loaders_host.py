@@ -64,10 +64,11 @@ def test_begins_amid_an_epoch_from_anywhere(device: str) -> None:
 def test_says_where_the_images_are() -> None:
     NOTES.clear()
     loader = build_loader(
-        tiny_split(100), tiny_config(images_on="host"), torch.device("cpu"), torch.float32, NOTES.append
+        tiny_split(100), tiny_config(images_on="host", engine="fused"), torch.device("cpu"), torch.float32, NOTES.append
     )
     assert isinstance(loader, HostLoader) and "GiB" in NOTES[0] and "host" in NOTES[0]
     assert loader._maker._images.numel() == 0, "no pixels on the device but those of a few batches"
+    assert loader._maker._fused, "the fused engine's own op makes the batches here too"
     assert not isinstance(loader, ResidentLoader), "a captured graph may read a resident loader's images at any step"
     loader.close()
 

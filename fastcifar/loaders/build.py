@@ -34,7 +34,5 @@ def build_loader(
         return DaliLoader(split, config, device, dtype)
     augmentation = augmentation_of(config.engine, device)
     if config.images_on == "host":
-        if augmentation == "fused":  # its kernel reads the whole split
-            augmentation = augmentation_of("eager", device)
         return HostLoader(split, config, device, dtype, note, augmentation=augmentation)
     return ResidentLoader(split, config, device, dtype, augmentation=augmentation)

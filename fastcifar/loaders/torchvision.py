@@ -16,7 +16,6 @@ import threading
 import types
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -114,19 +113,20 @@ class TorchvisionLoader(OrderedLoader):
         self._order.items = list(zip(draws.index.tolist(), seeds.tolist(), mirrored.tolist(), strict=True))
         self._order.first_step = first_step
         others = multiprocessing.active_children()
-        with _explained(), _as_many_workers_as_asked_for():
-            self._batches = iter(self._loader)  # the first time it starts the workers, later it calls them back
-        if not self._workers:
-            self._workers = [process for process in multiprocessing.active_children() if process not in others]
-            # Not atexit, which comes after multiprocessing's wait for all children where this is a child itself.
-            self._at_exit = Finalize(None, self.close, exitpriority=10)
+        try:
+            with _explained(), _as_many_workers_as_asked_for():
+                self._batches = iter(self._loader)  # the first time it starts the workers, later it calls them back
+        finally:
+            if self._at_exit is None:
+                self._workers = [process for process in multiprocessing.active_children() if process not in others]
+                # Not atexit, which comes after multiprocessing's wait for all children where this is a child itself.
+                self._at_exit = Finalize(None, self.close, exitpriority=10)
 
     def _fetch(self, step: int) -> tuple[Tensor, Tensor]:
         assert self._batches is not None
-        with _explained():  # one copy for all processes
+        with _explained():
             images, labels = next(self._batches)
-        to = partial(Tensor.to, device=self._device, non_blocking=True)
-        return to(images), to(labels)
+        return images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """Ends the worker processes: by word, and those that don't hear it by force."""

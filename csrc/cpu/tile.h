@@ -1,4 +1,5 @@
-// The 3x3 depthwise sweeps, shared by the plain and the fused kernels.
+// The 3x3 depthwise sweeps of the fused kernels, where each loaded pixel takes arithmetic of its own. (The plain op's,
+// without, are in rows.h.)
 //
 // A block of 32 channels at a time: in bfloat16 that is one cache line a pixel. The rows that the window needs are
 // converted to float32 once, into a ring in the L1 cache with a zero pixel on either side and a row of zeros to stand

@@ -44,7 +44,7 @@ def _like_a_training_run() -> None:
 
 def time_interleaved(calls: dict[str, Call], benchmark: Any) -> dict[str, float]:
     """Median seconds of each call. They take turns, so that what disturbs one disturbs all, and other memory is read
-    before each: the second of two peers would find the inputs in L2, up to 30 % faster. The first one's times are
+    before each: the second of two peers would find the inputs in L2, up to 23 % faster. The first one's times are
     pytest-benchmark's too."""
     (first, call), *peers = calls.items()
     times: dict[str, list[float]] = {name: [] for name, _ in peers}

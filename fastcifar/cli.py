@@ -229,15 +229,17 @@ def _print_result(path: Path) -> int:
     before = "compilation" if run.config.engine == "compiled" else "warm-up"
     clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
-    if summary.get("energy_joules") is not None:
-        rows.append(["energy", _energy(summary)])
+    if summary:
+        rows.append(["energy", _energy(summary, run.config.device)])
     for title, value in rows:
         print(f"{title:<16}{value}")
     return 0
 
 
-def _energy(summary: Mapping[str, Any]) -> str:
-    """`12.3 kJ in training, 412 W`, and what part of the training it covers where that is not all."""
+def _energy(summary: Mapping[str, Any], device: str) -> str:
+    """`12.3 kJ in training, 412 W`, and what part of the training it covers where that is not all; or why not."""
+    if summary.get("energy_joules") is None:
+        return "not measured" + (" (there is no GPU in this run)" if device == "cpu" else "")
     joules, seconds, covered = summary["energy_joules"], summary["train_seconds"], summary["energy_seconds"]
     text = f"{joules / 1e3:.1f} kJ in training, {joules / covered:.0f} W"
     return text if covered > 0.99 * seconds else f"{text} (measured in {covered / seconds:.0%} of it)"

@@ -170,8 +170,11 @@ def test_train_prints_the_result_beside_what_to_expect(capsys: Captured, trainer
         "val accuracy    69.50%   (final: 67.30 / 69.6-70.3)\n"
         "training        61.0 s\n"
         "warm-up         8.0 s\n"
+        "energy          not measured\n"
     )
     assert "compilation     8.0 s\n" in printed(capsys, "train", "--engine", "compiled", "--out", "e")
+    out = printed(capsys, "train", "--device", "cpu", "--out", "f")
+    assert "energy          not measured (there is no GPU in this run)\n" in out
     out = printed(capsys, "train", "--preset", "final", "--epochs", "3", "--out", "b")
     assert "test accuracy   70.12%\n" in out, "a shortened trial is not compared"
     out = printed(capsys, "train", "--preset", "quick", "--data", "here.npz", "--out", "c")

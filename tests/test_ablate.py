@@ -428,7 +428,11 @@ def test_what_is_measured_is_shown_when_it_is_stopped(
     machine.trouble = trouble
     before = signal.getsignal(signal.SIGTERM)
     argv = ["ablate", "--repeats", "2", "--out", "here", "--no-attribution", "--precision", "fp32,bf16"]
-    assert cli.main(argv) == code
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts deaf to it
+    try:
+        assert cli.main(argv) == code
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     out, err = capsys.readouterr()
     assert signal.getsignal(signal.SIGTERM) is before
     assert "fused bf16" in out and "2,000" in out

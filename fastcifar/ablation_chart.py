@@ -95,7 +95,7 @@ def _draw_cells(axes: Axes, entries: Sequence[Entry]) -> None:
 
 
 def _draw_factors(axes: Axes, factors: Sequence[Factor], fastest: Entry) -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     for row, factor in enumerate(factors):
         low, high = (rate / factor.of.rate - 1 for rate in factor.without.spread)
@@ -115,6 +115,7 @@ def _draw_factors(axes: Axes, factors: Sequence[Factor], fastest: Entry) -> None
     axes.invert_yaxis()
     left, right = axes.get_xlim()
     axes.set_xlim(left, right + 0.16 * (right - left))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("difference in images/s")
     axes.set_title(f"{fastest.name} with one thing changed")

@@ -291,6 +291,6 @@ def test_a_run_has_it_in_metrics_checkpoint_and_summary(
     capsys.readouterr()
     cli._print_result(run.path)
     assert "\nenergy          0.0 kJ in training, " in capsys.readouterr().out
-    assert cli._energy(dict(energy_joules=12_345.0, train_seconds=60.0, energy_seconds=30.0)) == (
+    assert cli._energy(dict(energy_joules=12_345.0, train_seconds=60.0, energy_seconds=30.0), "cuda:0") == (
         "12.3 kJ in training, 412 W (measured in 50% of it)"
     )

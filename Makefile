@@ -25,7 +25,7 @@ help: ## this list
 train: $(READY) ## fastcifar train --preset $(PRESET), by default quick
 	@exec $(BIN)/fastcifar train --preset $(PRESET) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: $(READY) ## the quick tests, within five minutes on two cores
+test: $(READY) ## the quick tests, six minutes on two cores
 	@exec $(BIN)/pytest $(ARGS)
 
 test-all: $(READY) ## all tests

@@ -100,44 +100,35 @@ def _serve(pipe: Connection, start: Callable[..., Run], arguments: tuple[Any, ..
         pipe.send(("error", f"{type(error).__name__}: {error}"))
 
 
-def images(count: int, seed: int = 0) -> Any:
-    """A split of random bytes: loaders and steps cost the same on any pixels."""
-    import numpy as np
-
-    from fastcifar.sources import Split
-
-    rng = np.random.default_rng(seed)
-    return Split(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 100, count))
-
-
 def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
-    """Training steps of a config (resident loader included), after its warm-up."""
+    """Training steps of a config (its loader included) as a run takes them, after their warm-up."""
+    from itertools import islice
+
+    from fastcifar.clock import wait
     from fastcifar.config import Config
     from fastcifar.device import find_device, settle
-    from fastcifar.engines import build_engine
+    from fastcifar.engines import build_engine, build_steps
     from fastcifar.engines.eager import COMPUTE_DTYPE
-    from fastcifar.loaders import ResidentLoader, augmentation_of
+    from fastcifar.loaders import build_loader
+    from fastcifar.measure import NUM_CLASSES, random_images, train_on
     from fastcifar.model import build_model
+    from fastcifar.optim import lr_table
 
     config = Config.model_validate(settings)
     device = find_device(config.device)
     config = settle(config, device)
-    engine = build_engine(build_model(100, config.width_mult, config.seed), config, device)
-    how = augmentation_of(config.engine, device)
-    loader = ResidentLoader(images(num_images), config, device, COMPUTE_DTYPE[config.precision], augmentation=how)
-    loader.begin(1)
-    engine.warm_up([loader.batch(0)])
-    num_full = num_images // config.batch_size
-    taken = 0
+    engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, device)
+    made = build_loader(random_images(num_images), config, device, COMPUTE_DTYPE[config.precision], print)
+    steps = build_steps(engine, made, lr_table(config, made.num_batches), config, device, print)
+    steps.warm_up()
+    training = train_on(steps, made.num_batches, config.epochs)
 
     def run(count: int) -> float:
-        nonlocal taken
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
-        for _ in range(count):
-            engine.train_step(loader.batch(taken % num_full), 0.01)
-            taken += 1
-        _wait(device)
+        for _ in islice(training, count):
+            pass
+        wait(device)
         return time.perf_counter() - start
 
     run(2)
@@ -149,39 +140,34 @@ def loader(settings: dict[str, Any], num_images: int, augmentation: Any = None) 
 
     `augmentation`: of the resident loader, what makes its batches, if not what the engine makes them with.
     """
+    from fastcifar.clock import wait
     from fastcifar.config import Config
     from fastcifar.device import find_device, settle
     from fastcifar.engines.eager import COMPUTE_DTYPE
     from fastcifar.loaders import Loader, ResidentLoader, build_loader
+    from fastcifar.measure import random_images
 
     config = Config.model_validate(settings)
     device = find_device(config.device)
     dtype = COMPUTE_DTYPE[config.precision] if config.precision != "auto" else COMPUTE_DTYPE["fp32"]
     made: Loader
     if augmentation:
-        made = ResidentLoader(images(num_images), config, device, dtype, augmentation=augmentation)
+        made = ResidentLoader(random_images(num_images), config, device, dtype, augmentation=augmentation)
     else:
-        made = build_loader(images(num_images), settle(config, device), device, dtype, print)
+        made = build_loader(random_images(num_images), settle(config, device), device, dtype, print)
     epoch = 0
 
     def run(count: int) -> float:
         nonlocal epoch
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         for _ in range(count):
             epoch += 1
             made.begin(epoch)
             for step in range(made.num_batches):
                 made.batch(step)
-        _wait(device)
+        wait(device)
         return time.perf_counter() - start
 
     run(1)
     return run
-
-
-def _wait(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

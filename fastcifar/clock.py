@@ -30,12 +30,12 @@ class Clocks:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        self._wait()
+        wait(self._device)
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._wait()
+            wait(self._device)
             self.train_seconds += time.perf_counter() - start
 
     @property
@@ -51,9 +51,11 @@ class Clocks:
         self.train_seconds, self.compile_seconds = state["train_seconds"], state["compile_seconds"]
         self._earlier_seconds = state["process_seconds"]
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+
+def wait(device: torch.device) -> None:
+    """Returns when `device` has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def process_seconds() -> float:

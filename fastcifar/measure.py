@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcifar.clock import process_seconds
+from fastcifar.clock import process_seconds, wait
 from fastcifar.config import Config
 from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
 from fastcifar.engines import build_engine
@@ -188,13 +188,13 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
             steps = launched if cell.launched else build_steps(engine, loader, lrs, config, device, notes.append)
             start_seconds = process_seconds()
             warm_up_seconds = steps.warm_up()
-            training = _training(steps, loader.num_batches, config.epochs)
+            training = train_on(steps, loader.num_batches, config.epochs)
 
             def window(num_steps: int) -> _Window:
-                _wait(device)
+                wait(device)
                 others, start = _seconds_of_others(), time.perf_counter()
                 count = sum(itertools.islice(training, num_steps))
-                _wait(device)
+                wait(device)
                 return _Window(count, time.perf_counter() - start, _seconds_of_others() - others)
 
             window(2)  # the first steps allocate
@@ -240,17 +240,12 @@ def _loader(
     return ResidentLoader(split, config, device, dtype, augmentation=augmentation)
 
 
-def _training(steps: Steps, num_batches: int, epochs: int) -> Iterator[int]:
+def train_on(steps: Steps, num_batches: int, epochs: int) -> Iterator[int]:
     """Trains run after run; yields how many images each step took."""
     for epoch in itertools.cycle(range(1, epochs + 1)):
         steps.begin(epoch)
         for step in range(num_batches):
             yield steps.take(step)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _shares(windows: Sequence[_Window]) -> list[float] | None:

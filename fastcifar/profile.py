@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from fastcifar import environment
+from fastcifar.clock import wait
 from fastcifar.config import Config
 from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
 from fastcifar.display import Display
@@ -43,7 +44,7 @@ from fastcifar.kinds import (
     breakdown,
 )
 from fastcifar.loaders import Loader, build_loader
-from fastcifar.measure import NUM_CLASSES, random_images
+from fastcifar.measure import NUM_CLASSES, random_images, train_on
 from fastcifar.model import build_model
 from fastcifar.optim import lr_table
 from fastcifar.roofline import (
@@ -162,20 +163,16 @@ class _Walk:
     """Steps one after the other, epoch after epoch."""
 
     def __init__(self, steps: Steps, device: torch.device) -> None:
-        self._steps, self._device, self._taken = steps, device, 0
+        self._training, self._device = train_on(steps, STEPS_AN_EPOCH, epochs=1), device
 
     def take(self, count: int) -> float:
         """Takes `count` steps; returns the seconds of one."""
-        _wait(self._device)
+        wait(self._device)
         start = time.perf_counter()
         for _ in range(count):
             with record_function(STEP):
-                step = self._taken % STEPS_AN_EPOCH
-                if step == 0:
-                    self._steps.begin(1)
-                self._steps.take(step)
-            self._taken += 1
-        _wait(self._device)
+                next(self._training)
+        wait(self._device)
         return (time.perf_counter() - start) / count
 
 
@@ -211,11 +208,6 @@ def _record(walk: _Walk, num_steps: int, device: torch.device, path: Path) -> No
     with torch_profile(activities=activities, record_shapes=True) as profiler:
         walk.take(num_steps)
     profiler.export_chrome_trace(str(path))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---- what is written ----

@@ -93,7 +93,7 @@ def test_images_over_time_and_warm_up_apart(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_training_goes_on_after_the_last_epoch() -> None:
     steps = SlowSteps()
-    assert list(islice(module._training(steps, num_batches=2, epochs=2), 7)) == [7] * 7
+    assert list(islice(module.train_on(steps, num_batches=2, epochs=2), 7)) == [7] * 7
     assert steps.begun == [1, 2, 1, 2]
 
 

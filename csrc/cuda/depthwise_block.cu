@@ -5,7 +5,6 @@ namespace fastcifar::cuda {
 
 namespace {
 int64_t pixels(const DwShape& s) { return s.N * s.H * s.W; }
-int64_t output_pixels(const DwShape& s) { return s.N * s.Ho * s.Wo; }
 int64_t moments_of_y(const DwShape& s) { return (partial_rows<Pass::kForward>(s) + 1) * 3 * s.C; }
 int64_t sums_of_sweep(const DwShape& s) { return (partial_rows<Pass::kFusedBackward>(s) + 1) * kQuantities<true> * s.C; }
 }  // namespace
@@ -42,15 +41,8 @@ cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s
   const Rows rows = depthwise_with_moments(dtype, b, {}, s, stream);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    Norm norm1{};
-    norm1.gamma = b.gamma1;
-    norm1.beta = b.beta1;
-    norm1.eps = b.eps;
-    norm1.rows = rows.data;
-    norm1.num_rows = rows.count;
-    norm1.mean = b.mean1;
-    norm1.var = b.var1;
-    launch_norm_relu(static_cast<const T*>(b.y), static_cast<T*>(b.z), output_pixels(s), s.C, norm1, stream);
+    launch_norm_relu(static_cast<const T*>(b.y), static_cast<T*>(b.z), output_pixels(s), s.C, norm1_of(b, rows),
+                     stream);
   });
   return cudaGetLastError();
 }

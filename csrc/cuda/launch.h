@@ -13,6 +13,8 @@ namespace fastcifar::cuda {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
+inline int64_t output_pixels(const DwShape& s) { return s.N * s.Ho * s.Wo; }
+
 // Partial results: float [count][quantities][C], with room for one row more.
 struct Rows {
   float* data;

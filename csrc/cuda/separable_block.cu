@@ -6,7 +6,6 @@ namespace {
 
 // Where the parts of a workspace begin; each on 16 bytes.
 int64_t aligned(int64_t floats) { return (floats + 3) / 4 * 4; }
-int64_t output_pixels(const DwShape& s) { return s.N * s.Ho * s.Wo; }
 
 // scale and shift of norm1 into the workspace.
 void launch_norm1(const Norm& norm, int C, float* scale, cudaStream_t stream) {
@@ -35,15 +34,7 @@ cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShap
   BlockForward b = f.block;
   b.workspace = f.workspace + 2 * aligned(C);
   const Rows rows = depthwise_with_moments(dtype, b, f.u_rows, s, stream);
-  Norm norm1{};
-  norm1.gamma = b.gamma1;
-  norm1.beta = b.beta1;
-  norm1.eps = b.eps;
-  norm1.rows = rows.data;
-  norm1.num_rows = rows.count;
-  norm1.mean = b.mean1;
-  norm1.var = b.var1;
-  launch_norm1(norm1, C, f.workspace, stream);
+  launch_norm1(norm1_of(b, rows), C, f.workspace, stream);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     PointwiseArguments<T> a{};

@@ -156,6 +156,19 @@ struct Norm {
   float *mean, *var;  // where the first row of blocks writes them, if anywhere
 };
 
+// BN 1 of a block, in training: its statistics are merged from the partial moments of y.
+inline Norm norm1_of(const BlockForward& b, Rows moments_of_y) {
+  Norm norm{};
+  norm.gamma = b.gamma1;
+  norm.beta = b.beta1;
+  norm.eps = b.eps;
+  norm.rows = moments_of_y.data;
+  norm.num_rows = moments_of_y.count;
+  norm.mean = b.mean1;
+  norm.var = b.var1;
+  return norm;
+}
+
 struct Affine {
   float scale, shift;
 };

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.clock import wait
 from fastcifar.loaders import Batch
 from fastcifar.optim import Ema
 
@@ -162,6 +163,5 @@ class Engine:
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        wait(self._device)
         return time.perf_counter() - start

@@ -104,15 +104,15 @@ def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
     """Training steps of a config (its loader included) as a run takes them, after their warm-up."""
     from itertools import islice
 
-    from fastcifar.clock import wait
     from fastcifar.config import Config
     from fastcifar.device import find_device, settle
     from fastcifar.engines import build_engine, build_steps
     from fastcifar.engines.eager import COMPUTE_DTYPE
     from fastcifar.loaders import build_loader
-    from fastcifar.measure import NUM_CLASSES, random_images, train_on
+    from fastcifar.measuring.cell import NUM_CLASSES, random_images, train_on
     from fastcifar.model import build_model
     from fastcifar.optim import lr_table
+    from fastcifar.run.clock import wait
 
     config = Config.model_validate(settings)
     device = find_device(config.device)
@@ -140,12 +140,12 @@ def loader(settings: dict[str, Any], num_images: int, augmentation: Any = None) 
 
     `augmentation`: of the resident loader, what makes its batches, if not what the engine makes them with.
     """
-    from fastcifar.clock import wait
     from fastcifar.config import Config
     from fastcifar.device import find_device, settle
     from fastcifar.engines.eager import COMPUTE_DTYPE
     from fastcifar.loaders import Loader, ResidentLoader, build_loader
-    from fastcifar.measure import random_images
+    from fastcifar.measuring.cell import random_images
+    from fastcifar.run.clock import wait
 
     config = Config.model_validate(settings)
     device = find_device(config.device)

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcifar.cli import main
+from fastcifar.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

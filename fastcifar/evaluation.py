@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcifar import sources
+from fastcifar.checkpoint import load_tensors
 from fastcifar.config import Config
+from fastcifar.data import sources
+from fastcifar.data.sources import Dataset
 from fastcifar.device import exists, find_device, out_of_memory_explained, prepare
 from fastcifar.engines import Engine, EpochTotals, build_engine
 from fastcifar.engines.eager import COMPUTE_DTYPE
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.loaders import eval_batches
 from fastcifar.model import build_model
-from fastcifar.run import RunFolder
-from fastcifar.sources import Dataset
-from fastcifar.state import load_tensors
+from fastcifar.run.folder import RunFolder
 
 Predictions = dict[str, NDArray[Any]]
 """Arrays by name, see `RunFolder.write_predictions`."""

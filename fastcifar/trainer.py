@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fastcifar import sources
-from fastcifar.clock import Clocks
+from fastcifar.checkpoint import restore, save
 from fastcifar.config import Config
+from fastcifar.data import sources
+from fastcifar.data.sources import Dataset, Split
 from fastcifar.device import find_device, is_emulated, out_of_memory_explained, prepare, settle
-from fastcifar.display import LOADING, Display
 from fastcifar.engines import build_engine, build_steps
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
@@ -23,10 +23,10 @@ from fastcifar.evaluation import measure_test, same_images
 from fastcifar.loaders import build_loader, eval_batches
 from fastcifar.model import build_model, count_parameters
 from fastcifar.optim import lr_table
-from fastcifar.run import RunFolder
-from fastcifar.sources import Dataset, Split
-from fastcifar.state import restore, save
-from fastcifar.telemetry import Telemetry
+from fastcifar.run.clock import Clocks
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.telemetry import Telemetry
+from fastcifar.ui.display import LOADING, Display
 
 Record = dict[str, Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastcifar import sources
-from fastcifar.layouts import SPLITS
+from fastcifar.data import sources
+from fastcifar.data.layouts import SPLITS
 
 Splits = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 FINE = sources.CIFAR100.class_names

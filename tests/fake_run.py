@@ -20,10 +20,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import fastcifar
-from fastcifar import cli, run
+from fastcifar.cli import main as cli
 from fastcifar.config import Config
 from fastcifar.errors import InterruptedRunError, NonFiniteError
-from fastcifar.run import RunFolder
+from fastcifar.run import folder as run
+from fastcifar.run.folder import RunFolder
 
 DIGEST = "d" * 64
 SEEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FASTCIFAR_STUDY_JOBS")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar import sources
 from fastcifar.config import load_preset
-from fastcifar.run import EPOCH_KEYS, METRICS_JSONL, RunFolder
-from fastcifar.sources import Dataset, Split
+from fastcifar.data import sources
+from fastcifar.data.sources import Dataset, Split
+from fastcifar.run.folder import EPOCH_KEYS, METRICS_JSONL, RunFolder
 
 CIFAR100 = str(sources.CIFAR100.digest)
 COMMAND = ("fastcifar", "train", "--data", "/home/somebody/data/cifar100.npz")

@@ -13,13 +13,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastcifar import ablate, cli, grid, ops
-from fastcifar.ablate import Ablation
-from fastcifar.ablation_chart import ENGINE_COLOURS
+from fastcifar import ops
+from fastcifar.cli import main as cli
 from fastcifar.config import Config
 from fastcifar.errors import UsageError
-from fastcifar.grid import Entry
-from fastcifar.measure import Cell, Failure, Measurement
+from fastcifar.measuring import ablation as ablate
+from fastcifar.measuring import grid
+from fastcifar.measuring.ablation import Ablation
+from fastcifar.measuring.ablation_chart import ENGINE_COLOURS
+from fastcifar.measuring.cell import Cell, Failure, Measurement
+from fastcifar.measuring.grid import Entry
 
 Captured = pytest.CaptureFixture[str]
 RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastcifar.augment import augment, normalization_table, normalize
 from fastcifar.draws import draw_epoch
-from fastcifar.loaders.torchvision import import_torchvision
+from fastcifar.loaders.torchvision_import import import_torchvision
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)
 IDENTITY = torch.arange(256, dtype=torch.float32)[:, None].expand(256, 3)  # a table that leaves bytes as they are

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 import fastcifar
-from fastcifar import cli, errors, run, sources
+from fastcifar import errors
+from fastcifar.cli import main as cli
 from fastcifar.config import Config, list_presets, load_preset, resolve
-from fastcifar.run import RunFolder
+from fastcifar.data import sources
+from fastcifar.run import folder as run
+from fastcifar.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 Captured = pytest.CaptureFixture[str]
@@ -278,7 +281,7 @@ def test_evaluate(capsys: Captured, trainer: Any) -> None:
 
 
 def test_doctor_gives_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fastcifar.doctor", SimpleNamespace(report=lambda: 3))
+    monkeypatch.setitem(sys.modules, "fastcifar.cli.doctor", SimpleNamespace(report=lambda: 3))
     assert cli.main(["doctor"]) == 3
 
 

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastcifar.curves import COLOURS, draw_curves
-from fastcifar.run import EPOCH_KEYS
+from fastcifar.run.curves import COLOURS, draw_curves
+from fastcifar.run.folder import EPOCH_KEYS
 
 
 def epochs(count: int, val_every: int = 1, **more: Any) -> list[dict[str, Any]]:

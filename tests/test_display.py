@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastcifar.display import LOADING, Display, format_seconds
-from fastcifar.run import EPOCH_KEYS
+from fastcifar.run.folder import EPOCH_KEYS
+from fastcifar.ui.display import LOADING, Display, format_seconds
 
 
 class Clock:

@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from fastcifar import doctor, ops
-from fastcifar.doctor import Finding, report
+from fastcifar import ops
+from fastcifar.cli import doctor
+from fastcifar.cli.doctor import Finding, report
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

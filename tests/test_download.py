@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcifar import download, sources
+from fastcifar.data import download, sources
+from fastcifar.data.sources import Dataset
 from fastcifar.errors import DataError, UsageError
-from fastcifar.sources import Dataset
 
 SPLITS = data_files.make_splits()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastcifar
-from fastcifar import environment
+from fastcifar.run import environment
 
 
 def git(folder: Path, *command: str) -> None:

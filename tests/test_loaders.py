@@ -15,11 +15,11 @@ from tiny import tiny_config, tiny_split, weights, write_tiny
 from torch import Tensor
 
 from fastcifar import trainer
-from fastcifar.display import Display
+from fastcifar.data.sources import Split
 from fastcifar.draws import draw_epoch
 from fastcifar.errors import InterruptedRunError
 from fastcifar.loaders import Batch, Loader, build_loader
-from fastcifar.sources import Split
+from fastcifar.ui.display import Display
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 2560

@@ -9,8 +9,8 @@ import torch
 from tiny import tiny_config, tiny_split, weights, write_tiny
 
 from fastcifar import trainer
+from fastcifar.data.sources import Split
 from fastcifar.loaders import Augmentation, Batch, HostLoader, Loader, ResidentLoader, build_loader
-from fastcifar.sources import Split
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 NOTES: list[str] = []

@@ -16,7 +16,8 @@ from tiny import tiny_config, tiny_split, weights, write_tiny
 from fastcifar import trainer
 from fastcifar.config import Config
 from fastcifar.errors import LoaderError, UsageError
-from fastcifar.loaders.torchvision import TorchvisionLoader, import_torchvision
+from fastcifar.loaders.torchvision import TorchvisionLoader
+from fastcifar.loaders.torchvision_import import import_torchvision
 
 CPU = torch.device("cpu")
 
@@ -67,7 +68,7 @@ def test_workers_outlive_the_signals_of_a_terminal_and_of_a_batch_system() -> No
 
 
 def test_no_more_workers_than_batches_and_one_for_each_core_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcifar.environment.usable_cores", lambda: 3.5)
+    monkeypatch.setattr("fastcifar.run.environment.usable_cores", lambda: 3.5)
     for settings, num_images, expected in (({}, 100, 3), ({"loader_workers": 5}, 100, 5), ({}, 20, 2)):
         loader = loader_of(tiny_config(**settings), num_images)
         assert loader._loader is not None and loader._loader.num_workers == expected

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from fastcifar import measure as module
 from fastcifar.errors import DeviceMemoryError, NonFiniteError, UsageError
-from fastcifar.measure import Cell, Failure, Measurement, answer, measure, measure_here, random_images
+from fastcifar.measuring import cell as module
+from fastcifar.measuring.cell import Cell, Failure, Measurement, answer, measure, measure_here, random_images
 
 TINY = {"num_windows": 2, "window_seconds": 0.05, "num_images": 100}
 

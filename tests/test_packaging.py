@@ -96,7 +96,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     scripts = configparser.ConfigParser()
     entry_points = next(name for name in members(wheel) if name.endswith("entry_points.txt"))
     scripts.read_string(zipfile.ZipFile(wheel).read(entry_points).decode())
-    assert scripts["console_scripts"]["fastcifar"] == "fastcifar.cli:main"
+    assert scripts["console_scripts"]["fastcifar"] == "fastcifar.cli.main:main"
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="nothing is compiled here")

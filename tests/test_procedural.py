@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from fastcifar import procedural, sources
-from fastcifar.sources import Dataset
+from fastcifar.data import procedural, sources
+from fastcifar.data.sources import Dataset
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from fastcifar import cli, ops, profile, roofline
+from fastcifar import ops
+from fastcifar.cli import main as cli
 from fastcifar.config import resolve
 from fastcifar.errors import UsageError
-from fastcifar.kinds import (
+from fastcifar.measuring import profile, roofline
+from fastcifar.measuring.kernels import (
     AUGMENTATION,
     BLOCK,
     COLOURS,

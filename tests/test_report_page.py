@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from run_folders import fake_cifar100, make_run
 
-from fastcifar import sources
-from fastcifar.cli import main
+from fastcifar.cli.main import main
+from fastcifar.data import sources
+from fastcifar.data.sources import Dataset, Split
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.report import build_document, write_report
 from fastcifar.report.beyond import shortened
 from fastcifar.report.document import Figure, Table
 from fastcifar.report.original import TRIALS
-from fastcifar.sources import Dataset, Split
-from fastcifar.study_plan import PlannedRun
+from fastcifar.study.plan import PlannedRun
 
 LABELS = tuple(i % 100 for i in range(500))
 

@@ -13,9 +13,9 @@ from fastcifar.report import find_runs, original
 from fastcifar.report.figures import mixup_ceiling
 from fastcifar.report.predictions import Predictions, confused_pairs, superclass_accuracy, taken_for
 from fastcifar.report.results import Trial, effect, published_span, read_results, verdict
-from fastcifar.statistics import Sample
-from fastcifar.study_plan import PlannedRun, Study
-from fastcifar.study_plan import Trial as StudyTrial
+from fastcifar.stats import Sample
+from fastcifar.study.plan import PlannedRun, Study
+from fastcifar.study.plan import Trial as StudyTrial
 
 
 def only(path: Path, **summary: Any) -> Trial:

@@ -6,15 +6,15 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from fastcifar import roofline
 from fastcifar.config import Config
 from fastcifar.device import settle
 from fastcifar.engines import build_engine
-from fastcifar.kinds import BLOCK, DEPTHWISE, HEAD, NORM, POINTWISE, SEPARABLE, STEM
 from fastcifar.loaders import build_loader
-from fastcifar.measure import random_images
+from fastcifar.measuring import roofline
+from fastcifar.measuring.cell import random_images
+from fastcifar.measuring.kernels import BLOCK, DEPTHWISE, HEAD, NORM, POINTWISE, SEPARABLE, STEM
+from fastcifar.measuring.roofline import Layer, Roofs, Work, list_layers, rows_of, time_layer, walk
 from fastcifar.model import build_model, count_macs, count_parameters
-from fastcifar.roofline import Layer, Roofs, Work, list_layers, rows_of, time_layer, walk
 
 CPU = torch.device("cpu")
 

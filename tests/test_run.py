@@ -22,10 +22,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcifar import run as run_module
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run import EPOCH_KEYS, RunFolder
+from fastcifar.run import folder as run_module
+from fastcifar.run.folder import EPOCH_KEYS, RunFolder
 
 CONFIG = Config(preset="quick", device="cpu", seed=3)
 FILES = ("checkpoint.json", "checkpoint-*/tensors.safetensors", "checkpoint-*/state.json")
@@ -181,7 +181,9 @@ def test_one_writer_at_a_time(run: RunFolder) -> None:
 
 def test_a_killed_writer_leaves_no_lock(run: RunFolder) -> None:
     run.close()
-    code = "import sys, fastcifar.run as r; f = r.RunFolder.open(sys.argv[1]); f.lock(); print(flush=True); input()"
+    code = (
+        "import sys, fastcifar.run.folder as r; f = r.RunFolder.open(sys.argv[1]); f.lock(); print(flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
@@ -539,7 +541,7 @@ KILLER = """
     from pathlib import Path
     import torch
     from fastcifar.config import Config
-    from fastcifar.run import RunFolder
+    from fastcifar.run.folder import RunFolder
 
     torch.set_num_threads(1)
     path, rounds = Path(sys.argv[1]), int(sys.argv[2])

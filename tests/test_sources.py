@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastcifar import layouts, sources
+from fastcifar.data import layouts, sources
+from fastcifar.data.sources import Dataset, Split
 from fastcifar.errors import DataError, UsageError
-from fastcifar.sources import Dataset, Split
 
 SPLITS = data_files.make_splits()
 SPLITS10 = data_files.make_splits(1, num_classes=10, per_class=5)
@@ -339,7 +339,7 @@ def test_dotted_global_does_not_reach_through(tmp_path: Path) -> None:
 
 def test_nothing_of_numpy_is_handed_to_a_pickle() -> None:
     """Even its array constructor takes any shape and state; the stand-ins only take notes."""
-    assert all(item.__module__ == "fastcifar.layouts" for item in layouts._Unpickler._ALLOWED.values())
+    assert all(item.__module__ == "fastcifar.data.layouts" for item in layouts._Unpickler._ALLOWED.values())
 
 
 @pytest.mark.parametrize("target", list(layouts._Unpickler._ALLOWED), ids=".".join)

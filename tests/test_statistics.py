@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastcifar.statistics import describe, paired_effect, t_probability, t_quantile
+from fastcifar.stats import describe, paired_effect, t_probability, t_quantile
 
 
 @pytest.mark.parametrize(

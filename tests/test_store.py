@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcifar import store
+from fastcifar.data import store
+from fastcifar.data.store import Entry
 from fastcifar.errors import DataError
-from fastcifar.store import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,9 +105,9 @@ PROCESS = """
     import errno, os, resource, sys, time
     from pathlib import Path
     import filelock, numpy, platformdirs, safetensors.numpy
-    from fastcifar import store
+    from fastcifar.data import store
     from fastcifar.errors import DataError
-    from fastcifar.store import Entry
+    from fastcifar.data.store import Entry
     folder = Path(sys.argv[1])
     def build():
         print("building", flush=True)

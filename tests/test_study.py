@@ -23,13 +23,16 @@ from fake_run import DIGEST
 from tiny import write_tiny
 
 import fastcifar
-from fastcifar import cli, sources, study, study_plan
+from fastcifar.cli import main as cli
 from fastcifar.config import load_preset
+from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
-from fastcifar.run import RunFolder
-from fastcifar.study import Result, conduct
-from fastcifar.study_plan import PlannedRun, Request, Study, Trial, plan
-from fastcifar.study_progress import Progress
+from fastcifar.run.folder import RunFolder
+from fastcifar.study import conduct as study
+from fastcifar.study import plan as study_plan
+from fastcifar.study.conduct import Result, conduct
+from fastcifar.study.plan import PlannedRun, Request, Study, Trial, plan
+from fastcifar.study.progress import Progress
 
 TESTS = Path(__file__).resolve().parent
 OUT = Path("s")
@@ -382,7 +385,9 @@ def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
     script = f"""
         import sys
         from types import SimpleNamespace
-        from fastcifar import cli, sources, study
+        from fastcifar.cli import main as cli
+        from fastcifar.data import sources
+        from fastcifar.study import conduct as study
         sources.load = lambda data, mirror="": SimpleNamespace(digest={DIGEST!r})
         study.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
         sys.exit(cli.main("study final constant --seeds 1 --epochs 3 --out s".split()))
@@ -579,6 +584,6 @@ def test_on_a_terminal_one_live_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_study_imports_no_torch() -> None:
-    script = "import sys, fastcifar.study, fastcifar.compare; print('torch' in sys.modules)"
+    script = "import sys, fastcifar.study.conduct, fastcifar.study.compare; print('torch' in sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=TESTS.parent)
     assert done == "False\n"

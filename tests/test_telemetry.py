@@ -12,11 +12,13 @@ import pytest
 import torch
 from tiny import tiny_config, write_tiny
 
-from fastcifar import cli, telemetry, trainer
-from fastcifar.display import Display
+from fastcifar import trainer
+from fastcifar.cli import main as cli
 from fastcifar.errors import InterruptedRunError
-from fastcifar.run import RunFolder
-from fastcifar.telemetry import Telemetry
+from fastcifar.run import telemetry
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.telemetry import Telemetry
+from fastcifar.ui.display import Display
 
 CUDA = torch.device("cuda", 0)
 UUID = "1b2c3d4e-0000-1111-2222-333344445555"

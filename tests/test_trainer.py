@@ -15,9 +15,7 @@ import torch
 from tiny import tiny_config, weights, write_tiny
 
 from fastcifar import trainer
-from fastcifar.clock import process_seconds
 from fastcifar.config import Config
-from fastcifar.display import Display
 from fastcifar.engines import Engine
 from fastcifar.errors import (
     CheckpointError,
@@ -28,7 +26,9 @@ from fastcifar.errors import (
     UsageError,
 )
 from fastcifar.evaluation import evaluate_run, predictions
-from fastcifar.run import RunFolder
+from fastcifar.run.clock import process_seconds
+from fastcifar.run.folder import RunFolder
+from fastcifar.ui.display import Display
 
 STEPS = 7  # 100 images in batches of 16
 

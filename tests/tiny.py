@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fastcifar.config import Config
-from fastcifar.sources import Split
+from fastcifar.data.sources import Split
 
 NUM_CLASSES = 4
 
@@ -41,6 +41,6 @@ def tiny_config(data: Path | str = "procedural", **settings: object) -> Config:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a run's checkpoint: weights, statistics, momentum, averages."""
-    from fastcifar.run import RunFolder
+    from fastcifar.run.folder import RunFolder
 
     return RunFolder.open(run).load_checkpoint()[0]

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.clock import wait
 from fastcifar.loaders import Batch
 from fastcifar.optim import Ema
+from fastcifar.run.clock import wait
 
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastcifar.augment import normalization_table, normalize
 from fastcifar.config import Config
+from fastcifar.data.sources import Split
 from fastcifar.draws import EpochDraws, draw_epoch
-from fastcifar.sources import Split
 
 MEMORY_FORMAT = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 

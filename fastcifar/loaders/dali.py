@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastcifar import environment
 from fastcifar.config import Config
+from fastcifar.data.sources import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.errors import UsageError
 from fastcifar.loaders.ordered import OrderedLoader
-from fastcifar.sources import Split
+from fastcifar.run import environment
 
 
 def import_dali() -> Any:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.config import Config
+from fastcifar.data.sources import Split
 from fastcifar.loaders.batch import Batch, draws_of
 from fastcifar.loaders.resident import Augmentation, ResidentLoader
-from fastcifar.sources import Split
 
 _AHEAD = 3
 """Batches in flight: one in use, one that travels, one that is gathered."""

@@ -7,13 +7,10 @@ epoch has: the batches of a run are the same with any number of workers, and aft
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import types
 import warnings
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -27,48 +24,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from fastcifar import environment
 from fastcifar.config import Config
+from fastcifar.data.sources import Split
 from fastcifar.draws import EpochDraws, draw_seeds
-from fastcifar.errors import LoaderError, UsageError
+from fastcifar.errors import LoaderError
 from fastcifar.loaders.ordered import OrderedLoader
-from fastcifar.sources import Split
+from fastcifar.loaders.torchvision_import import import_torchvision
+from fastcifar.run import environment
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _DATASET = "fastcifar.loaders.torchvision_dataset"
 
 Item = tuple[int, int, bool]
 """Image, seed, mirrored: see `AugmentedImages`."""
-
-
-def import_torchvision() -> Any:
-    """The torchvision module, beside any torch.
-
-    Only CUDA builds of torchvision are on PyPI. Beside a CPU torch the registration of its compiled operators fails;
-    its datasets, transforms and models need none of them, so a second import goes without.
-
-    Errors: `UsageError` if it is missing or broken.
-    """
-    try:
-        try:
-            return importlib.import_module("torchvision")
-        except RuntimeError as error:
-            if "torchvision::" not in str(error):
-                raise
-        for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
-            del sys.modules[name]
-        sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-        return importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"loader = torchvision needs a package that is not installed, {error.name}: pip install "
-            "'fastcifar[torchvision]', or train with --loader resident"
-        ) from error
-    except (ImportError, RuntimeError, OSError) as error:
-        raise UsageError(
-            f"loader = torchvision: the installed torchvision cannot be imported beside torch {torch.__version__} "
-            f"({error}); install the version made for it, or train with --loader resident"
-        ) from error
 
 
 class TorchvisionLoader(OrderedLoader):

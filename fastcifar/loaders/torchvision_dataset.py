@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastcifar.config import Config
-from fastcifar.loaders.torchvision import import_torchvision
+from fastcifar.loaders.torchvision_import import import_torchvision
 
 import_torchvision()
 from torchvision import transforms  # noqa: E402

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import fastcifar
-from fastcifar import sources
-from fastcifar.environment import commit
+from fastcifar.data import sources
+from fastcifar.data.sources import Dataset
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.report import original
 from fastcifar.report.beyond import beyond_chapters, shortened
@@ -30,10 +30,10 @@ from fastcifar.report.page import MARK, to_html
 from fastcifar.report.predictions import read_all
 from fastcifar.report.results import Results, read_results
 from fastcifar.report.tables import to_csv
-from fastcifar.run import CONFIG
-from fastcifar.sources import Dataset
-from fastcifar.statistics import LEAST_FOR_INTERVAL
-from fastcifar.study_plan import STUDY, PlannedRun, Study
+from fastcifar.run.environment import commit
+from fastcifar.run.folder import CONFIG
+from fastcifar.stats import LEAST_FOR_INTERVAL
+from fastcifar.study.plan import STUDY, PlannedRun, Study
 
 PAGE, MARKDOWN, FIGURES = "index.html", "report.md", "figures"
 
@@ -90,7 +90,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Path], list[PlannedRun]]:
         elif path.is_dir() and (inside := sorted(config.parent for config in path.glob(f"*/{CONFIG}"))):
             runs += inside
         else:
-            from fastcifar.run import RunFolder
+            from fastcifar.run.folder import RunFolder
 
             RunFolder.open(path)  # raises, and names the nearest run
     if not runs:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar import procedural, sources
-from fastcifar.display import format_seconds
+from fastcifar.data import procedural, sources
+from fastcifar.data.sources import Dataset
 from fastcifar.report import figures, original
 from fastcifar.report.chapters import (
     curves_figure,
@@ -23,8 +23,8 @@ from fastcifar.report.chapters import (
 from fastcifar.report.document import NOTHING, Block, Details, Figure, Heading, Panel, Paragraph, Table
 from fastcifar.report.predictions import NUM_BINS, Predictions, confused_pairs, superclass_accuracy, taken_for
 from fastcifar.report.results import Results, Run, Trial, published_span
-from fastcifar.sources import Dataset
-from fastcifar.statistics import describe
+from fastcifar.stats import describe
+from fastcifar.ui.display import format_seconds
 
 NUM_PAIRS = 8
 PICTURES_A_ROW = 5

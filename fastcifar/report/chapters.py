@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar import sources
 from fastcifar.config import find_preset
+from fastcifar.data import sources
+from fastcifar.data.sources import Dataset, Split
 from fastcifar.draws import draw_epoch
 from fastcifar.report import figures, original
 from fastcifar.report.document import NOTHING, Block, Bullets, Details, Figure, Heading, Panel, Paragraph, Table
 from fastcifar.report.original import Comparison, Metric, ResultTable, SettingsTable
 from fastcifar.report.results import CURVES, Results, Trial, effect, published_span, verdict
-from fastcifar.sources import Dataset, Split
-from fastcifar.statistics import LEAST_FOR_INTERVAL, Sample
+from fastcifar.stats import LEAST_FOR_INTERVAL, Sample
 
 METRIC_NAMES: Mapping[str, str] = {
     "train_loss": "training loss",

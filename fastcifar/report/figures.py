@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastcifar.report.document import Panel
 from fastcifar.report.predictions import Reliability
-from fastcifar.statistics import Sample
+from fastcifar.stats import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.report.results import Run, Trial
-from fastcifar.run import RunFolder
+from fastcifar.run.folder import RunFolder
 
 NUM_BINS = 15
 """Of confidence, equally wide: as in Guo et al., On Calibration of Modern Neural Networks (2017)."""
@@ -106,7 +106,7 @@ def read_predictions(run: Run, data: str | None) -> Predictions:
 def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]:
     if not RunFolder.open(path, note=lambda text: None).has_checkpoint():
         raise CheckpointError("neither predictions nor a checkpoint")
-    from fastcifar import evaluation  # the only place that needs torch
+    from fastcifar import evaluation
 
     found: Mapping[str, NDArray[Any]] = evaluation.predictions(path, data)
     return found

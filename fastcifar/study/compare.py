@@ -13,9 +13,9 @@ from typing import Any
 
 from fastcifar.config import RESUMABLE, Config, format_value
 from fastcifar.errors import UsageError
-from fastcifar.run import CONFIG, RunFolder
-from fastcifar.statistics import describe
-from fastcifar.study_plan import STUDY, Study
+from fastcifar.run.folder import CONFIG, RunFolder
+from fastcifar.stats import describe
+from fastcifar.study.plan import STUDY, Study
 
 _Value = Callable[[RunFolder], "float | None"]
 

@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastcifar.display import REDRAWS_PER_SECOND, SECONDS_BETWEEN_SIGNS, format_seconds
-from fastcifar.run import RunFolder
-from fastcifar.study_plan import PlannedRun, Study, last_record
+from fastcifar.run.folder import RunFolder
+from fastcifar.study.plan import PlannedRun, Study, last_record
+from fastcifar.ui.display import REDRAWS_PER_SECOND, SECONDS_BETWEEN_SIGNS, format_seconds
 
 
 class Progress:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import fastcifar
-from fastcifar import environment
 from fastcifar.errors import UsageError
+from fastcifar.run import environment
 
 TORCH_MIN = (2, 10)
 PACKAGES = {
@@ -282,7 +282,7 @@ def _extension() -> Iterator[Finding]:
 def _loaders() -> Iterator[Finding]:
     """What the loaders beside the resident one need: optional, and imported to see whether it works."""
     from fastcifar.loaders.dali import import_dali
-    from fastcifar.loaders.torchvision import import_torchvision
+    from fastcifar.loaders.torchvision_import import import_torchvision
 
     optional: tuple[tuple[str, str, str, Callable[[], Any]], ...] = (
         ("torchvision", "torchvision", "torchvision", import_torchvision),
@@ -324,7 +324,7 @@ def _nvcc() -> Iterator[Finding]:
 def _data() -> Iterator[Finding]:
     from safetensors import safe_open
 
-    from fastcifar.store import default_folder
+    from fastcifar.data.store import default_folder
 
     folder = default_folder()
     held: dict[str, Path] = {}

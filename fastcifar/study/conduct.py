@@ -27,12 +27,13 @@ from typing import Any
 
 import filelock
 
+import fastcifar
 from fastcifar.config import RESUMABLE
-from fastcifar.environment import usable_cores
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
-from fastcifar.run import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
-from fastcifar.study_plan import LOGS, REPORT, RUNS, PlannedRun, Request, Study, check_runs, plan
-from fastcifar.study_progress import Progress
+from fastcifar.run.environment import usable_cores
+from fastcifar.run.folder import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
+from fastcifar.study.plan import LOGS, REPORT, RUNS, PlannedRun, Request, Study, check_runs, plan
+from fastcifar.study.progress import Progress
 
 QUICK_JOBS = 4
 """The most that `study quick` runs side by side by default: each process holds a copy of PyTorch."""
@@ -97,7 +98,7 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
 
 def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
     """The digest of the images of each trial with runs to train. A download or decoding is done here, once."""
-    from fastcifar import sources
+    from fastcifar.data import sources
 
     digests: dict[str, str] = {}
     loaded: dict[tuple[str, str], str] = {}
@@ -165,7 +166,7 @@ def _num_gpus() -> int:
 
 def _environment(jobs: int) -> dict[str, str]:
     """For a run beside `jobs` - 1 others: its share of the processor, unless the user has said what it is to be."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(fastcifar.__file__).resolve().parent.parent
     path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # this code, whatever lies in the folder
     variables.pop(JOBS_VARIABLE, None)

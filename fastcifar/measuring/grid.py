@@ -15,7 +15,7 @@ from fastcifar.config import Config, from_dict, parse_value, resolve, trace
 from fastcifar.device import find_device, has_fast_bf16, settle
 from fastcifar.errors import UsageError
 from fastcifar.loaders import augmentation_of
-from fastcifar.measure import NUM_IMAGES, Cell, Measurement
+from fastcifar.measuring.cell import NUM_IMAGES, Cell, Measurement
 
 AXES = ("engine", "precision", "loader", "memory_format", "batch_size", "tuned", "compile_mode")
 """The settings that may be lists."""

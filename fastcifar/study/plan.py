@@ -21,7 +21,7 @@ from typing import Any, Literal
 import fastcifar
 from fastcifar.config import RESUMABLE, Config, find_preset, load_preset, resolve, trace
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run import CONFIG, METRICS_JSONL, SUMMARY, RunFolder
+from fastcifar.run.folder import CONFIG, METRICS_JSONL, SUMMARY, RunFolder
 
 STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"
 FORMAT = 1

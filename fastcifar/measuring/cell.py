@@ -1,6 +1,6 @@
 """One short measured run, in a process of its own: what one asks of the allocator or the compiler, no other one feels.
 
-`python -m fastcifar.measure` reads a request from stdin and writes an answer to stdout, a line of JSON each:
+`python -m fastcifar.measuring.cell` reads a request from stdin and writes an answer to stdout, a line of JSON each:
 
     {"settings": {...}, "augmentation": null, "launched": false,
      "num_images": 40000, "num_windows": 3, "window_seconds": 1.0}
@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcifar.clock import process_seconds, wait
 from fastcifar.config import Config
+from fastcifar.data.sources import Split
 from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
 from fastcifar.engines import build_engine
 from fastcifar.engines.eager import COMPUTE_DTYPE
@@ -41,7 +41,7 @@ from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation, Loader, ResidentLoader, build_loader
 from fastcifar.model import build_model
 from fastcifar.optim import lr_table
-from fastcifar.sources import Split
+from fastcifar.run.clock import process_seconds, wait
 
 NUM_IMAGES, NUM_CLASSES = 40_000, 100
 """The protocol's: CIFAR-100's training images less those held out for validation."""
@@ -126,7 +126,7 @@ def measure(
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastcifar.measure"],
+            [sys.executable, "-m", "fastcifar.measuring.cell"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

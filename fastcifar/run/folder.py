@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from fastcifar.config import Config, from_dict, to_toml
-from fastcifar.environment import collect, differences
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
+from fastcifar.run.environment import collect, differences
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -474,7 +474,7 @@ class RunFolder:
         if not self.records:
             return
         try:
-            from fastcifar import curves
+            from fastcifar.run import curves
 
             curves.draw_curves(self.records, self.path / "curves", f"{self.config.preset}, seed {self.config.seed}")
         except Exception as problem:

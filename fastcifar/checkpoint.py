@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastcifar.clock import Clocks
 from fastcifar.engines import Engine
 from fastcifar.errors import CheckpointError
-from fastcifar.run import RunFolder
-from fastcifar.telemetry import Telemetry
+from fastcifar.run.clock import Clocks
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.telemetry import Telemetry
 
 
 def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from fastcifar import __version__
+from fastcifar.data.layouts import ACCEPTED, ARCHIVE_SUFFIXES
+from fastcifar.data.store import cannot_write, note, sync_folder
 from fastcifar.errors import DataError, UsageError
-from fastcifar.layouts import ACCEPTED, ARCHIVE_SUFFIXES
-from fastcifar.store import cannot_write, note, sync_folder
 
 TIMEOUT_SECONDS = 30.0  # without a single byte
 RETRY_SECONDS = (1.0, 2.0, 4.0)  # waits between attempts; a gain of bytes starts the count anew

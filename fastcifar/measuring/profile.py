@@ -23,15 +23,14 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
-from fastcifar import environment
-from fastcifar.clock import wait
 from fastcifar.config import Config
 from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
-from fastcifar.display import Display
 from fastcifar.engines import Steps, build_engine, build_steps
 from fastcifar.engines.eager import COMPUTE_DTYPE
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.kinds import (
+from fastcifar.loaders import Loader, build_loader
+from fastcifar.measuring.cell import NUM_CLASSES, random_images, train_on
+from fastcifar.measuring.kernels import (
     COLOURS,
     IDLE,
     KINDS,
@@ -43,11 +42,7 @@ from fastcifar.kinds import (
     Shapes,
     breakdown,
 )
-from fastcifar.loaders import Loader, build_loader
-from fastcifar.measure import NUM_CLASSES, random_images, train_on
-from fastcifar.model import build_model
-from fastcifar.optim import lr_table
-from fastcifar.roofline import (
+from fastcifar.measuring.roofline import (
     Roofs,
     Row,
     draw_roofline,
@@ -56,7 +51,12 @@ from fastcifar.roofline import (
     rows_of,
     time_layer,
 )
-from fastcifar.run import RunFolder
+from fastcifar.model import build_model
+from fastcifar.optim import lr_table
+from fastcifar.run import environment
+from fastcifar.run.clock import wait
+from fastcifar.run.folder import RunFolder
+from fastcifar.ui.display import Display
 
 STEPS_AN_EPOCH = 16
 TRACE, RESULT, LAYERS_CSV, NAMES_CSV = "trace.json.gz", "profile.json", "layers.csv", "names.csv"

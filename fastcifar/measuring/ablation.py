@@ -35,14 +35,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from fastcifar.ablation_chart import draw_chart
 from fastcifar.device import find_device
-from fastcifar.display import format_seconds
-from fastcifar.environment import collect
 from fastcifar.errors import UsageError
-from fastcifar.grid import QUIET, Entry, Factor, dearest_first, factors_of, plan
-from fastcifar.measure import NUM_IMAGES, Failure, Measurement, measure
-from fastcifar.run import RunFolder
+from fastcifar.measuring.ablation_chart import draw_chart
+from fastcifar.measuring.cell import NUM_IMAGES, Failure, Measurement, measure
+from fastcifar.measuring.grid import QUIET, Entry, Factor, dearest_first, factors_of, plan
+from fastcifar.run.environment import collect
+from fastcifar.run.folder import RunFolder
+from fastcifar.ui.display import format_seconds
 
 NUM_WINDOWS = 3
 """Of each process."""

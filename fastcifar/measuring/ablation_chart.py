@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcifar.grid import Entry, Factor, dearest_first
+from fastcifar.measuring.grid import Entry, Factor, dearest_first
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,7 +29,8 @@ from fastcifar.config import Config
 from fastcifar.cpu import MatmulPointwise
 from fastcifar.engines import Engine
 from fastcifar.engines.eager import COMPUTE_DTYPE
-from fastcifar.kinds import (
+from fastcifar.loaders import MEMORY_FORMAT, Loader, ResidentLoader
+from fastcifar.measuring.kernels import (
     AUGMENTATION,
     BLOCK,
     COLOURS,
@@ -42,7 +43,6 @@ from fastcifar.kinds import (
     SEPARABLE,
     STEM,
 )
-from fastcifar.loaders import MEMORY_FORMAT, Loader, ResidentLoader
 from fastcifar.model import MobileNet
 from fastcifar.ops import batch_norm_relu, depthwise_block
 from fastcifar.ops.separable_block import separable_block

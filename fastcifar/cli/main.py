@@ -17,7 +17,7 @@ from fastcifar.errors import FastcifarError, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
     from fastcifar.config import Config, Preset
-    from fastcifar.study import Result
+    from fastcifar.study.conduct import Result
 
 HELP = """\
 usage: fastcifar COMMAND [OPTION ...]
@@ -218,7 +218,7 @@ def _written(value: object) -> str:
 
 def _print_result(path: Path) -> int:
     """The run's result, with its two clocks, and where it lies."""
-    from fastcifar.run import RunFolder
+    from fastcifar.run.folder import RunFolder
 
     run = RunFolder.open(path)
     summary = run.summary() or {}
@@ -276,7 +276,7 @@ def report(parser: Parser, argv: list[str]) -> int:
         parse_overrides([("data", args.data)], ["data"])
 
     from fastcifar import report as pages
-    from fastcifar.study_plan import REPORT, STUDY
+    from fastcifar.study.plan import REPORT, STUDY
 
     runs, planned = pages.find_runs(args.runs)
     own = len(args.runs) == 1 and (args.runs[0] / STUDY).is_file()
@@ -322,7 +322,7 @@ def doctor(parser: Parser, argv: list[str]) -> int:
     """say what this machine has, what is missing and what to do about it"""
     parser.parse(argv)
 
-    from fastcifar.doctor import report
+    from fastcifar.cli.doctor import report
 
     return report()
 
@@ -361,8 +361,8 @@ def study(parser: Parser, argv: list[str]) -> int:
     if problems:
         raise UsageError("\n".join(problems))
 
-    from fastcifar.study import conduct
-    from fastcifar.study_plan import Request
+    from fastcifar.study.conduct import conduct
+    from fastcifar.study.plan import Request
 
     quick = "quick" in names
     trials = tuple(name for name in names if name != "quick")
@@ -415,8 +415,8 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _print_study(result: Result) -> int:
     """A line a trial and where the page lies; what failed is the error of the command."""
-    from fastcifar.compare import mean_sd
-    from fastcifar.run import RunFolder
+    from fastcifar.run.folder import RunFolder
+    from fastcifar.study.compare import mean_sd
 
     rows = []
     for trial in result.study.trials:
@@ -445,7 +445,7 @@ def compare(parser: Parser, argv: list[str]) -> int:
 
     import shutil
 
-    from fastcifar.compare import blocks, columns, legend, load, table
+    from fastcifar.study.compare import blocks, columns, legend, load, table
 
     cols = columns(load(args.runs), args.each)
     print("\n".join(legend(cols)))
@@ -488,7 +488,7 @@ def ablate(parser: Parser, argv: list[str]) -> int:
     if problems:
         raise UsageError("\n".join(problems))
 
-    from fastcifar import ablate
+    from fastcifar.measuring import ablation as ablate
 
     result = ablate.ablate(
         settings,
@@ -534,7 +534,7 @@ def profile(parser: Parser, argv: list[str]) -> int:
     if problems:
         raise UsageError("\n".join(problems))
 
-    from fastcifar import profile
+    from fastcifar.measuring import profile
 
     result = profile.profile(config, args.out, args.steps)
     print("\n".join(profile.headline(result)))
@@ -563,7 +563,7 @@ def data(parser: Parser, argv: list[str]) -> int:
     source = args.source if args.source is not None else Config.model_fields["data"].default
     parse_overrides([("data", source), ("mirror", args.mirror)], ["data", "mirror"])
 
-    from fastcifar import sources, store
+    from fastcifar.data import sources, store
 
     if args.action == "get" and source not in sources.PUBLISHED:
         names = tuple(sources.PUBLISHED)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar import download, layouts, procedural, store
+from fastcifar.data import download, layouts, procedural, store
+from fastcifar.data.layouts import SPLITS, Decoded
 from fastcifar.errors import DataError, UsageError
-from fastcifar.layouts import SPLITS, Decoded
 
 CIFAR100_DIGESTS = {  # split_digest of the published images
     "train": "f21948361e3a1c94d1f14ec03fe682372044407fa6a618f020b2ed8dcc41d84d",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors stats machine ops config run.environment run.clock run.telemetry run.curves run.folder ui
     data.store data.layouts data.download data.procedural data.sources
-    draws augment loaders model optim device cpu engines checkpoint evaluation trainer
+    draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart
     measuring.ablation study.plan study.progress study.compare report study.conduct cli __main__
 """.split()

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastcifar.checkpoint import load_tensors
 from fastcifar.config import Config
 from fastcifar.data import sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data.dataset import Dataset
 from fastcifar.device import exists, find_device, out_of_memory_explained, prepare
 from fastcifar.engines import Engine, EpochTotals, build_engine
 from fastcifar.engines.eager import COMPUTE_DTYPE

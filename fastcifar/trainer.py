@@ -14,7 +14,7 @@ from typing import Any
 from fastcifar.checkpoint import restore, save
 from fastcifar.config import Config
 from fastcifar.data import sources
-from fastcifar.data.sources import Dataset, Split
+from fastcifar.data.dataset import Dataset, Split
 from fastcifar.device import find_device, is_emulated, out_of_memory_explained, prepare, settle
 from fastcifar.engines import build_engine, build_steps
 from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals

@@ -15,7 +15,7 @@ from tiny import tiny_config, tiny_split, weights, write_tiny
 from torch import Tensor
 
 from fastcifar import trainer
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
 from fastcifar.errors import InterruptedRunError
 from fastcifar.loaders import Batch, Loader, build_loader

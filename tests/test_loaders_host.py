@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_config, tiny_split, weights, write_tiny
 
 from fastcifar import trainer
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.loaders import Augmentation, Batch, HostLoader, Loader, ResidentLoader, build_loader
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

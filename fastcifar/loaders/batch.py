@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastcifar.augment import normalization_table, normalize
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_epoch
 
 MEMORY_FORMAT = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.loaders.batch import Loader
 from fastcifar.loaders.host import HostLoader
 from fastcifar.loaders.resident import ResidentLoader, augmentation_of

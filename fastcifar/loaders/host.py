@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.loaders.batch import Batch, draws_of
 from fastcifar.loaders.resident import Augmentation, ResidentLoader
 

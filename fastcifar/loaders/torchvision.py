@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_seeds
 from fastcifar.errors import LoaderError
 from fastcifar.loaders.ordered import OrderedLoader

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
 from fastcifar.engines import build_engine
 from fastcifar.engines.eager import COMPUTE_DTYPE

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastcifar.checkpoint import load_tensors
 from fastcifar.config import Config
 from fastcifar.data import sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data.dataset import Dataset
 from fastcifar.engines import Means
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.run.folder import RunFolder

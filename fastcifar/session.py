@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.engines import Engine, Means, Steps, build_engine, build_steps
 from fastcifar.loaders import Augmentation, Loader, build_loader, eval_batches
 from fastcifar.model import build_model

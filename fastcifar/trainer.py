@@ -14,7 +14,7 @@ from typing import Any
 from fastcifar.checkpoint import REMEDY, restore, save
 from fastcifar.config import Config
 from fastcifar.data import sources
-from fastcifar.data.sources import Dataset, Split
+from fastcifar.data.dataset import Dataset, Split
 from fastcifar.engines import Means
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import measure_test, same_images

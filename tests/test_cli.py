@@ -18,6 +18,7 @@ from fastcifar import errors
 from fastcifar.cli import main as cli
 from fastcifar.config import Config, list_presets, load_preset, resolve
 from fastcifar.data import sources
+from fastcifar.data.dataset import Dataset, info
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
 
@@ -345,7 +346,7 @@ def test_data_info(capsys: Captured, small_npz: Path) -> None:
     rows = {re.split("  +", line)[0]: re.split("  +", line)[1:] for line in text.splitlines() if "  " in line}
     assert rows["images"] == ["20", "10"]
     assert rows["images a class"] == ["5", "2 to 3"]
-    train = sources.info(dataset)["train"]
+    train = info(dataset)["train"]
     assert rows["mean (R G B)"][0] == " ".join(f"{value:.6f}" for value in train.mean)
     assert rows["std"][0] == " ".join(f"{value:.6f}" for value in train.std)
     assert rows["std of an image"][0] == " ".join(f"{value:.6f}" for value in train.image_std)
@@ -358,7 +359,7 @@ def test_data_asks_for_the_published_set(
     asked = {}
     small = sources.load(str(small_npz))
 
-    def load(name: str, *, mirror: str = "") -> sources.Dataset:
+    def load(name: str, *, mirror: str = "") -> Dataset:
         asked[name] = mirror
         return small
 

@@ -8,7 +8,7 @@ from tiny import tiny_config, tiny_split
 from fastcifar.augment import normalization_table, normalize
 from fastcifar.batch import Batch
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
 from fastcifar.loaders import ResidentLoader, eval_batches
 from fastcifar.target import Target

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcifar import trainer
 from fastcifar.batch import Batch
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
 from fastcifar.errors import InterruptedRunError
 from fastcifar.loaders import Loader, build_loader

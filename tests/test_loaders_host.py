@@ -10,7 +10,7 @@ from tiny import tiny_config, tiny_split, weights, write_tiny
 
 from fastcifar import trainer
 from fastcifar.batch import Batch
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.loaders import Augmentation, HostLoader, Loader, ResidentLoader, build_loader
 from fastcifar.target import Target
 

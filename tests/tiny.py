@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.session import Session
 from fastcifar.target import Target
 

@@ -324,7 +324,7 @@ def _nvcc() -> Iterator[Finding]:
 def _data() -> Iterator[Finding]:
     from safetensors import safe_open
 
-    from fastcifar.data.store import default_folder
+    from fastcifar.data.cache import default_folder
 
     folder = default_folder()
     held: dict[str, Path] = {}

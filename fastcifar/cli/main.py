@@ -563,19 +563,21 @@ def data(parser: Parser, argv: list[str]) -> int:
     source = args.source if args.source is not None else Config.model_fields["data"].default
     parse_overrides([("data", source), ("mirror", args.mirror)], ["data", "mirror"])
 
-    from fastcifar.data import sources, store
+    from fastcifar.data import cache, sources
+    from fastcifar.data.dataset import info
+    from fastcifar.data.published import PUBLISHED
 
-    if args.action == "get" and source not in sources.PUBLISHED:
-        names = tuple(sources.PUBLISHED)
+    if args.action == "get" and source not in PUBLISHED:
+        names = tuple(PUBLISHED)
         raise UsageError(f"data get {source}: expected {' or '.join(names)}{_did_you_mean(source, names)}")
     dataset = sources.load(source, mirror=args.mirror)
     superclasses = f" in {len(dataset.superclass_names)} superclasses" if dataset.superclass_names else ""
     print(f"{dataset.name}: {dataset.num_classes} classes{superclasses}")
     print(f"digest {dataset.digest}")
     if args.action == "get":
-        print(f"{len(dataset.train):,} training and {len(dataset.test):,} test images in {store.default_folder()}")
+        print(f"{len(dataset.train):,} training and {len(dataset.test):,} test images in {cache.default_folder()}")
         return 0
-    splits = sources.info(dataset)
+    splits = info(dataset)
     rows = [
         ["images", *(f"{s.count:,}" for s in splits.values())],
         ["images a class", *(_spread(s.class_min, s.class_max) for s in splits.values())],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.loaders.host import HostLoader
 from fastcifar.loaders.protocol import Loader
 from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentation_of

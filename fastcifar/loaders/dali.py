@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.errors import UsageError
 from fastcifar.loaders.ordered import OrderedLoader

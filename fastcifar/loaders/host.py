@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.batch import Batch
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.loaders.protocol import draws_of
 from fastcifar.loaders.resident import Augmentation, ResidentLoader
 from fastcifar.target import Target

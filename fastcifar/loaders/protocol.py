@@ -10,7 +10,7 @@ import torch
 from fastcifar.augment import normalization_table, normalize
 from fastcifar.batch import Batch
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_epoch
 from fastcifar.target import Target
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcifar import ops
 from fastcifar.augment import augment, normalization_table
 from fastcifar.batch import Batch
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.errors import DeviceMemoryError
 from fastcifar.loaders.protocol import draws_of

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_seeds
 from fastcifar.errors import LoaderError
 from fastcifar.loaders.ordered import OrderedLoader

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation
 from fastcifar.run.clock import process_seconds, wait

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import fastcifar
-from fastcifar.data import sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data import procedural, sources
+from fastcifar.data.dataset import Dataset
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.report import original
 from fastcifar.report.beyond import beyond_chapters, shortened
@@ -120,7 +120,7 @@ def build_document(runs: Sequence[Path], *, planned: Sequence[PlannedRun] = (), 
 def _title(results: Results) -> str:
     if any(trial.is_comparable for trial in results.trials):
         return "MobileNet on CIFAR-100: the report, reproduced"
-    if all(trial.digest == sources.PROCEDURAL_DIGEST for trial in results.trials):
+    if all(trial.digest == procedural.DIGEST for trial in results.trials):
         return "The study in small, on procedural images"
     if all(trial.is_cifar100 for trial in results.trials):
         return "MobileNet on CIFAR-100, not as in the report"
@@ -159,7 +159,7 @@ def _incomparable(results: Results) -> list[Block]:
     reasons: dict[str, list[str]] = {}
     for trial in results.trials:
         why = []
-        if trial.digest == sources.PROCEDURAL_DIGEST:
+        if trial.digest == procedural.DIGEST:
             why.append("procedural images")
         elif not trial.is_cifar100:
             why.append(f"images that are not CIFAR-100 (digest {trial.digest[:12]})")

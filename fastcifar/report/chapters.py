@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.config import find_preset
-from fastcifar.data import sources
-from fastcifar.data.sources import Dataset, Split
+from fastcifar.data.dataset import Dataset, Split, info
+from fastcifar.data.published import CIFAR100
 from fastcifar.draws import draw_epoch
 from fastcifar.report import figures, original
 from fastcifar.report.document import NOTHING, Block, Bullets, Details, Figure, Heading, Panel, Paragraph, Table
@@ -351,7 +351,7 @@ def _samples_figure(dataset: Dataset) -> Figure:
             alt = f"Pictures of 32 by 32 pixels, a row each of {', '.join(names)}"
             labels_shown = [textwrap.fill(name, 21) for name in names]
             panels.append(figures.draw_sheet(f"figure-01-{number}", sheet, labels_shown, alt))
-    name = "CIFAR-100" if dataset.digest == sources.CIFAR100.digest else f"the data set {dataset.name}"
+    name = "CIFAR-100" if dataset.digest == CIFAR100.digest else f"the data set {dataset.name}"
     caption = f"**Figure 1.** Examples of {name}: {what}, in the data set's canonical order."
     return Figure("figure-01", caption, panels)
 
@@ -362,12 +362,12 @@ def words(name: str) -> str:
 
 
 def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
-    info = sources.info(dataset)["train"]
+    train = info(dataset)["train"]
     theirs = original.TABLE_1
     lines = [
-        ("mean", "mean", info.mean, theirs["mean"]),
-        ("std of an image, mean over the images", "image_std", info.image_std, theirs["std"]),
-        ("std over all pixels", "std", info.std, None),
+        ("mean", "mean", train.mean, theirs["mean"]),
+        ("std of an image, mean over the images", "image_std", train.image_std, theirs["std"]),
+        ("std over all pixels", "std", train.std, None),
     ]
     rows, data = [], []
     for title, key, ours, report in lines:
@@ -382,7 +382,9 @@ def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
             record = {"statistic": key, "channel": "red green blue".split()[channel], "ours": value}
             data.append(record | {"report": report[channel] if report else None, "verdict": same})
     columns = ["red, green, blue", "ours", "report", "verdict"]
-    caption = f"**Table 1.** Mean and standard deviation of each colour channel over the {info.count:,} training images"
+    caption = (
+        f"**Table 1.** Mean and standard deviation of each colour channel over the {train.count:,} training images"
+    )
     return Table("table-01", caption, columns, rows, data)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar.config import load_preset
 from fastcifar.data import sources
 from fastcifar.data.sources import Dataset, Split
+from fastcifar.presets import load_preset
 from fastcifar.run.folder import EPOCH_KEYS, METRICS_JSONL, RunFolder
 
 CIFAR100 = str(sources.CIFAR100.digest)

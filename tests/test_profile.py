@@ -10,8 +10,8 @@ import pytest
 
 from fastcifar import ops
 from fastcifar.cli import main as cli
-from fastcifar.config import resolve
 from fastcifar.errors import UsageError
+from fastcifar.layers import resolve
 from fastcifar.measuring import profile, roofline
 from fastcifar.measuring.kernels import (
     AUGMENTATION,

@@ -19,10 +19,10 @@ from fastcifar.cli.main import main
 from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.presets import TRIALS
 from fastcifar.report import build_document, write_report
 from fastcifar.report.beyond import shortened
 from fastcifar.report.document import Figure, Table
-from fastcifar.report.original import TRIALS
 from fastcifar.study.plan import PlannedRun
 
 LABELS = tuple(i % 100 for i in range(500))

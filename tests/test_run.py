@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 import torch
+from fastcifar.run.names import EPOCH_KEYS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
 from fastcifar.run import folder as run_module
-from fastcifar.run.folder import EPOCH_KEYS, RunFolder
+from fastcifar.run.folder import RunFolder
 
 CONFIG = Config(preset="quick", device="cpu", seed=3)
 FILES = ("checkpoint.json", "checkpoint-*/tensors.safetensors", "checkpoint-*/state.json")

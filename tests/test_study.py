@@ -24,9 +24,9 @@ from tiny import write_tiny
 
 import fastcifar
 from fastcifar.cli import main as cli
-from fastcifar.config import load_preset
 from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
+from fastcifar.presets import load_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.study import conduct as study
 from fastcifar.study import plan as study_plan

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fastcifar import ops
-from fastcifar.config import Config, from_dict, parse_value, resolve, trace
+from fastcifar.config import Config, parse_value
 from fastcifar.errors import UsageError
+from fastcifar.layers import from_dict, resolve, resolve_layers
 from fastcifar.loaders import augmentation_of
 from fastcifar.measuring.cell import NUM_IMAGES, Cell, Measurement
 from fastcifar.target import Target, fast_precisions, find_device
@@ -176,7 +177,7 @@ def _problems(groups: Iterable[Sequence[tuple[str, str]]], options: Sequence[str
     found = []
     for pairs in groups:
         try:
-            trace(None, None, pairs, options)
+            resolve_layers(None, None, pairs, options)
         except UsageError as error:
             found.append(str(error))
     return found

@@ -20,7 +20,7 @@ import fastcifar
 from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.report import original
+from fastcifar.presets import TRIALS
 from fastcifar.report.beyond import beyond_chapters, shortened
 from fastcifar.report.chapters import comparisons, report_chapters
 from fastcifar.report.document import Block, Bullets, Document, Heading, Paragraph
@@ -31,7 +31,7 @@ from fastcifar.report.predictions import read_all
 from fastcifar.report.results import Results, read_results
 from fastcifar.report.tables import to_csv
 from fastcifar.run.environment import commit
-from fastcifar.run.folder import CONFIG
+from fastcifar.run.names import CONFIG
 from fastcifar.stats import LEAST_FOR_INTERVAL
 from fastcifar.study.plan import STUDY, PlannedRun, Study
 
@@ -177,7 +177,7 @@ def _incomparable(results: Results) -> list[Block]:
 
 
 def _incomplete(results: Results) -> list[Block]:
-    missing = [name for name in original.TRIALS if results.trial(name) is None]
+    missing = [name for name in TRIALS if results.trial(name) is None]
     counts = {trial.label: trial.n for trial in results.trials}
     items = []
     if missing:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastcifar.data import procedural
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.published import CIFAR100, CIFAR100_SUPERCLASSES
-from fastcifar.report import figures, original
+from fastcifar.report import figures
 from fastcifar.report.chapters import (
     curves_figure,
     mean_and_sd,
@@ -80,7 +80,7 @@ def beyond_chapters(
         blocks += [Heading(2, "Calibration", "calibration"), *_calibration_blocks(trials, predictions)]
     else:
         blocks.append(Paragraph("No run of this page has predictions of single images."))
-    others = [trial for trial in results.trials if trial.label not in original.TRIALS]
+    others = [trial for trial in results.trials if trial.label not in TRIALS]
     if others:
         blocks.append(Heading(2, "Trials that are not the report's", "other-trials"))
         for i, trial in enumerate(others, 1):
@@ -146,7 +146,7 @@ def _error_blocks(
 
 def _focus(trials: Sequence[Trial], predictions: Mapping[str, list[Predictions]]) -> Trial:
     """Of the report's trials (of all, if there is none) those with the most runs, of these the last."""
-    candidates = [trial for trial in trials if trial.label in original.TRIALS] or list(trials)
+    candidates = [trial for trial in trials if trial.label in TRIALS] or list(trials)
     most = max(len(predictions[trial.label]) for trial in candidates)
     return [trial for trial in candidates if len(predictions[trial.label]) == most][-1]
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.config import find_preset
 from fastcifar.data.dataset import Dataset, Split, info
 from fastcifar.data.published import CIFAR100
 from fastcifar.draws import draw_epoch
+from fastcifar.presets import TRIALS, Metric, find_preset
 from fastcifar.report import figures, original
 from fastcifar.report.document import NOTHING, Block, Bullets, Details, Figure, Heading, Panel, Paragraph, Table
-from fastcifar.report.original import Comparison, Metric, ResultTable, SettingsTable
+from fastcifar.report.original import Comparison, ResultTable, SettingsTable
 from fastcifar.report.results import CURVES, Results, Trial, effect, published_span, verdict
 from fastcifar.stats import LEAST_FOR_INTERVAL, Sample
 
@@ -120,7 +120,7 @@ def result_table(table: ResultTable, results: Results) -> Table:
 def overview_table(results: Results) -> Table:
     """Validation and test accuracy of every trial, those without a run included."""
     rows, data = [], []
-    names = [*original.TRIALS, *(trial.name for trial in results.trials)]
+    names = [*TRIALS, *(trial.name for trial in results.trials)]
     labelled: list[tuple[str, str, Trial | None]] = []
     for name in dict.fromkeys(names):
         found: list[Trial | None] = [trial for trial in results.trials if trial.name == name]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config, Preset, differing_settings, find_preset
+from fastcifar.config import Config, differing_settings
 from fastcifar.data.published import CIFAR100
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.report.original import TRIALS, Metric
+from fastcifar.presets import TRIALS, Metric, Preset, find_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.stats import Sample, describe, paired_effect
 from fastcifar.study.plan import PlannedRun

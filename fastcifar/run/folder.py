@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from fastcifar.config import Config, from_dict, to_toml
+from fastcifar.config import Config, to_toml
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
+from fastcifar.layers import from_dict
 from fastcifar.run.environment import collect, differences
 
 if sys.version_info >= (3, 11):

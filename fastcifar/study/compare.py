@@ -13,7 +13,8 @@ from typing import Any
 
 from fastcifar.config import RESUMABLE, Config, format_value
 from fastcifar.errors import UsageError
-from fastcifar.run.folder import CONFIG, RunFolder
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG
 from fastcifar.stats import describe
 from fastcifar.study.plan import STUDY, Study
 

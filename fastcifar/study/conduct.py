@@ -31,7 +31,7 @@ import fastcifar
 from fastcifar.config import RESUMABLE
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
 from fastcifar.run.environment import usable_cores
-from fastcifar.run.folder import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
+from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
 from fastcifar.study.plan import LOGS, REPORT, RUNS, PlannedRun, Request, Study, check_runs, plan
 from fastcifar.study.progress import Progress
 

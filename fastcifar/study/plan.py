@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fastcifar
-from fastcifar.config import RESUMABLE, Config, find_preset, load_preset, resolve, trace
+from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run.folder import CONFIG, METRICS_JSONL, SUMMARY, RunFolder
+from fastcifar.layers import resolve, resolve_layers
+from fastcifar.presets import TRIALS, find_preset, load_preset
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 
 STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"
 FORMAT = 1
@@ -29,8 +32,6 @@ FORMAT = 1
 State = Literal["finished", "cut", "failed", "missing"]
 """`cut`: begun, and not finished (it may be running); `failed`: it ended with an error; `missing`: nothing on disk."""
 
-TRIALS = ("lr-0.05", "lr-0.5", "lr-0.01", "constant", "cosine", "wd-1e-4", "wd-5e-4", "final")
-"""The trials of the report, in its order."""
 SEEDS = (0, 1, 2)
 """The default: the fewest that give an effect an interval."""
 QUICK: Mapping[str, str] = {
@@ -280,7 +281,7 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
     try:
         if good:  # a setting that is wrong in itself is wrong in every trial
             pairs = [(key, text) for key, text in request.settings if key.replace("-", "_") in settings]
-            trace(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
+            resolve_layers(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
     except UsageError as error:
         problems.append(str(error))
     if problems:

@@ -11,7 +11,8 @@ import numpy as np
 from fastcifar.config import load_preset
 from fastcifar.data import sources
 from fastcifar.data.sources import Dataset, Split
-from fastcifar.run.folder import EPOCH_KEYS, METRICS_JSONL, RunFolder
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import EPOCH_KEYS, METRICS_JSONL
 
 CIFAR100 = str(sources.CIFAR100.digest)
 COMMAND = ("fastcifar", "train", "--data", "/home/somebody/data/cifar100.npz")

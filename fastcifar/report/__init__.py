@@ -31,7 +31,7 @@ from fastcifar.report.predictions import read_all
 from fastcifar.report.results import Results, read_results
 from fastcifar.report.tables import to_csv
 from fastcifar.run.environment import commit
-from fastcifar.run.folder import CONFIG
+from fastcifar.run.names import CONFIG
 from fastcifar.stats import LEAST_FOR_INTERVAL
 from fastcifar.study.plan import STUDY, PlannedRun, Study
 

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import fastcifar
 from fastcifar.config import RESUMABLE, Config, find_preset, load_preset, resolve, trace
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run.folder import CONFIG, METRICS_JSONL, SUMMARY, RunFolder
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 
 STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"
 FORMAT = 1

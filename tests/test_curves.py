@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastcifar.run.names import EPOCH_KEYS
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fastcifar.run.curves import COLOURS, draw_curves
+from fastcifar.run.names import EPOCH_KEYS
 
 
 def epochs(count: int, val_every: int = 1, **more: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors text stats machine ops config layers presets run.environment run.clock run.telemetry run.curves run.folder ui
+    errors text stats files signals machine ops config layers presets ui
+    run.names run.facts run.environment run.clock run.telemetry
+    run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
     data.notes data.accepted data.dataset data.published data.decoded data.canonical data.cache data.pickles
     data.cifar_files data.archives data.npz data.image_folder data.layouts data.download data.procedural data.sources
     draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer

@@ -12,6 +12,7 @@ from fastcifar.config import Config, differing_settings
 from fastcifar.data.published import CIFAR100
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.presets import TRIALS, Metric, Preset, find_preset
+from fastcifar.run import facts
 from fastcifar.run.folder import RunFolder
 from fastcifar.stats import Sample, describe, paired_effect
 from fastcifar.study.plan import PlannedRun
@@ -48,11 +49,7 @@ class Run:
     @property
     def images_per_second(self) -> float | None:
         """Over the whole of training: images of all epochs by the training clock."""
-        images, before = 0.0, 0.0
-        for record in self.records:
-            images += record["images_per_second"] * (record["train_seconds"] - before)
-            before = record["train_seconds"]
-        return images / before if before else None
+        return facts.images_per_second(self.records)
 
     @property
     def concurrent(self) -> int:

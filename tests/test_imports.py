@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors stats ops config run.environment run.clock run.telemetry run.curves run.folder ui
+    errors stats ops config run.environment run.clock run.telemetry run.curves run.folder run.planned ui
     data.store data.layouts data.download data.procedural data.sources
     draws augment loaders model optim device cpu engines checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart
-    measuring.ablation study.plan study.progress study.compare report study.conduct cli __main__
+    measuring.ablation report study.folder study.finding study.plan study.progress study.compare study.conduct
+    cli __main__
 """.split()
 """A module imports only modules to its left. A name stands for a module, or for a folder and all modules in it."""
 

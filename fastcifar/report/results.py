@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config, Preset, differing_settings, find_preset
+from fastcifar.config import Config, Metric, Preset, differing_settings, find_preset
 from fastcifar.data import sources
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.report.original import TRIALS, Metric
+from fastcifar.report.course import TRIALS
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample, describe, paired_effect
-from fastcifar.study.plan import PlannedRun
 
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 

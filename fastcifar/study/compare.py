@@ -15,7 +15,7 @@ from fastcifar.config import RESUMABLE, Config, format_value
 from fastcifar.errors import UsageError
 from fastcifar.run.folder import CONFIG, RunFolder
 from fastcifar.stats import describe
-from fastcifar.study.plan import STUDY, Study
+from fastcifar.study.folder import STUDY, Study
 
 _Value = Callable[[RunFolder], "float | None"]
 

@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
+from fastcifar.report.as_csv import to_csv
 from fastcifar.report.document import (
     NOTHING,
     Block,
@@ -19,7 +20,6 @@ from fastcifar.report.document import (
     Paragraph,
     Table,
 )
-from fastcifar.report.tables import to_csv
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --soft: #5c5c66; --paper: #ffffff; --card: #f5f5f7; --line: #dcdce0;

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Metric = Literal["train_loss", "val_loss", "train_accuracy", "val_accuracy", "test_accuracy"]
+from fastcifar.config import Metric
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ class Table:
     def id(self) -> str:
         return self.name if self.name.startswith("table-") else f"table-{self.name}"
 
+    @property
+    def is_wordy(self) -> bool:
+        """Whether the first column holds sentences, which may be broken into lines."""
+        return max(len(row[0]) for row in self.rows) > 40
+
 
 @dataclass(frozen=True)
 class Panel:

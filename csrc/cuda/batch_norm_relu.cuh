@@ -6,7 +6,7 @@
 
 namespace fastcifar::cuda {
 
-// Rows of x in flight a thread: independent loads before the first use.
+// Rows of x that a thread has on their way at once: independent loads before the first use.
 inline constexpr int kUnroll = 4;
 
 inline int stream_rows(int64_t M, int64_t C, int V) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-Rows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
+PartialRows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
     const int rows = stream_rows(M, C, V);
@@ -152,7 +152,7 @@ void launch_norm_relu(const T* x, T* z, int64_t M, int64_t C, const Norm& norm, 
 }
 
 template <class T>
-Rows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm, float* workspace,
+PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm, float* workspace,
                            cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;

@@ -8,7 +8,7 @@ namespace {
 Tensor dwconv3x3_affine_relu_cuda(const Tensor& u, const Tensor& scale0, const Tensor& shift0, const Tensor& w, const Tensor& scale1,
                const Tensor& shift1, int64_t stride) {
   const char* op = "dwconv3x3_affine_relu";
-  const Stream stream(u);
+  const DeviceStream stream(u);
   DwconvAffineRelu a = prepare_dwconv3x3_affine_relu(Backend::cuda, u, scale0, shift0, w, scale1, shift1, stride);
   if (a.shape.N == 0) return a.z;
   const Tensor in = readable(op, a.u), weight = float_weight(a.w);

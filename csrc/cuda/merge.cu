@@ -21,13 +21,13 @@ __global__ void __launch_bounds__(kThreads) merge_sums_kernel(float* rows, int c
   if (threadIdx.x < kBlockChannels && c < C) column[count * stride + c] = sum;
 }
 
-Rows merge_moment_rows(Rows rows, int C, cudaStream_t stream) {
+PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream) {
   if (rows.count <= kMaxInlineRows) return rows;
   LAUNCH(merge_moments_kernel, dim3(ceil_div(C, kBlockChannels)), dim3(kThreads), stream, rows.data, rows.count, C);
   return {rows.data + static_cast<int64_t>(rows.count) * 3 * C, 1};
 }
 
-Rows merge_sum_rows(Rows rows, int quantities, int C, cudaStream_t stream) {
+PartialRows merge_sum_rows(PartialRows rows, int quantities, int C, cudaStream_t stream) {
   if (rows.count <= kMaxInlineRows) return rows;
   LAUNCH(merge_sums_kernel, dim3(ceil_div(C, kBlockChannels), quantities), dim3(kThreads), stream, rows.data,
          rows.count, quantities, C);

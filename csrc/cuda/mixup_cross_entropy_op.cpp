@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor
                                                                     const std::optional<Tensor>& lam,
                                                                     double label_smoothing) {
   const char* op = "mixup_cross_entropy";
-  const Stream stream(logits);
+  const DeviceStream stream(logits);
   const auto a = prepare_mixup_cross_entropy(Backend::cuda, logits, labels, partner_labels, lam, label_smoothing);
   const auto doubles = [](const Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
   const int64_t count = mixup_cross_entropy_workspace(a.rows);
@@ -33,7 +33,7 @@ Tensor mixup_cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& labels, const std::optional<Tensor>& partner_labels,
                                          const std::optional<Tensor>& lam, double label_smoothing) {
   const char* op = "_mixup_cross_entropy_backward";
-  const Stream stream(logits);
+  const DeviceStream stream(logits);
   const auto a = prepare_mixup_cross_entropy_backward(Backend::cuda, grad_loss, logits, normalizer, labels,
                                                       partner_labels, lam, label_smoothing);
   if (a.rows == 0) return a.grad_logits;

@@ -154,7 +154,7 @@ struct Norm {
 };
 
 // BN 1 of a block, in training: its statistics are merged from the partial moments of y.
-inline Norm norm1_of(const BlockForward& b, Rows moments_of_y) {
+inline Norm norm1_of(const BlockForward& b, PartialRows moments_of_y) {
   Norm norm{};
   norm.gamma = b.gamma1;
   norm.beta = b.beta1;

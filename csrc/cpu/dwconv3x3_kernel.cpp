@@ -44,7 +44,7 @@ struct Map {
   template <int n>
   FC_INLINE auto prefetch(int64_t y) const {
     constexpr bool write = !std::is_const_v<T>;
-    return Prefetch<n * kLanes * static_cast<int>(sizeof(T)), write>{reinterpret_cast<const char*>(row(y))};
+    return Prefetch<n * kLanes* static_cast<int>(sizeof(T)), write>{reinterpret_cast<const char*>(row(y))};
   }
 };
 

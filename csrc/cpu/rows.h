@@ -118,8 +118,8 @@ struct TapSums {
 
 // From R + 2 rows of pixels and R rows of gradients of the convolution with stride 1.
 template <int R, class T, class Lanes, class... Ahead>
-FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, int64_t width, int64_t step, TapSums& sums,
-                                    Lanes lanes, Ahead&... ahead) {
+FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, int64_t width, int64_t step,
+                                    TapSums& sums, Lanes lanes, Ahead&... ahead) {
   Vec column[R + 2], before[R], here[R], after[R];
   for (int r = 0; r < R; ++r) before[r] = Vec{};
   load_column<R>(grad, 0, lanes, here);
@@ -138,8 +138,8 @@ FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, in
 
 // With stride 2, from 2R + 1 and R rows.
 template <int R, class T, class Lanes, class... Ahead>
-FC_INLINE void add_weight_gradient2(const T* const* in, const T* const* grad, int64_t width, int64_t step, TapSums& sums,
-                                    Lanes lanes, Ahead&... ahead) {
+FC_INLINE void add_weight_gradient2(const T* const* in, const T* const* grad, int64_t width, int64_t step,
+                                    TapSums& sums, Lanes lanes, Ahead&... ahead) {
   const int64_t grad_width = (width + 1) / 2;
   Vec column[2 * R + 1], here[R], after[R];
   load_column<R>(grad, 0, lanes, here);

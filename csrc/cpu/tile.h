@@ -199,8 +199,9 @@ FC_INLINE void convolve_transposed2(Ring& ring, const DwShape& s, int channels, 
           const Vec under = load(below + x * kBlock), across = load(below + (x + 1) * kBlock);
           sink(2 * y + 1, 2 * x, w.tap[2][1] * g + w.tap[0][1] * under, Tap<7>{g}, Tap<1>{under});
           if (!has_right) continue;
-          sink(2 * y + 1, 2 * x + 1, (w.tap[2][2] * g + w.tap[2][0] * right) + (w.tap[0][2] * under + w.tap[0][0] * across), Tap<8>{g}, Tap<6>{right},
-               Tap<2>{under}, Tap<0>{across});
+          sink(2 * y + 1, 2 * x + 1,
+               (w.tap[2][2] * g + w.tap[2][0] * right) + (w.tap[0][2] * under + w.tap[0][0] * across), Tap<8>{g},
+               Tap<6>{right}, Tap<2>{under}, Tap<0>{across});
         }
       }
       sink.finish();

@@ -152,8 +152,8 @@ void launch_norm_relu(const T* x, T* z, int64_t M, int64_t C, const Norm& norm, 
 }
 
 template <class T>
-PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm, float* workspace,
-                           cudaStream_t stream) {
+PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm,
+                                  float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
     const int rows = stream_rows(M, C, V);

@@ -7,7 +7,8 @@ namespace {
 
 int64_t pixels(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3); }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_cuda(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_cuda(const Tensor& x, const Tensor& gamma, const Tensor& beta,
+                                                        double eps) {
   const char* op = "batch_norm_relu";
   const DeviceStream stream(x);
   BatchNormReluForward a = prepare_batch_norm_relu(Backend::cuda, x, gamma, beta);
@@ -25,8 +26,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_cuda(const Tensor& x, const T
   return {a.z, a.mean, a.var};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cuda(const Tensor& grad_z, const Tensor& x, const Tensor& gamma,
-                                            const Tensor& beta, const Tensor& mean, const Tensor& var, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cuda(const Tensor& grad_z, const Tensor& x,
+                                                                 const Tensor& gamma, const Tensor& beta,
+                                                                 const Tensor& mean, const Tensor& var, double eps) {
   const char* op = "_batch_norm_relu_backward";
   const DeviceStream stream(x);
   BatchNormReluBackward a = prepare_batch_norm_relu_backward(Backend::cuda, grad_z, x, gamma, beta, mean, var);

@@ -6,12 +6,15 @@ namespace fastcifar::cuda {
 namespace {
 int64_t pixels(const DwShape& s) { return s.N * s.H * s.W; }
 int64_t moments_of_y(const DwShape& s) { return (partial_rows<Pass::kForward>(s) + 1) * 3 * s.C; }
-int64_t sums_of_sweep(const DwShape& s) { return (partial_rows<Pass::kFusedBackward>(s) + 1) * kQuantities<true> * s.C; }
+int64_t sums_of_sweep(const DwShape& s) {
+  return (partial_rows<Pass::kFusedBackward>(s) + 1) * kQuantities<true> * s.C;
+}
 }  // namespace
 
 int64_t depthwise_block_workspace(const DwShape& s) { return moments_of_y(s) + stream_workspace(pixels(s), s.C, 3); }
 
-PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRows u_rows, const DwShape& s, cudaStream_t stream) {
+PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRows u_rows, const DwShape& s,
+                                   cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     ForwardArguments<T> a{};
@@ -67,7 +70,8 @@ NormGrad norm1_of(const BlockBackward& b, const DwShape& s) {
 }
 }  // namespace
 
-cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sums1, const DwShape& s, cudaStream_t stream) {
+cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sums1, const DwShape& s,
+                            cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     const T* u = static_cast<const T*>(b.u);
@@ -91,7 +95,7 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
     launch_backward<true>(a, s, stream);
 
     const PartialRows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>,
-                                      static_cast<int>(s.C), stream);
+                                             static_cast<int>(s.C), stream);
     NormGrad norm0{};
     norm0.gamma = b.gamma0;
     norm0.beta = b.beta0;

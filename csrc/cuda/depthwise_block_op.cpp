@@ -11,8 +11,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
     const std::optional<Tensor>& u_var) {
   const char* op = "depthwise_block";
   const DeviceStream stream(u);
-  DepthwiseBlockForward a =
-      check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
+  DepthwiseBlockForward a = check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
   // Given statistics are copied by the kernel that uses them.
   const std::optional<KnownStatistics> known = check_statistics(op, u_mean, u_var, u);

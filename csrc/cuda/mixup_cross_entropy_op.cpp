@@ -9,8 +9,12 @@ Targets targets_of(const char* op, const MixupCrossEntropy& a, double label_smoo
   STD_TORCH_CHECK(a.rows * a.classes < int64_t{1} << 31, op, ": logits of shape ", shape_text(a.logits),
                   " are 2^31 numbers or more");
   const auto numbers = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
-  return {numbers(a.labels), numbers(a.partner_labels.value_or(a.labels)), a.lam.has_value() ? floats(*a.lam) : nullptr,
-          static_cast<float>(label_smoothing), static_cast<int>(a.rows), static_cast<int>(a.classes)};
+  return {numbers(a.labels),
+          numbers(a.partner_labels.value_or(a.labels)),
+          a.lam.has_value() ? floats(*a.lam) : nullptr,
+          static_cast<float>(label_smoothing),
+          static_cast<int>(a.rows),
+          static_cast<int>(a.classes)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor& logits, const Tensor& labels,

@@ -94,8 +94,8 @@ cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, co
     a.rows = parts;
     launch_product<Product::kGradWeight>(a, tensor_cores, stream);
   });
-  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts,
-         static_cast<int>(num_parts), size, g.grad_pointwise);
+  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts, static_cast<int>(num_parts),
+         size, g.grad_pointwise);
   return depthwise_sweep(dtype, b, sums1, s, stream);
 }
 

@@ -101,8 +101,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   g.grad_pointwise = mutable_floats(grad_pointwise);
   g.workspace = mutable_floats(workspace);
   check_launch(op, separable_block_backward(dtype_of(in), g, s, has_tensor_cores(), stream));
-  return {a.grad_u,      a.grad_gamma0, a.grad_beta0, weight_gradient(grad_w, w), a.grad_gamma1,
-          a.grad_beta1, weight_gradient(grad_pointwise, pointwise)};
+  return {a.grad_u,
+          a.grad_gamma0,
+          a.grad_beta0,
+          weight_gradient(grad_w, w),
+          a.grad_gamma1,
+          a.grad_beta1,
+          weight_gradient(grad_pointwise, pointwise)};
 }
 
 }  // namespace

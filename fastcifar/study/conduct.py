@@ -23,16 +23,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import filelock
 
 import fastcifar
+from fastcifar import signals
 from fastcifar.config import RESUMABLE
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
 from fastcifar.run.environment import usable_cores
-from fastcifar.run.folder import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
-from fastcifar.study.plan import LOGS, REPORT, RUNS, PlannedRun, Request, Study, check_runs, plan
+from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
+from fastcifar.run.planned import PlannedRun
+from fastcifar.study.folder import LOGS, REPORT, RUNS, Study
+from fastcifar.study.plan import Request, check_runs, plan
 from fastcifar.study.progress import Progress
 
 QUICK_JOBS = 4
@@ -89,10 +91,10 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
             if not finished:
                 return Result(study, planned, failed, None)
             progress.phase("writing the report")
-            from fastcifar import report
+            from fastcifar.report.writing import write_report
 
             paths = finished + [run.path for run in planned if run.state != "finished" and run.epochs_done]
-            page = report.write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
+            page = write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
             return Result(study, planned, failed, page)
 
 
@@ -355,16 +357,5 @@ class _Signals:
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
     stop = _Signals()
-    before: dict[int, Any] = {}
-    try:
-        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-            before[number] = signal.getsignal(number)
-            if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
-                signal.signal(number, stop.note)
-    except ValueError:  # not in the main thread: whoever started it decides
-        before = {}
-    try:
+    with signals.caught(stop.note):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors stats ops config run.environment run.clock run.telemetry run.curves run.folder ui
-    data.notes data.accepted data.dataset data.published data.decoded data.canonical data.cache data.pickles
-    data.cifar_files data.archives data.npz data.image_folder data.layouts data.download data.procedural data.sources
+    data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
+    data.pickles data.cifar_files data.archives data.npz data.images data.image_folder data.layouts data.download
+    data.procedural data.sources
     draws augment loaders model optim device cpu engines checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart
     measuring.ablation study.plan study.progress study.compare report study.conduct cli __main__

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcifar.cli.arguments import Parser, split_settings
+from fastcifar.cli.arguments import Given, Parser, add_start, path, read_settings, start_of, why_no_start
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
+from fastcifar.text import one_line
 
 if TYPE_CHECKING:
     from fastcifar.config import Config
@@ -22,32 +23,38 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
-    parser.usage = "fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    parser.usage += (
+        "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    )
     parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
-    parser.add_argument("--preset", metavar="NAME", help="start from the settings of a preset (see: fastcifar presets)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="start from the settings in your own TOML file")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the run folder; default: runs/PRESET/TIME-sSEED")
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with the run in this folder")
+    add_start(
+        parser,
+        "start from the settings of a preset (see: fastcifar presets)",
+        "start from the settings in your own TOML file",
+    )
+    parser.add_argument("--out", metavar="DIR", type=path, help="the run folder; default: runs/PRESET/TIME-sSEED")
+    parser.add_argument("--resume", metavar="RUN", type=path, help="go on with the run in this folder")
     parser.add_argument("--print-config", action="store_true", help="print the settings that would be used, and stop")
     if "-h" in argv or "--help" in argv:
         print(parser.format_help() + "\n" + describe_settings(), end="")
         return 0
     args, rest = parser.parse_known_args(argv)
     command = ["fastcifar", "train", *argv]
-    settings, problems = split_settings(rest)
+    given = read_settings(rest, why_no_start)
     if args.resume is not None:
-        return _resume(parser, args, settings, problems, command)
+        return _resume(parser, args, given, command)
 
-    from fastcifar.config import to_toml
     from fastcifar.layers import resolve_layers
-    from fastcifar.text import one_line
+    from fastcifar.spelling import to_toml
 
+    start = start_of(args, given)
     try:
-        resolved = resolve_layers(args.preset, args.config, settings, parser.options())
+        resolved = resolve_layers(start.preset, start.file, given.settings, parser.options())
     except UsageError as error:
-        problems.append(str(error))
-    if problems:
-        raise UsageError("\n".join(problems))
+        given.problems.append(str(error))
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
     if args.print_config:
         print(f"# {one_line(shlex.join(command))}")
         print(f"# layers, the later ones win: {', '.join(('defaults', *resolved.layers))}")
@@ -59,23 +66,20 @@ def run(parser: Parser, argv: list[str]) -> int:
     return _print_result(trainer.train(resolved.config, args.out, command))
 
 
-def _resume(
-    parser: Parser,
-    args: argparse.Namespace,
-    settings: list[tuple[str, str]],
-    problems: list[str],
-    command: list[str],
-) -> int:
+def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:
     from fastcifar.config import RESUMABLE
     from fastcifar.layers import parse_overrides
 
+    problems = given.problems
+    for word in given.names:
+        problems.append(f"command line: {one_line(word)}: not together with --resume, which continues a run as it is")
     for name in ("preset", "config", "out", "print_config"):
         if getattr(args, name):
             option = "--" + name.replace("_", "-")
             problems.append(f"command line: {option}: not together with --resume, which continues a run as it is")
     overrides = {}
     try:
-        overrides = parse_overrides(settings, RESUMABLE, parser.options())
+        overrides = parse_overrides(given.settings, RESUMABLE, parser.options())
     except UsageError as error:
         problems.append(str(error))
     if problems:
@@ -89,7 +93,8 @@ def _resume(
 def describe_settings() -> str:
     """All settings by group: option, meaning, what is allowed and the default."""
 
-    from fastcifar.config import Config, allowed, groups
+    from fastcifar.config import Config, groups
+    from fastcifar.spelling import allowed
 
     indent = 25
     width = min(shutil.get_terminal_size().columns, 110)

@@ -13,7 +13,7 @@ from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
 from fastcifar.study import compare
 from fastcifar.study.compare import blocks, columns, load, table
-from fastcifar.study.plan import Study, Trial
+from fastcifar.study.folder import Study, Trial
 
 ENVIRONMENT = {
     "torch": "2.13.0", "threads": {"torch": 2}, "gpu": None, "cpu": {"model": "Xeon"}, "variables": {},

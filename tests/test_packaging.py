@@ -83,6 +83,7 @@ def test_the_wheel_holds_the_package_its_presets_and_its_libraries(wheel: Path) 
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fastcifar").rglob("*.py")}
     inside = {name for name in members(wheel) if ".dist-info/" not in name}
     extras = {"fastcifar/py.typed", "fastcifar/_build.json"} | {f"fastcifar/configs/{name}" for name in PRESETS}
+    extras |= {f"fastcifar/report/templates/{name}" for name in ("page.html", "page.css")}
     libraries = {"fastcifar/_C.abi3.so"} if sys.platform == "linux" and shutil.which("g++") else set()
     assert inside == modules | extras | libraries
 

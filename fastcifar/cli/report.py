@@ -21,11 +21,12 @@ def run(parser: Parser, argv: list[str]) -> int:
 
         parse_overrides([("data", args.data)], ["data"])
 
-    from fastcifar import report as pages
-    from fastcifar.study.plan import REPORT, STUDY
+    from fastcifar.report.writing import write_report
+    from fastcifar.study.finding import find_runs
+    from fastcifar.study.folder import REPORT, STUDY
 
-    runs, planned = pages.find_runs(args.runs)
+    runs, planned = find_runs(args.runs)
     own = len(args.runs) == 1 and (args.runs[0] / STUDY).is_file()
     out = args.out or (args.runs[0] / REPORT if own else Path(REPORT))
-    print(f"report  {pages.write_report(runs, out, planned=planned, data=args.data)}")
+    print(f"report  {write_report(runs, out, planned=planned, data=args.data)}")
     return 0

@@ -14,8 +14,8 @@ from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.presets import TRIALS, Metric, Preset, find_preset
 from fastcifar.run import facts
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample, describe, paired_effect
-from fastcifar.study.plan import PlannedRun
 
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 

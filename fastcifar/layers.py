@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fastcifar.config import NAMES, Config, conflicts
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.spelling import allowed, format_value, nearest_setting, nearest_value, option_hint, parse_value
-from fastcifar.text import did_you_mean, nearest, one_line, printable
+from fastcifar.text import did_you_mean, is_utf8, nearest, one_line, printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -173,6 +173,8 @@ def _wrong_value(layer: _Layer, key: str) -> str:
         hint = did_you_mean(nearest_value(key, value))
         if not isinstance(parse_value(key, value), str):
             hint = ", without quotes"
+        if not is_utf8(value):
+            hint = ", in UTF-8; rename it, or give it a link with another name"
     return f"{layer.entry(key)}: expected {allowed(key)}{hint}"
 
 

@@ -115,14 +115,9 @@ def option_hint(name: str, options: Sequence[str] = ()) -> str:
     if name in _ABSENT:
         return f"; {_ABSENT[name]}"
     if name.startswith(("no_", "without_")):
-        off = [_switch_off(setting) for setting in NAMES]
-        negations = [option for option in options if option.startswith("no-")]
-        meant = nearest_setting(name.partition("_")[2])
-        hint = _switch_off(meant) if meant else None
-        hint = hint or nearest(
-            name.replace("_", "-"), [*negations, *(words for words in off if words.startswith("no-"))]
-        )
-        return did_you_mean(hint, "--")
+        negations = {option[3:].replace("-", "_"): option for option in options if option.startswith("no-")}
+        meant = nearest_setting(name.partition("_")[2], list(negations))
+        return did_you_mean(negations.get(meant) or _switch_off(meant) if meant else None, "--")
     match = nearest_setting(name, [option.replace("-", "_") for option in options])
     return did_you_mean(match and match.replace("_", "-"), "--")
 
@@ -130,6 +125,8 @@ def option_hint(name: str, options: Sequence[str] = ()) -> str:
 def _switch_off(name: str) -> str:
     """How the command line switches off what `name` does, without the dashes before it; empty where it cannot."""
     option = name.replace("_", "-")
+    if name not in Config.model_fields:
+        return ""
     if Config.model_fields[name].annotation is bool:
         return f"no-{option}"
     off = about(name)["off"]

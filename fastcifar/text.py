@@ -70,6 +70,15 @@ def printable(text: str) -> str:
     return text if text.isprintable() else _as_bytes(text.encode("unicode_escape").decode())
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a UTF-8 file can hold `text`: the name of a file may have bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def quoted(path: str | Path) -> str:
     """`path` as a shell reads it, for a command that a message suggests."""
     text = str(path)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcifar.cli.arguments import Given, Parser, add_start, path, read_settings, start_of, why_no_start
+from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_settings, start_of, why_no_start
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
-from fastcifar.text import one_line
+from fastcifar.text import one_line, quoted
 
 if TYPE_CHECKING:
     from fastcifar.config import Config
@@ -61,9 +62,41 @@ def run(parser: Parser, argv: list[str]) -> int:
         print(to_toml(resolved.config, resolved.origins), end="")
         return 0
 
+    _announce(resolved.config, named=start != Start(None, None), out=args.out)
+
     from fastcifar import trainer
 
     return _print_result(trainer.train(resolved.config, args.out, command))
+
+
+def _announce(config: Config, *, named: bool, out: Path | None) -> None:
+    """Says on stderr what a run will do that nobody may have meant: the long training of the defaults, and a download.
+
+    Args:
+        config: the settings of the run.
+        named: whether a preset or a file was named. Where one was, only a download is told.
+        out: the run folder that was asked for.
+    """
+    from fastcifar.data.cache import default_folder
+    from fastcifar.data.sources import download_size
+
+    if not named:
+        where = quoted(out) if out is not None else f"a new folder in runs/{config.preset}"
+        _tell(
+            f"no preset is named, so the defaults are trained: {config.epochs} epochs on {one_line(config.data)}, "
+            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}"
+        )
+    if size := download_size(config.data):
+        _tell(
+            f"{config.data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded to {default_folder()} "
+            "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
+        )
+    if not named:
+        _tell("`fastcifar train quick` is a small first run, with nothing to download")
+
+
+def _tell(text: str) -> None:
+    print(f"fastcifar: {text}", file=sys.stderr, flush=True)
 
 
 def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import RESUMABLE, Config, format_value
+from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import UsageError
 from fastcifar.run import facts as run_facts
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
+from fastcifar.spelling import format_value
 from fastcifar.stats import describe
 from fastcifar.study.folder import STUDY, Study
 

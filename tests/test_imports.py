@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors stats files signals machine ops config ui run.names run.facts run.environment run.clock run.telemetry
-    run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
+    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
     data.store data.layouts data.download data.procedural data.sources
     draws augment loaders model optim device cpu engines checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart

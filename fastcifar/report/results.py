@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config, Preset, differing_settings, find_preset
-from fastcifar.data import sources
+from fastcifar.config import Config, differing_settings
+from fastcifar.data.published import CIFAR100
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.report.original import TRIALS, Metric
+from fastcifar.presets import TRIALS, Metric, Preset, find_preset
 from fastcifar.run import facts
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample, describe, paired_effect
-from fastcifar.study.plan import PlannedRun
 
 CURVES = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
 
@@ -87,7 +87,7 @@ class Trial:
 
     @property
     def is_cifar100(self) -> bool:
-        return self.digest == sources.CIFAR100.digest
+        return self.digest == CIFAR100.digest
 
     @property
     def is_comparable(self) -> bool:
@@ -261,7 +261,7 @@ def _trials(runs: Sequence[Run]) -> list[Trial]:
 
     def rank(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
         name, changes, digest = key
-        return order.get(name, len(order)), name, digest != sources.CIFAR100.digest, len(changes), -len(members[key])
+        return order.get(name, len(order)), name, digest != CIFAR100.digest, len(changes), -len(members[key])
 
     trials: list[Trial] = []
     for name, changes, digest in sorted(members, key=rank):

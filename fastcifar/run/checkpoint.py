@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -28,6 +27,7 @@ from fastcifar.errors import CheckpointError
 from fastcifar.run import schema
 from fastcifar.run.encoding import check_plain, to_json
 from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, METRICS_JSONL, POINTER, STATE, TENSORS
+from fastcifar.text import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ class Checkpoint:
     @property
     def _config(self) -> str:
         """config.toml, as a shell takes it."""
-        return shlex.quote(str(self._folder / CONFIG))
+        return quoted(self._folder / CONFIG)
 
     @property
     def _advice(self) -> str:

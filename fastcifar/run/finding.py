@@ -8,7 +8,6 @@ import errno
 import itertools
 import os
 import re
-import shlex
 import stat
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.run import schema
 from fastcifar.run.encoding import to_csv
 from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
+from fastcifar.text import quoted
 
 _BEFORE_CONFIG = (LOCK, ENVIRONMENT, METRICS_JSONL, METRICS_CSV)
 """What a new run writes before its config.toml, which makes it a run."""
@@ -105,7 +105,7 @@ def not_empty(out: Path) -> UsageError:
     if is_run(out):
         return UsageError(
             f"--out {out} already holds a run, and a run is never overwritten. "
-            f"Continue it with --resume {shlex.quote(str(out))}, or give a new folder."
+            f"Continue it with --resume {quoted(out)}, or give a new folder."
         )
     return UsageError(
         f"--out {out} is not empty, and nothing is ever overwritten. Give a new or empty folder "
@@ -137,7 +137,7 @@ def no_run(path: Path) -> UsageError:
         if _was_cut_at_its_start(path):
             return UsageError(
                 f"there is no run in {path}: one was begun there, and was stopped before its settings were written. "
-                f"Nothing of it is lost; begin it again with --out {shlex.quote(str(path))}"
+                f"Nothing of it is lost; begin it again with --out {quoted(path)}"
             )
         text = f"there is no run in {path}: {path / CONFIG} was looked for."
     else:

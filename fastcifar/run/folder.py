@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import socket
 import sys
 import uuid
@@ -26,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from fastcifar import files
-from fastcifar.config import Config, from_dict, to_toml
+from fastcifar.config import Config, to_toml
 from fastcifar.errors import CheckpointError, UsageError
+from fastcifar.layers import from_dict
 from fastcifar.run import finding, schema
 from fastcifar.run.checkpoint import Checkpoint
 from fastcifar.run.encoding import check_plain, to_json
@@ -35,6 +35,8 @@ from fastcifar.run.environment import collect, differences
 from fastcifar.run.metrics import Metrics
 from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, LOCK, SUMMARY
 from fastcifar.run.predictions import read_predictions, write_predictions
+from fastcifar.text import quoted
+from fastcifar.ui import notes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,11 +46,6 @@ else:
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-
-
-def print_note(text: str) -> None:
-    """The default place for what a user should know but that stops nothing: a line on stderr."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 class RunFolder:
@@ -73,7 +70,7 @@ class RunFolder:
         command: Sequence[str],
         dataset_digest: str,
         *,
-        note: Callable[[str], None] = print_note,
+        note: Callable[[str], None] = notes.note,
     ) -> RunFolder:
         """Makes the folder of a new run and locks it.
 
@@ -106,7 +103,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: str | Path, *, note: Callable[[str], None] = print_note) -> RunFolder:
+    def open(cls, path: str | Path, *, note: Callable[[str], None] = notes.note) -> RunFolder:
         """Opens the folder of an earlier run. Changes nothing in it.
 
         A damaged line of the metrics, and a last one that a crash has cut off, is dropped with a note.
@@ -252,7 +249,7 @@ class RunFolder:
     @property
     def _quoted(self) -> str:
         """The folder, as a shell takes it."""
-        return shlex.quote(str(self.path))
+        return quoted(self.path)
 
     def write_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
         """Writes predictions.npz; see `predictions.write_predictions`."""

@@ -17,7 +17,7 @@ from fastcifar.run import facts as run_facts
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
 from fastcifar.stats import describe
-from fastcifar.study.plan import STUDY, Study
+from fastcifar.study.folder import STUDY, Study
 
 _Value = Callable[[RunFolder], "float | None"]
 

@@ -32,7 +32,9 @@ from fastcifar.config import RESUMABLE
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
 from fastcifar.run.environment import usable_cores
 from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
-from fastcifar.study.plan import LOGS, REPORT, RUNS, PlannedRun, Request, Study, check_runs, plan
+from fastcifar.run.planned import PlannedRun
+from fastcifar.study.folder import LOGS, REPORT, RUNS, Study
+from fastcifar.study.plan import Request, check_runs, plan
 from fastcifar.study.progress import Progress
 
 QUICK_JOBS = 4
@@ -89,10 +91,10 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
             if not finished:
                 return Result(study, planned, failed, None)
             progress.phase("writing the report")
-            from fastcifar import report
+            from fastcifar.report.writing import write_report
 
             paths = finished + [run.path for run in planned if run.state != "finished" and run.epochs_done]
-            page = report.write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
+            page = write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
             return Result(study, planned, failed, page)
 
 

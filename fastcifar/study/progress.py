@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fastcifar.run.folder import RunFolder
-from fastcifar.study.plan import PlannedRun, Study, last_record
+from fastcifar.run.planned import PlannedRun
+from fastcifar.study.folder import Study, last_record
 from fastcifar.ui.display import REDRAWS_PER_SECOND, SECONDS_BETWEEN_SIGNS, format_seconds
 
 

@@ -33,7 +33,7 @@ from fastcifar.run.checkpoint import Checkpoint
 from fastcifar.run.encoding import check_plain, to_json
 from fastcifar.run.environment import collect, differences
 from fastcifar.run.metrics import Metrics
-from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, LOCK, SUMMARY
+from fastcifar.run.names import ADVICE, ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY
 from fastcifar.run.predictions import read_predictions, write_predictions
 from fastcifar.text import quoted
 from fastcifar.ui import notes
@@ -285,13 +285,17 @@ def _read_config(path: Path) -> Config:
     advice = schema.COPY
     try:
         text = files.read(path, 2**20).decode("utf-8-sig", errors="surrogateescape")
-        return from_dict(tomllib.loads(text), str(path))
+        settings = tomllib.loads(text)
     except OSError as problem:
         raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}. {advice}") from problem
     except RecursionError:
         raise CheckpointError(f"{path} cannot be read: it is nested too deeply. {advice}") from None
     except ValueError as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}. {advice}") from problem
+    inner = settings.get("settings", settings)
+    if isinstance(inner, dict) and (missing := [name for name in ALWAYS_WRITTEN if name not in inner]):
+        raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}. {advice}")
+    return from_dict(settings, str(path))
 
 
 def _owner(lock: Path) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from typing import TextIO
 
 from fastcifar.text import printable
 
+_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF, errno.ENODEV)
+"""What the system says of a stream whose other end is gone: a closed terminal, `| head`."""
+
 
 class Unfailing:
     """A stream for people that raises nothing into the work it tells of.
 
-    A stream that was closed (`2>&-`), a terminal that is gone and a full disk take nothing more, and nobody hears of
-    it: hours of training must not end with whoever watched them. Characters that the stream's encoding lacks are
+    What a closed stream (`2>&-`), a terminal that is gone or a full disk does not take is lost, and nobody hears of it:
+    hours of training must not end with whoever watched them. Characters that the stream's encoding lacks are
     written as escapes.
 
     Args:
@@ -59,8 +64,8 @@ class Unfailing:
                 except UnicodeEncodeError:
                     encoding = self.encoding
                     self._stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
-            except (OSError, ValueError):
-                self._give_up()
+            except (OSError, ValueError) as problem:
+                self._drop(problem)
         return len(text)
 
     def flush(self) -> None:
@@ -68,17 +73,26 @@ class Unfailing:
         if self._stream is not None:
             try:
                 self._stream.flush()
-            except (OSError, ValueError):
-                self._give_up()
+            except (OSError, ValueError) as problem:
+                self._drop(problem)
 
-    def _give_up(self) -> None:
-        """Ends all writing. What the stream still holds must not fail again when the interpreter flushes it."""
-        stream, self._stream = self._stream, None
-        try:
-            if stream is sys.stderr or stream is sys.__stderr__:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        except OSError:
-            pass
+    def _drop(self, problem: OSError | ValueError) -> None:
+        """Forgets what could not be written. Ends all writing if the reader is gone, and does not just lack room."""
+        stream = self._stream
+        is_gone = isinstance(problem, (ValueError, BrokenPipeError)) or problem.errno in _GONE
+        if is_gone:
+            self._stream = None
+        # What the stream still holds would fail again at the interpreter's end, which then exits with 120.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            assert stream is not None
+            if stream.fileno() == 2:
+                nowhere, before = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+                os.dup2(nowhere, 2)
+                stream.flush()
+                if not is_gone:
+                    os.dup2(before, 2)
+                os.close(nowhere)
+                os.close(before)
 
 
 def note(text: str, before: str = "note: ") -> None:

@@ -17,8 +17,11 @@ ORDER = """
     data.notes data.accepted data.dataset data.published data.decoded data.canonical data.cache data.pickles
     data.cifar_files data.archives data.npz data.image_folder data.layouts data.download data.procedural data.sources
     draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
-    measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart
-    measuring.ablation report study.folder study.finding study.plan study.progress study.compare study.conduct
+    measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs measuring.layer_times
+    measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text measuring.profile
+    measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
+    measuring.ablation_progress measuring.ablation
+    report study.folder study.finding study.plan study.progress study.compare study.conduct
     cli __main__
 """.split()
 """A module imports only modules to its left. A name stands for a module, or for a folder and all modules in it."""

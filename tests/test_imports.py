@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors stats ops config run.environment run.clock run.telemetry run.curves run.folder run.planned ui
+    errors stats ops config run.environment run.clock run.telemetry run.curves run.failure run.folder run.planned ui
     data.store data.layouts data.download data.procedural data.sources
     draws augment loaders model optim device cpu engines checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart

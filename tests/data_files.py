@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastcifar.data import sources
-from fastcifar.data.layouts import SPLITS
+from fastcifar.data.dataset import SPLITS as SPLIT_NAMES
+from fastcifar.data.dataset import Dataset, Split, split_digest
+from fastcifar.data.published import CIFAR10, CIFAR100, CIFAR100_SUPERCLASSES, Published
 
 Splits = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
-FINE = sources.CIFAR100.class_names
-COARSE = tuple(sorted(sources.CIFAR100_SUPERCLASSES))
+FINE = CIFAR100.class_names
+COARSE = tuple(sorted(CIFAR100_SUPERCLASSES))
 COARSE_OF = tuple(
-    next(i for i, name in enumerate(COARSE) if fine in sources.CIFAR100_SUPERCLASSES[name].split()) for fine in FINE
+    next(i for i, name in enumerate(COARSE) if fine in CIFAR100_SUPERCLASSES[name].split()) for fine in FINE
 )
 
 
@@ -27,7 +29,7 @@ def make_splits(seed: int = 0, num_classes: int = 100, per_class: int = 2) -> Sp
     """Noise, ``per_class`` training images and one test image a class, in no order."""
     rng = np.random.default_rng(seed)
     splits = {}
-    for split, count in zip(SPLITS, (per_class, 1), strict=True):
+    for split, count in zip(SPLIT_NAMES, (per_class, 1), strict=True):
         labels = rng.permutation(np.repeat(np.arange(num_classes), count))
         splits[split] = (rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8), labels)
     return splits
@@ -95,7 +97,7 @@ def python10_files(splits: Splits) -> dict[str, bytes]:
         name: python2_pickle({b"labels": labels.tolist(), b"data": planes(images)})
         for name, (images, labels) in tables.items()
     }
-    names = [name.encode() for name in sources.CIFAR10.class_names]
+    names = [name.encode() for name in CIFAR10.class_names]
     return files | {"batches.meta": python2_pickle({b"label_names": names, b"num_vis": 3072})}
 
 
@@ -107,7 +109,7 @@ def binary10_files(splits: Splits) -> dict[str, bytes]:
         name: np.column_stack([labels, planes(images)]).astype(np.uint8).tobytes()
         for name, (images, labels) in tables.items()
     }
-    return files | {"batches.meta.txt": ("\n".join(sources.CIFAR10.class_names) + "\n\n").encode()}
+    return files | {"batches.meta.txt": ("\n".join(CIFAR10.class_names) + "\n\n").encode()}
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -151,8 +153,31 @@ def write_folder(folder: Path, splits: Splits, names: tuple[str, ...] = FINE) ->
     return folder
 
 
-def published(splits: Splits, url: str) -> sources.Published:
+def published(splits: Splits, url: str) -> Published:
     """``splits`` as if it were a published set: its content known, its archive at ``url``."""
-    digests = {split: sources.split_digest(sources.Split(*pair)) for split, pair in splits.items()}
+    digests = {split: split_digest(Split(*pair)) for split, pair in splits.items()}
     counts = {split: len(pair[1]) for split, pair in splits.items()}
-    return sources.Published("tiny", url, FINE, counts, digests)
+    return Published("tiny", url, FINE, counts, digests)
+
+
+SPLITS = make_splits()
+SPLITS10 = make_splits(1, num_classes=10, per_class=5)
+
+
+def same(a: Dataset, b: Dataset) -> bool:
+    return (
+        a.digest == b.digest
+        and (a.class_names, a.superclass_names, a.superclass_of) == (b.class_names, b.superclass_names, b.superclass_of)
+        and all(
+            np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels)
+            for x, y in ((a.train, b.train), (a.test, b.test))
+        )
+    )
+
+
+def load(path: Path, cache: Path | None = None) -> Dataset:
+    return sources.load(str(path), cache=cache or path.parent / "cache", progress=False)
+
+
+def first_image(folder: Path) -> Path:
+    return sorted((folder / "train" / "cat").iterdir())[0]

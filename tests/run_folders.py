@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar.config import load_preset
-from fastcifar.data import sources
-from fastcifar.data.sources import Dataset, Split
-from fastcifar.run.folder import EPOCH_KEYS, METRICS_JSONL, RunFolder
+from fastcifar.data.dataset import Dataset, Split
+from fastcifar.data.published import CIFAR100 as CIFAR100_SET
+from fastcifar.data.published import CIFAR100_SUPERCLASSES
+from fastcifar.presets import load_preset
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import EPOCH_KEYS, METRICS_JSONL
 
-CIFAR100 = str(sources.CIFAR100.digest)
+CIFAR100 = str(CIFAR100_SET.digest)
 COMMAND = ("fastcifar", "train", "--data", "/home/somebody/data/cifar100.npz")
 
 
@@ -87,8 +89,8 @@ def fake_cifar100() -> Dataset:
         images = np.broadcast_to((labels * 2).astype(np.uint8)[:, None, None, None], (count, 32, 32, 3))
         return Split(np.ascontiguousarray(images), labels)
 
-    names = sources.CIFAR100.class_names
-    above = {name: group for group, members in sources.CIFAR100_SUPERCLASSES.items() for name in members.split()}
-    groups = tuple(sorted(sources.CIFAR100_SUPERCLASSES))
+    names = CIFAR100_SET.class_names
+    above = {name: group for group, members in CIFAR100_SUPERCLASSES.items() for name in members.split()}
+    groups = tuple(sorted(CIFAR100_SUPERCLASSES))
     of = tuple(groups.index(above[name]) for name in names)
     return Dataset("cifar100", split(12_000), split(500), names, groups, of, CIFAR100)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from machines import be_on
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -32,8 +33,7 @@ RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU with AMX and the extension, whatever this one has."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    be_on(monkeypatch, "amx")
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "")
     monkeypatch.setattr(ops, "available", lambda device: not ops.why_unavailable(device))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
@@ -158,11 +158,17 @@ def test_settings_hold_in_every_cell() -> None:
         assert (entry.cell.config.width_mult, entry.cell.config.mixup_alpha) == (0.5, 0.2)
 
 
-def test_without_amx_only_fp32_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: False)
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+def test_without_bf16_instructions_only_fp32_pays(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on(monkeypatch, level)
     assert names("") == ["stock eager fp32", "eager fp32", "compiled fp32", "fused fp32"]
-    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: device.type == "cpu")
-    assert grid._precisions(torch.device("cuda", 0)) == ["fp32", "fp16"]
+
+
+def test_on_a_gpu_without_bf16_the_half_precision_is_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on(monkeypatch, "avx512_bf16", (7, 5))
+    assert names("") == [
+        f"{engine} {precision}" for engine in ("eager", "compiled", "fused") for precision in ("fp32", "fp16")
+    ]
 
 
 def test_cells_that_cannot_run_stay_with_their_reason() -> None:
@@ -308,7 +314,8 @@ def test_attribution_of_other_cells(machine: Machine) -> None:
     assert engine.cell is not None and engine.cell.config.compile_mode == "default"
 
 
-def test_on_a_gpu_the_graph_is_a_factor() -> None:
+def test_on_a_gpu_the_graph_is_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on(monkeypatch, "amx", (9, 0))
     config = Config(engine="fused", precision="bf16", device="cuda:0")
     fastest = grid._entry_of(Cell(config), torch.device("cuda", 0))
     fastest.name = "fused bf16"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastcifar.cli import main as cli
-from fastcifar.config import load_preset
+from fastcifar.presets import load_preset
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
 from fastcifar.study import compare

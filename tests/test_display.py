@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastcifar.run.folder import EPOCH_KEYS
+from fastcifar.run.names import EPOCH_KEYS
 from fastcifar.ui.display import LOADING, Display, format_seconds
 
 

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastcifar.data import download, sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.published import CIFAR10
 from fastcifar.errors import DataError, UsageError
 
 SPLITS = data_files.make_splits()
@@ -154,7 +155,7 @@ def test_a_set_without_digests_tells_of_an_archive_packed_anew(
     server.content = data_files.write_archive_bytes("gz", data_files.python10_files(splits))
     counts = {"train": 40, "test": 10}
     for md5, told in (("0" * 32, True), (hashlib.md5(server.content).hexdigest(), False)):
-        tiny = replace(sources.CIFAR10, url=f"{server.url}/x.tar.gz", counts=counts, archive_md5s=(md5,))
+        tiny = replace(CIFAR10, url=f"{server.url}/x.tar.gz", counts=counts, archive_md5s=(md5,))
         dataset = sources.load_published(tiny, mirror="", cache=tmp_path / md5, progress=False)
         assert dataset.name == "cifar10" and dataset.num_classes == 10
         assert ("packed anew, or altered" in capsys.readouterr().err) == told

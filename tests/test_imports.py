@@ -11,9 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors stats ops config run.environment run.clock run.telemetry run.curves run.failure run.folder run.planned ui
-    data.store data.layouts data.download data.procedural data.sources
-    draws augment loaders model optim device cpu engines checkpoint evaluation trainer
+    errors text stats files signals machine ops config layers presets ui
+    run.names run.failure run.planned run.facts run.environment run.clock run.telemetry
+    run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
+    data.notes data.accepted data.dataset data.published data.decoded data.canonical data.cache data.pickles
+    data.cifar_files data.archives data.npz data.image_folder data.layouts data.download data.procedural data.sources
+    draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart
     measuring.ablation report study.folder study.finding study.plan study.progress study.compare study.conduct
     cli __main__
@@ -95,8 +98,8 @@ def planted(tmp_path: Path) -> Path:
         "fastcifar/data/__init__.py": "",
         "fastcifar/config.py": "import fastcifar.errors\n",
         "fastcifar/errors.py": "",
-        "fastcifar/data/store.py": "from fastcifar import config\n",
-        "fastcifar/data/sources.py": "from fastcifar.data import store\n",
+        "fastcifar/data/cache.py": "from fastcifar import config\n",
+        "fastcifar/data/sources.py": "from fastcifar.data import cache\n",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -106,10 +109,10 @@ def planted(tmp_path: Path) -> Path:
 def test_planted_imports_are_found(planted: Path) -> None:
     """The bug: a test that sees only the first part of a path, and none of the imports inside a function."""
     assert upward(imports_of(planted)) == [] and circle(imports_of(planted)) == []
-    (planted / "fastcifar/data/store.py").write_text("def f():\n    from fastcifar.data.sources import load\n")
-    assert upward(imports_of(planted)) == ["data.store imports data.sources"]
-    assert set(circle(imports_of(planted))) == {"data.store", "data.sources"}
-    (planted / "fastcifar/data/store.py").write_text("")
+    (planted / "fastcifar/data/cache.py").write_text("def f():\n    from fastcifar.data.sources import load\n")
+    assert upward(imports_of(planted)) == ["data.cache imports data.sources"]
+    assert set(circle(imports_of(planted))) == {"data.cache", "data.sources"}
+    (planted / "fastcifar/data/cache.py").write_text("")
     (planted / "fastcifar/errors.py").write_text("from fastcifar import config\n")
     assert upward(imports_of(planted)) == ["errors imports config"]
 

@@ -116,7 +116,7 @@ def test_without_a_compiler_the_wheel_is_pure(checkout: Path, tmp_path: Path) ->
 def test_an_installed_wheel_finds_its_presets(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    code = "from fastcifar import config; print(*(preset.name for preset in config.list_presets()))"
+    code = "from fastcifar import presets; print(*(preset.name for preset in presets.list_presets()))"
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert {f"{name}.toml" for name in done.stdout.split()} == set(PRESETS), done.stderr
 

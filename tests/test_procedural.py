@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastcifar.data import procedural, sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data.dataset import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def dataset() -> Dataset:
 
 
 def test_bytes_are_the_same_on_every_machine(dataset: Dataset) -> None:
-    assert dataset.digest == sources.PROCEDURAL_DIGEST
+    assert dataset.digest == procedural.DIGEST
 
 
 def test_only_operations_that_round_alike_everywhere() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from fastcifar import ops
 from fastcifar.cli import main as cli
-from fastcifar.config import resolve
 from fastcifar.errors import UsageError
+from fastcifar.layers import resolve
 from fastcifar.measuring import profile, roofline
 from fastcifar.measuring.kernels import (
     AUGMENTATION,
@@ -35,6 +35,7 @@ from fastcifar.measuring.kernels import (
     kind_of_kernel,
     kind_of_op,
 )
+from fastcifar.target import Target
 
 SHAPES = Shapes(batch_size=16, num_classes=100)
 TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixup_alpha", "0.2")]
@@ -114,7 +115,7 @@ def test_the_command_leaves_tables_pictures_and_a_trace(
 
 def test_compiled_has_floors_but_no_layers_to_time(tmp_path: Path) -> None:
     config = resolve("final", None, [*TINY, ("engine", "compiled"), ("precision", "fp32")])
-    layers = roofline.list_layers(config)
+    layers = roofline.list_layers(Target(config))
     rows = roofline.rows_of(layers, roofline.Roofs(((1, 1e9), (10**9, 1e9)), 1e12), [None] * len(layers))
     _, table = profile.layers_table(rows)
     assert all(row[4].strip() == row[5].strip() == "-" for row in table)

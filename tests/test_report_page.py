@@ -16,11 +16,11 @@ import pytest
 from run_folders import fake_cifar100, make_run
 
 from fastcifar.cli.main import main
-from fastcifar.data import sources
-from fastcifar.data.sources import Dataset, Split
+from fastcifar.data import procedural, sources
+from fastcifar.data.dataset import Dataset, Split
 from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.presets import TRIALS
 from fastcifar.report.assembly import build_document
-from fastcifar.report.course import TRIALS
 from fastcifar.report.document import Figure, Table
 from fastcifar.report.provenance import shortened
 from fastcifar.report.writing import write_report
@@ -266,7 +266,7 @@ def test_a_shortened_study_on_procedural_images_gets_no_verdict(tmp_path: Path) 
     settings: dict[str, Any] = {"data": "procedural", "val_size": 1000, "width_mult": 0.25, "epochs": 2}
     labels = sources.load("procedural").test.labels.tolist()
     runs = [
-        make_run(tmp_path / name, name, digest=sources.PROCEDURAL_DIGEST, labels=labels, **settings)
+        make_run(tmp_path / name, name, digest=procedural.DIGEST, labels=labels, **settings)
         for name in ("lr-0.05", "cosine")
     ]
     path = write_report(runs, tmp_path / "out")

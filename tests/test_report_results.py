@@ -175,10 +175,10 @@ def test_a_study_folder_names_its_runs_and_what_is_missing(tmp_path: Path) -> No
 
 def test_trials_of_the_report_are_presets_with_its_settings() -> None:
     """What the settings tables say is what the presets do."""
-    from fastcifar.config import load_preset
+    from fastcifar.presets import TRIALS, load_preset
 
     tables = (course.LR_SETTINGS, course.SCHEDULE_SETTINGS, course.DECAY_SETTINGS, course.MIXUP_SETTINGS)
-    assert [name for table in tables for name in table.rows] == list(course.TRIALS)
+    assert [name for table in tables for name in table.rows] == list(TRIALS)
     for table in tables:
         for name, stated in table.rows.items():
             config = load_preset(name)

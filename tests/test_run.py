@@ -22,10 +22,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastcifar import files
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run import folder as run_module
-from fastcifar.run.folder import EPOCH_KEYS, RunFolder
+from fastcifar.run.checkpoint import Checkpoint
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import EPOCH_KEYS
 
 CONFIG = Config(preset="quick", device="cpu", seed=3)
 FILES = ("checkpoint.json", "checkpoint-*/tensors.safetensors", "checkpoint-*/state.json")
@@ -351,14 +353,14 @@ def test_only_one_checkpoint_is_kept(run: RunFolder) -> None:
 
 def test_a_reader_meets_a_writer(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.save_checkpoint(*saved(1))
-    reader, read = RunFolder.open(run.path), RunFolder._read_checked
+    reader, read = RunFolder.open(run.path), Checkpoint._read_checked
 
-    def read_late(self: RunFolder, pointer: dict[str, Any], name: str) -> bytes:
+    def read_late(self: Checkpoint, pointer: dict[str, Any], name: str) -> bytes:
         if pointer["folder"] == "checkpoint-1" and name == "state.json":
             run.save_checkpoint(*saved(2))
         return read(self, pointer, name)
 
-    monkeypatch.setattr(RunFolder, "_read_checked", read_late)
+    monkeypatch.setattr(Checkpoint, "_read_checked", read_late)
     assert loaded_version(reader) == 2
 
 
@@ -441,7 +443,7 @@ class Steps:
 
     def __init__(self, patch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> None:
         self.fail_at, self.error, self.count = fail_at, error, 0
-        patch.setattr(run_module, "open", self.open_file, raising=False)
+        patch.setattr(files, "open", self.open_file, raising=False)
         for where, name in ((os, "fsync"), (os, "replace"), (os, "open"), (Path, "mkdir")):
             patch.setattr(where, name, self.step(getattr(where, name)))
 

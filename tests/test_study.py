@@ -23,9 +23,9 @@ from fake_run import DIGEST
 from tiny import write_tiny
 
 from fastcifar.cli import main as cli
-from fastcifar.config import load_preset
 from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
+from fastcifar.presets import load_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.study import conduct as study

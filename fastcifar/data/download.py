@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 from fastcifar import __version__
-from fastcifar.data.layouts import ACCEPTED, ARCHIVE_SUFFIXES
-from fastcifar.data.store import cannot_write, note, sync_folder
+from fastcifar.data.accepted import ACCEPTED, ARCHIVE_SUFFIXES
+from fastcifar.data.cache import cannot_write, sync_folder
+from fastcifar.data.notes import note
 from fastcifar.errors import DataError, UsageError
 
 TIMEOUT_SECONDS = 30.0  # without a single byte

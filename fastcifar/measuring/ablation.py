@@ -35,13 +35,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from fastcifar.device import find_device
 from fastcifar.errors import UsageError
 from fastcifar.measuring.ablation_chart import draw_chart
 from fastcifar.measuring.cell import NUM_IMAGES, Failure, Measurement, measure
 from fastcifar.measuring.grid import QUIET, Entry, Factor, dearest_first, factors_of, plan
 from fastcifar.run.environment import collect
 from fastcifar.run.folder import RunFolder
+from fastcifar.target import find_device
 from fastcifar.ui.display import format_seconds
 
 NUM_WINDOWS = 3

@@ -24,12 +24,9 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from fastcifar.config import Config
-from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
-from fastcifar.engines import Steps, build_engine, build_steps
-from fastcifar.engines.eager import COMPUTE_DTYPE
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.loaders import Loader, build_loader
-from fastcifar.measuring.cell import NUM_CLASSES, random_images, train_on
+from fastcifar.loaders import Loader
+from fastcifar.measuring.cell import NUM_CLASSES, random_images
 from fastcifar.measuring.kernels import (
     COLOURS,
     IDLE,
@@ -51,11 +48,11 @@ from fastcifar.measuring.roofline import (
     rows_of,
     time_layer,
 )
-from fastcifar.model import build_model
-from fastcifar.optim import lr_table
 from fastcifar.run import environment
 from fastcifar.run.clock import wait
 from fastcifar.run.folder import RunFolder
+from fastcifar.session import Session
+from fastcifar.target import Target
 from fastcifar.ui.display import Display
 
 STEPS_AN_EPOCH = 16
@@ -121,35 +118,28 @@ def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
     """
     if out is not None:
         RunFolder.check_unused(out)
-    device = find_device(config.device)
-    config = settle(config, device)
-    prepare(device, deterministic=config.deterministic)
+    target = Target.of(config)
+    config, device = target.config, target.device
     folder = _make_folder(out, config)
-    with Display() as display, out_of_memory_explained(config, device):
-        engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, device)
-        images = random_images(config.batch_size * STEPS_AN_EPOCH)
-        loader = build_loader(images, config, device, COMPUTE_DTYPE[config.precision], display.note)
-        try:
-            with _batches_marked(loader):
-                steps = build_steps(engine, loader, lr_table(config, loader.num_batches), config, device, display.note)
-                display.phase("compiling" if config.engine == "compiled" else "warming up")
-                with _generated_code_visible(config):
-                    steps.warm_up()
-                display.phase("timing steps")
-                walk = _Walk(steps, device)
-                walk.take(3)  # the first steps allocate
-                step_seconds = statistics.median(walk.take(1) for _ in range(max(num_steps, 5)))
-                display.phase(f"profiling {num_steps} steps")
-                _record(walk, num_steps, device, folder / TRACE)
-            display.phase("measuring copies and products")
-            roofs = measure_roofs(device, COMPUTE_DTYPE[config.precision])
-            layers = list_layers(config, NUM_CLASSES)
-            times: list[list[float] | None] = [None] * len(layers)
-            if config.engine != "compiled":
-                display.phase(f"timing {len(layers)} layers")
-                times = [time_layer(layer, engine, loader, config) for layer in layers]
-        finally:
-            loader.close()
+    with Display() as display, Session(target, NUM_CLASSES) as session:
+        session.feed(random_images(config.batch_size * STEPS_AN_EPOCH), display.note)
+        with _batches_marked(session.loader):
+            display.phase("compiling" if config.engine == "compiled" else "warming up")
+            with _generated_code_visible(config):
+                session.steps.warm_up()
+            display.phase("timing steps")
+            walk = _Walk(session)
+            walk.take(3)  # the first steps allocate
+            step_seconds = statistics.median(walk.take(1) for _ in range(max(num_steps, 5)))
+            display.phase(f"profiling {num_steps} steps")
+            _record(walk, num_steps, device, folder / TRACE)
+        display.phase("measuring copies and products")
+        roofs = measure_roofs(device, target.dtype)
+        layers = list_layers(target, NUM_CLASSES)
+        times: list[list[float] | None] = [None] * len(layers)
+        if config.engine != "compiled":
+            display.phase(f"timing {len(layers)} layers")
+            times = [time_layer(layer, session) for layer in layers]
         display.phase("reading the trace")
         with gzip.open(folder / TRACE, "rt", encoding="utf-8") as file:
             found = breakdown(json.load(file), Shapes(config.batch_size, NUM_CLASSES))
@@ -162,8 +152,8 @@ def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
 class _Walk:
     """Steps one after the other, epoch after epoch."""
 
-    def __init__(self, steps: Steps, device: torch.device) -> None:
-        self._training, self._device = train_on(steps, STEPS_AN_EPOCH, epochs=1), device
+    def __init__(self, session: Session) -> None:
+        self._training, self._device = session.train(), session.target.device
 
     def take(self, count: int) -> float:
         """Takes `count` steps; returns the seconds of one."""

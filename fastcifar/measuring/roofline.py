@@ -27,9 +27,7 @@ from torch import Tensor, nn
 
 from fastcifar.config import Config
 from fastcifar.cpu import MatmulPointwise
-from fastcifar.engines import Engine
-from fastcifar.engines.eager import COMPUTE_DTYPE
-from fastcifar.loaders import MEMORY_FORMAT, Loader, ResidentLoader
+from fastcifar.loaders import ResidentLoader
 from fastcifar.measuring.kernels import (
     AUGMENTATION,
     BLOCK,
@@ -46,6 +44,8 @@ from fastcifar.measuring.kernels import (
 from fastcifar.model import MobileNet
 from fastcifar.ops import batch_norm_relu, depthwise_block
 from fastcifar.ops.separable_block import separable_block
+from fastcifar.session import Session
+from fastcifar.target import Target
 
 NORM_FLOPS = (6, 10)
 """BN and ReLU on a number: forward (statistics 3, scale and shift 2, ReLU 1), backward (the value again 2, its mask 1,
@@ -148,14 +148,14 @@ def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
     return parts
 
 
-def list_layers(config: Config, num_classes: int = 100) -> list[Layer]:
-    """The layers of a settled config as its engine runs them, those of one shape as one, and the other parts of a step.
+def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
+    """The layers as the target's engine runs them, those of one shape as one, and the other parts of a step.
 
     With `engine = fused` a BN belongs to the depthwise block that it starts. What torch.compile fuses is its own
     choice: `compiled` has the layers of `eager`.
     """
+    config, size = target.config, target.dtype.itemsize
     parts = walk(config.width_mult, num_classes, config.batch_size)
-    size = COMPUTE_DTYPE[config.precision].itemsize
     layers, rest = [], parts
     while rest:
         first, *others = rest
@@ -369,13 +369,14 @@ def _captured(call: Call, launches: int = 20) -> Callable[[], float]:
     return run
 
 
-def time_layer(layer: Layer, engine: Engine, loader: Loader, config: Config) -> list[float]:
+def time_layer(layer: Layer, session: Session) -> list[float]:
     """Median seconds of one such layer forward and, where it has one, backward (of both, less forward).
 
     An eager layer's backward brings its weight's gradient back to float32, as in training. Its weight is cast already;
     on CUDA each time, because a captured backward must not reach what another stream has cast.
     """
-    device, dtype = torch.device(config.device), COMPUTE_DTYPE[config.precision]
+    config, device, dtype = session.target.config, session.target.device, session.target.dtype
+    engine, loader = session.engine, session.loader
     if layer.kind == AUGMENTATION:
         if not isinstance(loader, ResidentLoader):  # whose batches come ready, and in order
             return []
@@ -393,7 +394,7 @@ def time_layer(layer: Layer, engine: Engine, loader: Loader, config: Config) -> 
         together = config.engine == "fused"
         return _medians([lambda: _copy(casts, weights, together), lambda: _copy(weights, casts, together)], device)
     x = torch.randn(layer.in_shape, device=device).to(dtype)
-    x = x.contiguous(memory_format=MEMORY_FORMAT[config.memory_format])
+    x = x.contiguous(memory_format=session.target.memory_format)
     x.requires_grad_(layer.kind != STEM)
     modules = [engine.model.get_submodule(name) for name in layer.modules]
     if config.engine == "fused":

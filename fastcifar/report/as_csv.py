@@ -16,7 +16,8 @@ def to_csv(table: Table) -> str:
     """The table as CSV (RFC 4180, line feeds), in full precision where the table has its numbers, else as printed.
 
     A value that is missing is an empty cell. A text that a spreadsheet would compute, such as a class that is named
-    `=1+1`, gets an apostrophe in front, as OWASP advises; numbers, lists of numbers and all other texts stand as they are.
+    `=1+1`, gets an apostrophe in front, as OWASP advises. Numbers, lists of numbers and all other texts stand as they
+    are.
 
     Args:
         table: a table of the document.

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import fastcifar
-from fastcifar.data import sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data import procedural, sources
+from fastcifar.data.dataset import Dataset
 from fastcifar.errors import FastcifarError
-from fastcifar.report import course
+from fastcifar.presets import TRIALS
 from fastcifar.report.calibration import calibration_blocks
 from fastcifar.report.cost import cost_blocks
 from fastcifar.report.curves import curves_figure
@@ -22,7 +22,7 @@ from fastcifar.report.provenance import reproduce_blocks, shortened
 from fastcifar.report.reproduction import report_chapters
 from fastcifar.report.results import Results, read_results
 from fastcifar.run.environment import commit
-from fastcifar.run.folder import CONFIG
+from fastcifar.run.names import CONFIG
 from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import LEAST_FOR_INTERVAL
 
@@ -49,7 +49,7 @@ def build_document(runs: Sequence[Path], *, planned: Sequence[PlannedRun] = (), 
 def _title(results: Results) -> str:
     if any(trial.is_comparable for trial in results.trials):
         return "MobileNet on CIFAR-100: the report, reproduced"
-    if all(trial.digest == sources.PROCEDURAL_DIGEST for trial in results.trials):
+    if all(trial.digest == procedural.DIGEST for trial in results.trials):
         return "The study in small, on procedural images"
     if all(trial.is_cifar100 for trial in results.trials):
         return "MobileNet on CIFAR-100, not as in the report"
@@ -88,7 +88,7 @@ def _incomparable(results: Results) -> list[Block]:
     reasons: dict[str, list[str]] = {}
     for trial in results.trials:
         why = []
-        if trial.digest == sources.PROCEDURAL_DIGEST:
+        if trial.digest == procedural.DIGEST:
             why.append("procedural images")
         elif not trial.is_cifar100:
             why.append(f"images that are not CIFAR-100 (digest {trial.digest[:12]})")
@@ -106,7 +106,7 @@ def _incomparable(results: Results) -> list[Block]:
 
 
 def _incomplete(results: Results) -> list[Block]:
-    missing = [name for name in course.TRIALS if results.trial(name) is None]
+    missing = [name for name in TRIALS if results.trial(name) is None]
     counts = {trial.label: trial.n for trial in results.trials}
     items = []
     if missing:
@@ -146,7 +146,7 @@ def beyond_chapters(
         blocks += [Heading(2, "Calibration", "calibration"), *calibration_blocks(trials, predictions)]
     else:
         blocks.append(Paragraph("No run of this page has predictions of single images."))
-    others = [trial for trial in results.trials if trial.label not in course.TRIALS]
+    others = [trial for trial in results.trials if trial.label not in TRIALS]
     if others:
         blocks.append(Heading(2, "Trials that are not the report's", "other-trials"))
         for i, trial in enumerate(others, 1):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastcifar.data import procedural, sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data import procedural
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.published import CIFAR100, CIFAR100_SUPERCLASSES
 from fastcifar.report.results import Trial
 
 
@@ -22,11 +23,11 @@ class Classes:
             self.names = dataset.class_names
             self.superclass_names, self.superclass_of = dataset.superclass_names, dataset.superclass_of
         elif trial.is_cifar100:
-            self.names = sources.CIFAR100.class_names
-            above = {name: group for group, names in sources.CIFAR100_SUPERCLASSES.items() for name in names.split()}
-            self.superclass_names = tuple(sorted(sources.CIFAR100_SUPERCLASSES))
+            self.names = CIFAR100.class_names
+            above = {name: group for group, names in CIFAR100_SUPERCLASSES.items() for name in names.split()}
+            self.superclass_names = tuple(sorted(CIFAR100_SUPERCLASSES))
             self.superclass_of = tuple(self.superclass_names.index(above[name]) for name in self.names)
-        elif trial.digest == sources.PROCEDURAL_DIGEST:
+        elif trial.digest == procedural.DIGEST:
             self.names = procedural.CLASS_NAMES
             self.superclass_names, self.superclass_of = procedural.SUPERCLASS_NAMES, procedural.SUPERCLASS_OF
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastcifar.config import Metric
+from fastcifar.presets import Metric
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,6 @@ _SCHEDULES = ("constant", "cosine")
 _DECAYS = ("wd-1e-4", "wd-5e-4")
 _LOSSES: tuple[Metric, ...] = ("train_loss", "val_loss")
 _ACCURACIES: tuple[Metric, ...] = ("train_accuracy", "val_accuracy")
-
-TRIALS = (*_LRS, *_SCHEDULES, *_DECAYS, "final")
-"""The presets of the report's eight trials, in its order."""
 
 TABLE_1 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2009, 0.1984, 0.2023)}
 """Under the headings Red, Blue, Green; the values are those of red, green and blue."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastcifar.config import Metric
+from fastcifar.presets import Metric
 from fastcifar.report import figures
 from fastcifar.report.document import Figure, Paragraph
 from fastcifar.report.drawing import colour_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcifar.config import Metric
+from fastcifar.presets import Metric
 from fastcifar.report import course, figures
 from fastcifar.report.course import Comparison
 from fastcifar.report.document import NOTHING, Block, Details, Figure, Heading, Paragraph, Table

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.data.sources import Dataset
-from fastcifar.report import course, figures
+from fastcifar.data.dataset import Dataset
+from fastcifar.presets import TRIALS
+from fastcifar.report import figures
 from fastcifar.report.classes import Classes
 from fastcifar.report.document import Block, Details, Figure, Heading, Panel, Paragraph, Table
 from fastcifar.report.drawing import colour_of
@@ -73,7 +74,7 @@ def error_blocks(
 
 def _focus(trials: Sequence[Trial], predictions: Mapping[str, list[Predictions]]) -> Trial:
     """Of the report's trials (of all, if there is none) those with the most runs, of these the last."""
-    candidates = [trial for trial in trials if trial.label in course.TRIALS] or list(trials)
+    candidates = [trial for trial in trials if trial.label in TRIALS] or list(trials)
     most = max(len(predictions[trial.label]) for trial in candidates)
     return [trial for trial in candidates if len(predictions[trial.label]) == most][-1]
 

@@ -6,8 +6,8 @@ import textwrap
 
 import numpy as np
 
-from fastcifar.data import sources
-from fastcifar.data.sources import Dataset
+from fastcifar.data.dataset import Dataset, info
+from fastcifar.data.published import CIFAR100
 from fastcifar.report import course, figures
 from fastcifar.report.document import NOTHING, Block, Figure, Heading, Paragraph, Table
 from fastcifar.report.results import Results
@@ -76,18 +76,18 @@ def _samples_figure(dataset: Dataset) -> Figure:
             alt = f"Pictures of 32 by 32 pixels, a row each of {', '.join(names)}"
             labels_shown = [textwrap.fill(name, 21) for name in names]
             panels.append(figures.draw_sheet(f"figure-01-{number}", sheet, labels_shown, alt))
-    name = "CIFAR-100" if dataset.digest == sources.CIFAR100.digest else f"the data set {dataset.name}"
+    name = "CIFAR-100" if dataset.digest == CIFAR100.digest else f"the data set {dataset.name}"
     caption = f"**Figure 1.** Examples of {name}: {what}, in the data set's canonical order."
     return Figure("figure-01", caption, panels)
 
 
 def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
-    info = sources.info(dataset)["train"]
+    train = info(dataset)["train"]
     theirs = course.TABLE_1
     lines = [
-        ("mean", "mean", info.mean, theirs["mean"]),
-        ("std of an image, mean over the images", "image_std", info.image_std, theirs["std"]),
-        ("std over all pixels", "std", info.std, None),
+        ("mean", "mean", train.mean, theirs["mean"]),
+        ("std of an image, mean over the images", "image_std", train.image_std, theirs["std"]),
+        ("std over all pixels", "std", train.std, None),
     ]
     rows, data = [], []
     for title, key, ours, report in lines:
@@ -102,5 +102,7 @@ def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
             record = {"statistic": key, "channel": "red green blue".split()[channel], "ours": value}
             data.append(record | {"report": report[channel] if report else None, "verdict": same})
     columns = ["red, green, blue", "ours", "report", "verdict"]
-    caption = f"**Table 1.** Mean and standard deviation of each colour channel over the {info.count:,} training images"
+    caption = (
+        f"**Table 1.** Mean and standard deviation of each colour channel over the {train.count:,} training images"
+    )
     return Table("table-01", caption, columns, rows, data)

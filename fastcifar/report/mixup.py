@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.config import find_preset
-from fastcifar.data.sources import Dataset, Split
+from fastcifar.data.dataset import Dataset, Split
 from fastcifar.draws import draw_epoch
+from fastcifar.presets import find_preset
 from fastcifar.report import course, figures
 from fastcifar.report.curves import curves_figure
 from fastcifar.report.document import Block, Bullets, Figure, Heading, Panel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastcifar.data.sources import Dataset
+from fastcifar.data.dataset import Dataset
 from fastcifar.report import course
 from fastcifar.report.curves import curves_figure
 from fastcifar.report.document import Block, Heading

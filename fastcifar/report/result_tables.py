@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fastcifar.config import Metric, find_preset
-from fastcifar.report import course
+from fastcifar.presets import TRIALS, Metric, find_preset
 from fastcifar.report.course import ResultTable, SettingsTable
 from fastcifar.report.document import NOTHING, Table
 from fastcifar.report.results import Results, Trial, published_span, verdict
@@ -48,7 +47,7 @@ def result_table(table: ResultTable, results: Results) -> Table:
 def overview_table(results: Results) -> Table:
     """Validation and test accuracy of every trial, those without a run included."""
     rows, data = [], []
-    names = [*course.TRIALS, *(trial.name for trial in results.trials)]
+    names = [*TRIALS, *(trial.name for trial in results.trials)]
     labelled: list[tuple[str, str, Trial | None]] = []
     for name in dict.fromkeys(names):
         found: list[Trial | None] = [trial for trial in results.trials if trial.name == name]

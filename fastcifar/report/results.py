@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import Config, Metric, Preset, differing_settings, find_preset
-from fastcifar.data import sources
+from fastcifar.config import Config, differing_settings
+from fastcifar.data.published import CIFAR100
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.report.course import TRIALS
+from fastcifar.presets import TRIALS, Metric, Preset, find_preset
+from fastcifar.run import facts
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample, describe, paired_effect
@@ -48,11 +49,7 @@ class Run:
     @property
     def images_per_second(self) -> float | None:
         """Over the whole of training: images of all epochs by the training clock."""
-        images, before = 0.0, 0.0
-        for record in self.records:
-            images += record["images_per_second"] * (record["train_seconds"] - before)
-            before = record["train_seconds"]
-        return images / before if before else None
+        return facts.images_per_second(self.records)
 
     @property
     def concurrent(self) -> int:
@@ -90,7 +87,7 @@ class Trial:
 
     @property
     def is_cifar100(self) -> bool:
-        return self.digest == sources.CIFAR100.digest
+        return self.digest == CIFAR100.digest
 
     @property
     def is_comparable(self) -> bool:
@@ -264,7 +261,7 @@ def _trials(runs: Sequence[Run]) -> list[Trial]:
 
     def rank(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
         name, changes, digest = key
-        return order.get(name, len(order)), name, digest != sources.CIFAR100.digest, len(changes), -len(members[key])
+        return order.get(name, len(order)), name, digest != CIFAR100.digest, len(changes), -len(members[key])
 
     trials: list[Trial] = []
     for name, changes, digest in sorted(members, key=rank):

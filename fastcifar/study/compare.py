@@ -13,7 +13,9 @@ from typing import Any
 
 from fastcifar.config import RESUMABLE, Config, format_value
 from fastcifar.errors import UsageError
-from fastcifar.run.folder import CONFIG, RunFolder
+from fastcifar.run import facts as run_facts
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG
 from fastcifar.stats import describe
 from fastcifar.study.folder import STUDY, Study
 
@@ -218,11 +220,7 @@ def _unfinished(run: RunFolder) -> str:
 
 def images_per_second(run: RunFolder) -> float | None:
     """Training images a second over all of the run's epochs, on the training clock."""
-    images = seconds = 0.0
-    for record in run.records:
-        took = record["train_seconds"] - seconds
-        images, seconds = images + record["images_per_second"] * took, record["train_seconds"]
-    return images / seconds if seconds else None
+    return run_facts.images_per_second(run.records)
 
 
 def mean_sd(values: Sequence[float], form: str) -> str:

@@ -23,15 +23,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import filelock
 
 import fastcifar
+from fastcifar import signals
 from fastcifar.config import RESUMABLE
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
 from fastcifar.run.environment import usable_cores
-from fastcifar.run.folder import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
+from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
 from fastcifar.run.planned import PlannedRun
 from fastcifar.study.folder import LOGS, REPORT, RUNS, Study
 from fastcifar.study.plan import Request, check_runs, plan
@@ -357,16 +357,5 @@ class _Signals:
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
     stop = _Signals()
-    before: dict[int, Any] = {}
-    try:
-        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-            before[number] = signal.getsignal(number)
-            if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
-                signal.signal(number, stop.note)
-    except ValueError:  # not in the main thread: whoever started it decides
-        before = {}
-    try:
+    with signals.caught(stop.note):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

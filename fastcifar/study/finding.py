@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastcifar.errors import UsageError
-from fastcifar.run.folder import CONFIG, RunFolder
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG
 from fastcifar.run.planned import PlannedRun
 from fastcifar.study.folder import STUDY, Study
 

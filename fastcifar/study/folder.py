@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import fastcifar
-from fastcifar.config import Config, load_preset, resolve
+from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run.folder import CONFIG, METRICS_JSONL, SUMMARY
+from fastcifar.layers import resolve
+from fastcifar.presets import load_preset
+from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 from fastcifar.run.planned import PlannedRun, State
 
 STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"

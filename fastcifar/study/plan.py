@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastcifar.config import RESUMABLE, Config, find_preset, load_preset, trace
+from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import CheckpointError, UsageError
-from fastcifar.report.course import TRIALS
-from fastcifar.run.folder import CONFIG, RunFolder
+from fastcifar.layers import resolve_layers
+from fastcifar.presets import TRIALS, find_preset, load_preset
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG
 from fastcifar.study.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
 
 SEEDS = (0, 1, 2)
@@ -91,7 +93,7 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
     try:
         if good:  # a setting that is wrong in itself is wrong in every trial
             pairs = [(key, text) for key, text in request.settings if key.replace("-", "_") in settings]
-            trace(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
+            resolve_layers(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
     except UsageError as error:
         problems.append(str(error))
     if problems:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastcifar.data import store
-from fastcifar.data.store import Entry
+from fastcifar.data import cache
+from fastcifar.data.cache import Entry
 from fastcifar.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,16 +43,16 @@ class Builder:
 
 def test_built_once_and_equal_afterwards(tmp_path: Path) -> None:
     build = Builder()
-    entries = [store.cached(tmp_path / "deep" / "cache", "n", "f", build) for _ in range(3)]
+    entries = [cache.cached(tmp_path / "deep" / "cache", "n", "f", build) for _ in range(3)]
     assert build.calls == 1 and all(same(entry, make()) for entry in entries)
     assert entries[2].arrays["a"].flags.writeable  # torch.from_numpy warns of arrays that are not
     assert sorted(p.name for p in (tmp_path / "deep" / "cache").iterdir() if p.suffix != ".lock") == ["n.safetensors"]
 
 
 def test_another_fingerprint_builds_anew(tmp_path: Path) -> None:
-    store.cached(tmp_path, "n", "f", Builder(1))
-    assert same(store.cached(tmp_path, "n", "g", Builder(2)), make(2))
-    assert same(store.cached(tmp_path, "n", "g", Builder(3)), make(2))
+    cache.cached(tmp_path, "n", "f", Builder(1))
+    assert same(cache.cached(tmp_path, "n", "g", Builder(2)), make(2))
+    assert same(cache.cached(tmp_path, "n", "g", Builder(3)), make(2))
 
 
 @given(data=st.data())
@@ -61,26 +61,26 @@ def test_any_damage_is_found(data: st.DataObject, tmp_path: Path) -> None:
     """Of 4,036 bits flipped in a payload, safetensors itself notices none."""
     path = tmp_path / "n.safetensors"
     path.unlink(missing_ok=True)
-    store.cached(tmp_path, "n", "f", make)
+    cache.cached(tmp_path, "n", "f", make)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     else:
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     path.write_bytes(content)
-    assert same(store.cached(tmp_path, "n", "f", make), make())
+    assert same(cache.cached(tmp_path, "n", "f", make), make())
     build = Builder()
-    assert same(store.cached(tmp_path, "n", "f", build), make()) and build.calls == 0
+    assert same(cache.cached(tmp_path, "n", "f", build), make()) and build.calls == 0
 
 
 def test_damage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store.cached(tmp_path, "n", "f", make)
+    cache.cached(tmp_path, "n", "f", make)
     path = tmp_path / "n.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     build = Builder()
-    store.cached(tmp_path, "n", "f", build)
+    cache.cached(tmp_path, "n", "f", build)
     assert build.calls == 1
     told = capsys.readouterr().err
     assert (
@@ -94,9 +94,9 @@ def test_error_while_building_leaves_nothing(tmp_path: Path) -> None:
         raise DataError("no")
 
     with pytest.raises(DataError, match="^no$"):
-        store.cached(tmp_path, "n", "f", fail)
+        cache.cached(tmp_path, "n", "f", fail)
     assert not list(tmp_path.glob("*.safetensors"))
-    assert same(store.cached(tmp_path, "n", "f", make), make())  # and the lock is free again
+    assert same(cache.cached(tmp_path, "n", "f", make), make())  # and the lock is free again
 
 
 # ---------------------------------------------------------------------------------------------------- other processes
@@ -105,16 +105,16 @@ PROCESS = """
     import errno, os, resource, sys, time
     from pathlib import Path
     import filelock, numpy, platformdirs, safetensors.numpy
-    from fastcifar.data import store
+    from fastcifar.data import cache
     from fastcifar.errors import DataError
-    from fastcifar.data.store import Entry
+    from fastcifar.data.cache import Entry
     folder = Path(sys.argv[1])
     def build():
         print("building", flush=True)
         time.sleep(float(os.environ.get("SLEEP", "0")))
         return Entry({"a": numpy.full(1 << 16, 7, numpy.uint8)}, {})
     def load():
-        entry = store.cached(folder, "n", "f", build)
+        entry = cache.cached(folder, "n", "f", build)
         assert (entry.arrays["a"] == 7).all() and entry.arrays["a"].size == 1 << 16
         print("loaded", flush=True)
 """
@@ -213,10 +213,10 @@ def test_read_only_cache(readable_by_all: Path) -> None:
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FASTCIFAR_DATA", "~/x")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.default_folder() == tmp_path / "x"
+    assert cache.default_folder() == tmp_path / "x"
     monkeypatch.delenv("FASTCIFAR_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert store.default_folder() == tmp_path / "xdg" / "fastcifar"
+    assert cache.default_folder() == tmp_path / "xdg" / "fastcifar"
 
 
 def test_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -224,4 +224,4 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"cannot write .*file: .*FASTCIFAR_DATA=FOLDER keeps the data in another folder"
     ):
-        store.cached(tmp_path / "file", "n", "f", make)
+        cache.cached(tmp_path / "file", "n", "f", make)

@@ -1,42 +1,18 @@
-"""What every loader yields, and what it must be able to do."""
+"""What every loader must be able to do, and the batches of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from fastcifar.augment import normalization_table, normalize
+from fastcifar.batch import Batch
 from fastcifar.config import Config
-from fastcifar.data.sources import Split
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_epoch
-
-MEMORY_FORMAT = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's input, on the device.
-
-    Arguments:
-        images: [B, 3, S, S] in the compute dtype and the config's memory format.
-        labels: int64 [B].
-        partner_labels: int64 [B], the labels of the images mixed in; None without MixUp.
-        lam: float32 [], the weight of `labels`; None without MixUp.
-    """
-
-    images: Tensor
-    labels: Tensor
-    partner_labels: Tensor | None = None
-    lam: Tensor | None = None
-
-    def first(self, count: int) -> Batch:
-        """Its first `count` images, as a batch."""
-        partner = None if self.partner_labels is None else self.partner_labels[:count]
-        return Batch(self.images[:count], self.labels[:count], partner, self.lam)
+from fastcifar.target import Target
 
 
 class Loader(Protocol):
@@ -79,11 +55,12 @@ def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
     )
 
 
-def eval_batches(split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
-    """Validation or test batches of `config.eval_batch_size`: normalised, never cropped, flipped or mixed."""
+def eval_batches(split: Split, target: Target) -> Iterator[Batch]:
+    """Validation or test batches of `eval_batch_size` images: normalised, never cropped, flipped or mixed."""
+    config, device = target.config, target.device
     table = normalization_table(config.mean, config.std, device)
     for start in range(0, len(split.labels), config.eval_batch_size):
         rows = slice(start, start + config.eval_batch_size)
-        images = normalize(torch.from_numpy(split.images[rows]).to(device), table, dtype)
-        images = images.contiguous(memory_format=MEMORY_FORMAT[config.memory_format])
+        images = normalize(torch.from_numpy(split.images[rows]).to(device), table, target.dtype)
+        images = images.contiguous(memory_format=target.memory_format)
         yield Batch(images, torch.from_numpy(split.labels[rows]).to(device))

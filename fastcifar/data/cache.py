@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.notes import note
 from fastcifar.errors import DataError
 
 FORMAT = "1"  # goes up when entries written before can no longer be used: they are then made anew
@@ -31,11 +31,6 @@ class Entry:
 
     arrays: Mapping[str, NDArray[Any]]
     meta: Mapping[str, Any]
-
-
-def note(text: str) -> None:
-    """Tell the person at the keyboard something that is not an error, on stderr."""
-    print(f"fastcifar: {text}", file=sys.stderr, flush=True)
 
 
 def default_folder() -> Path:

@@ -1,0 +1,78 @@
+"""fastcifar study: its arguments and its last lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastcifar.cli.arguments import Parser, count, parsed, positive, seeds, split_names, split_settings
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.ui.tables import print_table
+
+if TYPE_CHECKING:
+    from fastcifar.study.conduct import Result
+
+SUMMARY = "train all trials of the report with several seeds, and write the report"
+
+
+def run(parser: Parser, argv: list[str]) -> int:
+    parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
+    parser.usage += "                       [--KEY VALUE ...]"
+    parser.epilog = (
+        "TRIAL is a preset; default: the eight trials of the report. `quick` trains them small, on procedural images "
+        "and the CPU, in two to three minutes. --KEY VALUE sets anything that `fastcifar train --help` lists, in every "
+        "run, such as --data PATH. The same command again goes on with a study that was cut, and more trials or seeds "
+        "extend it; without any, `fastcifar study --out DIR` goes on with what was asked for before."
+    )
+    counts, scale = "a number of seeds, or seeds such as 3,4,5", "a number above 0"
+    parser.add_argument(
+        "--seeds", metavar="N", type=parsed(seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the study's folder [runs/study, runs/study-quick]")
+    parser.add_argument(
+        "--epochs-scale", metavar="X", type=parsed(positive, scale), help="shrinks every run: 0.1 is a tenth [1]"
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=parsed(count, "a number from 1"),
+        help="runs side by side, spread over the GPUs; on a CPU they share the cores [one a GPU; 1 on a CPU, but with "
+        "quick one a core, at most 4]",
+    )
+    args, rest = parser.parse_known_args(argv)
+    names, words = split_names(rest)
+    settings, problems = split_settings(words)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+    from fastcifar.study.conduct import conduct
+    from fastcifar.study.plan import Request
+
+    quick = "quick" in names
+    trials = tuple(name for name in names if name != "quick")
+    request = Request(trials, quick, args.seeds, args.epochs_scale, settings, [*parser.options(), "quick"])
+    return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
+
+
+def _print_study(result: Result) -> int:
+    """A line a trial and where the page lies; what failed is the error of the command."""
+    from fastcifar.run.folder import RunFolder
+    from fastcifar.study.compare import mean_sd
+
+    rows = []
+    for trial in result.study.trials:
+        runs = [run for run in result.runs if run.trial == trial]
+        summaries = [RunFolder.open(run.path).summary() or {} for run in runs if run.state == "finished"]
+        cells = [f"{len(summaries)} of {len(runs)}"]
+        for key in ("val_accuracy", "test_accuracy"):
+            cells.append(mean_sd([100 * summary[key] for summary in summaries], ".2f") if summaries else "-")
+        rows.append([trial, *cells])
+    print_table(["trial", "runs", "val accuracy %", "test accuracy %"], rows)
+    print(f"\nstudy   {result.study.path}")
+    if result.page is not None:
+        print(f"report  {result.page}")
+    if result.failed:
+        lines = [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
+        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in result.failed]
+        raise FastcifarError("\n".join(lines))
+    return 0

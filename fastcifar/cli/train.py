@@ -1,0 +1,159 @@
+"""fastcifar train: its arguments, its help with every setting, and the result of a run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcifar.cli.arguments import Parser, split_settings
+from fastcifar.cli.presets import expected_accuracy
+from fastcifar.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastcifar.config import Config
+    from fastcifar.presets import Metric
+
+SUMMARY = "train a model, or go on with a run that was cut"
+
+
+def run(parser: Parser, argv: list[str]) -> int:
+    parser.usage = "fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
+    parser.add_argument("--preset", metavar="NAME", help="start from the settings of a preset (see: fastcifar presets)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="start from the settings in your own TOML file")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the run folder; default: runs/PRESET/TIME-sSEED")
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with the run in this folder")
+    parser.add_argument("--print-config", action="store_true", help="print the settings that would be used, and stop")
+    if "-h" in argv or "--help" in argv:
+        print(parser.format_help() + "\n" + describe_settings(), end="")
+        return 0
+    args, rest = parser.parse_known_args(argv)
+    command = ["fastcifar", "train", *argv]
+    settings, problems = split_settings(rest)
+    if args.resume is not None:
+        return _resume(parser, args, settings, problems, command)
+
+    from fastcifar.config import to_toml
+    from fastcifar.layers import resolve_layers
+    from fastcifar.text import one_line
+
+    try:
+        resolved = resolve_layers(args.preset, args.config, settings, parser.options())
+    except UsageError as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+    if args.print_config:
+        print(f"# {one_line(shlex.join(command))}")
+        print(f"# layers, the later ones win: {', '.join(('defaults', *resolved.layers))}")
+        print(to_toml(resolved.config, resolved.origins), end="")
+        return 0
+
+    from fastcifar import trainer
+
+    return _print_result(trainer.train(resolved.config, args.out, command))
+
+
+def _resume(
+    parser: Parser,
+    args: argparse.Namespace,
+    settings: list[tuple[str, str]],
+    problems: list[str],
+    command: list[str],
+) -> int:
+    from fastcifar.config import RESUMABLE
+    from fastcifar.layers import parse_overrides
+
+    for name in ("preset", "config", "out", "print_config"):
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            problems.append(f"command line: {option}: not together with --resume, which continues a run as it is")
+    overrides = {}
+    try:
+        overrides = parse_overrides(settings, RESUMABLE, parser.options())
+    except UsageError as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+    from fastcifar import trainer
+
+    return _print_result(trainer.resume(args.resume, overrides, command))
+
+
+def describe_settings() -> str:
+    """All settings by group: option, meaning, what is allowed and the default."""
+
+    from fastcifar.config import Config, allowed, groups
+
+    indent = 25
+    width = min(shutil.get_terminal_size().columns, 110)
+    lines = ["settings [what is allowed; the default, where no preset or file states another]:"]
+    for group, names in groups().items():
+        lines += ["", f"{group}:"]
+        for name in names:
+            field = Config.model_fields[name]
+            text = f"{field.description} [{allowed(name)}; default {_written(field.default)}]"
+            first, *more = textwrap.wrap(text, max(width - indent, 30), break_on_hyphens=False)
+            lines.append(f"  --{name.replace('_', '-'):<{indent - 4}}{first}")
+            lines += [" " * indent + part for part in more]
+    return "\n".join(lines) + "\n"
+
+
+def _written(value: object) -> str:
+    """`value` as one would write it on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value) or "nothing"
+
+
+def _print_result(path: Path) -> int:
+    """The run's result, with its two clocks, and where it lies."""
+    from fastcifar.run.folder import RunFolder
+
+    run = RunFolder.open(path)
+    summary = run.summary() or {}
+    rows = [["run folder", str(path)]]
+    metrics: tuple[Metric, ...] = ("test_accuracy", "val_accuracy")
+    for metric in metrics:
+        if (accuracy := summary.get(metric)) is not None:
+            rows.append([metric.replace("_", " "), f"{accuracy:.2%}{_expected(run.config, metric)}"])
+    before = "compilation" if run.config.engine == "compiled" else "warm-up"
+    clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
+    rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
+    if summary:
+        rows.append(["energy", _energy(summary, run.config.device)])
+    for title, value in rows:
+        print(f"{title:<16}{value}")
+    return 0
+
+
+def _energy(summary: Mapping[str, Any], device: str) -> str:
+    """`12.3 kJ in training, 412 W`, and what part of the training it covers where that is not all; or why not."""
+    if summary.get("energy_joules") is None:
+        return "not measured" + (" (there is no GPU in this run)" if device == "cpu" else "")
+    joules, seconds, covered = summary["energy_joules"], summary["train_seconds"], summary["energy_seconds"]
+    text = f"{joules / 1e3:.1f} kJ in training, {joules / covered:.0f} W"
+    return text if covered > 0.99 * seconds else f"{text} (measured in {covered / seconds:.0%} of it)"
+
+
+def _expected(config: Config, metric: Metric) -> str:
+    """What the run's preset lets expect, unless the run was made with settings that change the result."""
+    from fastcifar.config import differing_settings
+    from fastcifar.presets import find_preset
+
+    try:
+        preset = find_preset(config.preset)
+    except UsageError:
+        return ""
+    other_images = preset.config.data == "procedural" and config.data != "procedural"
+    expected = expected_accuracy(preset, metric)
+    same = not (other_images or differing_settings(config, preset.config))
+    return f"   ({config.preset}: {expected})" if same and expected else ""

@@ -1,0 +1,8 @@
+"""The layouts that fastcifar takes, in words and by the ends of their names."""
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar")
+ACCEPTED = (
+    "the published archive (cifar-100-python.tar.gz, cifar-100-binary.tar.gz, cifar-10-python.tar.gz, "
+    "cifar-10-binary.tar.gz), the folder extracted from one, an .npz (train_images, train_labels, test_images, "
+    "test_labels), or an image folder ({train,test}/<class>/*.png)"
+)

@@ -1,0 +1,53 @@
+"""One canonical order for images and classes, whatever file, folder or archive they came in.
+
+The images of a split are sorted by the SHA-256 of their bytes and label: the same seed then draws the same validation
+split everywhere, and a digest of that order names the content itself.
+"""
+
+import numpy as np
+
+from fastcifar.data.dataset import SPLITS, Dataset, Split, joined, sorted_by_content
+from fastcifar.data.decoded import Decoded
+from fastcifar.data.published import CIFAR100, CIFAR100_DIGESTS, CIFAR100_SUPERCLASS_OF, CIFAR100_SUPERCLASSES
+from fastcifar.errors import DataError
+
+
+def in_canonical_order(decoded: Decoded, name: str) -> Dataset:
+    """Put images in order of content, classes in order of name, and find out what the classes are called."""
+    class_names, superclass_of = decoded.class_names, decoded.superclass_of
+    rank = np.arange(decoded.num_classes)
+    if class_names:
+        if len(set(class_names)) < len(class_names):
+            twice = next(n for i, n in enumerate(class_names) if n in class_names[:i])
+            raise DataError(f"two classes are both named {twice!r}")
+        by_name = sorted(range(len(class_names)), key=class_names.__getitem__)
+        rank[by_name] = np.arange(len(class_names))
+        class_names = tuple(class_names[i] for i in by_name)
+        superclass_of = tuple(superclass_of[i] for i in by_name) if superclass_of else None
+    splits, digests = {}, {}
+    for split in SPLITS:
+        unsorted = Split(decoded.images[split], rank[decoded.labels[split]])
+        order, digests[split] = sorted_by_content(unsorted)
+        splits[split] = Split(unsorted.images[order], unsorted.labels[order])
+    if class_names is None:
+        known = digests == CIFAR100_DIGESTS
+        class_names = CIFAR100.class_names if known else tuple(f"class {i}" for i in range(decoded.num_classes))
+    superclasses = _superclasses(class_names, decoded.superclass_names, superclass_of)
+    return Dataset(name, splits["train"], splits["test"], class_names, *superclasses, joined(digests))
+
+
+def _superclasses(
+    class_names: tuple[str, ...], names: tuple[str, ...] | None, found: tuple[int, ...] | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and one index a class: CIFAR-100's as published, which the layout must not contradict, else its own."""
+    if class_names != CIFAR100.class_names:
+        if not found or -1 in found:
+            return (), ()
+        return names or tuple(f"superclass {i}" for i in range(1 + max(found))), found
+    published_names = tuple(sorted(CIFAR100_SUPERCLASSES))
+    published = tuple(published_names.index(CIFAR100_SUPERCLASS_OF[name]) for name in class_names)
+    for name, here, there in zip(class_names, published, found or published, strict=True):
+        stated = dict(enumerate(names or published_names)).get(there, f"number {there}")
+        if there != -1 and stated != published_names[here]:
+            raise DataError(f"superclass of {name}: {stated} as labelled, {published_names[here]} as published")
+    return published_names, published

@@ -1,0 +1,158 @@
+"""The files of the published versions of CIFAR-10 and CIFAR-100: pickles and binary records -> arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar.data.dataset import SPLITS
+from fastcifar.data.decoded import Decoded, check_labels, text_of
+from fastcifar.data.pickles import PlainArray, unpickle
+from fastcifar.errors import DataError
+
+
+@dataclass(frozen=True)
+class Version:
+    """The files of one published version, found by name."""
+
+    title: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    names: tuple[str, ...]  # the class names' files, which may be missing; superclass names last
+    superclasses: bool
+    binary: bool
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return self.train + self.test
+
+
+_TEN = tuple(f"data_batch_{i}" for i in range(1, 6))
+VERSIONS = (
+    Version("CIFAR-100, python version", ("train",), ("test",), ("meta",), True, False),
+    Version(
+        "CIFAR-100, binary version",
+        ("train.bin",),
+        ("test.bin",),
+        ("fine_label_names.txt", "coarse_label_names.txt"),
+        True,
+        True,
+    ),
+    Version("CIFAR-10, python version", _TEN, ("test_batch",), ("batches.meta",), False, False),
+    Version(
+        "CIFAR-10, binary version",
+        tuple(f"{name}.bin" for name in _TEN),
+        ("test_batch.bin",),
+        ("batches.meta.txt",),
+        False,
+        True,
+    ),
+)
+EXTRACTED = {  # where the published archives put their files
+    "cifar-100-python": "cifar-100-python",
+    "cifar-100-binary": "cifar-100-binary",
+    "cifar-10-python": "cifar-10-batches-py",
+    "cifar-10-binary": "cifar-10-batches-bin",
+}
+
+
+def read_published(version: Version, files: Mapping[str, bytes], where: Path) -> Decoded:
+    images, labels, coarse = {}, {}, {}
+    for split, names in zip(SPLITS, (version.train, version.test), strict=True):
+        read = _read_binary if version.binary else _read_pickle
+        parts = [read(files[name], version.superclasses, f"{where}: {name}") for name in names]
+        images[split] = np.concatenate([part[0] for part in parts])
+        labels[split] = np.concatenate([part[1] for part in parts])
+        coarse[split] = np.concatenate([part[2] for part in parts])
+    class_names, superclass_names = _published_names(version, files, where)
+    num_classes = len(class_names or ()) or (100 if version.superclasses else 10)
+    check_labels(labels, num_classes, where)
+    if not version.superclasses:
+        return Decoded(images, labels, num_classes, class_names)
+    superclass_of = _superclass_of(labels, coarse, num_classes, where)
+    if superclass_names and max(superclass_of, default=0) >= len(superclass_names):
+        raise DataError(
+            f"{where}: superclass label {max(superclass_of)}, but only {len(superclass_names)} superclass names"
+        )
+    return Decoded(images, labels, num_classes, class_names, superclass_of, superclass_names)
+
+
+def _read_binary(
+    content: bytes, superclasses: bool, where: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Records of (superclass byte,) class byte, 1024 red, 1024 green, 1024 blue."""
+    width = 3072 + 1 + superclasses
+    if not content or len(content) % width:
+        raise DataError(f"{where} has {len(content):,} bytes, not a multiple of the {width} of one image: cut short?")
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, width)
+    return _from_planes(records[:, -3072:]), records[:, -3073].astype(np.int64), records[:, 0].astype(np.int64)
+
+
+def _from_planes(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _read_pickle(
+    content: bytes, superclasses: bool, where: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    table = unpickle(content, where)
+    rows = table.get("data")
+    if not isinstance(rows, PlainArray):
+        raise DataError(f"{where}: no array under the key 'data'; found {', '.join(map(repr, table)) or 'nothing'}")
+    images = _from_planes(rows.to_numpy(where))
+    keys = ("fine_labels", "coarse_labels") if superclasses else ("labels", "labels")
+    fine, coarse = (_label_list(table, key, len(images), where) for key in keys)
+    return images, fine, coarse
+
+
+def _label_list(table: Mapping[str, Any], key: str, count: int, where: str) -> NDArray[np.int64]:
+    values = table.get(key)
+    if not isinstance(values, list) or len(values) != count or not all(type(value) is int for value in values):
+        raise DataError(f"{where}: {key!r} is not a list of {count:,} whole numbers, one an image")
+    if values and not 0 <= min(values) <= max(values) < 2**31:
+        raise DataError(f"{where}: {key!r} holds a label out of range")
+    return np.array(values, dtype=np.int64)
+
+
+def _published_names(
+    version: Version, files: Mapping[str, bytes], where: Path
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    found: list[tuple[str, ...] | None]
+    if version.binary:
+        found = [
+            tuple(text_of(line, f"{where}: {name}") for line in files[name].splitlines() if line.strip())
+            if name in files
+            else None
+            for name in version.names
+        ]
+    else:
+        name = version.names[0]
+        keys = ("fine_label_names", "coarse_label_names") if version.superclasses else ("label_names",)
+        if name not in files:
+            return None, None
+        table = unpickle(files[name], f"{where}: {name}")
+        found = []
+        for key in keys:
+            values = table.get(key)
+            if not isinstance(values, list) or not values:
+                raise DataError(f"{where}: {name} has no list of names under {key!r}")
+            found.append(tuple(text_of(value, f"{where}: {name}") for value in values))
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _superclass_of(
+    labels: Mapping[str, NDArray[np.int64]], coarse: Mapping[str, NDArray[np.int64]], num_classes: int, where: Path
+) -> tuple[int, ...]:
+    """One superclass a class, the same for all of its images. Raises DataError where they disagree."""
+    fine = np.concatenate([labels[split] for split in SPLITS])
+    above = np.concatenate([coarse[split] for split in SPLITS])
+    table = np.full(num_classes, -1, dtype=np.int64)
+    table[fine] = above
+    if (wrong := np.flatnonzero(table[fine] != above)).size:
+        label = int(fine[wrong[0]])
+        seen = sorted(set(above[fine == label].tolist()))
+        raise DataError(f"{where}: images of class {label} lie in several superclasses: {seen}")
+    return tuple(table.tolist())

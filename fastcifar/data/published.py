@@ -1,0 +1,86 @@
+"""The published sets: where they lie, what their classes are called and how their content is known."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastcifar.data.dataset import SPLITS, Dataset, joined
+from fastcifar.errors import DataError
+
+CIFAR100_DIGESTS = {  # split_digest of the published images
+    "train": "f21948361e3a1c94d1f14ec03fe682372044407fa6a618f020b2ed8dcc41d84d",
+    "test": "dc83e74dc0797ec7de75164abeb59d8c66b9677d62e46ddb8ce1ab1608ba1b7d",
+}
+CIFAR100_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+CIFAR100_SUPERCLASS_OF = {name: above for above, names in CIFAR100_SUPERCLASSES.items() for name in names.split()}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published data set: where it lies and how its content is known."""
+
+    name: str
+    url: str
+    class_names: tuple[str, ...]
+    counts: Mapping[str, int]
+    digests: Mapping[str, str] | None = None  # split_digest of each split; None where no copy was at hand to take it
+    archive_md5s: tuple[str, ...] = ()  # as published, for want of digests; only told of, as any repacking changes them
+
+    @property
+    def digest(self) -> str | None:
+        """The ``Dataset.digest`` of the published images, where it is known."""
+        return joined(self.digests) if self.digests else None
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise DataError unless ``dataset`` holds this set's images: all of them, and where known no other."""
+        if dataset.class_names != self.class_names:
+            raise DataError(f"its classes are not those of {self.name}")
+        for split in SPLITS:
+            counts = np.bincount(getattr(dataset, split).labels, minlength=dataset.num_classes)
+            expected = self.counts[split]
+            if counts.sum() != expected or len(set(counts.tolist())) > 1:
+                raise DataError(
+                    f"its {split} split has {counts.sum():,} images, {counts.min():,} to {counts.max():,} a class; "
+                    f"{self.name} has {expected:,}, {expected // dataset.num_classes:,} a class"
+                )
+        if self.digest and dataset.digest != self.digest:
+            raise DataError(f"its images are not those of {self.name}: the content digest differs")
+
+
+CIFAR100 = Published(
+    "cifar100",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    tuple(sorted(CIFAR100_SUPERCLASS_OF)),
+    {"train": 50_000, "test": 10_000},
+    CIFAR100_DIGESTS,
+)
+CIFAR10 = Published(
+    "cifar10",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    {"train": 50_000, "test": 10_000},
+    archive_md5s=("c58f30108f718f92721af3b95e74349a", "c32a1d4ab5d03f1284b67883e8d87530"),  # python, binary version
+)
+PUBLISHED = {published.name: published for published in (CIFAR100, CIFAR10)}

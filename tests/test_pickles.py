@@ -1,0 +1,114 @@
+"""Nothing damaged or hostile gets through the unpickler."""
+
+import os
+import pickle
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import data_files
+import numpy as np
+import pytest
+from data_files import SPLITS, load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastcifar.data import pickles
+from fastcifar.data.cifar_files import VERSIONS, read_published
+from fastcifar.errors import DataError
+
+
+class _Payload:
+    def __init__(self, call: Callable[..., object], *args: object) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("file", ["train", "test", "meta"])
+@pytest.mark.parametrize("call", [os.system, eval, np.load, getattr, print], ids=lambda call: call.__name__)
+def test_pickle_that_calls_something_is_refused(file: str, call: Callable[..., object], tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    files = data_files.python_files(SPLITS)
+    table = pickle.loads(files[file], encoding="bytes")
+    table[b"extra"] = _Payload(call, f"touch {proof}", "x") if call is getattr else _Payload(call, f"touch {proof}")
+    files[file] = pickle.dumps(table, protocol=2)
+    with pytest.raises(DataError, match=rf"{file} is not a CIFAR pickle: it asks for \S*{call.__name__}, .* not run"):
+        load(data_files.write_files(tmp_path / "py", files))
+    assert not proof.exists()
+
+
+def test_dotted_global_does_not_reach_through(tmp_path: Path) -> None:
+    """Protocol 4 looks up ``a.b.c`` inside a module: an allowed module must not open the way to its attributes."""
+    stream = b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93."
+    files = data_files.python_files(SPLITS) | {"train": stream}
+    with pytest.raises(DataError, match=r"asks for numpy\.ndarray\.__class__"):
+        load(data_files.write_files(tmp_path / "py", files))
+
+
+def test_nothing_of_numpy_is_handed_to_a_pickle() -> None:
+    """Even its array constructor takes any shape and state; the stand-ins only take notes."""
+    assert all(item.__module__ == "fastcifar.data.pickles" for item in pickles._Unpickler._ALLOWED.values())
+
+
+@pytest.mark.parametrize("target", list(pickles._Unpickler._ALLOWED), ids=".".join)
+@pytest.mark.parametrize("state", [b"}\x8c\x05statesK\x01s", b"N}\x8c\x05statesK\x01s\x86"], ids=["dict", "slots"])
+def test_pickle_cannot_set_attributes_of_the_stand_ins(target: tuple[str, str], state: bytes) -> None:
+    stream = b"\x80\x04c" + "\n".join(target).encode() + b"\n" + state + b"b."
+    before = dict(vars(pickles._Unpickler._ALLOWED[target]))
+    with pytest.raises(DataError, match="not a CIFAR pickle"):
+        pickles.unpickle(stream, "x")
+    assert dict(vars(pickles._Unpickler._ALLOWED[target])) == before
+
+
+def test_one_damaged_number_takes_no_memory() -> None:
+    """A memo index of 64 Mi, one flipped bit away: a gigabyte in the unpickler written in C."""
+    tracemalloc.start()
+    try:
+        pickles.unpickle(b"\x80\x02}r\x00\x00\x00\x04.", "x")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+PICKLES = data_files.python_files(data_files.make_splits(2, per_class=1))
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_pickle_is_a_data_error_or_data(data: st.DataObject) -> None:
+    """Cut or flipped anywhere: read, or refused with a sentence; nothing else ever escapes."""
+    name = data.draw(st.sampled_from(["train", "meta"]))
+    content = bytearray(PICKLES[name])
+    end = len(content)
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, end - 1))]
+    else:
+        where = data.draw(st.one_of(st.integers(0, end - 1), st.integers(0, min(1200, end - 1))))
+        content[where] ^= 1 << data.draw(st.integers(0, 7))
+    version = VERSIONS[0]
+    try:
+        read_published(version, PICKLES | {name: bytes(content)}, Path("here"))
+    except DataError as error:
+        assert str(error).startswith("here")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({b"fine_labels": [0] * 199}, "'fine_labels' is not a list of 200 whole numbers"),
+        ({b"fine_labels": ["a"] * 200}, "'fine_labels' is not a list of 200 whole numbers"),
+        ({b"fine_labels": [100] * 200}, "label 100 in the train split; allowed: 0 to 99"),
+        ({b"fine_labels": [-1] * 200}, "label out of range"),
+        ({b"data": np.zeros((200, 3071), np.uint8)}, r"\(200, 3071\) u1, not N x 3072 bytes"),
+        ({b"data": np.zeros((200, 3072), np.int16)}, r"i2, not N x 3072 bytes"),
+        ({b"data": b"abc"}, "no array under the key 'data'"),
+    ],
+)
+def test_wrong_content_of_a_pickle(change: dict[bytes, Any], message: str, tmp_path: Path) -> None:
+    files = data_files.python_files(SPLITS)
+    table = pickle.loads(files["train"], encoding="bytes") | change
+    with pytest.raises(DataError, match=message):
+        load(data_files.write_files(tmp_path / "py", files | {"train": data_files.python2_pickle(table)}))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.dataset import Dataset
 from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.report.results import Run, Trial
 from fastcifar.run.folder import RunFolder
@@ -156,12 +157,15 @@ def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]
     return found
 
 
-def read_all(trials: Sequence[Trial], data: str | None) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
+def read_all(
+    trials: Sequence[Trial], data: str | None, dataset: Dataset | None = None
+) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
     """The predictions of every run.
 
     Args:
         trials: whose runs are read.
         data: where the images lie now, if not where the runs had them.
+        dataset: images, if they are at hand. Predictions for runs that were trained on them must have their labels.
 
     Returns:
         The predictions by the label of their trial, and by run why there are none.
@@ -172,11 +176,19 @@ def read_all(trials: Sequence[Trial], data: str | None) -> tuple[dict[str, list[
         for run in trial.runs:
             try:
                 predictions = read_predictions(run, data)
+                if dataset is not None and run.digest == dataset.digest:
+                    _check_labels(predictions, dataset, run.path)
             except FastcifarError as error:
                 problems[f"{trial.label}, seed {run.config.seed}"] = str(error).replace("\n", " ")
             else:
                 found.setdefault(trial.label, []).append(predictions)
     return found, problems
+
+
+def _check_labels(predictions: Predictions, dataset: Dataset, path: Path) -> None:
+    """Raises CheckpointError where a run's predictions are not of the test images of its data set."""
+    if not np.array_equal(predictions.labels, dataset.test.labels):
+        raise CheckpointError(f"{path}: the labels in its {PREDICTIONS} are not those of the test images")
 
 
 def group_means(values: NDArray[Any], group: NDArray[np.int64], num_groups: int) -> NDArray[np.float64]:

@@ -11,8 +11,8 @@ import pytest
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.report import writing
 from fastcifar.report.document import Document, Figure, Heading, Panel, Table
-from fastcifar.report.ownership import LIST
-from fastcifar.report.writing import check_folder, write_report
+from fastcifar.report.ownership import LIST, check_folder
+from fastcifar.report.writing import write_report
 
 RUN = Path("a run")
 SVG = '<?xml version="1.0"?>\n<svg viewBox="0 0 9 9"></svg>\n'

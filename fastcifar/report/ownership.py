@@ -82,6 +82,15 @@ def refuse_what_is_not_ours(out: Path, names: Iterable[str], known: Known) -> No
     )
 
 
+def check_folder(out: Path) -> None:
+    """Refuses a folder that `write_report` would refuse for its page, as far as that can be told without the runs.
+
+    Raises:
+        UsageError: there is a page or its Markdown that is not ours.
+    """
+    refuse_what_is_not_ours(out, (PAGE, MARKDOWN), known_files(out))
+
+
 def is_ours(out: Path, name: str, known: Known) -> bool:
     """Whether the file `name` in `out` is there as an earlier page wrote it."""
     path = out / name

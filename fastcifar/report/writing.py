@@ -56,15 +56,6 @@ def write_report(
     return out / PAGE
 
 
-def check_folder(out: Path) -> None:
-    """Refuses a folder that `write_report` would refuse for its page, as far as that can be told without the runs.
-
-    Raises:
-        UsageError: there is a page or its Markdown that is not ours.
-    """
-    refuse_what_is_not_ours(out, (PAGE, MARKDOWN), known_files(out))
-
-
 def _contents(document: Document) -> dict[str, bytes]:
     """The files of the page, by their names relative to the folder. The page is the last: it names all others."""
     texts = {f"{table.name}.csv": to_csv(table) for table in document.tables()}

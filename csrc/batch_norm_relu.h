@@ -4,6 +4,12 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kBatchNormReluSchemas[] = {
+    "batch_norm_relu(Tensor x, Tensor gamma, Tensor beta, float eps) -> (Tensor, Tensor, Tensor)",
+    "_batch_norm_relu_backward(Tensor grad_z, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor var, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+};
+
 struct BatchNormReluForward {
   Tensor x, gamma, beta, z, mean, var;
 };

@@ -4,6 +4,12 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kDwconv3x3Schemas[] = {
+    "dwconv3x3(Tensor x, Tensor w, int stride) -> Tensor",
+    "_dwconv3x3_backward(Tensor grad_y, Tensor x, Tensor w, int stride, bool need_grad_x, bool need_grad_w)"
+    " -> (Tensor, Tensor)",
+};
+
 struct DwconvForward {
   Tensor x, w, y;
   DwShape shape;

@@ -6,6 +6,13 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kMixupCrossEntropySchemas[] = {
+    "mixup_cross_entropy(Tensor logits, Tensor labels, Tensor? partner_labels, Tensor? lam, float label_smoothing)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "_mixup_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor normalizer, Tensor labels,"
+    " Tensor? partner_labels, Tensor? lam, float label_smoothing) -> Tensor",
+};
+
 struct MixupCrossEntropy {
   Tensor logits, labels;
   std::optional<Tensor> partner_labels, lam;  // both or neither

@@ -6,6 +6,12 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kTrainingBatchSchemas[] = {
+    "training_batch(Tensor images, Tensor labels, Tensor index, Tensor top, Tensor left, Tensor flip,"
+    " Tensor? partner, Tensor? lam, Tensor step, int batch_size, int rows, Tensor table, int padding,"
+    " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+};
+
 struct TrainingBatch {
   Tensor images, labels, index, top, left, flip, step, table;
   std::optional<Tensor> partner, lam;  // both or neither

@@ -6,11 +6,11 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from fastcifar import signals
 from fastcifar.checkpoint import REMEDY, restore, save
 from fastcifar.config import Config
 from fastcifar.data import sources
@@ -67,7 +67,7 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
 def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, Split], display: Display) -> Path:
     config, (train_split, val_split) = target.config, splits
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(signals.noted())
         telemetry = stack.enter_context(Telemetry(target.device, display.note))
         session = stack.enter_context(Session(target, dataset.num_classes))
         session.feed(train_split, display.note)
@@ -171,32 +171,3 @@ def _interrupted(run: RunFolder, number: int, where: str) -> InterruptedRunError
     name = signal.Signals(number).name
     go_on = f"saved at {where}; go on with: fastcifar train --resume {run.path}"
     return InterruptedRunError(f"stopped by {name}: {go_on}", number)
-
-
-class _Stop:
-    number = 0
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Notes SIGINT and SIGTERM for the loop to see; a second one acts at once."""
-    stop = _Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.getsignal(number) for number in numbers}
-
-        def note(number: int, frame: FrameType | None) -> None:
-            stop.number = number
-            for n in numbers:
-                signal.signal(n, before[n])
-
-        for number in numbers:
-            signal.signal(number, note)
-    except ValueError:  # not in the main thread, where signals can't be handled: whoever started it decides
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])

@@ -7,10 +7,14 @@ import torch
 from tiny import tiny_config
 
 from fastcifar.config import Config
-from fastcifar.measuring import roofline
+from fastcifar.measuring import layer_times
 from fastcifar.measuring.cell import random_images
 from fastcifar.measuring.kernels import BLOCK, DEPTHWISE, HEAD, NORM, POINTWISE, SEPARABLE, STEM
-from fastcifar.measuring.roofline import Layer, Roofs, Work, list_layers, rows_of, time_layer, walk
+from fastcifar.measuring.layer_times import time_layer
+from fastcifar.measuring.layers import Layer, Work, list_layers, walk
+from fastcifar.measuring.roofline import rows_of
+from fastcifar.measuring.roofs import Roofs, measure_roofs
+from fastcifar.measuring.timing import time_calls
 from fastcifar.model import build_model, count_macs, count_parameters
 from fastcifar.session import Session
 from fastcifar.target import Target
@@ -95,7 +99,7 @@ def test_a_floor_is_the_longer_of_two_times_at_the_speed_of_a_copy_of_that_size(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_layer_of_a_tiny_model_is_timed(engine: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        roofline, "time_calls", lambda calls, device: [[(call(), 1.0 + i)[1]] for i, call in enumerate(calls)]
+        layer_times, "time_calls", lambda calls, device: [[(call(), 1.0 + i)[1]] for i, call in enumerate(calls)]
     )
     target = Target.of(tiny_config(engine=engine, precision=precision, mixup_alpha=0.2))
     session = Session(target, 100)
@@ -113,12 +117,12 @@ def test_every_layer_of_a_tiny_model_is_timed(engine: str, precision: str, monke
 
 
 def test_roofs_of_this_device() -> None:
-    roofs = roofline.measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
+    roofs = measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
     assert [size for size, _ in roofs.copies] == [2**16, 2**20]
     assert all(math.isfinite(rate) and rate > 1e6 for _, rate in roofs.copies) and roofs.flops_per_second > 1e6
 
 
 def test_calls_take_turns() -> None:
     order: list[int] = []
-    times = roofline.time_calls([lambda: order.append(0), lambda: order.append(1)], CPU, seconds=0.0)
+    times = time_calls([lambda: order.append(0), lambda: order.append(1)], CPU, seconds=0.0)
     assert order == [0, 1] * (len(order) // 2) and [len(t) for t in times] == [5, 5]

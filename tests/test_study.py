@@ -25,12 +25,11 @@ from tiny import write_tiny
 from fastcifar.cli import main as cli
 from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
-from fastcifar.presets import load_preset
+from fastcifar.presets import TRIALS, load_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.study import conduct as study
 from fastcifar.study import folder as study_folder
-from fastcifar.study import plan as study_plan
 from fastcifar.study.conduct import Result, conduct
 from fastcifar.study.folder import Study, Trial
 from fastcifar.study.plan import Request, plan
@@ -130,7 +129,7 @@ def test_all_trials_with_the_first_seed_come_first() -> None:
     planned, wanted = plan(OUT, Request())
     runs = planned.planned()
     assert [run.name for run in runs[:3]] == ["lr-0.05-s0", "lr-0.5-s0", "lr-0.01-s0"]
-    assert [(run.trial, run.seed) for run in runs] == [(t, s) for s in (0, 1, 2) for t in study_plan.TRIALS]
+    assert [(run.trial, run.seed) for run in runs] == [(t, s) for s in (0, 1, 2) for t in TRIALS]
     assert wanted == {run.name for run in runs}
     assert sum(run.epochs for run in runs) == 3 * 1545
     assert {run.state for run in runs} == {"missing"} and runs[7].path == OUT / "runs" / "final-s0"
@@ -141,7 +140,7 @@ def test_all_trials_with_the_first_seed_come_first() -> None:
 def test_epochs_scale_shrinks_warm_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled, _ = plan(OUT, Request(epochs_scale=0.01))
     assert {name: trial.epochs for name, trial in scaled.trials.items()} == {
-        name: 1 if name.startswith("lr") else 3 for name in study_plan.TRIALS
+        name: 1 if name.startswith("lr") else 3 for name in TRIALS
     }
     warm = load_preset("final").model_copy(update={"lr_warmup_epochs": 10.0})
     monkeypatch.setattr(study_folder, "load_preset", lambda name: warm)

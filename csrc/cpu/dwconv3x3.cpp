@@ -60,6 +60,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kDwconv3x3Schemas) m.def(schema);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) {
   m.impl("dwconv3x3", TORCH_BOX(&forward));
   m.impl("_dwconv3x3_backward", TORCH_BOX(&backward));

@@ -36,4 +36,8 @@ Tensor forward(const Tensor& u, const Tensor& scale0, const Tensor& shift0, cons
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kDwconv3x3AffineReluSchemas) m.def(schema);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) { m.impl("dwconv3x3_affine_relu", TORCH_BOX(&forward)); }

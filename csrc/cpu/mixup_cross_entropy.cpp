@@ -71,6 +71,10 @@ Tensor backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& nor
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kMixupCrossEntropySchemas) m.def(schema);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) {
   m.impl("mixup_cross_entropy", TORCH_BOX(&forward));
   m.impl("_mixup_cross_entropy_backward", TORCH_BOX(&backward));

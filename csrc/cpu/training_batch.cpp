@@ -71,4 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& images, const T
 
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kTrainingBatchSchemas) m.def(schema);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) { m.impl("training_batch", TORCH_BOX(&forward)); }

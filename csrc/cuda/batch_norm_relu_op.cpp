@@ -48,6 +48,10 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cuda(const Tensor& g
 }  // namespace
 }  // namespace fastcifar::cuda
 
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kBatchNormReluSchemas) m.def(schema);
+}
+
 FASTCIFAR_CUDA_KERNELS(m) {
   m.impl("batch_norm_relu", TORCH_BOX(&fastcifar::cuda::batch_norm_relu_cuda));
   m.impl("_batch_norm_relu_backward", TORCH_BOX(&fastcifar::cuda::batch_norm_relu_backward_cuda));

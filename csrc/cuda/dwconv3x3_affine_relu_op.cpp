@@ -21,4 +21,8 @@ Tensor dwconv3x3_affine_relu_cuda(const Tensor& u, const Tensor& scale0, const T
 }  // namespace
 }  // namespace fastcifar::cuda
 
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kDwconv3x3AffineReluSchemas) m.def(schema);
+}
+
 FASTCIFAR_CUDA_KERNELS(m) { m.impl("dwconv3x3_affine_relu", TORCH_BOX(&fastcifar::cuda::dwconv3x3_affine_relu_cuda)); }

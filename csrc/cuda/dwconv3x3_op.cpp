@@ -38,6 +38,10 @@ std::tuple<Tensor, Tensor> dwconv3x3_backward_cuda(const Tensor& grad_y, const T
 }  // namespace
 }  // namespace fastcifar::cuda
 
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kDwconv3x3Schemas) m.def(schema);
+}
+
 FASTCIFAR_CUDA_KERNELS(m) {
   m.impl("dwconv3x3", TORCH_BOX(&fastcifar::cuda::dwconv3x3_cuda));
   m.impl("_dwconv3x3_backward", TORCH_BOX(&fastcifar::cuda::dwconv3x3_backward_cuda));

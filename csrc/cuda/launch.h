@@ -13,8 +13,6 @@ namespace fastcifar::cuda {
 
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
-inline int64_t output_pixels(const DwShape& s) { return s.N * s.Ho * s.Wo; }
-
 // Partial results: float [count][quantities][C], with room for one row more.
 struct Rows {
   float* data;
@@ -74,7 +72,7 @@ cudaError_t depthwise_sweep(Dtype, const BlockBackward&, Rows sums1, const DwSha
 cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&, cudaStream_t);
 
 // A whole block, from u to v = relu(norm1(y)) . pointwise^T (out_channels x C, of the activations' type). v_rows: float
-// [separable_block_rows][3][out_channels], the partial moments of v, which are the next block's u_rows.
+// [moment_rows][3][out_channels], the partial moments of v, which are the next block's u_rows.
 struct SeparableForward {
   BlockForward block;  // z is not used
   Rows u_rows;
@@ -83,7 +81,6 @@ struct SeparableForward {
   void* v;
   float *v_rows, *workspace;
 };
-int64_t separable_block_rows(const DwShape&, int64_t out_channels);
 int64_t separable_block_workspace(const DwShape&);
 cudaError_t separable_block(Dtype, const SeparableForward&, const DwShape&, bool tensor_cores, cudaStream_t);
 

@@ -46,6 +46,10 @@ Tensor mixup_cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& 
 }  // namespace
 }  // namespace fastcifar::cuda
 
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kMixupCrossEntropySchemas) m.def(schema);
+}
+
 FASTCIFAR_CUDA_KERNELS(m) {
   m.impl("mixup_cross_entropy", TORCH_BOX(&fastcifar::cuda::mixup_cross_entropy_cuda));
   m.impl("_mixup_cross_entropy_backward", TORCH_BOX(&fastcifar::cuda::mixup_cross_entropy_backward_cuda));

@@ -8,10 +8,14 @@
 #include "checks.h"
 #include "cuda/launch.h"
 
-// The emulator of the tests builds these same files for CPU tensors, beside the real library.
+// An op's schemas as this library was built with them, and its kernels. The schemas go into a namespace of their own,
+// where Python compares them with its own: the ops themselves are declared by the CPU library. The emulator of the tests
+// builds these same files for CPU tensors, beside the real library.
 #if defined(FASTCIFAR_EMULATED)
+#define FASTCIFAR_CUDA_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar_emulated, m)
 #define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar_emulated, CPU, m)
 #else
+#define FASTCIFAR_CUDA_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar_cuda, m)
 #define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar, CUDA, m)
 #endif
 

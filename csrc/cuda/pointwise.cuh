@@ -26,7 +26,7 @@ struct PointwiseArguments {
   const float* mean;           // kGradInput
 };
 
-inline constexpr int kTileM = 128, kTileN = 64, kTileK = 32, kTileThreads = 256;
+inline constexpr int kTileK = 32, kTileThreads = 256;  // kTileM, kTileN: common.h
 static_assert(kTileThreads == kThreads, "the reductions of statistics.cuh are used");
 
 // A 16-bit operand's tile in shared memory as it lies in device memory: along K, or along the other dimension. Rows are
@@ -364,7 +364,7 @@ inline ProductPlan product_plan(Product product, int64_t M, int64_t N, int64_t K
   if (product == Product::kGradWeight)
     p.parts = std::min(ceil_div(K, kTileK), std::clamp(kTargetBlocks / (p.columns * p.rows), 1, 128));
   else
-    p.rows = std::min(p.rows, std::clamp(kTargetBlocks / p.columns, 1, kMaxInlineRows));
+    p.rows = static_cast<int>(moment_rows(M, N));
   return p;
 }
 

@@ -21,10 +21,6 @@ int64_t input_rows(const DwShape& s, int64_t out_channels) {
 
 }  // namespace
 
-int64_t separable_block_rows(const DwShape& s, int64_t out_channels) {
-  return product_plan(Product::kForward, output_pixels(s), out_channels, s.C).rows;
-}
-
 int64_t separable_block_workspace(const DwShape& s) { return 2 * aligned(s.C) + depthwise_block_workspace(s); }
 
 // Three kernels, the statistics of u known: convolution and moments of y; norm1; product and moments of v.

@@ -6,9 +6,6 @@
 
 namespace fastcifar::cuda {
 
-// More rows than this and a kernel merges them first: every block of the consumer reads all rows of its channels.
-inline constexpr int kMaxInlineRows = 72;
-
 // Count, mean and sum of squared deviations. A row of partial moments is float [3][C].
 struct Moments {
   float count, mean, m2;

@@ -46,4 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> training_batch_cuda(
 }  // namespace
 }  // namespace fastcifar::cuda
 
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kTrainingBatchSchemas) m.def(schema);
+}
+
 FASTCIFAR_CUDA_KERNELS(m) { m.impl("training_batch", TORCH_BOX(&fastcifar::cuda::training_batch_cuda)); }

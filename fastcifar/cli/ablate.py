@@ -36,9 +36,9 @@ def run(parser: Parser, argv: list[str]) -> int:
     if problems:
         raise UsageError("\n".join(problems))
 
-    from fastcifar.measuring import ablation as ablate
+    from fastcifar.measuring import ablation, ablation_text
 
-    result = ablate.ablate(
+    result = ablation.ablate(
         settings,
         repeats=args.repeats,
         window_seconds=args.seconds,
@@ -47,8 +47,8 @@ def run(parser: Parser, argv: list[str]) -> int:
         command=["fastcifar", "ablate", *argv],
         options=parser.options(),
     )
-    print(ablate.text(result))
+    print(ablation_text.text(result))
     print(f"\nresults  {result.path}")
     if result.signal_number:
-        raise InterruptedRunError(ablate.stopped(result), result.signal_number)
+        raise InterruptedRunError(ablation_text.stopped(result), result.signal_number)
     return 1 if result.failed else 0

@@ -35,11 +35,11 @@ def run(parser: Parser, argv: list[str]) -> int:
     if problems:
         raise UsageError("\n".join(problems))
 
-    from fastcifar.measuring import profile
+    from fastcifar.measuring import profile, profile_text
 
     result = profile.profile(config, args.out, args.steps)
-    print("\n".join(profile.headline(result)))
-    for table in profile.tables(result):
+    print("\n".join(profile_text.headline(result)))
+    for table in profile_text.tables(result):
         print()
         print_table(*table)
     print(f"\nresults  {result.path}: {', '.join(sorted(file.name for file in result.path.iterdir()))}")

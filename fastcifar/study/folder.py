@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import fastcifar
-from fastcifar import files
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
 from fastcifar.layers import resolve
@@ -80,7 +79,7 @@ class Study:
         if not file.is_file():
             raise UsageError(f"there is no study in {path}: {file} was looked for.")
         try:
-            content = json.loads(files.read(file))
+            content = json.loads(file.read_bytes())
             if content["format"] != FORMAT:
                 raise UsageError(f"{file} has format {content['format']}; this fastcifar reads format {FORMAT}.")
             trials = {
@@ -171,6 +170,7 @@ def last_record(run: Path) -> dict[str, Any] | None:
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:
     try:
-        yield from reversed(files.read(path).splitlines())  # not of a pipe, which would be waited for
+        if path.is_file():  # and no pipe, which would be waited for
+            yield from reversed(path.read_bytes().splitlines())
     except OSError:
         return

@@ -16,10 +16,15 @@ import fastcifar
 from fastcifar import machine
 
 VARIABLES = re.compile(
-    "(FASTCIFAR|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|NVIDIA|MALLOC)_.*"
-    "|TORCHINDUCTOR_.*|LD_PRELOAD|GLIBC_TUNABLES"
+    "(FASTCIFAR|OMP|GOMP|KMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|(PY)?TORCH[A-Z]*|AOT|INDUCTOR|FUNCTORCH|TRITON|CUTLASS|CUDA"
+    "|CUBLAS|CUBLASLT|CUDNN|NCCL|NVIDIA|DALI|MALLOC|MIMALLOC|JEMALLOC|TCMALLOC)_.*"
+    "|LRU_CACHE_CAPACITY|MALLOC_CONF|LD_PRELOAD|LD_LIBRARY_PATH|GLIBC_TUNABLES|CC|CXX|CFLAGS|CXXFLAGS|TF32_OVERRIDE"
+    "|PYTHON(OPTIMIZE|HASHSEED|MALLOC|PATH)"
 )
-"""The environment variables that change speed or bits; no other is recorded."""
+"""The environment variables that change what runs, its speed or its bits; no other is recorded."""
+
+_SECRET = re.compile(".*(KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH).*")
+"""Variables that are never recorded, such as NVIDIA_API_KEY: run folders are published."""
 
 DECISIVE = ("torch", "device", "gpu.name", "gpu.driver", "gpu.cudnn", "cpu.model", "threads.torch")
 """Where any of these differs, the same seed may give other bits."""
@@ -49,8 +54,27 @@ def collect(device: str) -> dict[str, Any]:
         "cpu": cpu(),
         "memory_gib": memory_gib(),
         "threads": {"torch": torch.get_num_threads(), "torch_interop": torch.get_num_interop_threads()},
-        "variables": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
+        "variables": variables(os.environ),
     }
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Those of the environment's variables that change what runs, its speed or its bits, in alphabetical order."""
+    found = {name: value for name, value in sorted(environ.items()) if VARIABLES.fullmatch(name)}
+    return {name: value for name, value in found.items() if not _SECRET.fullmatch(name)}
+
+
+def data_place(data: str) -> str | None:
+    """The absolute path of a data set that is a file or folder here; None for a published set or one made on the fly.
+
+    Args:
+        data: the setting, as the user typed it.
+    """
+    try:
+        path = Path(data).expanduser()
+        return str(path.absolute()) if data and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # no such home folder, a working folder that is gone, an odd name
+        return None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

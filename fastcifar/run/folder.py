@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from fastcifar import files
-from fastcifar.config import Config, to_toml
+from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import from_dict
 from fastcifar.run import finding, schema
@@ -35,6 +35,7 @@ from fastcifar.run.environment import collect, data_place, differences
 from fastcifar.run.metrics import Metrics
 from fastcifar.run.names import ADVICE, ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY
 from fastcifar.run.predictions import read_predictions, write_predictions
+from fastcifar.spelling import to_toml
 from fastcifar.text import quoted
 from fastcifar.ui import notes
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastcifar.text import printable
-from fastcifar.ui.notes import Unfailing
+from fastcifar.ui.notes import unfailing
 
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 1.0  # quicker epochs are left out here; metrics.csv has them all
@@ -42,7 +42,7 @@ class Display:
     """
 
     def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = Unfailing(sys.stderr if file is None else file), clock
+        self._file, self._clock = unfailing(sys.stderr if file is None else file), clock
         terminal = self._file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         stream = cast(TextIO, self._file)
         self._console = Console(file=stream, force_terminal=True, highlight=False) if terminal else None

@@ -55,16 +55,6 @@ def test_no_secret_is_recorded(name: str) -> None:
     assert environment.variables({name: "secret"}) == {}
 
 
-def test_the_place_of_the_images_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    Path("small.npz").touch()
-    for typed in ("small.npz", "./small.npz", "~/small.npz", str(tmp_path / "small.npz")):
-        assert environment.data_place(typed) == str(tmp_path / "small.npz")
-    for name in ("cifar100", "procedural", "", "gone.npz", "~nosuchuser/x.npz", "a" * 300, "a\0b"):
-        assert environment.data_place(name) is None
-
-
 @pytest.mark.skipif(not hasattr(torch.cpu, "_is_amx_tile_supported"), reason="this torch cannot tell")
 def test_the_instruction_sets_are_those_that_torch_finds() -> None:
     cpu = environment.cpu()

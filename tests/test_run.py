@@ -783,19 +783,6 @@ def test_a_folder_with_something_else_in_it_is_not_one(tmp_path: Path, name: str
     assert (out / name).read_text() == content
 
 
-def test_relative_data_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("small.npz").touch()
-    config = CONFIG.model_copy(update={"data": "small.npz"})
-    RunFolder.create(config, Path("run"), [], "digest").close()
-    again = RunFolder.open("run")
-    assert again.config.data == "small.npz"  # what the user typed
-    assert again.data_places() == ["small.npz", str(tmp_path / "small.npz")]
-    assert again.data_places("other.npz") == ["other.npz"]
-    RunFolder.create(CONFIG, Path("published"), [], "digest").close()
-    assert RunFolder.open("published").data_places() == [CONFIG.data]
-
-
 def test_a_hint_can_be_pasted(tmp_path: Path) -> None:
     out = tmp_path / "my runs" / "it's one"
     RunFolder.create(CONFIG, out, [], "digest").close()

@@ -11,7 +11,7 @@ from fastcifar.text import one_line
 from fastcifar.ui.tables import print_table
 
 if TYPE_CHECKING:
-    from fastcifar.study.conduct import Result
+    from fastcifar.studies.conduct import Result
 
 _NO_FILES = (
     "a study trains presets, not a settings file; `fastcifar train FILE` makes one run of it, and --KEY VALUE here "
@@ -52,8 +52,8 @@ def run(parser: Parser, argv: list[str]) -> int:
     if given.problems:
         raise UsageError("\n".join(given.problems))
 
-    from fastcifar.study.conduct import conduct
-    from fastcifar.study.plan import Request
+    from fastcifar.studies.conduct import conduct
+    from fastcifar.studies.plan import Request
 
     quick = "quick" in given.names
     trials = tuple(name for name in given.names if name != "quick")
@@ -69,7 +69,7 @@ def _why_no_trial(word: str) -> str:
 def _print_study(result: Result) -> int:
     """A line a trial and where the page lies; what failed is the error of the command."""
     from fastcifar.run.folder import RunFolder
-    from fastcifar.study.compare import mean_sd
+    from fastcifar.studies.compare import mean_sd
 
     rows = []
     for trial in result.study.trials:

@@ -67,19 +67,6 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if not _SECRET.fullmatch(name)}
 
 
-def data_place(data: str) -> str | None:
-    """The absolute path of a data set that is a file or folder here; None for a published set or one made on the fly.
-
-    Args:
-        data: the setting, as the user typed it.
-    """
-    try:
-        path = Path(data).expanduser()
-        return str(path.absolute()) if data and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # no such home folder, a working folder that is gone, an odd name
-        return None
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The `DECISIVE` facts in which two environments differ, each as `name: before -> now`."""
     found = []

@@ -31,7 +31,7 @@ from fastcifar.layers import from_dict
 from fastcifar.run import finding, schema
 from fastcifar.run.checkpoint import Checkpoint
 from fastcifar.run.encoding import check_plain, to_json
-from fastcifar.run.environment import collect, data_place, differences
+from fastcifar.run.environment import collect, differences
 from fastcifar.run.metrics import Metrics
 from fastcifar.run.names import ADVICE, ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY
 from fastcifar.run.predictions import read_predictions, write_predictions
@@ -90,7 +90,6 @@ class RunFolder:
             "run_id": uuid.uuid4().hex,
             "command": list(command),
             "dataset_digest": dataset_digest,
-            "data_place": data_place(config.data),
             **collect(config.device),
         }
         run = cls(path, config, facts, note)
@@ -151,21 +150,6 @@ class RunFolder:
     def dataset_digest(self) -> str:
         """The digest of the data that the run was started with."""
         return str(self.environment["dataset_digest"])
-
-    def data_places(self, data: str | None = None) -> list[str]:
-        """Where the run's images may be, the likeliest first. A relative path is also looked up where the run began.
-
-        Args:
-            data: the place that the user names now; None for the one that the run was begun with.
-
-        Returns:
-            `data` alone, or the setting as it was typed and, if that was a path, the absolute path that it stood for.
-        """
-        if data is not None:
-            return [data]
-        begun = self.environment.get("data_place")
-        places = [self.config.data, begun] if isinstance(begun, str) else [self.config.data]
-        return list(dict.fromkeys(places))
 
     @property
     def records(self) -> list[dict[str, Any]]:

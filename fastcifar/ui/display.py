@@ -40,12 +40,16 @@ class Display:
     Args:
         file: where to write; stderr if not given.
         clock: seconds, for the time left and the throttling.
+        shown: whether anything but notes is written.
     """
 
-    def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic, *, shown: bool = True
+    ) -> None:
         self._file, self._clock = unfailing(sys.stderr if file is None else file), clock
         terminal = self._file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         stream = cast(TextIO, self._file)
+        self._shown = shown
         self._console = Console(file=stream, force_terminal=True, highlight=False) if terminal else None
         self._live: Live | None = None
         self._phase, self._phase_start = "", clock()
@@ -140,10 +144,10 @@ class Display:
         Args:
             text: the line. Characters in it that a terminal would obey are written as escapes.
         """
-        self._print(Text.assemble(("note: ", "yellow"), printable(text)))
+        self._print(Text.assemble(("note: ", "yellow"), printable(text)), is_note=True)
 
     def _go_live(self) -> None:
-        if self._console is not None and self._live is None:
+        if self._shown and self._console is not None and self._live is None:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._render,
@@ -197,7 +201,9 @@ class Display:
         line.add_row(*cells)
         return line
 
-    def _print(self, text: Text) -> None:
+    def _print(self, text: Text, *, is_note: bool = False) -> None:
+        if not (self._shown or is_note):
+            return
         if self._console is not None:
             self._console.print(text, soft_wrap=True)
             return

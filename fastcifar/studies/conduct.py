@@ -34,9 +34,9 @@ from fastcifar.run import failure
 from fastcifar.run.environment import usable_cores
 from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study.folder import LOGS, REPORT, RUNS, Study
-from fastcifar.study.plan import Request, check_runs, plan
-from fastcifar.study.progress import Progress
+from fastcifar.studies.folder import LOGS, REPORT, RUNS, Study
+from fastcifar.studies.plan import Request, check_runs, plan
+from fastcifar.studies.progress import Progress
 
 QUICK_JOBS = 4
 """The most that `study quick` runs side by side by default: each process holds a copy of PyTorch."""

@@ -44,11 +44,16 @@ def user_path(text: str, what: str = "data") -> Path:
     """
     if not text.strip():
         raise DataError(f"{what} is empty: expected the path of a file or folder")
-    if _URL.match(text):
-        raise DataError(
-            f"{what} = {text!r} is a URL, not a path. To download a published set from there, give its name and the "
-            f"address: --data cifar100 --mirror {text}. Any other file: download it, then name the file."
-        )
+    if url := _URL.match(text):
+        advice = "Download the file, then give its path."
+        if url[0].lower() == "file:/":
+            advice = "Give the path itself."
+        elif url[0].lower() in ("http:/", "https:/"):
+            advice = (
+                "To download a published set from there, give its name and the address: "
+                f"--data cifar100 --mirror {text}. Any other file: download it, then give its path."
+            )
+        raise DataError(f"{what} = {text!r} is a URL, not a path. {advice}")
     if "\0" in text:
         raise DataError(f"{what} = {text!r}: no path holds a NUL")
     try:
@@ -69,7 +74,9 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(path)
+        if len(where) > 400:
+            where = f"{where[:300]}...{where[-60:]}"
         raise DataError(f"cannot read {where}: {error.strerror or error}") from error
 
 

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from layers import DEVICE, Case, cases
 from torch import Tensor
 
-from fastcifar.ops import depthwise_block
-from fastcifar.ops.separable_block import separable_block
+from fastcifar.ops import depthwise_block, separable_block
 
 EPS = 1e-5
 Block = Callable[..., Tensor]

@@ -14,9 +14,9 @@ import torch
 from workers import Run, training_step, worker
 
 from fastcifar import ops
+from fastcifar.target import fast_precisions, find_device
 
 CUDA = torch.cuda.is_available()
-AMX = bool(torch.cpu._is_amx_tile_supported())
 STEPS = 50 if CUDA else 2
 ROUNDS = 10 if CUDA else 6
 
@@ -28,13 +28,13 @@ FUSED: dict[str, Any] = {"engine": "fused"}
 
 def variants(full: bool) -> dict[str, dict[str, Any]]:
     """Name -> settings. The first one is what the others are compared with."""
-    half = ["bf16"] if CUDA or AMX else []
-    found = {f"stock eager {p}": STOCK | {"precision": p} for p in ["fp32", *half]}
+    precisions = fast_precisions(find_device("auto"))
+    found = {f"stock eager {p}": STOCK | {"precision": p} for p in precisions}
     if not CUDA:
-        found |= {f"eager {p}": EAGER | {"precision": p} for p in ["fp32", *half]}
-    found |= {f"compiled {p}": COMPILED | {"precision": p} for p in ["fp32", *half]}
+        found |= {f"eager {p}": EAGER | {"precision": p} for p in precisions}
+    found |= {f"compiled {p}": COMPILED | {"precision": p} for p in precisions}
     if ops.available("cuda" if CUDA else "cpu"):
-        found |= {f"fused {p}": FUSED | {"precision": p} for p in ["fp32", *half]}
+        found |= {f"fused {p}": FUSED | {"precision": p} for p in precisions}
     if full and CUDA:
         for mode in ("reduce-overhead", "max-autotune"):
             found[f"compiled {mode} bf16"] = COMPILED | {"precision": "bf16", "compile_mode": mode}

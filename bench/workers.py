@@ -101,34 +101,25 @@ def _serve(pipe: Connection, start: Callable[..., Run], arguments: tuple[Any, ..
 
 
 def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
-    """Training steps of a config (its loader included) as a run takes them, after their warm-up."""
+    """The steps that a training run with these settings takes, its loader's batches included, after their warm-up."""
     from itertools import islice
 
-    from fastcifar.config import Config
-    from fastcifar.device import find_device, settle
-    from fastcifar.engines import build_engine, build_steps
-    from fastcifar.engines.eager import COMPUTE_DTYPE
-    from fastcifar.loaders import build_loader
-    from fastcifar.measuring.cell import NUM_CLASSES, random_images, train_on
-    from fastcifar.model import build_model
-    from fastcifar.optim import lr_table
+    from fastcifar.measuring.cell import NUM_CLASSES, random_images
     from fastcifar.run.clock import wait
+    from fastcifar.session import Session
 
-    config = Config.model_validate(settings)
-    device = find_device(config.device)
-    config = settle(config, device)
-    engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, device)
-    made = build_loader(random_images(num_images), config, device, COMPUTE_DTYPE[config.precision], print)
-    steps = build_steps(engine, made, lr_table(config, made.num_batches), config, device, print)
-    steps.warm_up()
-    training = train_on(steps, made.num_batches, config.epochs)
+    target = _target(settings)
+    session = Session(target, NUM_CLASSES)
+    session.feed(random_images(num_images), print)
+    session.steps.warm_up()
+    training = session.train()
 
     def run(count: int) -> float:
-        wait(device)
+        wait(target.device)
         start = time.perf_counter()
         for _ in islice(training, count):
             pass
-        wait(device)
+        wait(target.device)
         return time.perf_counter() - start
 
     run(2)
@@ -140,34 +131,32 @@ def loader(settings: dict[str, Any], num_images: int, augmentation: Any = None) 
 
     `augmentation`: of the resident loader, what makes its batches, if not what the engine makes them with.
     """
-    from fastcifar.config import Config
-    from fastcifar.device import find_device, settle
-    from fastcifar.engines.eager import COMPUTE_DTYPE
-    from fastcifar.loaders import Loader, ResidentLoader, build_loader
+    from fastcifar.loaders import build_loader
     from fastcifar.measuring.cell import random_images
     from fastcifar.run.clock import wait
 
-    config = Config.model_validate(settings)
-    device = find_device(config.device)
-    dtype = COMPUTE_DTYPE[config.precision] if config.precision != "auto" else COMPUTE_DTYPE["fp32"]
-    made: Loader
-    if augmentation:
-        made = ResidentLoader(random_images(num_images), config, device, dtype, augmentation=augmentation)
-    else:
-        made = build_loader(random_images(num_images), settle(config, device), device, dtype, print)
+    target = _target({"precision": "fp32", **settings})
+    made = build_loader(random_images(num_images), target, print, augmentation=augmentation)
     epoch = 0
 
     def run(count: int) -> float:
         nonlocal epoch
-        wait(device)
+        wait(target.device)
         start = time.perf_counter()
         for _ in range(count):
             epoch += 1
             made.begin(epoch)
             for step in range(made.num_batches):
                 made.batch(step)
-        wait(device)
+        wait(target.device)
         return time.perf_counter() - start
 
     run(1)
     return run
+
+
+def _target(settings: dict[str, Any]) -> Any:
+    from fastcifar.config import Config
+    from fastcifar.target import Target
+
+    return Target.of(Config.model_validate(settings))

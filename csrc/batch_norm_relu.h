@@ -4,6 +4,12 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kBatchNormReluSchemas[] = {
+    "batch_norm_relu(Tensor x, Tensor gamma, Tensor beta, float eps) -> (Tensor, Tensor, Tensor)",
+    "_batch_norm_relu_backward(Tensor grad_z, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor var, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+};
+
 struct BatchNormReluForward {
   Tensor x, gamma, beta, z, mean, var;
 };
@@ -27,8 +33,8 @@ struct BatchNormReluBackward {
 };
 
 inline BatchNormReluBackward prepare_batch_norm_relu_backward(Backend backend, const Tensor& grad_z, const Tensor& x,
-                                                              const Tensor& gamma, const Tensor& beta, const Tensor& mean,
-                                                              const Tensor& var) {
+                                                              const Tensor& gamma, const Tensor& beta,
+                                                              const Tensor& mean, const Tensor& var) {
   const char* op = "_batch_norm_relu_backward";
   BatchNormReluBackward a;
   a.x = check_activation(backend, op, "x", x);

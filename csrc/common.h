@@ -80,4 +80,25 @@ struct DwShape {
   int stride;
 };
 
+inline int64_t output_pixels(const DwShape& s) { return s.N * s.Ho * s.Wo; }
+
+// On a GPU a pointwise product is cut into tiles of kTileM pixels and kTileN channels.
+inline constexpr int kTileM = 128, kTileN = 64;
+// Blocks a reducing kernel asks for, two an SM on an H200. A constant, not the device's own count: the number of
+// partial sums, and so the last bit of the result, depends on the shape alone.
+inline constexpr int kTargetBlocks = 264;
+// More rows than this and a kernel merges them first: every block of the consumer reads all rows of its channels.
+inline constexpr int kMaxInlineRows = 72;
+
+// How many rows of partial moments a separable_block leaves for the next one, of `pixels` pixels and `channels`
+// channels. Each row is one GPU block's. The CPU leaves as many (all but the first empty), because PyTorch asks for one
+// shape on every device. fastcifar/ops/separable_block.py says the same.
+inline int64_t moment_rows(int64_t pixels, int64_t channels) {
+  const int64_t tiles = (pixels + kTileM - 1) / kTileM, columns = (channels + kTileN - 1) / kTileN;
+  const int64_t blocks = kTargetBlocks / columns, most = blocks < 1                ? 1
+                                                         : blocks < kMaxInlineRows ? blocks
+                                                                                   : kMaxInlineRows;
+  return tiles < most ? tiles : most;
+}
+
 }  // namespace fastcifar

@@ -6,18 +6,24 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kDepthwiseBlockSchemas[] = {
+    "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
+    " int stride, Tensor? u_mean=None, Tensor? u_var=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "_depthwise_block_backward(Tensor grad_z, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
+    " Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps, int stride)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+};
+
 struct DepthwiseBlockForward {
   Tensor u, gamma0, beta0, w, gamma1, beta1, z, y, mean0, var0, mean1, var1;
   bool given_statistics;  // mean0 and var0 hold u's; otherwise they are to be computed
   DwShape shape;
 };
 
-inline DepthwiseBlockForward prepare_depthwise_block(Backend backend, const Tensor& u, const Tensor& gamma0,
-                                                     const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-                                                     const Tensor& beta1, int64_t stride,
-                                                     const std::optional<Tensor>& u_mean,
-                                                     const std::optional<Tensor>& u_var) {
-  const char* op = "depthwise_block";
+// All but z and given statistics, for `op`: depthwise_block itself or an op that holds it.
+inline DepthwiseBlockForward check_depthwise_block(Backend backend, const char* op, const Tensor& u,
+                                                   const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
+                                                   const Tensor& gamma1, const Tensor& beta1, int64_t stride) {
   DepthwiseBlockForward a;
   a.u = check_activation(backend, op, "u", u);
   a.shape = check_stride(op, u, stride);
@@ -27,18 +33,26 @@ inline DepthwiseBlockForward prepare_depthwise_block(Backend backend, const Tens
   a.w = check_depthwise_weight(op, w, u);
   a.gamma1 = check_per_channel(op, "gamma1", gamma1, c, u);
   a.beta1 = check_per_channel(op, "beta1", beta1, c, u);
-  STD_TORCH_CHECK(u_mean.has_value() == u_var.has_value(), op, ": u_mean and u_var are given together or not at all");
-  a.given_statistics = u_mean.has_value();
-  // An op's outputs may not alias its inputs, so given statistics are copied.
-  a.mean0 = a.given_statistics ? torch::stable::clone(check_per_channel(op, "u_mean", *u_mean, c, u))
-                               : empty_per_channel(u, c);
-  a.var0 = a.given_statistics ? torch::stable::clone(check_per_channel(op, "u_var", *u_var, c, u))
-                              : empty_per_channel(u, c);
-  a.z = empty_channels_last(u, a.shape.N, c, a.shape.Ho, a.shape.Wo);
+  a.given_statistics = false;
   a.y = empty_channels_last(u, a.shape.N, c, a.shape.Ho, a.shape.Wo);
+  a.mean0 = empty_per_channel(u, c);
+  a.var0 = empty_per_channel(u, c);
   a.mean1 = empty_per_channel(u, c);
   a.var1 = empty_per_channel(u, c);
   return a;
+}
+
+// u's statistics, where they are given.
+struct KnownStatistics {
+  Tensor mean, var;
+};
+
+inline std::optional<KnownStatistics> check_statistics(const char* op, const std::optional<Tensor>& u_mean,
+                                                       const std::optional<Tensor>& u_var, const Tensor& u) {
+  STD_TORCH_CHECK(u_mean.has_value() == u_var.has_value(), op, ": u_mean and u_var are given together or not at all");
+  if (!u_mean.has_value()) return std::nullopt;
+  return KnownStatistics{check_per_channel(op, "u_mean", *u_mean, u.size(1), u),
+                         check_per_channel(op, "u_var", *u_var, u.size(1), u)};
 }
 
 struct DepthwiseBlockBackward {
@@ -47,16 +61,16 @@ struct DepthwiseBlockBackward {
   DwShape shape;
 };
 
-inline DepthwiseBlockBackward prepare_depthwise_block_backward(
-    Backend backend, const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
-    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0,
-    const Tensor& mean1, const Tensor& var1, int64_t stride) {
-  const char* op = "_depthwise_block_backward";
+// All but grad_z, for `op`: _depthwise_block_backward itself or the backward of an op that holds depthwise_block.
+inline DepthwiseBlockBackward check_depthwise_block_backward(Backend backend, const char* op, const Tensor& u,
+                                                             const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
+                                                             const Tensor& w, const Tensor& gamma1, const Tensor& beta1,
+                                                             const Tensor& mean0, const Tensor& var0,
+                                                             const Tensor& mean1, const Tensor& var1, int64_t stride) {
   DepthwiseBlockBackward a;
   a.u = check_activation(backend, op, "u", u);
   a.shape = check_stride(op, u, stride);
   const DwShape& s = a.shape;
-  a.grad_z = check_matching(op, "grad_z", grad_z, {s.N, s.C, s.Ho, s.Wo}, u);
   a.y = check_matching(op, "y", y, {s.N, s.C, s.Ho, s.Wo}, u);
   a.gamma0 = check_per_channel(op, "gamma0", gamma0, s.C, u);
   a.beta0 = check_per_channel(op, "beta0", beta0, s.C, u);

@@ -4,6 +4,12 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kDwconv3x3Schemas[] = {
+    "dwconv3x3(Tensor x, Tensor w, int stride) -> Tensor",
+    "_dwconv3x3_backward(Tensor grad_y, Tensor x, Tensor w, int stride, bool need_grad_x, bool need_grad_w)"
+    " -> (Tensor, Tensor)",
+};
+
 struct DwconvForward {
   Tensor x, w, y;
   DwShape shape;
@@ -24,8 +30,8 @@ struct DwconvBackward {
   DwShape shape;
 };
 
-inline DwconvBackward prepare_dwconv3x3_backward(Backend backend, const Tensor& grad_y, const Tensor& x, const Tensor& w,
-                                                 int64_t stride, bool need_grad_x, bool need_grad_w) {
+inline DwconvBackward prepare_dwconv3x3_backward(Backend backend, const Tensor& grad_y, const Tensor& x,
+                                                 const Tensor& w, int64_t stride, bool need_grad_x, bool need_grad_w) {
   const char* op = "_dwconv3x3_backward";
   DwconvBackward a;
   a.x = check_activation(backend, op, "x", x);

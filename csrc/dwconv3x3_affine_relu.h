@@ -4,6 +4,11 @@
 
 namespace fastcifar {
 
+inline constexpr const char* kDwconv3x3AffineReluSchemas[] = {
+    "dwconv3x3_affine_relu(Tensor u, Tensor scale0, Tensor shift0, Tensor w, Tensor scale1, Tensor shift1, int stride)"
+    " -> Tensor",
+};
+
 struct DwconvAffineRelu {
   Tensor u, scale0, shift0, w, scale1, shift1, z;
   DwShape shape;

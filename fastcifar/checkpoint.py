@@ -8,17 +8,38 @@ import torch
 from torch import Tensor
 
 from fastcifar.engines import Engine
-from fastcifar.errors import CheckpointError
+from fastcifar.errors import CheckpointError, NonFiniteError
+from fastcifar.model import MobileNet
 from fastcifar.run.clock import Clocks
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
 
+REMEDY = "lower --lr, warm it up (--lr-warmup-epochs), or use --precision bf16 in place of fp16"
+"""What helps a run whose numbers left the range of floats."""
+
 
 def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:
-    """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0)."""
+    """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0).
+
+    Raises:
+        NonFiniteError: a weight, statistic or momentum is infinite or not a number. The checkpoint before stays.
+    """
+    tensors = engine.tensors()
+    if bad := _not_finite(tensors):
+        where = f"epoch {epoch}, step {step}" if step else f"epoch {epoch - 1}"
+        before = "the checkpoint before it is kept" if run.has_checkpoint() else "nothing was saved before it"
+        raise NonFiniteError(f"{bad} is not finite after {where}: it is not saved, and {before}; {REMEDY}: {run.path}")
     state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
     state["telemetry"] = telemetry.state()
-    run.save_checkpoint(engine.tensors(), state)
+    run.save_checkpoint(tensors, state)
+
+
+@torch.no_grad()
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with an infinity or a NaN. One read from the device for all of them."""
+    numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    largest = torch.stack([norm.double() for norm in torch._foreach_norm(list(numbers.values()), float("inf"))])
+    return next((name for name, fine in zip(numbers, largest.isfinite().tolist(), strict=True) if not fine), None)
 
 
 def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
@@ -31,6 +52,20 @@ def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) 
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
+
+
+def load_model(run: RunFolder) -> MobileNet:
+    """The model of a run's last checkpoint, on the CPU, in evaluation mode: its moving average where one is kept.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    tensors, _ = run.load_checkpoint()
+    weights = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    weights |= {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+    model = MobileNet(len(weights["head.bias"]), run.config.width_mult)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry) -> tuple[int, int]:

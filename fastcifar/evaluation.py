@@ -13,13 +13,11 @@ from fastcifar.checkpoint import load_tensors
 from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset
-from fastcifar.device import exists, find_device, out_of_memory_explained, prepare
-from fastcifar.engines import Engine, EpochTotals, build_engine
-from fastcifar.engines.eager import COMPUTE_DTYPE
+from fastcifar.engines import Means
 from fastcifar.errors import CheckpointError, UsageError
-from fastcifar.loaders import eval_batches
-from fastcifar.model import build_model
 from fastcifar.run.folder import RunFolder
+from fastcifar.session import Session
+from fastcifar.target import Target, exists, find_device
 
 Predictions = dict[str, NDArray[Any]]
 """Arrays by name, see `RunFolder.write_predictions`."""
@@ -32,11 +30,13 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
     epoch (the last whole one), step (how many of the next were taken) and device.
     """
     run = RunFolder.open(path)
-    engine, state, config, dataset = _restored(run, device, data)
-    target = torch.device(config.device)
+    session, state, dataset = _restored(run, device, data)
+    config = run.config
     part = dataset.test if split == "test" else dataset.train_val(config.val_size, config.split_seed)[1]
-    with out_of_memory_explained(config, target):
-        totals = engine.evaluate(eval_batches(part, config, target, COMPUTE_DTYPE[config.precision]))
+    if not len(part):
+        raise UsageError(f"{run.path}: the run has val_size = 0: it has no validation images; allowed: --split test")
+    with session:
+        means = session.evaluate(part)
     epochs_done, step = int(state["epoch"]) - 1, int(state["step"])
     recorded: float | None
     if step:  # of an epoch that was cut: there is no record of these weights
@@ -48,12 +48,12 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
     return {
         "split": split,
         "num_images": len(part.labels),
-        "loss": totals.loss,
-        "accuracy": totals.accuracy,
+        "loss": means.loss,
+        "accuracy": means.accuracy,
         "recorded_accuracy": recorded,
         "epoch": epochs_done,
         "step": step,
-        "device": str(target),
+        "device": str(session.target.device),
     }
 
 
@@ -66,36 +66,34 @@ def predictions(path: Path, data: str | None = None) -> Predictions:
     run = RunFolder.open(path)
     if (found := run.predictions()) is not None:
         return found
-    engine, state, config, dataset = _restored(run, "auto", data)
-    if int(state["epoch"]) - 1 < config.epochs:
+    session, state, dataset = _restored(run, "auto", data)
+    if int(state["epoch"]) - 1 < run.config.epochs:
         raise UsageError(
-            f"{run.path}: the run is not finished (epoch {state['epoch']} of {config.epochs}): no predictions"
+            f"{run.path}: the run is not finished (epoch {state['epoch']} of {run.config.epochs}): no predictions"
         )
-    _, found = measure_test(engine, dataset, config, torch.device(config.device))
+    with session:
+        _, found = measure_test(session, dataset)
     with run.locked():
         run.write_predictions(found)
     return found
 
 
-def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Engine, dict[str, Any], Config, Dataset]:
-    """A run as it was saved last, on `device` (auto: its own, if present), and the images that it belongs to."""
-    target = find_device(run.config.device if device == "auto" and exists(run.config.device) else device)
+def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Session, dict[str, Any], Dataset]:
+    """A run as it was saved last, on `device` (auto: its own, if present), its state, and the images it belongs to."""
+    place = find_device(run.config.device if device == "auto" and exists(run.config.device) else device)
     # Fused ops round otherwise than PyTorch's; the compiled engine evaluates eagerly.
-    same_ops = run.config.engine == "fused" and torch.device(run.config.device).type == target.type
-    update = {"device": str(target), "engine": "fused" if same_ops else "eager", "data": data or run.config.data}
+    same_ops = run.config.engine == "fused" and torch.device(run.config.device).type == place.type
+    update = {"device": str(place), "engine": "fused" if same_ops else "eager", "data": data or run.config.data}
     config = run.config.model_copy(update=update)
     dataset = same_images(run, config)
     tensors, state = run.load_checkpoint()
-    prepare(target, deterministic=config.deterministic)
-    engine = build_engine(build_model(dataset.num_classes, config.width_mult, config.seed), config, target)
-    load_tensors(engine, tensors, run)
-    return engine, state, config, dataset
+    session = Session(Target(config), dataset.num_classes)
+    load_tensors(session.engine, tensors, run)
+    return session, state, dataset
 
 
-def measure_test(
-    engine: Engine, dataset: Dataset, config: Config, device: torch.device
-) -> tuple[EpochTotals, Predictions]:
-    """The one look at the test images: the totals, and what is said of each image."""
+def measure_test(session: Session, dataset: Dataset) -> tuple[Means, Predictions]:
+    """The one look at the test images: the means, and what the model says of each image."""
     parts: list[tuple[Tensor, ...]] = []
 
     def see(logits: Tensor, labels: Tensor) -> None:
@@ -103,9 +101,9 @@ def measure_test(
         confidence, predicted = probabilities.max(1)
         parts.append((labels, predicted, confidence, probabilities.gather(1, labels[:, None])[:, 0]))
 
-    totals = engine.evaluate(eval_batches(dataset.test, config, device, COMPUTE_DTYPE[config.precision]), see)
+    means = session.evaluate(dataset.test, see)
     labels, predicted, confidence, of_label = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    return totals, {
+    return means, {
         "labels": labels.astype("int16"),
         "predicted": predicted.astype("int16"),
         "confidence": confidence.astype("float32"),

@@ -6,26 +6,24 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from fastcifar.checkpoint import restore, save
+from fastcifar import signals
+from fastcifar.checkpoint import REMEDY, restore, save
 from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset, Split
-from fastcifar.device import find_device, is_emulated, out_of_memory_explained, prepare, settle
-from fastcifar.engines import build_engine, build_steps
-from fastcifar.engines.eager import COMPUTE_DTYPE, EpochTotals
+from fastcifar.engines import Means
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import measure_test, same_images
-from fastcifar.loaders import build_loader, eval_batches
-from fastcifar.model import build_model, count_parameters
-from fastcifar.optim import lr_table
+from fastcifar.model import count_parameters
 from fastcifar.run.clock import Clocks
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
+from fastcifar.session import Session
+from fastcifar.target import Target
 from fastcifar.ui.display import LOADING, Display
 
 Record = dict[str, Any]
@@ -36,16 +34,16 @@ def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
 
     Errors: any `FastcifarError`; on SIGINT and SIGTERM the state is saved first (`InterruptedRunError`).
     """
-    config = settle(config, find_device(config.device))
+    target = Target.of(config)
     if out is not None:
         RunFolder.check_unused(out)  # before a download, and before it would be made
     with Display() as display:
         display.phase(LOADING)
         dataset = sources.load(config.data, mirror=config.mirror)
-        splits = _split(dataset, config)
-        run = RunFolder.create(config, out, command, dataset.digest, note=display.note)
+        splits = _split(dataset, target.config)
+        run = RunFolder.create(target.config, out, command, dataset.digest, note=display.note)
         with run.locked():
-            return _fit(run, config, dataset, splits, display)
+            return _fit(run, target, dataset, splits, display)
 
 
 def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) -> Path:
@@ -59,61 +57,54 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) 
         with run.locked():
             if run.summary() is not None:
                 raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
-            config = run.config.model_copy(update=dict(overrides))
-            config = settle(config, find_device(config.device))
-            run.note_differences(config.device)
+            target = Target.of(run.config.model_copy(update=dict(overrides)))
+            run.note_differences(target.config.device)
             display.phase(LOADING)
-            dataset = same_images(run, config)
-            return _fit(run, config, dataset, _split(dataset, config), display)
+            dataset = same_images(run, target.config)
+            return _fit(run, target, dataset, _split(dataset, target.config), display)
 
 
-def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, Split], display: Display) -> Path:
-    device = find_device(config.device)
-    prepare(device, deterministic=config.deterministic)
-    train_split, val_split = splits
-    dtype = COMPUTE_DTYPE[config.precision]
+def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, Split], display: Display) -> Path:
+    config, (train_split, val_split) = target.config, splits
     with contextlib.ExitStack() as stack:
-        stack.enter_context(out_of_memory_explained(config, device))
-        stop = stack.enter_context(_stop_signals())
-        telemetry = stack.enter_context(Telemetry(device, display.note))
-        model = build_model(dataset.num_classes, config.width_mult, config.seed)
-        engine = build_engine(model, config, device)
-        loader = build_loader(train_split, config, device, dtype, display.note)
-        stack.callback(loader.close)
-        lrs = lr_table(config, loader.num_batches)
-        steps = build_steps(engine, loader, lrs, config, device, display.note)
-        clocks = Clocks(device)
+        stop = stack.enter_context(signals.noted())
+        telemetry = stack.enter_context(Telemetry(target.device, display.note))
+        session = stack.enter_context(Session(target, dataset.num_classes))
+        session.feed(train_split, display.note)
+        engine, steps, num_batches = session.engine, session.steps, session.loader.num_batches
+        clocks = Clocks(target.device)
         first_epoch, first_step = restore(run, engine, clocks, telemetry)
-        if is_emulated(config.precision, device):
-            display.note(f"{config.precision} is emulated on {device}: expect it to be slower than fp32")
+        if target.is_emulated:
+            display.note(f"{config.precision} is emulated on {target.device}: expect it to be slower than fp32")
+        if not len(val_split):
+            display.note("val_size = 0: all training images are trained on, and nothing is validated")
         display.phase("compiling" if config.engine == "compiled" else "warming up")
         clocks.compile_seconds += steps.warm_up()
         last_saved = time.monotonic()
 
-        display.start(config.epochs, loader.num_images, first_epoch, first_step * config.batch_size)
+        display.start(config.epochs, len(train_split), first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
             with telemetry.training(), clocks.training():
                 steps.begin(epoch, first_step)
-                for step in range(first_step, loader.num_batches):
+                for step in range(first_step, num_batches):
                     display.images(steps.take(step))
                     if stop.number:
                         break
-            if stop.number and step + 1 < loader.num_batches:
+            if stop.number and step + 1 < num_batches:
                 save(run, engine, epoch, step + 1, clocks, telemetry)
-                raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {loader.num_batches}")
+                raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {num_batches}")
 
             first_step = 0
-            lr = float(lrs[epoch * loader.num_batches - 1])
-            means = engine.read_totals(loader.num_images)
-            record = _record(run, epoch, lr, means, clocks, loader.num_images) | telemetry.epoch()
-            if not math.isfinite(means.loss):
-                run.append(record)
-                raise _diverged(run, epoch, lr)
-            if epoch % config.eval_every == 0 or epoch == config.epochs:
+            lr = float(session.lrs[epoch * num_batches - 1])
+            means = engine.pop_means(len(train_split))
+            record = _record(run, epoch, lr, means, clocks, len(train_split)) | telemetry.epoch()
+            is_due = epoch % config.eval_every == 0 or epoch == config.epochs
+            if is_due and len(val_split) and math.isfinite(means.loss):
                 display.phase("validating")
-                val = engine.evaluate(eval_batches(val_split, config, device, dtype))
+                val = session.evaluate(val_split)
                 record |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
             run.append(record)
+            _check_finite(run, f"after epoch {epoch} (lr {lr:g})", training=means.loss, validation=record["val_loss"])
             display.epoch(record)
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
                 save(run, engine, epoch + 1, 0, clocks, telemetry)
@@ -122,13 +113,14 @@ def _fit(run: RunFolder, config: Config, dataset: Dataset, splits: tuple[Split, 
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
 
         display.phase("testing")
-        test, predictions = measure_test(engine, dataset, config, device)
+        test, predictions = measure_test(session, dataset)
+        _check_finite(run, "of the trained model", test=test.loss)
         run.write_predictions(predictions)
-    _finish(run, config, test, clocks, telemetry, count_parameters(model))
+    _finish(run, config, test, clocks, telemetry, count_parameters(engine.model))
     return run.path
 
 
-def _record(run: RunFolder, epoch: int, lr: float, means: EpochTotals, clocks: Clocks, num_images: int) -> Record:
+def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks, num_images: int) -> Record:
     before = run.records[-1]["train_seconds"] if run.records else 0.0
     return {
         "epoch": epoch,
@@ -153,9 +145,7 @@ def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
     return train, val
 
 
-def _finish(
-    run: RunFolder, config: Config, test: EpochTotals, clocks: Clocks, telemetry: Telemetry, parameters: int
-) -> None:
+def _finish(run: RunFolder, config: Config, test: Means, clocks: Clocks, telemetry: Telemetry, parameters: int) -> None:
     run.draw_curves()  # before the clock of the whole process is read
     last = run.records[-1]
     summary = {k: last[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
@@ -170,43 +160,14 @@ def _finish(
     run.write_summary(summary)
 
 
-def _diverged(run: RunFolder, epoch: int, lr: float) -> NonFiniteError:
-    return NonFiniteError(
-        f"the training loss is not finite after epoch {epoch} (lr {lr:g}): lower --lr, warm it up "
-        f"(--lr-warmup-epochs), or use --precision bf16 in place of fp16; metrics are in {run.path}"
-    )
+def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
+    """Ends the run if one of `losses`, named by its split, is infinite or not a number."""
+    for split, loss in losses.items():
+        if loss is not None and not math.isfinite(loss):
+            raise NonFiniteError(f"the {split} loss is not finite {when}: {REMEDY}; metrics are in {run.path}")
 
 
 def _interrupted(run: RunFolder, number: int, where: str) -> InterruptedRunError:
     name = signal.Signals(number).name
     go_on = f"saved at {where}; go on with: fastcifar train --resume {run.path}"
     return InterruptedRunError(f"stopped by {name}: {go_on}", number)
-
-
-class _Stop:
-    number = 0
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Notes SIGINT and SIGTERM for the loop to see; a second one acts at once."""
-    stop = _Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {number: signal.getsignal(number) for number in numbers}
-
-        def note(number: int, frame: FrameType | None) -> None:
-            stop.number = number
-            for n in numbers:
-                signal.signal(n, before[n])
-
-        for number in numbers:
-            signal.signal(number, note)
-    except ValueError:  # not in the main thread, where signals can't be handled: whoever started it decides
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])

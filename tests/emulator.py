@@ -33,7 +33,7 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
         assert old in texts[name], f"{name} no longer has the text to break: {old}"
         texts[name] = texts[name].replace(old, new)
     # All the glue as one source, because torch's headers take seconds.
-    parts = ["library.cpp", *(f"cuda/{op}_op.cpp" for op in ops)]
+    parts = ["knobs.cpp", *(f"cuda/{op}_op.cpp" for op in ops)]
     texts["glue.cpp"] = "".join(f'#include "{part}"\n' for part in parts)
     headers = [name for name in texts if name.endswith(".h")] + parts[1:]
     kernel_headers = [name for name in texts if name.endswith((".h", ".cuh"))]

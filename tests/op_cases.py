@@ -17,7 +17,7 @@ from fastcifar import ops
 from fastcifar.augment import normalization_table
 from fastcifar.ops._library import references
 from fastcifar.ops.batch_norm_relu import normalize, normalize_backward
-from fastcifar.ops.separable_block import separable_block_ref
+from fastcifar.ops.separable_block import merge_rows, separable_block_ref
 
 EPS = 1e-5
 DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or torch.cuda.is_available())]
@@ -113,21 +113,23 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
     )
     u, gamma0, beta0, w, gamma1, beta1, _, _ = depthwise_block_arguments(shape, dtype, stride, device)
     yield "dwconv3x3_affine_relu", (u, gamma0, beta0, w, gamma1, beta1, stride)
+    if u.numel():
+        yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride)
 
 
 def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterator[tuple[str, Arguments]]:
     """separable_block without and with the moments of its input, and its backward; block: (u, ..., beta1)."""
     u, *parameters = block
     n, c, h, w = u.shape
-    pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float()
+    pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
     arguments = (*block, pointwise, EPS, stride)
     yield "separable_block", arguments
     halves = [half.float() for half in u.split(h // 2 + 1, dim=2) if half.numel()]  # as two blocks would leave them
-    moments = [(torch.full((c,), x.numel() / c), x.mean((0, 2, 3)), x.square().mean((0, 2, 3))) for x in halves]
+    moments = [(x.new_full((c,), x.numel() / c), x.mean((0, 2, 3)), x.square().mean((0, 2, 3))) for x in halves]
     rows = torch.stack([torch.stack((count, mean, (square - mean**2) * count)) for count, mean, square in moments])
     yield "separable_block", (*arguments, rows)
     _, _, y, *statistics = separable_block_ref(*arguments)
-    grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last)
+    grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
     yield "_separable_block_backward", (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
 
 
@@ -168,6 +170,13 @@ def rounding_between_passes(arguments: Arguments) -> float:
     return float((grad_h * (h > 0) * scale0).norm()) * torch.finfo(arguments[1].dtype).eps / 2
 
 
+def block_of(arguments: Arguments) -> Arguments:
+    """The arguments of `_depthwise_block_backward` in those of `_separable_block_backward`."""
+    grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *others = arguments
+    grad_z = torch.einsum("nohw,oc->nchw", grad_v.double(), pointwise.double().flatten(1))
+    return grad_z, u, y, gamma0, beta0, w, gamma1, beta1, *others
+
+
 def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
     """Calls an op and holds each output to float64: no further from it than the plain PyTorch reference is.
 
@@ -179,10 +188,14 @@ def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = Non
     reference = as_tuple(references[name](*arguments))
     truth = as_tuple(references[name](*in_float64(arguments)))
     slack = 2e-4 if "block" in name else 3e-6
-    between = rounding_between_passes(arguments) if name == "_depthwise_block_backward" else 0.0
+    between = 0.0
+    if name in ("_depthwise_block_backward", "_separable_block_backward"):
+        between = rounding_between_passes(arguments if name == "_depthwise_block_backward" else block_of(arguments))
     for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
         where = f"{name}, output {i}"
         assert g.dtype == r.dtype and g.shape == r.shape and g.device == r.device, where
+        if g.dim() == 3:  # partial moments, in whichever rows they are
+            g, r, t = (torch.cat(merge_rows(rows)) for rows in (g, r, t))
         assert g.dim() != 4 or g.shape[1:] == (1, 3, 3) or g.is_contiguous(memory_format=torch.channels_last), where
         allowed = 2 * error(r, t) + slack * (float(t.norm()) + 1) + (between if i == 0 else 0.0)
         assert g.isfinite().all() and error(g, t) <= allowed, f"{where}: error {error(g, t):.2e}, allowed {allowed:.2e}"

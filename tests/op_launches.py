@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from op_cases import Arguments, as_tuple, calls, depthwise_block_arguments, separable_calls, step_calls
+from op_cases import Arguments, as_tuple, calls, step_calls
 from torch import Tensor
 
 # Vectors and single channels, tiles cut at every border, blocks of whole small maps, more partial sums than are merged
@@ -23,12 +23,11 @@ def launches(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
     on_cpu = torch.bfloat16 if dtype == torch.float16 else dtype
     for shape in SHAPES:
         for stride in (1, 2):
-            yield from calls(shape, on_cpu, stride)
-            block = depthwise_block_arguments(shape, on_cpu, stride)[:6]
-            for name, arguments in separable_calls(block, 2 * shape[1], stride):
-                # in the activations' dtype: else PyTorch's kernel converts it
-                position = 6 if name == "separable_block" else 8
-                yield name, (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
+            for name, arguments in calls(shape, on_cpu, stride):
+                if "separable" in name:  # the product's weight in the activations' dtype: else PyTorch converts it
+                    position = 6 if name == "separable_block" else 8
+                    arguments = (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
+                yield name, arguments
     yield from step_calls(on_cpu)
 
 

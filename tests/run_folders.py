@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar.config import load_preset
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.data.published import CIFAR100 as CIFAR100_SET
 from fastcifar.data.published import CIFAR100_SUPERCLASSES
-from fastcifar.run.folder import EPOCH_KEYS, METRICS_JSONL, RunFolder
+from fastcifar.presets import load_preset
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import EPOCH_KEYS, METRICS_JSONL
 
 CIFAR100 = str(CIFAR100_SET.digest)
 COMMAND = ("fastcifar", "train", "--data", "/home/somebody/data/cifar100.npz")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from machines import be_on
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,9 +19,9 @@ from fastcifar.cli import main as cli
 from fastcifar.config import Config
 from fastcifar.errors import UsageError
 from fastcifar.measuring import ablation as ablate
-from fastcifar.measuring import grid
-from fastcifar.measuring.ablation import Ablation
+from fastcifar.measuring import ablation_results, ablation_text, grid
 from fastcifar.measuring.ablation_chart import ENGINE_COLOURS
+from fastcifar.measuring.ablation_results import Ablation
 from fastcifar.measuring.cell import Cell, Failure, Measurement
 from fastcifar.measuring.grid import Entry
 
@@ -32,8 +33,7 @@ RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU with AMX and the extension, whatever this one has."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    be_on(monkeypatch, "amx")
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "")
     monkeypatch.setattr(ops, "available", lambda device: not ops.why_unavailable(device))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
@@ -106,7 +106,7 @@ def by_name(ablation: Ablation) -> dict[str, Entry]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / ablate.JSONL).read_text().splitlines()]
+    return [json.loads(line) for line in (path / ablation_results.JSONL).read_text().splitlines()]
 
 
 DEFAULT = ["stock eager fp32", "eager fp32", "eager bf16", "compiled fp32", "compiled bf16", "fused fp32", "fused bf16"]
@@ -158,11 +158,17 @@ def test_settings_hold_in_every_cell() -> None:
         assert (entry.cell.config.width_mult, entry.cell.config.mixup_alpha) == (0.5, 0.2)
 
 
-def test_without_amx_only_fp32_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: False)
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+def test_without_bf16_instructions_only_fp32_pays(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on(monkeypatch, level)
     assert names("") == ["stock eager fp32", "eager fp32", "compiled fp32", "fused fp32"]
-    monkeypatch.setattr(grid, "has_fast_bf16", lambda device: device.type == "cpu")
-    assert grid._precisions(torch.device("cuda", 0)) == ["fp32", "fp16"]
+
+
+def test_on_a_gpu_without_bf16_the_half_precision_is_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on(monkeypatch, "avx512_bf16", (7, 5))
+    assert names("") == [
+        f"{engine} {precision}" for engine in ("eager", "compiled", "fused") for precision in ("fp32", "fp16")
+    ]
 
 
 def test_cells_that_cannot_run_stay_with_their_reason() -> None:
@@ -287,7 +293,7 @@ def test_attribution_removes_one_factor_at_a_time(machine: Machine) -> None:
         if factor.of is ablation.fastest and factor.without.cell is not None and ablation.fastest.cell is not None:
             before, after = (cell.config.model_dump() for cell in (ablation.fastest.cell, factor.without.cell))
             assert sum(before[key] != after[key] for key in before) == (factor.name != "augmentation"), factor.name
-    header, rows = ablate.factor_table(ablation)
+    header, rows = ablation_text.factor_table(ablation)
     assert [row[0] for row in rows] == [
         "engine", "precision", "tuned", "batch size", "memory format", "augmentation", "loader",
     ]  # fmt: skip
@@ -308,7 +314,8 @@ def test_attribution_of_other_cells(machine: Machine) -> None:
     assert engine.cell is not None and engine.cell.config.compile_mode == "default"
 
 
-def test_on_a_gpu_the_graph_is_a_factor() -> None:
+def test_on_a_gpu_the_graph_is_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_on(monkeypatch, "amx", (9, 0))
     config = Config(engine="fused", precision="bf16", device="cuda:0")
     fastest = grid._entry_of(Cell(config), torch.device("cuda", 0))
     fastest.name = "fused bf16"
@@ -376,15 +383,15 @@ def test_windows_in_which_other_programs_ran_do_not_count(machine: Machine) -> N
     ablation = ablate.ablate(pairs("--engine fused"), repeats=2, attribution=False)
     fused = by_name(ablation)["fused bf16"]
     assert fused.windows == [2000, 2080] * 2 and fused.rate == 2040 and fused.num_left_out == 2
-    assert ablate.text(ablation).endswith("6 windows left out: other programs used more than 5% of the cores")
+    assert ablation_text.text(ablation).endswith("6 windows left out: other programs used more than 5% of the cores")
     machine.others = [0.1, 0.2, 0.06]
     ablation = ablate.ablate(pairs("--engine fused"), repeats=2, attribution=False)
     assert by_name(ablation)["fused bf16"].rate == 2000, "better a disturbed number, said to be one, than none"
-    last = ablate.text(ablation).splitlines()[-1]
+    last = ablation_text.text(ablation).splitlines()[-1]
     assert last.endswith("more than 5% of the cores in all windows of stock eager fp32; fused fp32; fused bf16")
     for unknown_or_quiet in (None, [0.0, 0.02, 0.01]):
         machine.others = unknown_or_quiet
-        assert "cores" not in ablate.text(ablate.ablate(pairs("--engine fused"), repeats=1))
+        assert "cores" not in ablation_text.text(ablate.ablate(pairs("--engine fused"), repeats=1))
 
 
 # ---- trouble ----
@@ -416,7 +423,7 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(machine: Machine, capsy
 def test_a_reference_that_fails_leaves_no_speed_up(machine: Machine) -> None:
     machine.trouble = lambda cell, number: None if cell.config.tuned else Failure("exit", "bad luck")
     ablation = ablate.ablate(pairs("--engine fused"), repeats=1, attribution=False)
-    _, rows = ablate.cell_table(ablation)
+    _, rows = ablation_text.cell_table(ablation)
     assert [row[3] for row in rows] == ["", "-", "-"] and rows[0][1] == "failed"
 
 

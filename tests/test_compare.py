@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from fastcifar.cli import main as cli
-from fastcifar.config import load_preset
+from fastcifar.presets import load_preset
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
 from fastcifar.study import compare
 from fastcifar.study.compare import blocks, columns, load, table
-from fastcifar.study.plan import Study, Trial
+from fastcifar.study.folder import Study, Trial
 
 ENVIRONMENT = {
     "torch": "2.13.0", "threads": {"torch": 2}, "gpu": None, "cpu": {"model": "Xeon"}, "variables": {},

@@ -10,23 +10,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fastcifar import config as module
-from fastcifar.config import (
-    RESUMABLE,
-    Config,
-    allowed,
-    find_preset,
-    format_value,
-    from_dict,
-    groups,
-    list_presets,
-    load_preset,
-    parse_overrides,
-    resolve,
-    to_toml,
-    trace,
-)
+from fastcifar import layers as module
+from fastcifar.config import RESUMABLE, Config, groups
 from fastcifar.errors import UsageError
+from fastcifar.layers import from_dict, parse_overrides, resolve, resolve_layers
+from fastcifar.presets import find_preset, list_presets, load_preset
+from fastcifar.spelling import allowed, format_value, to_toml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -146,7 +135,7 @@ def test_an_installed_package_holds_the_presets_itself(monkeypatch: pytest.Monke
 
 def test_later_layers_win_and_say_so(write: Any) -> None:
     mine = write('base = "final"\n[settings]\nlr = 0.2\nseed = 1\n')
-    resolved = trace(None, mine, [("seed", "2"), ("mixup-alpha", "0")])
+    resolved = resolve_layers(None, mine, [("seed", "2"), ("mixup-alpha", "0")])
     config = resolved.config
     assert (config.preset, config.epochs, config.lr, config.seed) == ("custom", 300, 0.2, 2)
     assert config.lr_schedule == "cosine" and config.weight_decay == 5e-4 and config.mixup_alpha == 0

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fastcifar.run.curves import COLOURS, draw_curves
-from fastcifar.run.folder import EPOCH_KEYS
+from fastcifar.run.names import EPOCH_KEYS
 
 
 def epochs(count: int, val_every: int = 1, **more: Any) -> list[dict[str, Any]]:

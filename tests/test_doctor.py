@@ -19,8 +19,9 @@ import torch
 from safetensors.numpy import save_file
 
 from fastcifar import ops
-from fastcifar.cli import doctor
-from fastcifar.cli.doctor import Finding, report
+from fastcifar.cli import doctor, probes
+from fastcifar.cli.doctor import report
+from fastcifar.cli.probes import Finding
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -58,15 +59,15 @@ def test_this_machine_can_train(text: io.StringIO, monkeypatch: pytest.MonkeyPat
     assert torch.__version__ in text.getvalue()
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in doctor.PROBES])
+@pytest.mark.parametrize("name", [name for name, _, _ in probes.PROBES])
 def test_a_probe_that_fails_is_reported_with_its_reason(
     name: str, text: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails() -> Iterator[Finding]:
         raise OSError("something\nodd")
 
-    probes = [(n, fails if n == name else lambda: iter(()), fatal) for n, _, fatal in doctor.PROBES]
-    monkeypatch.setattr(doctor, "PROBES", probes)
+    failing = [(n, fails if n == name else lambda: iter(()), fatal) for n, _, fatal in probes.PROBES]
+    monkeypatch.setattr(probes, "PROBES", failing)
     assert report(text) == (1 if name in ("python", "packages", "torch") else 0)
     assert "could not be examined: OSError: something odd" in text.getvalue()
     assert lines(text) == {name: "problem"}
@@ -83,7 +84,7 @@ def test_without_torch_nothing_can_be_trained(text: io.StringIO, monkeypatch: py
 
 def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
-    found = findings(doctor._torch)["torch"]
+    found = findings(probes._torch)["torch"]
     assert found.status == "problem" and found.fatal and "2.9.1+cu128" in found.text and "too old" in found.text
 
 
@@ -100,17 +101,17 @@ def test_the_packages_are_those_that_the_project_requires() -> None:
     required = re.search(r"^dependencies = \[\n(.*?)^\]", PYPROJECT.read_text(), re.MULTILINE | re.DOTALL)
     assert required is not None
     names = set(re.findall(r'^ *"([\w-]+)', required[1], re.MULTILINE))
-    assert set(doctor.PACKAGES.values()) == names - {"torch", "tomli"}
-    assert f'"torch>={".".join(map(str, doctor.TORCH_MIN))}"' in required[1]
+    assert set(probes.PACKAGES.values()) == names - {"torch", "tomli"}
+    assert f'"torch>={".".join(map(str, probes.TORCH_MIN))}"' in required[1]
 
 
 def test_cores_left_idle_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.environment, "usable_cores", lambda: 8)
+    monkeypatch.setattr(probes.environment, "usable_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert findings(doctor._threads)["threads"].text == "PyTorch uses 1 of 8 cores, by OMP_NUM_THREADS=1"
+    assert findings(probes._threads)["threads"].text == "PyTorch uses 1 of 8 cores, by OMP_NUM_THREADS=1"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert findings(doctor._threads) == {}
+    assert findings(probes._threads) == {}
 
 
 @pytest.mark.parametrize(("amx", "status"), [(True, "ok"), (False, "note"), (None, "note")])
@@ -118,8 +119,8 @@ def test_the_processor_says_which_precision_is_fast(
     amx: bool | None, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"model": "A CPU", "usable_cores": 1.5, "avx2": amx is not None, "avx512": amx, "amx": amx}
-    monkeypatch.setattr(doctor.environment, "cpu", lambda: facts)
-    found = findings(doctor._cpu)["cpu"]
+    monkeypatch.setattr(probes.environment, "cpu", lambda: facts)
+    found = findings(probes._cpu)["cpu"]
     assert found.status == status
     assert found.text.startswith("A CPU, 1.5 cores, ")
 
@@ -161,7 +162,7 @@ def fake_gpu(patch: pytest.MonkeyPatch, build: str | None, available: bool, free
 
 def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "13.0", True)
-    found = findings(doctor._gpu)["gpu"]
+    found = findings(probes._gpu)["gpu"]
     assert found.status == "ok"
     assert found.text == (
         "cuda:0, NVIDIA H200, compute capability 9.0, 100.0 of 139.0 GiB free, driver 580.1, CUDA 13.0, cuDNN 91000"
@@ -191,22 +192,22 @@ def test_a_gpu_that_torch_cannot_use(
     monkeypatch.setattr(torch.cuda, "is_available", warns)
     for name, value in change.items():
         monkeypatch.setenv(name, value)
-    found = findings(doctor._gpu)["gpu"]
+    found = findings(probes._gpu)["gpu"]
     assert found.status == status and words in found.text and found.advice
 
 
 def test_a_gpu_in_need_of_care(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "13.0", True, free_gib=0.5)
-    assert findings(doctor._gpu)["gpu"].advice.startswith("Other programs hold its memory")
+    assert findings(probes._gpu)["gpu"].advice.startswith("Other programs hold its memory")
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_100", "compute_100"])
-    found = findings(doctor._gpu)["gpu"]
+    found = findings(probes._gpu)["gpu"]
     assert found.status == "problem" and "sm_100" in found.advice
 
 
 def test_no_gpu_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, None, False)
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    found = findings(doctor._gpu)["gpu"]
+    found = findings(probes._gpu)["gpu"]
     assert found.status == "note" and "training runs on the CPU" in found.text
 
 
@@ -225,7 +226,7 @@ def test_no_gpu_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_which_gpu_runs_what(arch: str, capability: tuple[int, int], runs: bool) -> None:
-    assert doctor._runs_on(arch, capability) is runs
+    assert probes._runs_on(arch, capability) is runs
 
 
 # Compilers and the extension
@@ -234,10 +235,10 @@ def test_which_gpu_runs_what(arch: str, capability: tuple[int, int], runs: bool)
 def test_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    found = findings(doctor._compiler)["compiler"]
+    found = findings(probes._compiler)["compiler"]
     assert (found.status, found.advice) == ("problem", "apt install g++")
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    found = findings(doctor._compiler)["compiler"]
+    found = findings(probes._compiler)["compiler"]
     assert "CXX=no-such-compiler -O2: there is no such compiler" in found.text
 
 
@@ -247,19 +248,19 @@ def test_a_compiler_without_python_headers(tmp_path: Path, monkeypatch: pytest.M
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", f"{compiler} -O2")
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
-    found = findings(doctor._compiler)
+    found = findings(probes._compiler)
     assert found["compiler"].text == f"cxx 1.2, {compiler}"
     assert found["headers"].status == "problem" and "-dev" in found["headers"].advice
     (tmp_path / "Python.h").touch()
-    assert "headers" not in findings(doctor._compiler)
+    assert "headers" not in findings(probes._compiler)
 
 
 def test_triton_is_asked_for_on_cuda_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_spec", lambda _: False)
+    monkeypatch.setattr(probes, "_spec", lambda _: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert findings(doctor._triton) == {}
+    assert findings(probes._triton) == {}
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert findings(doctor._triton)["triton"].status == "problem"
+    assert findings(probes._triton)["triton"].status == "problem"
 
 
 def test_what_the_other_loaders_need_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +271,7 @@ def test_what_the_other_loaders_need_is_tried(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.syspath_prepend(tmp_path)
-    missing, broken = doctor._loaders()
+    missing, broken = probes._loaders()
     assert missing.status == "ok" and "fastcifar[torchvision]" in missing.text
     assert broken.status == "note" and "libdali.so: no such file" in broken.text
 
@@ -281,12 +282,12 @@ def test_an_nvcc_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 13.0, V13.0.88\n")
     nvcc.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert findings(doctor._nvcc)["nvcc"].text == f"CUDA 13.0, {nvcc}"
+    assert findings(probes._nvcc)["nvcc"].text == f"CUDA 13.0, {nvcc}"
     monkeypatch.setattr(Path, "exists", lambda _: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert findings(doctor._nvcc) == {}
+    assert findings(probes._nvcc) == {}
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert findings(doctor._nvcc)["nvcc"].status == "note"
+    assert findings(probes._nvcc)["nvcc"].status == "note"
 
 
 @pytest.mark.parametrize("cuda", [None, "13.0"])
@@ -294,7 +295,7 @@ def test_an_extension_that_is_not_there_is_noted(cuda: str | None, monkeypatch: 
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "it is not built")
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
-    found = findings(doctor._extension)
+    found = findings(probes._extension)
     assert found.keys() == ({"cpu ops", "cuda ops"} if cuda else {"cpu ops"})
     for finding in found.values():
         assert finding.status == "note" and "PyTorch reference: it is not built" in finding.text and finding.advice
@@ -303,7 +304,7 @@ def test_an_extension_that_is_not_there_is_noted(cuda: str | None, monkeypatch: 
 def test_an_extension_that_does_not_load_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "undefined symbol")
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "_C.abi3.so"]))
-    assert findings(doctor._extension)["cpu ops"].status == "problem"
+    assert findings(probes._extension)["cpu ops"].status == "problem"
 
 
 # Data and disk
@@ -311,28 +312,28 @@ def test_an_extension_that_does_not_load_is_a_problem(monkeypatch: pytest.Monkey
 
 def test_the_cached_data_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "cache"))
-    missing = findings(doctor._data)["cifar100"]
+    missing = findings(probes._data)["cifar100"]
     assert missing.status == "note" and "--data PATH" in missing.advice
     (tmp_path / "cache").mkdir()
     for name, stem in (("procedural", "procedural"), ("cifar100", "cifar100-python-0123")):
         path = tmp_path / "cache" / f"{stem}.safetensors"
         save_file({"x": np.zeros(3)}, path, metadata={"meta": f'{{"name": "{name}"}}'})
     (tmp_path / "cache" / "broken.safetensors").write_bytes(b"broken")
-    found = findings(doctor._data)
+    found = findings(probes._data)
     assert found["data"].status == "note" and "broken.safetensors cannot be read" in found["data"].text
     assert found["other data"].text == "cached: procedural"
     assert found["cifar100"].status == "ok" and "--data" in found["cifar100"].advice
     shutil.copy(path, tmp_path / "cache" / "cifar100.safetensors")
-    assert findings(doctor._data)["cifar100"].advice == ""
+    assert findings(probes._data)["cifar100"].advice == ""
 
 
 def test_a_full_or_closed_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**20))
-    found = findings(doctor._runs)["run folders"]
+    found = findings(probes._runs)["run folders"]
     assert found.status == "problem" and "0.5 GiB are wanted" in found.text and "--out DIR" in found.advice
     monkeypatch.setattr(os, "access", lambda *_: False)
-    found = findings(doctor._runs)["run folders"]
+    found = findings(probes._runs)["run folders"]
     assert found.status == "problem" and f"{tmp_path} cannot be written" in found.text
 
 

@@ -3,30 +3,26 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NUM_CLASSES, tiny_config, tiny_split
+from tiny import NUM_CLASSES, tiny_config, tiny_session, tiny_split
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcifar.batch import Batch
 from fastcifar.config import Config
-from fastcifar.device import settle
-from fastcifar.engines import Engine, build_engine
+from fastcifar.engines import Engine
 from fastcifar.engines.compiled import explain
-from fastcifar.engines.eager import COMPUTE_DTYPE, forward_with_loss
+from fastcifar.engines.eager import forward_with_loss
 from fastcifar.engines.fused import FusedModel
 from fastcifar.errors import UsageError
-from fastcifar.loaders import Batch, ResidentLoader, augmentation_of, eval_batches
+from fastcifar.loaders import Loader, eval_batches
 from fastcifar.model import build_model
+from fastcifar.target import Target
 
-CPU = torch.device("cpu")
 
-
-def build(config: Config, num_images: int = 100) -> tuple[Engine, ResidentLoader]:
-    engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, CPU)
-    dtype = COMPUTE_DTYPE[config.precision]
-    how = augmentation_of(config.engine, CPU)
-    loader = ResidentLoader(tiny_split(num_images), config, CPU, dtype, augmentation=how)
-    loader.begin(1)
-    return engine, loader
+def build(config: Config, num_images: int = 100) -> tuple[Engine, Loader]:
+    session = tiny_session(config, num_images)
+    session.loader.begin(1)
+    return session.engine, session.loader
 
 
 def losses(config: Config, steps: int, num_images: int = 100, lr: float = 0.05) -> list[float]:
@@ -39,7 +35,7 @@ def losses(config: Config, steps: int, num_images: int = 100, lr: float = 0.05) 
             loader.begin(epoch + 1)
         batch = loader.batch(step)
         engine.train_step(batch, lr)
-        values.append(engine.read_totals(len(batch.labels)).loss)
+        values.append(engine.pop_means(len(batch.labels)).loss)
     return values
 
 
@@ -52,7 +48,7 @@ def test_a_step_is_forward_backward_sgd() -> None:
     loss = F.cross_entropy(model(batch.images), batch.labels)
     loss.backward()  # type: ignore[no-untyped-call]
     engine.train_step(batch, 0.05)
-    assert engine.read_totals(16).loss == pytest.approx(loss.item(), rel=1e-5)
+    assert engine.pop_means(16).loss == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(engine.model.parameters(), model.parameters(), strict=True):
         assert theirs.grad is not None
         # Gradients of this network carry float32 rounding of some 1e-3 of their size, whatever the memory format.
@@ -144,7 +140,7 @@ def test_totals_are_means_over_images_not_over_batches() -> None:
         expected_loss += loss_sum.item()
         expected_correct += correct.item()
         engine.train_step(batch, 0.05)
-    totals = engine.read_totals(loader.num_images)
+    totals = engine.pop_means(loader.num_images)
     assert totals.loss == pytest.approx(expected_loss / 100, rel=1e-6)
     assert totals.accuracy == pytest.approx(expected_correct / 100, rel=1e-6)
     assert engine.totals.tolist() == [0.0, 0.0]
@@ -156,11 +152,11 @@ def test_evaluation_leaves_the_model_as_it_was_and_uses_the_average() -> None:
     for step in range(4):
         engine.train_step(loader.batch(step), 0.05)
     before = {k: v.clone() for k, v in engine.model.state_dict().items()}
-    first = engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32))
+    first = engine.evaluate(eval_batches(tiny_split(50), Target(config)))
     assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
     assert engine.model.training
     engine.ema = None
-    assert engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32)) != first
+    assert engine.evaluate(eval_batches(tiny_split(50), Target(config))) != first
 
 
 def test_evaluation_does_not_depend_on_the_batch_size() -> None:
@@ -168,7 +164,7 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     for size in (7, 50):
         config = tiny_config(eval_batch_size=size)
         engine, _ = build(config)
-        results.append(engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32)))
+        results.append(engine.evaluate(eval_batches(tiny_split(50), Target(config))))
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
     assert results[0].accuracy == results[1].accuracy
 
@@ -203,7 +199,7 @@ def perturbed(config: Config, dtype: torch.dtype, ulps: int) -> list[float]:
         assert b.lam is not None
         batch = Batch(b.images.to(dtype), b.labels, b.partner_labels, b.lam.to(dtype))
         engine.train_step(batch, 0.02)
-        values.append(engine.read_totals(len(b.labels)).loss)
+        values.append(engine.pop_means(len(b.labels)).loss)
     return values
 
 
@@ -310,7 +306,7 @@ def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
 @pytest.mark.parametrize("settings", [{"engine": "eager"}, {"engine": "fused"}])
 def test_fuse_pointwise_is_refused_where_it_has_no_kernels(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="fuse_pointwise"):
-        settle(tiny_config(fuse_pointwise=True, **settings), CPU)
+        Target.of(tiny_config(fuse_pointwise=True, **settings))
 
 
 def test_fused_evaluation_is_eagers() -> None:
@@ -321,7 +317,7 @@ def test_fused_evaluation_is_eagers() -> None:
         with torch.no_grad():
             for buffer in engine.model.buffers():
                 buffer.add_(0.3)
-        results.append(engine.evaluate(eval_batches(tiny_split(50), config, CPU, torch.float32)))
+        results.append(engine.evaluate(eval_batches(tiny_split(50), Target(config))))
     assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
     assert results[1].accuracy == results[0].accuracy
 

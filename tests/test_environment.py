@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastcifar
+from fastcifar import machine
 from fastcifar.run import environment
 
 
@@ -60,9 +61,11 @@ def test_a_containers_limits_count(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: float, memory: float
 ) -> None:
     monkeypatch.setattr(environment, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(machine, "cpu", lambda: machine.cpu_of(files.get("/proc/cpuinfo", "")))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**21)
     assert (environment.usable_cores(), environment.memory_gib()) == (cores, memory)
+    monkeypatch.setattr(machine, "cpu", lambda: machine.cpu_of(""))
     cpu = environment.cpu()
     assert cpu["amx"] is None and cpu["model"]  # without /proc, unknown is not false
 

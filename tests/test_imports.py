@@ -11,13 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors stats ops config run.environment run.clock run.telemetry run.curves run.folder ui
+    errors text paths stats files signals machine ops config spelling layers presets ui
+    run.names run.failure run.facts run.environment run.clock run.telemetry
+    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
     data.pickles data.cifar_files data.archives data.npz data.images data.image_folder data.layouts data.download
     data.procedural data.sources
-    draws augment loaders model optim device cpu engines checkpoint evaluation trainer
-    measuring.cell measuring.kernels measuring.roofline measuring.profile measuring.grid measuring.ablation_chart
-    measuring.ablation study.plan study.progress study.compare report study.conduct cli __main__
+    draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
+    measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs measuring.layer_times
+    measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text measuring.profile
+    measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
+    measuring.ablation_progress measuring.ablation
+    report study.folder study.finding study.plan study.progress study.compare study.conduct
+    cli __main__
 """.split()
 """A module imports only modules to its left. A name stands for a module, or for a folder and all modules in it."""
 

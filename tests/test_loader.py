@@ -6,16 +6,16 @@ import torch
 from tiny import tiny_config, tiny_split
 
 from fastcifar.augment import normalization_table, normalize
+from fastcifar.batch import Batch
 from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
-from fastcifar.loaders import Batch, ResidentLoader, eval_batches
+from fastcifar.loaders import ResidentLoader, eval_batches
+from fastcifar.target import Target
 
-CPU = torch.device("cpu")
 
-
-def loader_of(config: Config, num_images: int = 100, dtype: torch.dtype = torch.float32) -> ResidentLoader:
-    return ResidentLoader(tiny_split(num_images), config, CPU, dtype)
+def loader_of(config: Config, num_images: int = 100) -> ResidentLoader:
+    return ResidentLoader(tiny_split(num_images), Target(config))
 
 
 def epoch_of(loader: ResidentLoader, epoch: int) -> list[Batch]:
@@ -52,7 +52,7 @@ def test_labels_follow_their_images() -> None:
 
 def test_the_protocols_epoch_has_313_steps_and_ends_with_64_images() -> None:
     split = Split(np.zeros((40_000, 32, 32, 3), np.uint8), np.zeros(40_000, np.int64))
-    loader = ResidentLoader(split, tiny_config(batch_size=128), CPU, torch.float32)
+    loader = ResidentLoader(split, Target(tiny_config(batch_size=128)))
     loader.begin(1)
     assert loader.num_batches == 313 and len(loader.batch(312).labels) == 64
 
@@ -79,7 +79,7 @@ def test_augmentation_is_not_frozen() -> None:
 def test_validation_is_neither_augmented_nor_shuffled() -> None:
     """The bug: the augmenting transform shared with validation."""
     config, split = tiny_config(mixup_alpha=0.5), tiny_split(50)
-    batches = list(eval_batches(split, config, CPU, torch.float32))
+    batches = list(eval_batches(split, Target(config)))
     assert [len(b.labels) for b in batches] == [20, 20, 10]
     table = normalization_table(config.mean, config.std)
     assert torch.equal(
@@ -124,21 +124,20 @@ def test_training_batches_are_normalised() -> None:
     assert np.allclose(images.mean((0, 2, 3)).numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_batches_come_in_the_compute_dtype_rounded_once(dtype: torch.dtype) -> None:
-    for half, full in zip(
-        epoch_of(loader_of(tiny_config(), dtype=dtype), 1), epoch_of(loader_of(tiny_config()), 1), strict=True
-    ):
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_batches_come_in_the_compute_dtype_rounded_once(precision: str, dtype: torch.dtype) -> None:
+    half_loader = loader_of(tiny_config(precision=precision))
+    for half, full in zip(epoch_of(half_loader, 1), epoch_of(loader_of(tiny_config()), 1), strict=True):
         assert torch.equal(half.images, full.images.to(dtype))
         assert half.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_augmentation_is_the_same_to_the_last_bit(dtype: torch.dtype, mixup_alpha: float) -> None:
-    config = tiny_config(mixup_alpha=mixup_alpha)
-    fused = ResidentLoader(tiny_split(100), config, CPU, dtype, augmentation="fused")
-    for ours, theirs in zip(epoch_of(fused, 1), epoch_of(loader_of(config, dtype=dtype), 1), strict=True):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_augmentation_is_the_same_to_the_last_bit(precision: str, mixup_alpha: float) -> None:
+    config = tiny_config(mixup_alpha=mixup_alpha, precision=precision)
+    fused = ResidentLoader(tiny_split(100), Target(config), augmentation="fused")
+    for ours, theirs in zip(epoch_of(fused, 1), epoch_of(loader_of(config), 1), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert ours.images.stride() == theirs.images.stride()
         assert torch.equal(ours.labels, theirs.labels)

@@ -15,10 +15,12 @@ from tiny import tiny_config, tiny_split, weights, write_tiny
 from torch import Tensor
 
 from fastcifar import trainer
+from fastcifar.batch import Batch
 from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
 from fastcifar.errors import InterruptedRunError
-from fastcifar.loaders import Batch, Loader, build_loader
+from fastcifar.loaders import Loader, build_loader
+from fastcifar.target import Target
 from fastcifar.ui.display import Display
 
 CPU = torch.device("cpu")
@@ -33,13 +35,13 @@ Make = Callable[..., Loader]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """make(name, split, dtype, **settings): a loader on the CPU that is closed at the end."""
+    """make(name, split, **settings): a loader on the CPU that is closed at the end."""
     made: list[Loader] = []
 
-    def loader(name: str, split: Split, dtype: torch.dtype = torch.float32, **settings: object) -> Loader:
+    def loader(name: str, split: Split, **settings: object) -> Loader:
         where = {"loader": "resident", "images_on": "host"} if name == "host" else {"loader": name}
         config = tiny_config(**{"loader_workers": 2, **where, **settings})
-        made.append(build_loader(split, config, CPU, dtype, lambda text: None))
+        made.append(build_loader(split, Target(config), lambda text: None))
         return made[-1]
 
     yield loader
@@ -143,10 +145,12 @@ def test_dali_makes_the_resident_loaders_batches(settings: dict[str, object], ma
         assert torch.allclose(a.images, b.images, rtol=0, atol=5e-6) and a.images.stride() == b.images.stride()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 @pytest.mark.parametrize("name", PEERS)
-def test_batches_come_in_the_compute_dtype_rounded_once(name: str, dtype: torch.dtype, make: Make) -> None:
-    half, full = (epoch_of(make(name, tiny_split(50), t, mixup_alpha=0.4), 1) for t in (dtype, torch.float32))
+def test_batches_come_in_the_compute_dtype_rounded_once(
+    name: str, precision: str, dtype: torch.dtype, make: Make
+) -> None:
+    half, full = (epoch_of(make(name, tiny_split(50), precision=p, mixup_alpha=0.4), 1) for p in (precision, "fp32"))
     for a, b in zip(half, full, strict=True):
         assert torch.equal(a.images, b.images.to(dtype))
         assert a.images.is_contiguous(memory_format=torch.channels_last)

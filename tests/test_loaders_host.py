@@ -9,20 +9,18 @@ import torch
 from tiny import tiny_config, tiny_split, weights, write_tiny
 
 from fastcifar import trainer
+from fastcifar.batch import Batch
 from fastcifar.data.dataset import Split
-from fastcifar.loaders import Augmentation, Batch, HostLoader, Loader, ResidentLoader, build_loader
+from fastcifar.loaders import Augmentation, HostLoader, Loader, ResidentLoader, build_loader
+from fastcifar.target import Target
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 NOTES: list[str] = []
 
 
 def both(device: str = "cpu", how: Augmentation = "eager", **settings: object) -> tuple[HostLoader, ResidentLoader]:
-    config, split = tiny_config(**settings), tiny_split(100)
-    place = torch.device(device)
-    return (
-        HostLoader(split, config, place, torch.bfloat16, NOTES.append, augmentation=how),
-        ResidentLoader(split, config, place, torch.bfloat16, augmentation=how),
-    )
+    target, split = Target(tiny_config(**{"device": device, "precision": "bf16", **settings})), tiny_split(100)
+    return HostLoader(split, target, NOTES.append, augmentation=how), ResidentLoader(split, target, augmentation=how)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -63,9 +61,7 @@ def test_begins_amid_an_epoch_from_anywhere(device: str) -> None:
 
 def test_says_where_the_images_are() -> None:
     NOTES.clear()
-    loader = build_loader(
-        tiny_split(100), tiny_config(images_on="host", engine="fused"), torch.device("cpu"), torch.float32, NOTES.append
-    )
+    loader = build_loader(tiny_split(100), Target(tiny_config(images_on="host", engine="fused")), NOTES.append)
     assert isinstance(loader, HostLoader) and "GiB" in NOTES[0] and "host" in NOTES[0]
     assert loader._maker._images.numel() == 0, "no pixels on the device but those of a few batches"
     assert loader._maker._fused, "the fused engine's own op makes the batches here too"
@@ -80,9 +76,7 @@ def test_an_error_of_the_thread_reaches_the_caller() -> None:
 
     loader = HostLoader(
         Split(tiny_split(100).images.view(Failing), tiny_split(100).labels),
-        tiny_config(),
-        torch.device("cpu"),
-        torch.float32,
+        Target(tiny_config()),
         NOTES.append,
     )
     loader.begin(1)

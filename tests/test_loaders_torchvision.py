@@ -18,12 +18,13 @@ from fastcifar.config import Config
 from fastcifar.errors import LoaderError, UsageError
 from fastcifar.loaders.torchvision import TorchvisionLoader
 from fastcifar.loaders.torchvision_import import import_torchvision
+from fastcifar.target import Target
 
 CPU = torch.device("cpu")
 
 
 def loader_of(config: Config, num_images: int = 1000) -> TorchvisionLoader:
-    return TorchvisionLoader(tiny_split(num_images), config, CPU, torch.float32)
+    return TorchvisionLoader(tiny_split(num_images), Target(config))
 
 
 def test_a_worker_that_dies_is_an_error_not_a_wait() -> None:

@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import tiny_config, tiny_split
 
+from fastcifar import session
 from fastcifar.errors import DeviceMemoryError, NonFiniteError, UsageError
+from fastcifar.loaders import build as build_module
 from fastcifar.measuring import cell as module
 from fastcifar.measuring.cell import Cell, Failure, Measurement, answer, measure, measure_here, random_images
+from fastcifar.session import Session
+from fastcifar.target import Target
 
 TINY = {"num_windows": 2, "window_seconds": 0.05, "num_images": 100}
 
@@ -47,17 +51,17 @@ def test_any_cell_is_measured(settings: dict[str, Any], beside: dict[str, Any]) 
 
 def test_an_augmentation_of_choice_takes_the_place_of_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    loader = module.ResidentLoader
+    loader = build_module.ResidentLoader
 
     def build(*args: Any, **kwargs: Any) -> Any:
         built.append(kwargs["augmentation"])
         return loader(*args, **kwargs)
 
-    monkeypatch.setattr(module, "ResidentLoader", build)
+    monkeypatch.setattr(build_module, "ResidentLoader", build)
     measure_here(Cell(tiny_config(engine="fused")), **TINY)
-    assert built == []
+    assert built == ["fused"]
     measure_here(Cell(tiny_config(engine="fused"), "eager"), **TINY)
-    assert built == ["eager"]
+    assert built == ["fused", "eager"]
 
 
 class SlowSteps:
@@ -82,7 +86,7 @@ class SlowSteps:
 
 def test_images_over_time_and_warm_up_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = SlowSteps()
-    monkeypatch.setattr(module, "build_steps", lambda *args: steps)
+    monkeypatch.setattr(session, "build_steps", lambda *args, **how: steps)
     found = measure_here(Cell(tiny_config()), num_windows=3, window_seconds=0.1, num_images=100)
     assert found.warm_up_seconds == 0.05
     assert 5 <= found.steps_per_window <= 10, "a window lasts what was asked"
@@ -92,13 +96,15 @@ def test_images_over_time_and_warm_up_apart(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_training_goes_on_after_the_last_epoch() -> None:
-    steps = SlowSteps()
-    assert list(islice(module.train_on(steps, num_batches=2, epochs=2), 7)) == [7] * 7
+    with Session(Target.of(tiny_config(epochs=2)), 10) as training:
+        training.feed(tiny_split(32), print)
+        training.steps = steps = SlowSteps()
+        assert list(islice(training.train(), 7)) == [7] * 7
     assert steps.begun == [1, 2, 1, 2]
 
 
 def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "lr_table", lambda config, num_batches: np.full(config.epochs * num_batches, np.nan))
+    monkeypatch.setattr(session, "lr_table", lambda config, num_batches: np.full(config.epochs * num_batches, np.nan))
     with pytest.raises(NonFiniteError, match="not finite"):
         measure_here(Cell(tiny_config()), **TINY)
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from op_cases import DTYPES, as_tuple, devices, error, in_float64, kinds, needs_kernels
 from torch import Tensor
 
+from fastcifar.batch import Batch
 from fastcifar.engines.eager import loss_and_sums
-from fastcifar.loaders import Batch
 from fastcifar.ops import mixup_cross_entropy
 from fastcifar.ops._library import references
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy_backward_ref, mixup_cross_entropy_ref

@@ -83,6 +83,7 @@ def test_the_wheel_holds_the_package_its_presets_and_its_libraries(wheel: Path) 
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fastcifar").rglob("*.py")}
     inside = {name for name in members(wheel) if ".dist-info/" not in name}
     extras = {"fastcifar/py.typed", "fastcifar/_build.json"} | {f"fastcifar/configs/{name}" for name in PRESETS}
+    extras |= {f"fastcifar/report/templates/{name}" for name in ("page.html", "page.css")}
     libraries = {"fastcifar/_C.abi3.so"} if sys.platform == "linux" and shutil.which("g++") else set()
     assert inside == modules | extras | libraries
 
@@ -115,7 +116,7 @@ def test_without_a_compiler_the_wheel_is_pure(checkout: Path, tmp_path: Path) ->
 def test_an_installed_wheel_finds_its_presets(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    code = "from fastcifar import config; print(*(preset.name for preset in config.list_presets()))"
+    code = "from fastcifar import presets; print(*(preset.name for preset in presets.list_presets()))"
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert {f"{name}.toml" for name in done.stdout.split()} == set(PRESETS), done.stderr
 

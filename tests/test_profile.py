@@ -10,9 +10,9 @@ import pytest
 
 from fastcifar import ops
 from fastcifar.cli import main as cli
-from fastcifar.config import resolve
 from fastcifar.errors import UsageError
-from fastcifar.measuring import profile, roofline
+from fastcifar.layers import resolve
+from fastcifar.measuring import profile, profile_text, roofline
 from fastcifar.measuring.kernels import (
     AUGMENTATION,
     BLOCK,
@@ -35,6 +35,9 @@ from fastcifar.measuring.kernels import (
     kind_of_kernel,
     kind_of_op,
 )
+from fastcifar.measuring.layers import list_layers
+from fastcifar.measuring.roofs import Roofs
+from fastcifar.target import Target
 
 SHAPES = Shapes(batch_size=16, num_classes=100)
 TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixup_alpha", "0.2")]
@@ -46,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         roofline, "time_calls", lambda calls, device: [[(call(), 1e-3 * (i + 1))[1]] for i, call in enumerate(calls)]
     )
-    roofs = roofline.Roofs(((2**18, 5e10), (2**29, 1e10)), 1e12)
+    roofs = Roofs(((2**18, 5e10), (2**29, 1e10)), 1e12)
     monkeypatch.setattr(profile, "measure_roofs", lambda device, dtype: roofs)
 
 
@@ -114,9 +117,9 @@ def test_the_command_leaves_tables_pictures_and_a_trace(
 
 def test_compiled_has_floors_but_no_layers_to_time(tmp_path: Path) -> None:
     config = resolve("final", None, [*TINY, ("engine", "compiled"), ("precision", "fp32")])
-    layers = roofline.list_layers(config)
-    rows = roofline.rows_of(layers, roofline.Roofs(((1, 1e9), (10**9, 1e9)), 1e12), [None] * len(layers))
-    _, table = profile.layers_table(rows)
+    layers = list_layers(Target(config))
+    rows = roofline.rows_of(layers, Roofs(((1, 1e9), (10**9, 1e9)), 1e12), [None] * len(layers))
+    _, table = profile_text.layers_table(rows)
     assert all(row[4].strip() == row[5].strip() == "-" for row in table)
 
 

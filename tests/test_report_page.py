@@ -19,11 +19,12 @@ from fastcifar.cli.main import main
 from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.report import build_document, write_report
-from fastcifar.report.beyond import shortened
+from fastcifar.presets import TRIALS
+from fastcifar.report.assembly import build_document
 from fastcifar.report.document import Figure, Table
-from fastcifar.report.original import TRIALS
-from fastcifar.study.plan import PlannedRun
+from fastcifar.report.provenance import shortened
+from fastcifar.report.writing import write_report
+from fastcifar.run.planned import PlannedRun
 
 LABELS = tuple(i % 100 for i in range(500))
 
@@ -197,7 +198,7 @@ def test_drawings_beside_the_markdown_are_whole_and_on_paper(study: tuple[Path, 
 
 
 def test_one_colour_a_trial(study: tuple[Path, list[Path]]) -> None:
-    from fastcifar.report.figures import COLOURS, THEME, colour_of
+    from fastcifar.report.drawing import COLOURS, THEME, colour_of
 
     assert len({light for light, _ in COLOURS.values()}) == len(COLOURS) and set(TRIALS) < set(COLOURS)
     assert all(colour in THEME for colour in (colour_of("final"), colour_of("somebody's own")))
@@ -365,7 +366,7 @@ def test_the_command_says_where_the_page_is(
 def test_finished_runs_need_no_torch(study: tuple[Path, list[Path]], tmp_path: Path) -> None:
     """The page of runs with predictions is made by NumPy and matplotlib alone, and in silence."""
     script = (
-        "import sys; from pathlib import Path; from fastcifar.report import write_report\n"
+        "import sys; from pathlib import Path; from fastcifar.report.writing import write_report\n"
         "write_report([Path(sys.argv[1])], Path(sys.argv[2]), data='gone.npz')\n"
         "print(sorted({'torch', 'fastcifar.evaluation'} & sys.modules.keys()))"
     )

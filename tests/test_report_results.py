@@ -9,13 +9,15 @@ import pytest
 from run_folders import make_run
 
 from fastcifar.errors import UsageError
-from fastcifar.report import find_runs, original
+from fastcifar.report import course
 from fastcifar.report.figures import mixup_ceiling
 from fastcifar.report.predictions import Predictions, confused_pairs, superclass_accuracy, taken_for
 from fastcifar.report.results import Trial, effect, published_span, read_results, verdict
+from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample
-from fastcifar.study.plan import PlannedRun, Study
-from fastcifar.study.plan import Trial as StudyTrial
+from fastcifar.study.finding import find_runs
+from fastcifar.study.folder import Study
+from fastcifar.study.folder import Trial as StudyTrial
 
 
 def only(path: Path, **summary: Any) -> Trial:
@@ -173,10 +175,10 @@ def test_a_study_folder_names_its_runs_and_what_is_missing(tmp_path: Path) -> No
 
 def test_trials_of_the_report_are_presets_with_its_settings() -> None:
     """What the settings tables say is what the presets do."""
-    from fastcifar.config import load_preset
+    from fastcifar.presets import TRIALS, load_preset
 
-    tables = (original.LR_SETTINGS, original.SCHEDULE_SETTINGS, original.DECAY_SETTINGS, original.MIXUP_SETTINGS)
-    assert [name for table in tables for name in table.rows] == list(original.TRIALS)
+    tables = (course.LR_SETTINGS, course.SCHEDULE_SETTINGS, course.DECAY_SETTINGS, course.MIXUP_SETTINGS)
+    assert [name for table in tables for name in table.rows] == list(TRIALS)
     for table in tables:
         for name, stated in table.rows.items():
             config = load_preset(name)

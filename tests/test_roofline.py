@@ -7,20 +7,25 @@ import torch
 from tiny import tiny_config
 
 from fastcifar.config import Config
-from fastcifar.device import settle
-from fastcifar.engines import build_engine
-from fastcifar.loaders import build_loader
-from fastcifar.measuring import roofline
+from fastcifar.measuring import layer_times
 from fastcifar.measuring.cell import random_images
 from fastcifar.measuring.kernels import BLOCK, DEPTHWISE, HEAD, NORM, POINTWISE, SEPARABLE, STEM
-from fastcifar.measuring.roofline import Layer, Roofs, Work, list_layers, rows_of, time_layer, walk
+from fastcifar.measuring.layer_times import time_layer
+from fastcifar.measuring.layers import Layer, Work, list_layers, walk
+from fastcifar.measuring.roofline import rows_of
+from fastcifar.measuring.roofs import Roofs, measure_roofs
+from fastcifar.measuring.timing import time_calls
 from fastcifar.model import build_model, count_macs, count_parameters
+from fastcifar.session import Session
+from fastcifar.target import Target
 
 CPU = torch.device("cpu")
 
 
 def layers_of(**settings: object) -> list[Layer]:
-    return list_layers(Config.model_validate({"device": "cpu", "precision": "fp32", "engine": "eager", **settings}))
+    return list_layers(
+        Target(Config.model_validate({"device": "cpu", "precision": "fp32", "engine": "eager", **settings}))
+    )
 
 
 def macs(layers: list[Layer]) -> int:
@@ -94,30 +99,30 @@ def test_a_floor_is_the_longer_of_two_times_at_the_speed_of_a_copy_of_that_size(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_layer_of_a_tiny_model_is_timed(engine: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        roofline, "time_calls", lambda calls, device: [[(call(), 1.0 + i)[1]] for i, call in enumerate(calls)]
+        layer_times, "time_calls", lambda calls, device: [[(call(), 1.0 + i)[1]] for i, call in enumerate(calls)]
     )
-    config = settle(tiny_config(engine=engine, precision=precision, mixup_alpha=0.2), CPU)
-    engine_ = build_engine(build_model(100, config.width_mult, 0), config, CPU)
-    loader = build_loader(random_images(64), config, CPU, torch.float32, print)
-    before = {name: tensor.clone() for name, tensor in engine_.model.named_parameters()}
-    layers = list_layers(config)
-    times = [time_layer(layer, engine_, loader, config) for layer in layers]
+    target = Target.of(tiny_config(engine=engine, precision=precision, mixup_alpha=0.2))
+    session = Session(target, 100)
+    session.feed(random_images(64), print)
+    before = {name: tensor.clone() for name, tensor in session.engine.model.named_parameters()}
+    layers = list_layers(target)
+    times = [time_layer(layer, session) for layer in layers]
     for layer, seconds in zip(layers, times, strict=True):
         both = layer.kind not in ("optimizer", "augmentation", "casts and copies")
         assert seconds == ([1.0, 1.0] if both else [1.0, 2.0] if layer.backward else [1.0]), layer.name
-    for name, tensor in engine_.model.named_parameters():
+    for name, tensor in session.engine.model.named_parameters():
         assert torch.equal(tensor, before[name]), name
     rows = rows_of(layers, Roofs(((1_000, 1e9), (10**9, 1e9)), 1e12), times)
     assert len(rows) == sum(1 + (layer.backward is not None) for layer in layers)
 
 
 def test_roofs_of_this_device() -> None:
-    roofs = roofline.measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
+    roofs = measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
     assert [size for size, _ in roofs.copies] == [2**16, 2**20]
     assert all(math.isfinite(rate) and rate > 1e6 for _, rate in roofs.copies) and roofs.flops_per_second > 1e6
 
 
 def test_calls_take_turns() -> None:
     order: list[int] = []
-    times = roofline.time_calls([lambda: order.append(0), lambda: order.append(1)], CPU, seconds=0.0)
+    times = time_calls([lambda: order.append(0), lambda: order.append(1)], CPU, seconds=0.0)
     assert order == [0, 1] * (len(order) // 2) and [len(t) for t in times] == [5, 5]

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_split
+from tiny import tiny_config, tiny_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.config import Config
-from fastcifar.engines import Engine, build_engine
-from fastcifar.engines.eager import COMPUTE_DTYPE
+from fastcifar.engines import Engine
 from fastcifar.engines.steps import LaunchedSteps, ReplayedSteps, build_steps
 from fastcifar.loaders import ResidentLoader
-from fastcifar.model import build_model
 from fastcifar.optim import lr_table
+from fastcifar.target import Target
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_IMAGES = 40  # two full batches of 16 and a last one of 8
@@ -26,10 +25,13 @@ WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "maske
 
 
 def build(config: Config) -> tuple[Engine, ResidentLoader]:
-    engine = build_engine(build_model(10, config.width_mult, config.seed), config, DEVICE)
-    how = "fused" if config.engine == "fused" else "eager"
-    dtype = COMPUTE_DTYPE[config.precision]
-    return engine, ResidentLoader(tiny_split(NUM_IMAGES), config, DEVICE, dtype, augmentation=how)
+    session = tiny_session(target_of(config).config, NUM_IMAGES)
+    assert isinstance(session.loader, ResidentLoader)
+    return session.engine, session.loader
+
+
+def target_of(config: Config) -> Target:
+    return Target(config.model_copy(update={"device": str(DEVICE)}))
 
 
 def fused(**settings: Any) -> Config:
@@ -40,7 +42,11 @@ def fused(**settings: Any) -> Config:
 def train(config: Config, replayed: bool) -> Engine:
     engine, loader = build(config)
     lrs = lr_table(config, loader.num_batches)
-    steps = ReplayedSteps(engine, loader, lrs, DEVICE) if replayed else LaunchedSteps(engine, loader, lrs, config)
+    steps = (
+        ReplayedSteps(engine, loader, lrs, DEVICE)
+        if replayed
+        else LaunchedSteps(engine, loader, lrs, target_of(config))
+    )
     steps.warm_up()
     for epoch in range(1, config.epochs + 1):
         steps.begin(epoch)
@@ -136,13 +142,13 @@ def test_which_steps_an_engine_takes() -> None:
     engine, loader = build(config := fused())
     lrs = lr_table(config, loader.num_batches)
     notes: list[str] = []
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert isinstance(build_steps(engine, loader, lrs, config, cpu, notes.append), LaunchedSteps) and not notes
+    cpu = Target(config)
+    assert isinstance(build_steps(engine, loader, lrs, cpu, notes.append), LaunchedSteps) and not notes
 
     class FromTheHost:
         num_images, batch_size, num_batches = 40, 16, 3
 
-    other = config.model_copy(update={"loader": "torchvision"})
-    found = build_steps(engine, FromTheHost(), lrs, other, cuda, notes.append)  # type: ignore[arg-type]
+    cuda = Target(config.model_copy(update={"loader": "torchvision", "device": "cuda:0"}))
+    found = build_steps(engine, FromTheHost(), lrs, cuda, notes.append)  # type: ignore[arg-type]
     assert isinstance(found, LaunchedSteps)
     assert notes[0].startswith("loader = torchvision: batches come from the host, so steps are launched op by op")

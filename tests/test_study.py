@@ -15,23 +15,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_run import DIGEST
 from tiny import write_tiny
 
-import fastcifar
 from fastcifar.cli import main as cli
-from fastcifar.config import load_preset
 from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
+from fastcifar.presets import TRIALS, load_preset
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.planned import PlannedRun
 from fastcifar.study import conduct as study
-from fastcifar.study import plan as study_plan
+from fastcifar.study import folder as study_folder
 from fastcifar.study.conduct import Result, conduct
-from fastcifar.study.plan import PlannedRun, Request, Study, Trial, plan
+from fastcifar.study.folder import Study, Trial
+from fastcifar.study.plan import Request, plan
 from fastcifar.study.progress import Progress
 
 TESTS = Path(__file__).resolve().parent
@@ -40,13 +41,19 @@ SHORT = (("epochs", "3"),)
 
 
 class Report:
-    """Stands in for fastcifar.report, and keeps what it was given."""
+    """Stands in for fastcifar.report.writing, and keeps what it was given."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[Path], dict[str, PlannedRun]]] = []
 
     def write_report(
-        self, runs: Sequence[Path], out: Path, *, planned: Sequence[PlannedRun] = (), data: str | None = None
+        self,
+        runs: Sequence[Path],
+        out: Path,
+        *,
+        planned: Sequence[PlannedRun] = (),
+        data: str | None = None,
+        note: Callable[[str], None] = print,
     ) -> Path:
         self.calls.append((list(runs), {run.name: run for run in planned}))
         return out / "index.html"
@@ -54,11 +61,8 @@ class Report:
 
 @pytest.fixture(autouse=True)
 def report(monkeypatch: pytest.MonkeyPatch) -> Report:
-    stand_in: Any = ModuleType("fastcifar.report")
     written = Report()
-    stand_in.write_report = written.write_report
-    monkeypatch.setitem(sys.modules, "fastcifar.report", stand_in)
-    monkeypatch.setattr(fastcifar, "report", stand_in, raising=False)
+    monkeypatch.setattr("fastcifar.report.writing.write_report", written.write_report)
     return written
 
 
@@ -125,7 +129,7 @@ def test_all_trials_with_the_first_seed_come_first() -> None:
     planned, wanted = plan(OUT, Request())
     runs = planned.planned()
     assert [run.name for run in runs[:3]] == ["lr-0.05-s0", "lr-0.5-s0", "lr-0.01-s0"]
-    assert [(run.trial, run.seed) for run in runs] == [(t, s) for s in (0, 1, 2) for t in study_plan.TRIALS]
+    assert [(run.trial, run.seed) for run in runs] == [(t, s) for s in (0, 1, 2) for t in TRIALS]
     assert wanted == {run.name for run in runs}
     assert sum(run.epochs for run in runs) == 3 * 1545
     assert {run.state for run in runs} == {"missing"} and runs[7].path == OUT / "runs" / "final-s0"
@@ -136,10 +140,10 @@ def test_all_trials_with_the_first_seed_come_first() -> None:
 def test_epochs_scale_shrinks_warm_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled, _ = plan(OUT, Request(epochs_scale=0.01))
     assert {name: trial.epochs for name, trial in scaled.trials.items()} == {
-        name: 1 if name.startswith("lr") else 3 for name in study_plan.TRIALS
+        name: 1 if name.startswith("lr") else 3 for name in TRIALS
     }
     warm = load_preset("final").model_copy(update={"lr_warmup_epochs": 10.0})
-    monkeypatch.setattr(study_plan, "load_preset", lambda name: warm)
+    monkeypatch.setattr(study_folder, "load_preset", lambda name: warm)
     config = Study(OUT, epochs_scale=0.1).config("final", 0)
     assert (config.epochs, config.lr_warmup_epochs) == (30, 1.0)
 
@@ -148,7 +152,7 @@ def test_quick_is_small_and_settings_go_before_it() -> None:
     quick, _ = plan(OUT, Request(("lr-0.05", "final"), quick=True, settings=(("width-mult", "0.5"),)))
     config = quick.config("final", 1)
     assert (config.data, config.width_mult, config.mixup_alpha, config.seed) == ("procedural", 0.5, 0.2, 1)
-    assert [trial.epochs for trial in quick.trials.values()] == list(study_plan.QUICK_EPOCHS)
+    assert [trial.epochs for trial in quick.trials.values()] == list(study_folder.QUICK_EPOCHS)
 
 
 def test_a_study_grows_and_keeps_its_settings() -> None:

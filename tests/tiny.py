@@ -7,6 +7,8 @@ import torch
 
 from fastcifar.config import Config
 from fastcifar.data.dataset import Split
+from fastcifar.session import Session
+from fastcifar.target import Target
 
 NUM_CLASSES = 4
 
@@ -37,6 +39,13 @@ def tiny_config(data: Path | str = "procedural", **settings: object) -> Config:
     small = dict(data=str(data), val_size=24, width_mult=0.125, batch_size=16, epochs=3, eval_batch_size=20)
     fixed = dict(preset="tiny", device="cpu", precision="fp32", engine="eager", checkpoint_seconds=0.0)
     return Config.model_validate({**small, **fixed, **settings})
+
+
+def tiny_session(config: Config, num_images: int = 100) -> Session:
+    """A session of `config` as it is, fed with `num_images` tiny images, outside its context."""
+    session = Session(Target(config), NUM_CLASSES)
+    session.feed(tiny_split(num_images), lambda text: None)
+    return session
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/block_passes.h"
 #include "cpu/depthwise_block_kernel.h"
 #include "cpu/depthwise_weight.h"
 #include "cpu/dwconv3x3_kernel.h"
@@ -9,7 +10,6 @@
 
 namespace {
 using namespace fastcifar;
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // What the steps of the op share.
 struct Block {
@@ -27,26 +27,22 @@ struct Block {
         columns0(Scratch::zeros(kColumns * pitch)), columns1(Scratch::zeros(kColumns * pitch)) {}
 
   // A range of images as one of rows.
-  static Range rows(const Range& r, int64_t per_image) {
-    return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1};
-  }
+  static Range rows(const Range& r, int64_t per_image) { return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1}; }
 };
 
-Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-                const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
-                const std::optional<Tensor>& u_var) {
-  auto a = prepare_depthwise_block(Backend::cpu, u, gamma0, beta0, w, gamma1, beta1, stride, u_mean, u_var);
-  if (a.shape.N == 0) {
-    if (!a.given_statistics) zero(a.mean0), zero(a.var0);
-    return {a.z, a.y, a.mean0, a.var0, zero(a.mean1), zero(a.var1)};
-  }
-  const Block b(u, a.shape);
+}  // namespace
+
+namespace fastcifar {
+
+void run_depthwise_block(const DepthwiseBlockForward& a, double eps) {
+  const Block b(a.u, a.shape);
   const DwShape& s = b.s;
   const Taps taps(a.w, s.C);
   // The rows of each part: two sums for bn0, two for bn1.
   const int64_t size = 4 * b.pitch;
   const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
-  const Sums sums0{memory.get(), b.parts.image_parts, size}, sums1{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
+  const Sums sums0{memory.get(), b.parts.image_parts, size},
+      sums1{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
   const void* us = data(a.u);
   void *ys = mutable_data(a.y), *zs = mutable_data(a.z);
   float *columns0 = b.columns0.get(), *columns1 = b.columns1.get();
@@ -72,24 +68,28 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
   parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
     FASTCIFAR_KERNEL(apply_affine_relu)(b.element, b.rows(r, b.out_rows), s.C, ys, columns1, b.pitch, zs);
   });
-  return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
-Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
-                 const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0,
-                 const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
-  auto a = prepare_depthwise_block_backward(Backend::cpu, grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0,
-                                            mean1, var1, stride);
-  if (a.shape.N == 0) {
-    return {a.grad_u, zero(a.grad_gamma0), zero(a.grad_beta0), zero(a.grad_w), zero(a.grad_gamma1), zero(a.grad_beta1)};
-  }
-  const Block b(u, a.shape);
+void write_activation(const DepthwiseBlockBackward& a, double eps, Tensor z) {
+  const Block b(a.u, a.shape);
+  const void* ys = data(a.y);
+  void* zs = mutable_data(z);
+  FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean1), floats(a.var1), floats(a.gamma1), floats(a.beta1), eps,
+                                    b.columns1.get(), b.pitch);
+  parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
+    FASTCIFAR_KERNEL(apply_affine_relu)(b.element, b.rows(r, b.out_rows), b.s.C, ys, b.columns1.get(), b.pitch, zs);
+  });
+}
+
+void run_depthwise_block_backward(const DepthwiseBlockBackward& a, double eps) {
+  const Block b(a.u, a.shape);
   const DwShape& s = b.s;
   const Taps taps(a.w, s.C);
   // The rows of each part: two sums for bn1, two for bn0, nine for the weight.
   const int64_t size = 13 * b.pitch;
   const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
-  const Sums sums1{memory.get(), b.parts.image_parts, size}, sums0{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
+  const Sums sums1{memory.get(), b.parts.image_parts, size},
+      sums0{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
   const void *us = data(a.u), *ys = data(a.y), *grads = data(a.grad_z);
   void* outs = mutable_data(a.grad_u);
   float *columns0 = b.columns0.get(), *columns1 = b.columns1.get();
@@ -116,10 +116,53 @@ Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const T
   });
   FASTCIFAR_KERNEL(sum_parts)(memory.get(), b.parts.image_parts, size, memory.get());
   write_weight_gradient(memory.get() + 4 * b.pitch, b.pitch, a.grad_w);
+}
+
+}  // namespace fastcifar
+
+namespace {
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
+                const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
+                const std::optional<Tensor>& u_var) {
+  const char* op = "depthwise_block";
+  auto a = check_depthwise_block(Backend::cpu, op, u, gamma0, beta0, w, gamma1, beta1, stride);
+  if (const auto known = check_statistics(op, u_mean, u_var, u)) {
+    a.given_statistics = true;
+    // An op's outputs may not alias its inputs, so given statistics are copied.
+    a.mean0 = torch::stable::clone(known->mean);
+    a.var0 = torch::stable::clone(known->var);
+  }
+  a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
+  if (a.shape.N == 0) {
+    if (!a.given_statistics) zero(a.mean0), zero(a.var0);
+    return {a.z, a.y, a.mean0, a.var0, zero(a.mean1), zero(a.var1)};
+  }
+  run_depthwise_block(a, eps);
+  return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
+}
+
+Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
+                 const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0,
+                 const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
+  const char* op = "_depthwise_block_backward";
+  auto a = check_depthwise_block_backward(Backend::cpu, op, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1,
+                                          var1, stride);
+  const DwShape& s = a.shape;
+  a.grad_z = check_matching(op, "grad_z", grad_z, {s.N, s.C, s.Ho, s.Wo}, u);
+  if (s.N == 0) {
+    return {a.grad_u, zero(a.grad_gamma0), zero(a.grad_beta0), zero(a.grad_w), zero(a.grad_gamma1), zero(a.grad_beta1)};
+  }
+  run_depthwise_block_backward(a, eps);
   return {a.grad_u, a.grad_gamma0, a.grad_beta0, a.grad_w, a.grad_gamma1, a.grad_beta1};
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kDepthwiseBlockSchemas) m.def(schema);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) {
   m.impl("depthwise_block", TORCH_BOX(&forward));

@@ -10,17 +10,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
     const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
     const std::optional<Tensor>& u_var) {
   const char* op = "depthwise_block";
-  const Stream stream(u);
-  STD_TORCH_CHECK(u_mean.has_value() == u_var.has_value(), op, ": u_mean and u_var are given together or not at all");
-  // Given statistics are copied by the kernel that uses them, not by prepare's two clones.
-  DepthwiseBlockForward a = prepare_depthwise_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, stride,
-                                                    std::nullopt, std::nullopt);
-  const bool given = u_mean.has_value();
-  const Tensor known_mean = given ? check_per_channel(op, "u_mean", *u_mean, a.shape.C, u) : a.mean0;
-  const Tensor known_var = given ? check_per_channel(op, "u_var", *u_var, a.shape.C, u) : a.var0;
+  const DeviceStream stream(u);
+  DepthwiseBlockForward a = check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
+  a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
+  // Given statistics are copied by the kernel that uses them.
+  const std::optional<KnownStatistics> known = check_statistics(op, u_mean, u_var, u);
   if (a.shape.N == 0) {
     for (const Tensor& t : {a.mean0, a.var0, a.mean1, a.var1}) zero(t);
-    if (given) return {a.z, a.y, torch::stable::clone(known_mean), torch::stable::clone(known_var), a.mean1, a.var1};
+    if (known) return {a.z, a.y, torch::stable::clone(known->mean), torch::stable::clone(known->var), a.mean1, a.var1};
     return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
   }
   const Tensor in = readable(op, a.u), weight = float_weight(a.w);
@@ -33,8 +30,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
   b.gamma1 = floats(a.gamma1);
   b.beta1 = floats(a.beta1);
   b.eps = static_cast<float>(eps);
-  b.u_mean = given ? floats(known_mean) : nullptr;
-  b.u_var = given ? floats(known_var) : nullptr;
+  b.u_mean = known ? floats(known->mean) : nullptr;
+  b.u_var = known ? floats(known->var) : nullptr;
   b.z = a.z.mutable_data_ptr();
   b.y = a.y.mutable_data_ptr();
   b.mean0 = mutable_floats(a.mean0);
@@ -51,9 +48,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_backw
     const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0, const Tensor& mean1,
     const Tensor& var1, double eps, int64_t stride) {
   const char* op = "_depthwise_block_backward";
-  const Stream stream(u);
-  DepthwiseBlockBackward a = prepare_depthwise_block_backward(Backend::cuda, grad_z, u, y, gamma0, beta0, w, gamma1,
-                                                              beta1, mean0, var0, mean1, var1, stride);
+  const DeviceStream stream(u);
+  DepthwiseBlockBackward a = check_depthwise_block_backward(Backend::cuda, op, u, y, gamma0, beta0, w, gamma1, beta1,
+                                                            mean0, var0, mean1, var1, stride);
+  const DwShape& s = a.shape;
+  a.grad_z = check_matching(op, "grad_z", grad_z, {s.N, s.C, s.Ho, s.Wo}, u);
   if (a.shape.N == 0) {
     for (const Tensor& t : {a.grad_gamma0, a.grad_beta0, a.grad_w, a.grad_gamma1, a.grad_beta1}) zero(t);
     return {a.grad_u, a.grad_gamma0, a.grad_beta0, a.grad_w, a.grad_gamma1, a.grad_beta1};
@@ -88,6 +87,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_backw
 
 }  // namespace
 }  // namespace fastcifar::cuda
+
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kDepthwiseBlockSchemas) m.def(schema);
+}
 
 FASTCIFAR_CUDA_KERNELS(m) {
   m.impl("depthwise_block", TORCH_BOX(&fastcifar::cuda::depthwise_block_cuda));

@@ -16,9 +16,6 @@ namespace fastcifar::cuda {
 inline constexpr int kThreads = 256;
 // Channels a block works on: a pixel's 64 bytes of bf16 are two full memory sectors.
 inline constexpr int kBlockChannels = 32;
-// Blocks a reducing kernel asks for, two an SM on an H200. A constant, not the device's own count: the number of
-// partial sums, and so the last bit of the result, depends on the shape alone.
-inline constexpr int kTargetBlocks = 264;
 
 FC_HD constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -178,9 +175,12 @@ struct Lanes {
 template <class F>
 void with_type(Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::kFloat32: return f(float());
-    case Dtype::kBFloat16: return f(bf16());
-    case Dtype::kFloat16: return f(fp16());
+    case Dtype::kFloat32:
+      return f(float());
+    case Dtype::kBFloat16:
+      return f(bf16());
+    case Dtype::kFloat16:
+      return f(fp16());
   }
 }
 

@@ -8,10 +8,14 @@
 #include "checks.h"
 #include "cuda/launch.h"
 
-// The emulator of the tests builds these same files for CPU tensors, beside the real library.
+// An op's schemas as this library was built with them, and its kernels. The schemas go into a namespace of their own,
+// where Python compares them with its own: the ops themselves are declared by the CPU library. The emulator of the tests
+// builds these same files for CPU tensors, beside the real library.
 #if defined(FASTCIFAR_EMULATED)
+#define FASTCIFAR_CUDA_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar_emulated, m)
 #define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar_emulated, CPU, m)
 #else
+#define FASTCIFAR_CUDA_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar_cuda, m)
 #define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar, CUDA, m)
 #endif
 
@@ -23,12 +27,12 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace fastcifar::cuda {
 
 // Custom ops get no device guard of their own: for as long as this lives, the tensor's device is the current one.
-class Stream {
+class DeviceStream {
  public:
 #if defined(FASTCIFAR_EMULATED)
-  explicit Stream(const Tensor&) {}
+  explicit DeviceStream(const Tensor&) {}
 #else
-  explicit Stream(const Tensor& t) : guard_(t.get_device_index()) {
+  explicit DeviceStream(const Tensor& t) : guard_(t.get_device_index()) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);

@@ -1,8 +1,6 @@
 #include "cuda/op.h"
 
-#include "cuda/schemas.h"
-#include "cuda/separable_block.h"
-#include "depthwise_block.h"
+#include "separable_block.h"
 
 namespace fastcifar::cuda {
 namespace {
@@ -18,24 +16,22 @@ bool has_tensor_cores() {
 #endif
 }
 
+// A weight in the activations' dtype.
+Tensor in_dtype_of(const Tensor& x, const Tensor& w) {
+  return w.scalar_type() == x.scalar_type() ? w : torch::stable::to(w, x.scalar_type());
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_cuda(
     const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
     const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows) {
   const char* op = "separable_block";
-  const Stream stream(u);
-  DepthwiseBlockForward a = prepare_depthwise_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, stride,
-                                                    std::nullopt, std::nullopt);
-  const DwShape& s = a.shape;
-  STD_TORCH_CHECK(s.N > 0, op, ": u must not be empty, got ", shape_text(u));
-  const Tensor matrix = check_pointwise_weight(op, pointwise, u);
-  const int64_t channels = matrix.size(0);
-  Tensor v = empty_channels_last(u, s.N, channels, s.Ho, s.Wo);
-  Tensor v_rows = empty_moments(u, separable_block_rows(s, channels), channels);
-  const Tensor in = readable(op, a.u), weight = float_weight(a.w), rows = check_moments(op, u_rows, u);
-  const Tensor cast = readable(op, matrix.scalar_type() == u.scalar_type()
-                                       ? matrix
-                                       : torch::stable::to(matrix, u.scalar_type()));
-  const Tensor workspace = empty_floats(in, separable_block_workspace(s));
+  const DeviceStream stream(u);
+  SeparableBlockForward prepared =
+      prepare_separable_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows);
+  DepthwiseBlockForward& a = prepared.block;
+  const Tensor in = readable(op, a.u), weight = float_weight(a.w);
+  const Tensor matrix = readable(op, in_dtype_of(u, prepared.pointwise));
+  const Tensor workspace = empty_floats(in, separable_block_workspace(a.shape));
   SeparableForward f{};
   f.block.u = in.const_data_ptr();
   f.block.gamma0 = floats(a.gamma0);
@@ -49,14 +45,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   f.block.var0 = mutable_floats(a.var0);
   f.block.mean1 = mutable_floats(a.mean1);
   f.block.var1 = mutable_floats(a.var1);
-  if (u_rows.has_value()) f.u_rows = {const_cast<float*>(floats(rows)), static_cast<int>(rows.size(0))};
-  f.pointwise = cast.const_data_ptr();
-  f.out_channels = channels;
-  f.v = v.mutable_data_ptr();
-  f.v_rows = mutable_floats(v_rows);
+  if (prepared.u_rows) {
+    f.u_rows = {const_cast<float*>(floats(*prepared.u_rows)), static_cast<int>(prepared.u_rows->size(0))};
+  }
+  f.pointwise = matrix.const_data_ptr();
+  f.out_channels = prepared.out_channels;
+  f.v = prepared.v.mutable_data_ptr();
+  f.v_rows = mutable_floats(prepared.v_rows);
   f.workspace = mutable_floats(workspace);
-  check_launch(op, separable_block(dtype_of(in), f, s, has_tensor_cores(), stream));
-  return {v, v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1};
+  check_launch(op, separable_block(dtype_of(in), f, a.shape, has_tensor_cores(), stream));
+  return {prepared.v, prepared.v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
@@ -64,19 +62,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
     const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0, const Tensor& var0,
     const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
   const char* op = "_separable_block_backward";
-  const Stream stream(u);
-  // y stands in for the gradient of z, which has its shape and is computed here.
-  DepthwiseBlockBackward a = prepare_depthwise_block_backward(Backend::cuda, y, u, y, gamma0, beta0, w, gamma1, beta1,
-                                                              mean0, var0, mean1, var1, stride);
+  const DeviceStream stream(u);
+  SeparableBlockBackward prepared = prepare_separable_block_backward(
+      Backend::cuda, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride);
+  DepthwiseBlockBackward& a = prepared.block;
   const DwShape& s = a.shape;
-  STD_TORCH_CHECK(s.N > 0, op, ": u must not be empty, got ", shape_text(u));
-  const Tensor matrix = check_pointwise_weight(op, pointwise, u);
-  const int64_t channels = matrix.size(0);
-  const Tensor grad = readable(op, check_matching(op, "grad_v", grad_v, {s.N, channels, s.Ho, s.Wo}, u));
-  const Tensor in = readable(op, a.u), out = readable(op, a.y), weight = float_weight(a.w);
-  const Tensor cast = readable(op, matrix.scalar_type() == u.scalar_type()
-                                       ? matrix
-                                       : torch::stable::to(matrix, u.scalar_type()));
+  const int64_t channels = prepared.out_channels;
+  const Tensor in = readable(op, a.u), out = readable(op, a.y), grad = readable(op, prepared.grad_v);
+  const Tensor weight = float_weight(a.w), matrix = readable(op, in_dtype_of(u, prepared.pointwise));
   Tensor masked = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   const Tensor grad_w = empty_float_weight(a.w);
   const int64_t sizes[4] = {channels, s.C, 1, 1};
@@ -103,23 +96,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   g.block.grad_gamma1 = mutable_floats(a.grad_gamma1);
   g.block.grad_beta1 = mutable_floats(a.grad_beta1);
   g.grad_v = grad.const_data_ptr();
-  g.pointwise = cast.const_data_ptr();
+  g.pointwise = matrix.const_data_ptr();
   g.out_channels = channels;
   g.grad_pointwise = mutable_floats(grad_pointwise);
   g.workspace = mutable_floats(workspace);
   check_launch(op, separable_block_backward(dtype_of(in), g, s, has_tensor_cores(), stream));
-  return {a.grad_u,      a.grad_gamma0, a.grad_beta0, weight_gradient(grad_w, w), a.grad_gamma1,
-          a.grad_beta1, weight_gradient(grad_pointwise, pointwise)};
+  return {a.grad_u,
+          a.grad_gamma0,
+          a.grad_beta0,
+          weight_gradient(grad_w, w),
+          a.grad_gamma1,
+          a.grad_beta1,
+          weight_gradient(grad_pointwise, pointwise)};
 }
 
 }  // namespace
 }  // namespace fastcifar::cuda
 
-#if !defined(FASTCIFAR_EMULATED)
-STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
-  for (const char* schema : fastcifar::cuda::kSchemas) m.def(schema);
+FASTCIFAR_CUDA_SCHEMAS(m) {
+  for (const char* schema : fastcifar::kSeparableBlockSchemas) m.def(schema);
 }
-#endif
 
 FASTCIFAR_CUDA_KERNELS(m) {
   m.impl("separable_block", TORCH_BOX(&fastcifar::cuda::separable_block_cuda));

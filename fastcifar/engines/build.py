@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import torch
-
 from fastcifar import cpu
-from fastcifar.config import Config
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel, fused_forward
-from fastcifar.loaders import MEMORY_FORMAT
 from fastcifar.model import MobileNet
 from fastcifar.optim import Ema, build_optimizer
+from fastcifar.target import Target
 
 
-def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engine:
-    """The engine a settled config names, over `model` moved to `device` in the config's memory format.
+def build_engine(model: MobileNet, target: Target) -> Engine:
+    """The engine that the target's config names, over `model` moved to its device in its memory format.
 
     On the CPU with `tuned = true` freed memory is kept, and where no fused ops take their place the model's
     convolutions are replaced by faster equals (see `cpu`).
     """
-    model.to(device=device, memory_format=MEMORY_FORMAT[config.memory_format])  # type: ignore[call-overload]
-    if device.type == "cpu" and config.tuned:
+    config = target.config
+    model.to(device=target.device, memory_format=target.memory_format)  # type: ignore[call-overload]
+    if target.device.type == "cpu" and config.tuned:
         cpu.keep_freed_memory()
         if config.engine != "fused" and config.memory_format == "channels_last":
             cpu.tune(model)
@@ -35,13 +33,4 @@ def build_engine(model: MobileNet, config: Config, device: torch.device) -> Engi
     elif config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
         forward = compiled_forward(eager, config.batch_size, config.compile_mode)
-    return Engine(
-        model,
-        optimizer,
-        ema,
-        device=device,
-        precision=config.precision,
-        label_smoothing=config.label_smoothing,
-        logits=logits,
-        forward=forward,
-    )
+    return Engine(model, optimizer, ema, target=target, logits=logits, forward=forward)

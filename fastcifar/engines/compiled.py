@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
 from fastcifar.errors import CompileError
-from fastcifar.loaders import Batch
 
 
 def compiled_forward(forward: Forward, batch_size: int, mode: str) -> Forward:

@@ -12,18 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.loaders import Batch
+from fastcifar.batch import Batch
 from fastcifar.optim import Ema
 from fastcifar.run.clock import wait
+from fastcifar.target import Target
 
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 
-COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
-class EpochTotals:
-    """Means over the images of an epoch or a split. Training accuracy counts lambda-weighted under MixUp."""
+class Means:
+    """Loss and accuracy (0 to 1), means over the images of an epoch or a split; under MixUp weighted by lambda."""
 
     loss: float
     accuracy: float
@@ -55,11 +54,10 @@ def forward_with_loss(model: Callable[[Tensor], Tensor], label_smoothing: float)
 class Engine:
     """Trains one model, a batch at a time, without reading anything back from the device.
 
-    Arguments:
+    Args:
         model, optimizer, ema: trained in place; ema may be None.
-        device, precision: `bf16` and `fp16` run under autocast; `fp16` scales its loss, and whether a step overflowed
-            is decided on the device.
-        label_smoothing: of the training loss only.
+        target: a precision of `bf16` and `fp16` runs under autocast; `fp16` scales its loss, and whether a step
+            overflowed is decided on the device.
         logits: images -> logits, the model's function; None for the model itself.
         forward: another way to compute `forward_with_loss` in training, compiled or fused; None for eager.
     """
@@ -70,25 +68,23 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         ema: Ema | None,
         *,
-        device: torch.device,
-        precision: str,
-        label_smoothing: float,
+        target: Target,
         logits: Callable[[Tensor], Tensor] | None = None,
         forward: Forward | None = None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
-        self._device, self._precision = device, precision
-        self._forward = forward or forward_with_loss(logits or model, label_smoothing)
+        self._target, device = target, target.device
+        self._forward = forward or forward_with_loss(logits or model, target.config.label_smoothing)
         self._logits = logits or model
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)  # what backward starts from, without a kernel to make it each step
         # [sum of losses, correct predictions] over the images of the epoch so far
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self._precision == "fp32":
+        if self._target.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, COMPUTE_DTYPE[self._precision])
+        return torch.autocast(self._target.device.type, self._target.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor a step reads or writes beside its batch, by name, as the live objects."""
@@ -117,14 +113,14 @@ class Engine:
             self.ema.update()
         self.totals += sums
 
-    def read_totals(self, num_images: int) -> EpochTotals:
-        """The epoch's means; the one read from the device in an epoch. Starts the next epoch's sums at zero."""
+    def pop_means(self, num_images: int) -> Means:
+        """The means over the `num_images` images since the last call: `totals` is read from the device and set to 0."""
         loss, correct = (self.totals / num_images).tolist()
         self.totals.zero_()
-        return EpochTotals(loss, correct)
+        return Means(loss, correct)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], see: Callable[[Tensor, Tensor], None] | None = None) -> EpochTotals:
+    def evaluate(self, batches: Iterable[Batch], see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
         """Loss and accuracy in evaluation mode, of the moving average where one is kept.
 
         `see` is shown every batch's logits, float32 [B, K], and labels, both on the device.
@@ -146,7 +142,7 @@ class Engine:
             if self.ema is not None:
                 self.ema.swap()
             self.model.train()
-        return EpochTotals(loss_mean, accuracy)
+        return Means(loss_mean, accuracy)
 
     def warm_up(self, batches: Iterable[Batch]) -> float:
         """Runs forward and backward on each batch, so that compiling and choosing kernels is over when training starts.
@@ -163,5 +159,5 @@ class Engine:
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
-        wait(self._device)
+        wait(self._target.device)
         return time.perf_counter() - start

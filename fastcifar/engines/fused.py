@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
-from fastcifar.loaders import Batch
 from fastcifar.model import DepthwiseSeparable, MobileNet
-from fastcifar.ops import batch_norm_relu, depthwise_block, dwconv3x3_affine_relu, mixup_cross_entropy
-from fastcifar.ops.separable_block import separable_block
+from fastcifar.ops import (
+    batch_norm_relu,
+    depthwise_block,
+    dwconv3x3_affine_relu,
+    mixup_cross_entropy,
+    separable_block,
+)
 
 
 class FusedModel:

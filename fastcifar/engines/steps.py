@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastcifar.config import Config
-from fastcifar.device import is_out_of_memory
 from fastcifar.engines.compiled import explain, is_compile_error
 from fastcifar.engines.eager import Engine
 from fastcifar.loaders import Loader, ResidentLoader
+from fastcifar.target import Target, is_out_of_memory
 
 
 class Steps(Protocol):
@@ -41,27 +40,34 @@ def build_steps(
     engine: Engine,
     loader: Loader,
     lrs: NDArray[np.float64],
-    config: Config,
-    device: torch.device,
+    target: Target,
     note: Callable[[str], None],
+    *,
+    launched: bool = False,
 ) -> Steps:
-    """The steps of a settled config; `lrs` is the learning rate of every step of the run (see `optim.lr_table`).
+    """The steps of a run: on CUDA the fused engine's step is one graph, if the batches are made on the device.
 
-    On CUDA the fused engine's step is one graph, if the batches are made on the device; if not, `note` is told so.
+    Args:
+        engine, loader: trains and feeds.
+        lrs: the learning rate of every step of the run (see `optim.lr_table`).
+        target: says which engine on which device.
+        note: is told where steps are launched op by op because the batches come from the host.
+        launched: launches the steps op by op where they would be one graph.
     """
-    if config.engine == "fused" and device.type == "cuda":
+    config = target.config
+    if config.engine == "fused" and target.device.type == "cuda" and not launched:
         if isinstance(loader, ResidentLoader):
-            return ReplayedSteps(engine, loader, lrs, device)
+            return ReplayedSteps(engine, loader, lrs, target.device)
         source = f"loader = {config.loader}" if config.loader != "resident" else f"images_on = {config.images_on}"
         note(f"{source}: batches come from the host, so steps are launched op by op and not as one CUDA graph")
-    return LaunchedSteps(engine, loader, lrs, config)
+    return LaunchedSteps(engine, loader, lrs, target)
 
 
 class LaunchedSteps:
     """Every op of a step is launched when its turn comes."""
 
-    def __init__(self, engine: Engine, loader: Loader, lrs: NDArray[np.float64], config: Config) -> None:
-        self._engine, self._loader, self._lrs, self._config = engine, loader, lrs, config
+    def __init__(self, engine: Engine, loader: Loader, lrs: NDArray[np.float64], target: Target) -> None:
+        self._engine, self._loader, self._lrs, self._config = engine, loader, lrs, target.config
         self._first = 0
 
     def warm_up(self) -> float:

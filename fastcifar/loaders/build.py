@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
-from fastcifar.config import Config
 from fastcifar.data.dataset import Split
-from fastcifar.loaders.batch import Loader
 from fastcifar.loaders.host import HostLoader
-from fastcifar.loaders.resident import ResidentLoader, augmentation_of
+from fastcifar.loaders.protocol import Loader
+from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentation_of
+from fastcifar.target import Target
 
 
 def build_loader(
-    split: Split, config: Config, device: torch.device, dtype: torch.dtype, note: Callable[[str], None]
+    split: Split, target: Target, note: Callable[[str], None], *, augmentation: Augmentation | None = None
 ) -> Loader:
-    """The loader a settled config names, over the images of `split`.
+    """The loader that a settled config names, over the images of `split`.
 
-    Arguments:
-        device, dtype: where the batches are needed, and in what type.
+    Args:
+        split: the training images.
+        target: its config says which loader; the batches are made for its device, in its dtype and memory format.
         note: receives what a user should know but that stops nothing.
+        augmentation: what makes the batches of `loader = resident`, if not what the engine makes them with.
 
-    Errors: `UsageError` if a package that the loader needs is missing; `DeviceMemoryError`.
+    Raises:
+        UsageError: a package that the loader needs is missing.
+        DeviceMemoryError: the images do not fit the device.
     """
+    config = target.config
     if config.loader == "torchvision":
         from fastcifar.loaders.torchvision import TorchvisionLoader  # what it needs is optional, and slow to import
 
-        return TorchvisionLoader(split, config, device, dtype)
+        return TorchvisionLoader(split, target)
     if config.loader == "dali":
         from fastcifar.loaders.dali import DaliLoader
 
-        return DaliLoader(split, config, device, dtype)
-    augmentation = augmentation_of(config.engine, device)
+        return DaliLoader(split, target)
+    augmentation = augmentation or augmentation_of(config.engine, target.device)
     if config.images_on == "host":
-        return HostLoader(split, config, device, dtype, note, augmentation=augmentation)
-    return ResidentLoader(split, config, device, dtype, augmentation=augmentation)
+        return HostLoader(split, target, note, augmentation=augmentation)
+    return ResidentLoader(split, target, augmentation=augmentation)

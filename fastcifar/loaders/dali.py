@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.errors import UsageError
 from fastcifar.loaders.ordered import OrderedLoader
 from fastcifar.run import environment
+from fastcifar.target import Target
 
 
 def import_dali() -> Any:
@@ -41,20 +41,22 @@ def import_dali() -> Any:
 
 
 class DaliLoader(OrderedLoader):
-    """Training batches from a DALI pipeline; on the CPU, with no driver, if `device` is one.
+    """Training batches from a DALI pipeline, which on the CPU needs no driver.
 
-    Arguments:
+    DALI has no bfloat16: it computes in float32.
+
+    Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        config: beside what `OrderedLoader` reads, mean, std and loader_workers, the threads of the pipeline.
-        device, dtype: where the batches are needed, and in what type. DALI has no bfloat16: it computes in float32.
+        target: beside what `OrderedLoader` reads, its config's mean, std and loader_workers (the pipeline's threads).
 
-    Errors: `UsageError` if DALI is missing.
+    Raises:
+        UsageError: DALI is missing.
     """
 
-    def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(len(split.labels), config, device, dtype)
+    def __init__(self, split: Split, target: Target) -> None:
+        super().__init__(len(split.labels), target)
         self._images = split.images
-        self._labels = torch.from_numpy(split.labels).to(device)
+        self._labels = torch.from_numpy(split.labels).to(target.device)
         self._pipeline = self._build(import_dali())
         self._steps: Iterator[int] = iter(())
         self._draws: EpochDraws | None = None

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcifar.config import Config
+from fastcifar.batch import Batch
 from fastcifar.data.dataset import Split
-from fastcifar.loaders.batch import Batch, draws_of
+from fastcifar.loaders.protocol import draws_of
 from fastcifar.loaders.resident import Augmentation, ResidentLoader
+from fastcifar.target import Target
 
 _AHEAD = 3
 """Batches in flight: one in use, one that travels, one that is gathered."""
@@ -35,18 +36,14 @@ class HostLoader:
     def __init__(
         self,
         split: Split,
-        config: Config,
-        device: torch.device,
-        dtype: torch.dtype,
+        target: Target,
         note: Callable[[str], None],
         *,
         augmentation: Augmentation = "eager",
     ) -> None:
-        self._config, self._images = config, split.images
+        self._config, self._images, device = target.config, split.images, target.device
         self._labels = torch.from_numpy(split.labels).to(device)
-        self._maker = ResidentLoader(
-            Split(split.images[:0], split.labels), config, device, dtype, augmentation=augmentation
-        )
+        self._maker = ResidentLoader(Split(split.images[:0], split.labels), target, augmentation=augmentation)
         self.num_images, self.batch_size = self._maker.num_images, self._maker.batch_size
         self.num_batches = self._maker.num_batches
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -7,23 +7,24 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from fastcifar.config import Config
+from fastcifar.batch import Batch
 from fastcifar.draws import EpochDraws
-from fastcifar.loaders.batch import MEMORY_FORMAT, Batch, draws_of
+from fastcifar.loaders.protocol import draws_of
+from fastcifar.target import Target
 
 
 class OrderedLoader(ABC):
     """Training batches in the order of the epoch's draws, mixed on the device as the resident loader mixes them.
 
-    Arguments:
+    Args:
         num_images: of the split.
-        config: seed, batch_size, crop_padding, flip, mixup_alpha and memory_format are read here.
-        device, dtype: where the batches are needed, and in what type.
+        target: where the batches are needed, in its dtype and memory format; of its config seed, batch_size,
+            crop_padding, flip and mixup_alpha are read here.
     """
 
-    def __init__(self, num_images: int, config: Config, device: torch.device, dtype: torch.dtype) -> None:
-        self._config, self._device, self._dtype = config, device, dtype
-        self.num_images, self.batch_size = num_images, config.batch_size
+    def __init__(self, num_images: int, target: Target) -> None:
+        self._target, self._config, self._device = target, target.config, target.device
+        self.num_images, self.batch_size = num_images, target.config.batch_size
         self.num_batches = -(-num_images // self.batch_size)
         self._next = self.num_batches
         self._partner: Tensor | None = None
@@ -61,5 +62,5 @@ class OrderedLoader(ABC):
             partner = self._partner[step * self.batch_size : (step + 1) * self.batch_size]
             partner_labels, lam = labels[partner], self._lam[step]
             images = lam * images + (1 - lam) * images[partner]
-        images = images.to(self._dtype).contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
+        images = images.to(self._target.dtype).contiguous(memory_format=self._target.memory_format)
         return Batch(images, labels, partner_labels, lam)

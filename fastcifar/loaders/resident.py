@@ -15,11 +15,12 @@ from torch import Tensor
 
 from fastcifar import ops
 from fastcifar.augment import augment, normalization_table
-from fastcifar.config import Config
+from fastcifar.batch import Batch
 from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.errors import DeviceMemoryError
-from fastcifar.loaders.batch import MEMORY_FORMAT, Batch, draws_of
+from fastcifar.loaders.protocol import draws_of
+from fastcifar.target import Target
 
 Augmentation = Literal["eager", "compiled", "fused"]
 
@@ -34,26 +35,21 @@ def augmentation_of(engine: str, device: torch.device) -> Augmentation:
 class ResidentLoader:
     """Training batches of one split, cut and mixed on the device.
 
-    Arguments:
+    Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        config: seed, batch_size, mean, std, crop_padding, flip, mixup_alpha and memory_format are read.
-        device, dtype: where the batches are made, and in what type.
+        target: where the batches are made, in its dtype and memory format; of its config seed, batch_size, mean, std,
+            crop_padding, flip and mixup_alpha are read.
         augmentation: what makes a batch of the draws, bit for bit the same: `eager` op by op, `compiled` one or two
             kernels by torch.compile, `fused` the extension's own kernel.
 
-    Errors: `DeviceMemoryError` if the split does not fit the device.
+    Raises:
+        DeviceMemoryError: the split does not fit the device.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        config: Config,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        augmentation: Augmentation = "eager",
-    ) -> None:
-        self._config, self._device, self._dtype = config, device, dtype
+    def __init__(self, split: Split, target: Target, *, augmentation: Augmentation = "eager") -> None:
+        config, device = target.config, target.device
+        self._config, self._device, self._dtype = config, device, target.dtype
+        self._memory_format = target.memory_format
         self.num_images, self.batch_size = len(split.labels), config.batch_size
         self.num_batches = -(-self.num_images // self.batch_size)
         try:
@@ -68,7 +64,7 @@ class ResidentLoader:
         self._table = normalization_table(config.mean, config.std, device)
         self._fused = augmentation == "fused"
         self._step = torch.zeros((), dtype=torch.int64, device=device)
-        make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=dtype)
+        make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=target.dtype)
         # The full batch alone is compiled: the epoch's last one, 64 of 128, would cost a second compilation.
         self._augment = torch.compile(make, dynamic=False) if augmentation == "compiled" else make
         self._augment_rest = make
@@ -118,7 +114,7 @@ class ResidentLoader:
             partner_labels = labels[partner]
         cut = self._augment if len(index) == self.batch_size else self._augment_rest
         cuts = cut(images, index, top, left, flip, partner, lam, self._table)
-        cuts = cuts.contiguous(memory_format=MEMORY_FORMAT[self._config.memory_format])
+        cuts = cuts.contiguous(memory_format=self._memory_format)
         return Batch(cuts, labels, partner_labels, lam)
 
     def batch_at(self, step: Tensor, rows: int) -> Batch:
@@ -146,5 +142,5 @@ class ResidentLoader:
             config.crop_padding,
             self._dtype,
         )
-        images = images.contiguous(memory_format=MEMORY_FORMAT[config.memory_format])
+        images = images.contiguous(memory_format=self._memory_format)
         return Batch(images, labels, partner_labels, lam) if "lam" in draws else Batch(images, labels)

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_seeds
 from fastcifar.errors import LoaderError
 from fastcifar.loaders.ordered import OrderedLoader
 from fastcifar.loaders.torchvision_import import import_torchvision
 from fastcifar.run import environment
+from fastcifar.target import Target
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _DATASET = "fastcifar.loaders.torchvision_dataset"
@@ -42,16 +42,18 @@ Item = tuple[int, int, bool]
 class TorchvisionLoader(OrderedLoader):
     """Training batches from torchvision's transforms in `config.loader_workers` processes, 0 = one for each core.
 
-    Arguments:
+    Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        config: beside what `OrderedLoader` reads, mean, std and loader_workers.
-        device, dtype: where the batches are needed, and in what type.
+        target: beside what `OrderedLoader` reads, its config's mean, std and loader_workers are.
 
-    Errors: `UsageError` if torchvision is missing; `LoaderError` if a worker process is gone, or shared memory is full.
+    Raises:
+        UsageError: torchvision is missing.
+        LoaderError: a worker process is gone, or shared memory is full.
     """
 
-    def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(len(split.labels), config, device, dtype)
+    def __init__(self, split: Split, target: Target) -> None:
+        super().__init__(len(split.labels), target)
+        config = target.config
         import_torchvision()
         from fastcifar.loaders.torchvision_dataset import AugmentedImages
 
@@ -67,7 +69,7 @@ class TorchvisionLoader(OrderedLoader):
                 worker_init_fn=_settle_in,
                 multiprocessing_context=_clean_processes(),
                 persistent_workers=True,
-                pin_memory=device.type == "cuda",
+                pin_memory=target.device.type == "cuda",
                 generator=torch.Generator(),  # for the workers' base seed, which nothing here uses; not the global one
             )
         self._batches: Iterator[list[Tensor]] | None = None

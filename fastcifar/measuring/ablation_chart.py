@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastcifar.measuring.grid import Entry, Factor, dearest_first
+from fastcifar.ui import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,15 +27,9 @@ def draw_chart(
         title: stands above the picture.
         path_stem: where the pictures go, without the ending.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     measured = [factor for factor in dearest_first(factors) if factor.measured]
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
+    style = {
         "axes.spines.left": False,
         "axes.titlesize": 11,
         "axes.titlelocation": "left",
@@ -44,21 +39,16 @@ def draw_chart(
         "grid.color": "#e8e8e8",
         "ytick.major.size": 0,
         "hatch.linewidth": 0.6,
-        "svg.hashsalt": "fastcifar",
     }
-    with rc_context(style):
+    with drawing.styled(style):
         rows = max(len(entries), len(measured))
-        figure = Figure(figsize=(12 if measured else 7.5, 1.6 + 0.34 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = drawing.new_figure(12 if measured else 7.5, 1.6 + 0.34 * rows)
         figure.suptitle(title, fontsize=12)
         panels = figure.subplots(1, 2 if measured else 1, width_ratios=[3, 2] if measured else None, squeeze=False)[0]
         _draw_cells(panels[0], entries)
         if fastest is not None and measured:
             _draw_factors(panels[1], measured, fastest)
-        paths = [Path(f"{path_stem}{ending}") for ending in (".svg", ".png")]
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure.savefig(paths[1], dpi=120)
-    return paths
+        return drawing.save(figure, path_stem)
 
 
 def _draw_cells(axes: Axes, entries: Sequence[Entry]) -> None:

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,11 @@ import torch
 
 from fastcifar.config import Config
 from fastcifar.data.dataset import Split
-from fastcifar.device import find_device, out_of_memory_explained, prepare, settle
-from fastcifar.engines import build_engine
-from fastcifar.engines.eager import COMPUTE_DTYPE
-from fastcifar.engines.steps import LaunchedSteps, Steps, build_steps
 from fastcifar.errors import FastcifarError, NonFiniteError
-from fastcifar.loaders import Augmentation, Loader, ResidentLoader, build_loader
-from fastcifar.model import build_model
-from fastcifar.optim import lr_table
+from fastcifar.loaders import Augmentation
 from fastcifar.run.clock import process_seconds, wait
+from fastcifar.session import Session
+from fastcifar.target import Target
 
 NUM_IMAGES, NUM_CLASSES = 40_000, 100
 """The protocol's: CIFAR-100's training images less those held out for validation."""
@@ -174,37 +170,29 @@ class _Window:
 
 
 def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES) -> Measurement:
-    """Measures `cell` in this process; see `measure`. Errors: any `FastcifarError`."""
-    device = find_device(cell.config.device)
-    config = settle(cell.config, device)
-    prepare(device, deterministic=config.deterministic)
-    notes: list[str] = []
-    with out_of_memory_explained(config, device):
-        engine = build_engine(build_model(NUM_CLASSES, config.width_mult, config.seed), config, device)
-        loader = _loader(random_images(num_images), config, device, cell.augmentation, notes.append)
-        try:
-            lrs = lr_table(config, loader.num_batches)
-            launched = LaunchedSteps(engine, loader, lrs, config)
-            steps = launched if cell.launched else build_steps(engine, loader, lrs, config, device, notes.append)
-            start_seconds = process_seconds()
-            warm_up_seconds = steps.warm_up()
-            training = train_on(steps, loader.num_batches, config.epochs)
+    """Measures `cell` in this process; see `measure`. Raises any `FastcifarError`."""
+    target, notes = Target.of(cell.config), list[str]()
+    device = target.device
+    with Session(target, NUM_CLASSES) as session:
+        images = random_images(num_images)
+        session.feed(images, notes.append, augmentation=cell.augmentation, launched=cell.launched)
+        start_seconds = process_seconds()
+        warm_up_seconds = session.steps.warm_up()
+        training = session.train()
 
-            def window(num_steps: int) -> _Window:
-                wait(device)
-                others, start = _seconds_of_others(), time.perf_counter()
-                count = sum(itertools.islice(training, num_steps))
-                wait(device)
-                return _Window(count, time.perf_counter() - start, _seconds_of_others() - others)
+        def window(num_steps: int) -> _Window:
+            wait(device)
+            others, start = _seconds_of_others(), time.perf_counter()
+            count = sum(itertools.islice(training, num_steps))
+            wait(device)
+            return _Window(count, time.perf_counter() - start, _seconds_of_others() - others)
 
-            window(2)  # the first steps allocate
-            num_steps = max(1, round(window_seconds / (window(2).seconds / 2)))
-            window(-(-num_steps // 2))
-            engine.read_totals(1)
-            windows = [window(num_steps) for _ in range(num_windows)]
-            loss = engine.read_totals(sum(w.num_images for w in windows)).loss
-        finally:
-            loader.close()
+        window(2)  # the first steps allocate
+        num_steps = max(1, round(window_seconds / (window(2).seconds / 2)))
+        window(-(-num_steps // 2))
+        session.engine.pop_means(1)
+        windows = [window(num_steps) for _ in range(num_windows)]
+        loss = session.engine.pop_means(sum(w.num_images for w in windows)).loss
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss is not finite after {num_windows * num_steps} steps on random images")
     return Measurement(
@@ -225,27 +213,6 @@ def random_images(count: int) -> Split:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return Split(images, rng.integers(0, NUM_CLASSES, count))
-
-
-def _loader(
-    split: Split,
-    config: Config,
-    device: torch.device,
-    augmentation: Augmentation | None,
-    note: Callable[[str], None],
-) -> Loader:
-    dtype = COMPUTE_DTYPE[config.precision]
-    if augmentation is None:
-        return build_loader(split, config, device, dtype, note)
-    return ResidentLoader(split, config, device, dtype, augmentation=augmentation)
-
-
-def train_on(steps: Steps, num_batches: int, epochs: int) -> Iterator[int]:
-    """Trains run after run; yields how many images each step took."""
-    for epoch in itertools.cycle(range(1, epochs + 1)):
-        steps.begin(epoch)
-        for step in range(num_batches):
-            yield steps.take(step)
 
 
 def _shares(windows: Sequence[_Window]) -> list[float] | None:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from fastcifar import ops
-from fastcifar.config import Config, from_dict, parse_value, resolve, trace
-from fastcifar.device import find_device, has_fast_bf16, settle
+from fastcifar.config import Config
 from fastcifar.errors import UsageError
+from fastcifar.layers import from_dict, resolve, resolve_layers
 from fastcifar.loaders import augmentation_of
 from fastcifar.measuring.cell import NUM_IMAGES, Cell, Measurement
+from fastcifar.spelling import parse_value
+from fastcifar.target import Target, fast_precisions, find_device
 
 AXES = ("engine", "precision", "loader", "memory_format", "batch_size", "tuned", "compile_mode")
 """The settings that may be lists."""
@@ -127,7 +129,7 @@ def plan(settings: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> li
     device = find_device(resolve(None, None, fixed).device)
     listed = [name for name, texts in axes.items() if len(texts) > 1 and name not in ("engine", "precision")]
     axes.setdefault("engine", ["auto"] if listed else ["eager", "compiled", "fused"])
-    axes.setdefault("precision", ["auto"] if listed else _precisions(device))
+    axes.setdefault("precision", ["auto"] if listed else fast_precisions(device))
     for name, engine in _OF_ENGINE.items():
         if name in listed and engine not in axes["engine"]:
             raise UsageError(
@@ -176,23 +178,16 @@ def _problems(groups: Iterable[Sequence[tuple[str, str]]], options: Sequence[str
     found = []
     for pairs in groups:
         try:
-            trace(None, None, pairs, options)
+            resolve_layers(None, None, pairs, options)
         except UsageError as error:
             found.append(str(error))
     return found
 
 
-def _precisions(device: torch.device) -> list[str]:
-    """fp32, and what is faster there."""
-    if has_fast_bf16(device):
-        return ["fp32", "bf16"]
-    return ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
-
-
 def _entry(values: Mapping[str, str], fixed: Sequence[tuple[str, str]], device: torch.device) -> Entry:
     """The cell with these settings, or why there is none."""
     try:
-        return _entry_of(Cell(settle(resolve(None, None, [*fixed, *values.items()]), device)), device)
+        return _entry_of(Cell(Target.of(resolve(None, None, [*fixed, *values.items()])).config), device)
     except UsageError as error:
         given = {name: parse_value(name, text) for name, text in values.items()}
         defaults = {name: Config.model_fields[name].default for name in AXES}
@@ -240,7 +235,7 @@ def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -
 
     def entry(what: str, updates: dict[str, Any], **beside: Any) -> Entry:
         try:
-            changed = settle(from_dict(config.model_dump() | updates, "ablate"), device)
+            changed = Target.of(from_dict(config.model_dump() | updates, "ablate")).config
             new = _entry_of(Cell(changed, **beside), device)
         except UsageError as error:
             new = Entry("", fastest.values | updates, problem=str(error).removeprefix("ablate: "))

@@ -1,4 +1,4 @@
-"""Fused ops with compiled kernels, from the batch to the loss; each `<op>_ref` says the same in plain PyTorch."""
+"""Fused ops with compiled kernels, from the batch to the loss; each op's `<op>_ref` computes the same in PyTorch."""
 
 from fastcifar.ops._library import available, cpu_isa, why_unavailable
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
@@ -6,6 +6,7 @@ from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy
+from fastcifar.ops.separable_block import separable_block
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "dwconv3x3",
     "dwconv3x3_affine_relu",
     "mixup_cross_entropy",
+    "separable_block",
     "training_batch",
     "why_unavailable",
 ]

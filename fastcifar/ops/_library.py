@@ -1,6 +1,6 @@
 """The namespace `fastcifar` in PyTorch's dispatcher: compiled kernels, and references where there are none.
 
-`csrc/README.md` says how an op comes about.
+`csrc/README.md` says how an op is added.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
+# Where each library declares the schemas that it was built with. The CPU library declares the ops themselves.
+_NAMESPACES = {"cpu": "fastcifar", "cuda": "fastcifar_cuda"}
 _fragment = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 # name of each op, backward ops included -> its reference in plain PyTorch
@@ -49,19 +51,35 @@ for _device_type in _LIBRARIES:
 
 
 def available(device_type: str = "cpu") -> bool:
-    """Whether the ops have compiled kernels for tensors on `cpu` or `cuda`; without, they run on their references."""
+    """Whether the ops have compiled kernels; without them they run on their references.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+    """
     return not why_unavailable(device_type)
 
 
 def why_unavailable(device_type: str = "cpu") -> str:
-    """A sentence saying why there are no compiled kernels for `cpu` or `cuda`; empty where there are."""
+    """Why there are no compiled kernels.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+
+    Returns:
+        A sentence, empty where there are kernels.
+    """
     return _why_not[device_type]
 
 
 def cpu_isa() -> str | None:
-    """The instruction set that the CPU kernels use here, None where there are no kernels.
+    """The instruction set that the CPU kernels use here.
 
-    The widest of the library and this CPU, or what the environment variable FASTCIFAR_ISA names: generic, avx2, avx512.
+    Returns:
+        generic, avx2 or avx512: the widest that both the library and this CPU have, or the one that the environment
+        variable FASTCIFAR_ISA names. None where there are no kernels.
+
+    Raises:
+        RuntimeError: FASTCIFAR_ISA names an instruction set that is unknown, or that this CPU or this library lacks.
     """
     if not available("cpu"):
         return None
@@ -85,32 +103,46 @@ def _stand_in(reference: Callable[..., Any], device_type: str) -> Callable[..., 
     return kernel
 
 
-def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """One op: its schema (as in csrc/schemas.h), its reference and its fake kernel. Returns the op."""
+def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes one op known to PyTorch.
+
+    A device without compiled kernels runs the reference. So does tracing, on tensors without data: the reference also
+    says which shapes, dtypes and memory formats come out.
+
+    Args:
+        schema: as in the op's header in csrc/, to the letter: a library that was built with another one would read
+            its arguments from the wrong places.
+        reference: computes the same in plain PyTorch.
+
+    Returns:
+        The op.
+
+    Raises:
+        ImportError: a compiled library was built with another schema.
+    """
     name = schema[: schema.index("(")]
-    qualified = f"fastcifar::{name}"
-    if available("cpu"):
-        compiled = getattr(getattr(torch.ops.fastcifar, name, None), "default", None)
-        declared = str(torch._C.parse_schema(f"fastcifar::{schema}"))
-        if compiled is None or str(compiled._schema) != declared:
-            raise ImportError(
-                f"fastcifar: the compiled extension is of another version than the Python code ({name} differs); "
-                "build it again: python setup.py build_ext --inplace, or reinstall the package"
-            )
-    else:
+    for device_type, namespace in _NAMESPACES.items():
+        if available(device_type):
+            _check_schema(namespace, name, schema)
+    if not available("cpu"):
         _fragment.define(schema)  # type: ignore[no-untyped-call]
     for device_type in _LIBRARIES:
         if not available(device_type):
             stand_in = _stand_in(reference, device_type)
             _fragment.impl(name, stand_in, device_type.upper())  # type: ignore[no-untyped-call]
-    torch.library.register_fake(qualified, fake)
+    torch.library.register_fake(f"fastcifar::{name}", reference)
     references[name] = reference
     op: Callable[..., Any] = getattr(torch.ops.fastcifar, name).default
     return op
 
 
-def empty_channels_last(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+def _check_schema(namespace: str, name: str, schema: str) -> None:
+    compiled = getattr(getattr(getattr(torch.ops, namespace), name, None), "default", None)
+    if compiled is None or str(compiled._schema) != str(torch._C.parse_schema(f"{namespace}::{schema}")):
+        raise ImportError(
+            f"fastcifar: the compiled extension is of another version than the Python code ({name} differs); "
+            "build it again: python setup.py build_ext --inplace, or reinstall the package"
+        )
 
 
 def accumulate_dtype(x: torch.Tensor) -> torch.dtype:

@@ -8,28 +8,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.ops._library import accumulate_dtype, define, empty_channels_last
+from fastcifar.ops._library import accumulate_dtype, define
 
 
 def batch_norm_relu(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """BN over the batch's own statistics, then ReLU.
 
-    Equal to `F.relu(F.batch_norm(x, None, None, gamma, beta, training=True, eps=eps))`, with the statistics returned:
-    whoever calls updates the running ones of all layers together.
+    Equal to `F.relu(F.batch_norm(x, None, None, gamma, beta, training=True, eps=eps))`. The statistics are returned
+    too: the caller updates the running statistics of all layers together.
 
-    Arguments:
-        x: [N, C, H, W], float32 or bfloat16 (on CUDA also float16); read in channels_last, copied there if it is not.
-        gamma, beta: float32 [C].
+    Args:
+        x: [N, C, H, W], float32 or bfloat16 (on CUDA also float16), best in channels_last; else it is copied.
+        gamma: float32 [C].
+        beta: float32 [C].
         eps: added to the variance.
 
-    Returns (z, mean, var): z in x's shape and dtype, channels_last; float32 [C] mean and biased variance of x, not
-    differentiable. An empty batch has mean 0 and variance 0.
+    Returns:
+        z: x's shape and dtype, channels_last.
+        mean: float32 [C], of x; not differentiable; 0 for an empty batch.
+        var: float32 [C], the biased variance of x; not differentiable; 0 for an empty batch.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype or device; the message names it with its value.
     """
     z, mean, var = _forward(x, gamma, beta, eps)
     return z, mean, var
 
 
 def batch_norm_relu_ref(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm_relu` in plain PyTorch."""
     x_wide = x.to(accumulate_dtype(x))
     mean, var = batch_statistics(x_wide)
     z = F.relu(normalize(x_wide, gamma, beta, mean, var, eps))
@@ -39,7 +46,18 @@ def batch_norm_relu_ref(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> t
 def batch_norm_relu_backward_ref(
     grad_z: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `batch_norm_relu`: (grad_x in x's shape and dtype, grad_gamma, grad_beta float32 [C])."""
+    """The backward of `batch_norm_relu` in plain PyTorch.
+
+    Args:
+        grad_z: the gradient of z, in its shape and dtype.
+        x: as in the forward; so are gamma, beta and eps.
+        mean: as the forward returned it; so is var.
+
+    Returns:
+        grad_x: x's shape and dtype, channels_last.
+        grad_gamma: float32 [C].
+        grad_beta: float32 [C].
+    """
     x_wide = x.to(accumulate_dtype(x))
     positive = normalize(x_wide, gamma, beta, mean, var, eps) > 0
     grad_x, grad_gamma, grad_beta = normalize_backward(
@@ -49,7 +67,7 @@ def batch_norm_relu_backward_ref(
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, 0 for an empty batch."""
+    """Mean and biased variance [C] of x [N, C, H, W], 0 for an empty batch."""
     count = max(1, x.numel() // x.shape[1])
     mean = x.sum((0, 2, 3)) / count
     var = (x - mean[:, None, None]).square().sum((0, 2, 3)) / count
@@ -57,6 +75,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * gamma + beta for x [N, C, H, W] and one of each of the others a channel."""
     scale = gamma * torch.rsqrt(var + eps)
     return x * scale[:, None, None] + (beta - mean * scale)[:, None, None]
 
@@ -64,7 +83,7 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor,
 def normalize_backward(
     grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `normalize` over its own batch's statistics with respect to (x, gamma, beta)."""
+    """The backward of `normalize` where mean and var are those of x: the gradients of (x, gamma, beta)."""
     count = max(1, x.numel() // x.shape[1])
     rstd = torch.rsqrt(var + eps)
     x_hat = (x - mean[:, None, None]) * rstd[:, None, None]
@@ -74,26 +93,14 @@ def normalize_backward(
     return centred * (gamma * rstd)[:, None, None], grad_gamma, grad_beta
 
 
-def _fake(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_channels_last(x, tuple(x.shape)), gamma.new_empty(gamma.shape), gamma.new_empty(gamma.shape)
-
-
-def _backward_fake(
-    grad_z: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_channels_last(x, tuple(x.shape)), gamma.new_empty(gamma.shape), gamma.new_empty(gamma.shape)
-
-
 _forward = define(
     "batch_norm_relu(Tensor x, Tensor gamma, Tensor beta, float eps) -> (Tensor, Tensor, Tensor)",
     batch_norm_relu_ref,
-    _fake,
 )
 _backward = define(
     "_batch_norm_relu_backward(Tensor grad_z, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor var, float eps)"
     " -> (Tensor, Tensor, Tensor)",
     batch_norm_relu_backward_ref,
-    _backward_fake,
 )
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.ops._library import accumulate_dtype, define, empty_channels_last
+from fastcifar.ops._library import accumulate_dtype, define
 from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
-from fastcifar.ops.dwconv3x3 import dwconv3x3_backward_ref, dwconv3x3_ref, output_shape
+from fastcifar.ops.dwconv3x3 import dwconv3x3_backward_ref, dwconv3x3_ref
 
 
 def depthwise_block(
@@ -28,21 +28,32 @@ def depthwise_block(
     """From one pointwise convolution's raw output to the next one's input, in training mode.
 
     Equal to `z = batch_norm_relu(y, gamma1, beta1, eps)` with
-    `y = dwconv3x3(batch_norm_relu(u, gamma0, beta0, eps), w, stride)`, except that the inner activation never meets
-    memory: it is neither written nor rounded to u's dtype.
+    `y = dwconv3x3(batch_norm_relu(u, gamma0, beta0, eps), w, stride)`, except that the activation in between is neither
+    rounded to u's dtype nor written to memory.
 
-    Arguments:
-        u: [N, C, H, W], float32 or bfloat16 (on CUDA also float16); read in channels_last, copied there if it is not.
-        gamma0, beta0: float32 [C], of the BN of u.
+    Args:
+        u: [N, C, H, W], float32 or bfloat16 (on CUDA also float16), best in channels_last; else it is copied.
+        gamma0: float32 [C], of the BN of u.
+        beta0: float32 [C], of the BN of u.
         w: [C, 1, 3, 3], float32 or u's dtype.
-        gamma1, beta1: float32 [C], of the BN of y.
+        gamma1: float32 [C], of the BN of y.
+        beta1: float32 [C], of the BN of y.
         eps: added to both variances.
         stride: 1 or 2.
-        u_mean, u_var: float32 [C], u's mean and biased variance over (N, H, W) where its producer has them already;
-            None: computed here. Not differentiable: the gradient of u counts them in either way.
+        u_mean: float32 [C], the mean of u over (N, H, W), if the producer of u knows it; None: it is computed here.
+            Not differentiable: the gradient of u takes its statistics into account in either case.
+        u_var: float32 [C], the biased variance of u; given exactly where u_mean is.
 
-    Returns (z, y, mean0, var0, mean1, var1): z and y [N, C, (H - 1) // stride + 1, (W - 1) // stride + 1], u's dtype,
-    channels_last; float32 [C] statistics of u and of y as it was rounded. Only z is differentiable.
+    Returns:
+        z: [N, C, (H - 1) // stride + 1, (W - 1) // stride + 1], u's dtype, channels_last; the only differentiable one.
+        y: z's shape, dtype and memory format.
+        mean0: float32 [C], of u.
+        var0: float32 [C], the biased variance of u.
+        mean1: float32 [C], of y as it was rounded.
+        var1: float32 [C], the biased variance of y as it was rounded.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
     z, y, mean0, var0, mean1, var1 = _forward(u, gamma0, beta0, w, gamma1, beta1, eps, stride, u_mean, u_var)
     return z, y, mean0, var0, mean1, var1
@@ -60,6 +71,7 @@ def depthwise_block_ref(
     u_mean: Tensor | None = None,
     u_var: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`depthwise_block` in plain PyTorch."""
     u_wide = u.to(accumulate_dtype(u))
     if u_mean is None or u_var is None:
         mean0, var0 = batch_statistics(u_wide)
@@ -89,8 +101,17 @@ def depthwise_block_backward_ref(
     eps: float,
     stride: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `depthwise_block`: (grad_u in u's shape and dtype, grad_gamma0, grad_beta0, grad_w in w's shape and
-    dtype, grad_gamma1, grad_beta1)."""
+    """The backward of `depthwise_block` in plain PyTorch.
+
+    Args:
+        grad_z: the gradient of z, in its shape and dtype.
+        u: as in the forward; so are gamma0, beta0, w, gamma1, beta1, eps and stride.
+        y: as the forward returned it; so are mean0, var0, mean1 and var1.
+
+    Returns:
+        The gradients of u, gamma0, beta0, w, gamma1 and beta1, each in the shape and dtype of its argument; that of u
+        in channels_last.
+    """
     u_wide, y_wide = u.to(accumulate_dtype(u)), y.to(accumulate_dtype(u))
     grad_bn1 = grad_z.to(y_wide.dtype) * (normalize(y_wide, gamma1, beta1, mean1, var1, eps) > 0)
     grad_y, grad_gamma1, grad_beta1 = normalize_backward(grad_bn1, y_wide, gamma1, mean1, var1, eps)
@@ -101,57 +122,16 @@ def depthwise_block_backward_ref(
     return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1
 
 
-def _fake(
-    u: Tensor,
-    gamma0: Tensor,
-    beta0: Tensor,
-    w: Tensor,
-    gamma1: Tensor,
-    beta1: Tensor,
-    eps: float,
-    stride: int,
-    u_mean: Tensor | None = None,
-    u_var: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shape = output_shape(u, stride)
-    z, y = empty_channels_last(u, shape), empty_channels_last(u, shape)
-    mean0, var0, mean1, var1 = (gamma0.new_empty(gamma0.shape) for _ in range(4))
-    return z, y, mean0, var0, mean1, var1
-
-
-def _backward_fake(
-    grad_z: Tensor,
-    u: Tensor,
-    y: Tensor,
-    gamma0: Tensor,
-    beta0: Tensor,
-    w: Tensor,
-    gamma1: Tensor,
-    beta1: Tensor,
-    mean0: Tensor,
-    var0: Tensor,
-    mean1: Tensor,
-    var1: Tensor,
-    eps: float,
-    stride: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_gamma0, grad_beta0, grad_gamma1, grad_beta1 = (gamma0.new_empty(gamma0.shape) for _ in range(4))
-    grad_u = empty_channels_last(u, tuple(u.shape))
-    return grad_u, grad_gamma0, grad_beta0, w.new_empty(w.shape), grad_gamma1, grad_beta1
-
-
 _forward = define(
     "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
     " int stride, Tensor? u_mean=None, Tensor? u_var=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     depthwise_block_ref,
-    _fake,
 )
 _backward = define(
     "_depthwise_block_backward(Tensor grad_z, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps, int stride)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     depthwise_block_backward_ref,
-    _backward_fake,
 )
 
 

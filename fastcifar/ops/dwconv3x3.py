@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.ops._library import accumulate_dtype, define, empty_channels_last
+from fastcifar.ops._library import accumulate_dtype, define
 
 
 def dwconv3x3(x: Tensor, w: Tensor, stride: int) -> Tensor:
@@ -17,18 +17,23 @@ def dwconv3x3(x: Tensor, w: Tensor, stride: int) -> Tensor:
     Equal to `F.conv2d(x, w.to(x.dtype), stride=stride, padding=1, groups=x.shape[1])`, except that a float32 `w` is
     not rounded to a narrower `x.dtype` first.
 
-    Arguments:
-        x: [N, C, H, W], float32 or bfloat16 (on CUDA also float16); read in channels_last, copied there if it is not.
+    Args:
+        x: [N, C, H, W], float32 or bfloat16 (on CUDA also float16), best in channels_last; else it is copied.
         w: [C, 1, 3, 3], float32 or x's dtype.
         stride: 1 or 2.
 
-    Returns y: [N, C, (H - 1) // stride + 1, (W - 1) // stride + 1], x's dtype, channels_last.
+    Returns:
+        y: [N, C, (H - 1) // stride + 1, (W - 1) // stride + 1], x's dtype, channels_last.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
     y: Tensor = _forward(x, w, stride)
     return y
 
 
 def dwconv3x3_ref(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    """`dwconv3x3` in plain PyTorch."""
     dtype = accumulate_dtype(x)
     y = F.conv2d(x.to(dtype), w.to(dtype), stride=stride, padding=1, groups=x.shape[1])
     return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -37,7 +42,18 @@ def dwconv3x3_ref(x: Tensor, w: Tensor, stride: int) -> Tensor:
 def dwconv3x3_backward_ref(
     grad_y: Tensor, x: Tensor, w: Tensor, stride: int, need_grad_x: bool, need_grad_w: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `dwconv3x3`: (grad_x in x's shape and dtype, grad_w in w's), an empty tensor for one not needed."""
+    """The backward of `dwconv3x3` in plain PyTorch.
+
+    Args:
+        grad_y: the gradient of y, in its shape and dtype.
+        x: as in the forward; so are w and stride.
+        need_grad_x: whether the gradient of x is wanted.
+        need_grad_w: whether the gradient of w is wanted.
+
+    Returns:
+        grad_x: x's shape and dtype, channels_last; of shape [0] where it is not wanted.
+        grad_w: w's shape and dtype; of shape [0] where it is not wanted.
+    """
     dtype = accumulate_dtype(x)
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
         grad_y.to(dtype),
@@ -58,30 +74,11 @@ def dwconv3x3_backward_ref(
     )
 
 
-def output_shape(x: Tensor, stride: int) -> tuple[int, int, int, int]:
-    n, c, h, w = x.shape
-    return n, c, (h - 1) // stride + 1, (w - 1) // stride + 1
-
-
-def _fake(x: Tensor, w: Tensor, stride: int) -> Tensor:
-    return empty_channels_last(x, output_shape(x, stride))
-
-
-def _backward_fake(
-    grad_y: Tensor, x: Tensor, w: Tensor, stride: int, need_grad_x: bool, need_grad_w: bool
-) -> tuple[Tensor, Tensor]:
-    return (
-        empty_channels_last(x, tuple(x.shape)) if need_grad_x else x.new_empty(0),
-        w.new_empty(w.shape) if need_grad_w else w.new_empty(0),
-    )
-
-
-_forward = define("dwconv3x3(Tensor x, Tensor w, int stride) -> Tensor", dwconv3x3_ref, _fake)
+_forward = define("dwconv3x3(Tensor x, Tensor w, int stride) -> Tensor", dwconv3x3_ref)
 _backward = define(
     "_dwconv3x3_backward(Tensor grad_y, Tensor x, Tensor w, int stride, bool need_grad_x, bool need_grad_w)"
     " -> (Tensor, Tensor)",
     dwconv3x3_backward_ref,
-    _backward_fake,
 )
 
 

@@ -22,16 +22,22 @@ def mixup_cross_entropy(
     F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing), lam)`, and the same mix of the two counts
     `(logits.argmax(1) == labels).sum()`.
 
-    Arguments:
+    Args:
         logits: [B, K], float32 or bfloat16 (on CUDA also float16); the arithmetic is float32.
-        labels: int64 [B] in [0, K). Out of range they raise on the CPU and make the loss NaN on CUDA.
-        partner_labels: int64 [B], of the images mixed in; None or empty: no MixUp.
+        labels: int64 [B] in [0, K). A label out of range raises on the CPU and makes the loss NaN on CUDA.
+        partner_labels: int64 [B], the labels of the images mixed in; None or empty: no MixUp.
         lam: float32, one number: the weight of `labels`; None or empty exactly where partner_labels is.
         label_smoothing: in [0, 1].
 
-    Returns (loss, correct, sums): float32 [] mean loss; float32 [] number of correct predictions, those of the two
-    labels weighted; float64 [2], the sum of the losses and the correct predictions, to be added to an epoch's totals.
-    The loss alone is differentiable, with respect to the logits. Of equal largest logits the first is the prediction.
+    Returns:
+        loss: float32 [], the mean; differentiable with respect to the logits.
+        correct: float32 [], the number of correct predictions: with MixUp the weighted mean of the numbers for the two
+            labels. Of equal largest logits the first is the prediction. Not differentiable.
+        sums: float64 [2], the sum of the losses and the number of correct predictions, which a caller adds to an
+            epoch's totals. Not differentiable.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
     loss, correct, sums, _ = _forward(logits, labels, partner_labels, lam, label_smoothing)
     return loss, correct, sums
@@ -40,7 +46,7 @@ def mixup_cross_entropy(
 def mixup_cross_entropy_ref(
     logits: Tensor, labels: Tensor, partner_labels: Tensor | None, lam: Tensor | None, label_smoothing: float
 ) -> Outputs:
-    """Returns also the log-sum-exp of each row, [B], which the backward needs."""
+    """`mixup_cross_entropy` in plain PyTorch; also returns the log-sum-exp of each row, [B], for the backward."""
     logits = logits.to(accumulate_dtype(logits))
     predicted = logits.argmax(1)
 
@@ -65,7 +71,16 @@ def mixup_cross_entropy_backward_ref(
     lam: Tensor | None,
     label_smoothing: float,
 ) -> Tensor:
-    """Gradient of the loss with respect to the logits, in their dtype; `normalizer` is their log-sum-exp, [B]."""
+    """The backward of `mixup_cross_entropy` in plain PyTorch.
+
+    Args:
+        grad_loss: float32 [], the gradient of the loss.
+        logits: as in the forward; so are labels, partner_labels, lam and label_smoothing.
+        normalizer: float32 [B], the log-sum-exp of each row of the logits, which the op returns beside its results.
+
+    Returns:
+        The gradient of the logits, in their shape and dtype.
+    """
     wide = logits.to(accumulate_dtype(logits))
     grad = (wide - normalizer[:, None]).exp() - label_smoothing / logits.shape[1]
     row = torch.arange(len(logits), device=logits.device)
@@ -77,37 +92,15 @@ def mixup_cross_entropy_backward_ref(
     return (grad * (grad_loss / len(logits))).to(logits.dtype)
 
 
-def _fake(
-    logits: Tensor, labels: Tensor, partner_labels: Tensor | None, lam: Tensor | None, label_smoothing: float
-) -> Outputs:
-    scalar = logits.new_empty((), dtype=accumulate_dtype(logits))
-    sums, normalizer = scalar.new_empty((2,), dtype=torch.float64), scalar.new_empty((logits.shape[0],))
-    return scalar, torch.empty_like(scalar), sums, normalizer
-
-
-def _backward_fake(
-    grad_loss: Tensor,
-    logits: Tensor,
-    normalizer: Tensor,
-    labels: Tensor,
-    partner_labels: Tensor | None,
-    lam: Tensor | None,
-    label_smoothing: float,
-) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
 _forward = define(
     "mixup_cross_entropy(Tensor logits, Tensor labels, Tensor? partner_labels, Tensor? lam, float label_smoothing)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     mixup_cross_entropy_ref,
-    _fake,
 )
 _backward = define(
     "_mixup_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor normalizer, Tensor labels,"
     " Tensor? partner_labels, Tensor? lam, float label_smoothing) -> Tensor",
     mixup_cross_entropy_backward_ref,
-    _backward_fake,
 )
 
 

@@ -1,22 +1,21 @@
 """A whole MobileNet block as one op: what `depthwise_block` does, and the pointwise convolution after it.
 
-CUDA has kernels for it, in which neither the pointwise convolution's input nor the batch statistics' passes over its
-output exist. It is not used unless asked for: which of the two is faster has not been measured. On the CPU it runs on
-its reference, and `depthwise_block` is the op to use.
+CUDA has fused kernels for it: the input of the pointwise convolution is never written, and the statistics of its
+output need no pass of their own. `fuse_pointwise` asks for it; whether it is faster than `depthwise_block` and the
+library's product has not been measured. The CPU has no fused kernel yet: it computes the same in several passes, and
+`depthwise_block` is the op to use there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.ops._library import _fragment, accumulate_dtype, available, empty_channels_last
+from fastcifar.ops._library import accumulate_dtype, define
 from fastcifar.ops.depthwise_block import depthwise_block_backward_ref, depthwise_block_ref
-from fastcifar.ops.dwconv3x3 import output_shape
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -36,18 +35,25 @@ def separable_block(
     """From one pointwise convolution's raw output to the next one's, in training mode.
 
     Equal to `v = F.conv2d(z, pointwise)` with `z, y, mean0, var0, mean1, var1 = depthwise_block(u, ...)`, except that z
-    never meets memory.
+    is never written to memory on CUDA.
 
-    Arguments:
-        u, gamma0, beta0, w, gamma1, beta1, eps, stride: see `depthwise_block`; u must not be empty.
+    Args:
+        u: [N, C, H, W], N at least 1; otherwise as in `depthwise_block`, and so are gamma0, beta0, w, gamma1, beta1,
+            eps and stride.
         pointwise: [out_channels, C, 1, 1], float32 or u's dtype; multiplied in u's dtype, summed in float32.
-        u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u: the `v_rows` of the
-            block before; None: computed here. Not differentiable: the gradient of u counts them in either way.
+        u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u, the first row not
+            empty: the `v_rows` of the block before; None: they are computed here. Not differentiable: the gradient of u
+            takes its statistics into account in either case.
 
-    Returns (v, v_rows, y, mean0, var0, mean1, var1): v [N, out_channels, Ho, Wo] in u's dtype, channels_last; v_rows
-    as above, of v as it was rounded; the others as of `depthwise_block`. Only v is differentiable.
+    Returns:
+        v: [N, out_channels, Ho, Wo] in u's dtype, channels_last; the only differentiable one.
+        v_rows: float32 [rows, 3, out_channels], partial moments as in u_rows, of v as it was rounded.
+        y, mean0, var0, mean1, var1: as `depthwise_block` returns them.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
-    v, v_rows, y, mean0, var0, mean1, var1 = torch.ops.fastcifar.separable_block.default(
+    v, v_rows, y, mean0, var0, mean1, var1 = _forward(
         u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows
     )
     return v, v_rows, y, mean0, var0, mean1, var1
@@ -65,6 +71,7 @@ def separable_block_ref(
     stride: int,
     u_rows: Tensor | None = None,
 ) -> Outputs:
+    """`separable_block` in plain PyTorch."""
     statistics = (None, None) if u_rows is None else merge_rows(u_rows)
     z, y, *others = depthwise_block_ref(u, gamma0, beta0, w, gamma1, beta1, eps, stride, *statistics)
     wide = accumulate_dtype(u)
@@ -94,7 +101,17 @@ def separable_block_backward_ref(
     eps: float,
     stride: int,
 ) -> Outputs:
-    """Gradients of `separable_block`: those of `depthwise_block`, and grad_pointwise in pointwise's shape and dtype."""
+    """The backward of `separable_block` in plain PyTorch.
+
+    Args:
+        grad_v: the gradient of v, in its shape and dtype.
+        u: as in the forward; so are gamma0, beta0, w, gamma1, beta1, pointwise, eps and stride.
+        y: as the forward returned it; so are mean0, var0, mean1 and var1.
+
+    Returns:
+        The gradients of u, gamma0, beta0, w, gamma1, beta1 and pointwise, each in the shape and dtype of its argument;
+        that of u in channels_last.
+    """
     wide = accumulate_dtype(u)
     scale = gamma1 * torch.rsqrt(var1 + eps)
     z = F.relu(y.to(wide) * scale[:, None, None] + (beta1 - mean1 * scale)[:, None, None]).to(u.dtype)
@@ -108,7 +125,7 @@ def separable_block_backward_ref(
 
 
 def num_rows(pixels: int, channels: int) -> int:
-    """How many rows of partial moments the kernels return: product_plan of csrc/cuda/pointwise.cuh."""
+    """How many rows of partial moments an op leaves for its output; csrc/common.h says the same (`moment_rows`)."""
     return min(-(-pixels // 128), max(1, min(264 // -(-channels // 64), 72)))
 
 
@@ -121,46 +138,18 @@ def merge_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(rows.dtype), var.to(rows.dtype)
 
 
-def _fake(
-    u: Tensor,
-    gamma0: Tensor,
-    beta0: Tensor,
-    w: Tensor,
-    gamma1: Tensor,
-    beta1: Tensor,
-    pointwise: Tensor,
-    eps: float,
-    stride: int,
-    u_rows: Tensor | None = None,
-) -> Outputs:
-    n, _, height, width = shape = output_shape(u, stride)
-    channels = pointwise.shape[0]
-    v, y = empty_channels_last(u, (n, channels, height, width)), empty_channels_last(u, shape)
-    rows = gamma0.new_empty(num_rows(n * height * width, channels), 3, channels)
-    mean0, var0, mean1, var1 = (gamma0.new_empty(gamma0.shape) for _ in range(4))
-    return v, rows, y, mean0, var0, mean1, var1
-
-
-def _backward_fake(
-    grad_v: Tensor,
-    u: Tensor,
-    y: Tensor,
-    gamma0: Tensor,
-    beta0: Tensor,
-    w: Tensor,
-    gamma1: Tensor,
-    beta1: Tensor,
-    pointwise: Tensor,
-    mean0: Tensor,
-    var0: Tensor,
-    mean1: Tensor,
-    var1: Tensor,
-    eps: float,
-    stride: int,
-) -> Outputs:
-    grad_gamma0, grad_beta0, grad_gamma1, grad_beta1 = (gamma0.new_empty(gamma0.shape) for _ in range(4))
-    grad_u, grad_w = empty_channels_last(u, tuple(u.shape)), w.new_empty(w.shape)
-    return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1, pointwise.new_empty(pointwise.shape)
+_forward = define(
+    "separable_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor pointwise,"
+    " float eps, int stride, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    separable_block_ref,
+)
+_backward = define(
+    "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
+    " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
+    " int stride) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    separable_block_backward_ref,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -174,27 +163,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _autograd(ctx: Any, grad_v: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_v is None:
         return (None,) * 10
-    grads = torch.ops.fastcifar._separable_block_backward.default(grad_v, *ctx.saved_tensors, ctx.eps, ctx.stride)
+    grads = _backward(grad_v, *ctx.saved_tensors, ctx.eps, ctx.stride)
     return *grads, None, None, None
 
 
-# csrc/cuda/schemas.h says the same; the library for CUDA brings it along.
-_SCHEMAS = (
-    "separable_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor pointwise,"
-    " float eps, int stride, Tensor? u_rows=None)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
-    " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
-    " int stride) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-_REFERENCES = (separable_block_ref, separable_block_backward_ref)
-_FAKES: tuple[Callable[..., Any], ...] = (_fake, _backward_fake)
-
-for _schema, _reference, _shapes in zip(_SCHEMAS, _REFERENCES, _FAKES, strict=True):
-    _name = _schema[: _schema.index("(")]
-    if not available("cuda"):
-        _fragment.define(_schema)  # type: ignore[no-untyped-call]
-        _fragment.impl(_name, _reference, "CUDA")  # type: ignore[no-untyped-call]
-    _fragment.impl(_name, _reference, "CPU")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"fastcifar::{_name}", _shapes)
 torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_context=_setup_context)

@@ -26,22 +26,24 @@ def training_batch(
     padding: int,
     dtype: torch.dtype,
 ) -> Outputs:
-    """Gather, crop, flip, normalise and mix the batch of a step, whose number the kernel reads where the images lie.
+    """Gather, crop, flip, normalise and mix the batch of one step, whose number lies on the device.
 
     The images are those of `fastcifar.augment.augment` to the last bit, equal to
     `lam[step] * x + (1 - lam[step]) * x[partner]` with `x = table[crop(pad(images[index]))]` over positions
     `step * batch_size` to `+ rows` of the draws.
 
-    Arguments:
+    Args:
         images: uint8 [M, S, S, 3], contiguous: the whole split, RGB.
         labels: int64 [M].
         index: int64 [N], the image at each position of the epoch (see `fastcifar.draws.EpochDraws`).
-        top, left: int64 [N] in [0, 2 * padding], the crop's corner in the image padded with zeros (bytes, normalised
-            like any other).
-        flip: bool [N], mirror the crop left to right.
-        partner: int64 [N], the row of the same batch to mix with, its own crop and flip included; None: no MixUp.
+        top: int64 [N] in [0, 2 * padding], the first row of the crop in the image padded with zeros (zero bytes, which
+            are normalised like any other byte).
+        left: int64 [N] in [0, 2 * padding], the first column of the crop.
+        flip: bool [N], whether the crop is mirrored left to right.
+        partner: int64 [N], the row of the same batch to mix with, which is cropped and flipped by its own draws; None:
+            no MixUp.
         lam: float32 [number of batches], the weight of the image itself in the mix; None exactly where partner is.
-        step: int64 [], which batch of the epoch, from 0. Reading it on the device is what lets one captured graph make
+        step: int64 [], which batch of the epoch, from 0. It is read on the device, so that one captured graph makes
             every batch.
         batch_size: of all batches but the last.
         rows: of this batch; fewer than batch_size in an epoch's last one.
@@ -49,9 +51,16 @@ def training_batch(
         padding: pixels on each side.
         dtype: of the images, float32, bfloat16 or float16; the arithmetic before it is float32.
 
-    Returns (images [rows, 3, S, S] channels_last, labels int64 [rows], labels of the images mixed in int64 [rows],
-    lam[step] float32 []); without MixUp the last two are of shape [0]. On the CPU numbers out of range raise a
-    RuntimeError with the number; on CUDA, where they can't be read without waiting, they are clamped.
+    Returns:
+        images: [rows, 3, S, S] in dtype, channels_last.
+        labels: int64 [rows].
+        partner_labels: int64 [rows], of the images mixed in; of shape [0] without MixUp.
+        lam: float32 [], `lam[step]`; of shape [0] without MixUp.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value. On
+            CUDA the numbers in index, top, left, partner and step can't be read without waiting: those out of range
+            are clamped instead.
     """
     batch: Outputs = _forward(
         images, labels, index, top, left, flip, partner, lam, step, batch_size, rows, table, padding, dtype
@@ -75,6 +84,7 @@ def training_batch_ref(
     padding: int,
     dtype: torch.dtype,
 ) -> Outputs:
+    """`training_batch` in plain PyTorch."""
     size, device = images.shape[1], images.device
     row = torch.arange(rows, device=device)
     position = step * batch_size + row
@@ -89,36 +99,10 @@ def training_batch_ref(
     own_labels = labels[image]
     if partner is None or lam is None:
         return x.to(dtype).permute(0, 3, 1, 2), own_labels, labels.new_empty(0), table.new_empty(0)
-    other, weight = partner[position], lam[step.view(())].clone()
+    other = partner[position]
+    weight = lam.index_select(0, step.view(1)).view(())  # lam[step] would read step on the host, amid a capture too
     x = weight * x + (1 - weight) * x[other]
     return x.to(dtype).permute(0, 3, 1, 2), own_labels, own_labels[other], weight
-
-
-def _fake(
-    images: Tensor,
-    labels: Tensor,
-    index: Tensor,
-    top: Tensor,
-    left: Tensor,
-    flip: Tensor,
-    partner: Tensor | None,
-    lam: Tensor | None,
-    step: Tensor,
-    batch_size: int,
-    rows: int,
-    table: Tensor,
-    padding: int,
-    dtype: torch.dtype,
-) -> Outputs:
-    shape = (rows, 3, images.shape[1], images.shape[2])
-    x = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
-    mixed = partner is not None
-    return (
-        x,
-        labels.new_empty((rows,)),
-        labels.new_empty((rows if mixed else 0,)),
-        table.new_empty(() if mixed else (0,)),
-    )
 
 
 _forward = define(
@@ -126,5 +110,4 @@ _forward = define(
     " Tensor? partner, Tensor? lam, Tensor step, int batch_size, int rows, Tensor table, int padding,"
     " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     training_batch_ref,
-    _fake,
 )

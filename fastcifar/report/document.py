@@ -1,4 +1,4 @@
-"""The page as a list of blocks, from which `page` makes HTML, `markdown` Markdown and `tables` CSV.
+"""The page as a list of blocks, from which `as_html`, `as_markdown` and `as_csv` make files.
 
 Texts hold three marks: `code`, **bold** and [link](#place).
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+PAGE, MARKDOWN, FIGURES = "index.html", "report.md", "figures"
+"""The files that hold the document, and the folder of its drawings."""
 
 NOTHING = "–"
 """A cell without a value."""
@@ -54,6 +57,11 @@ class Table:
     @property
     def id(self) -> str:
         return self.name if self.name.startswith("table-") else f"table-{self.name}"
+
+    @property
+    def is_wordy(self) -> bool:
+        """Whether the first column holds sentences, which may be broken into lines."""
+        return max(len(row[0]) for row in self.rows) > 40
 
 
 @dataclass(frozen=True)

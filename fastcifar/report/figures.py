@@ -1,92 +1,28 @@
-"""The drawings, each an SVG in fixed colours on paper; `THEME` says how the page replaces them in the dark.
-
-Text stays text (it can be searched, and is read with the fonts of whoever reads it).
-"""
+"""The drawings of the page."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.report.document import Panel
+from fastcifar.report.drawing import COLOURS, GRID, INK, PAPER, SOFT, WIDTH, draw
 from fastcifar.report.predictions import Reliability
+from fastcifar.report.wording import label, width
 from fastcifar.stats import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, SOFT, GRID, PAPER = "#1b1b1f", "#5c5c66", "#e6e6ea", "#fefefe"
 
-COLOURS = {  # trial: in the light, in the dark
-    "lr-0.05": ("#0072b2", "#4fa8e0"),
-    "lr-0.5": ("#d55e00", "#f0824a"),
-    "lr-0.01": ("#009e73", "#35c79b"),
-    "constant": ("#6e6e78", "#b4b4be"),
-    "cosine": ("#d08c00", "#f0b341"),
-    "wd-1e-4": ("#3d9fd6", "#7cc6f2"),
-    "wd-5e-4": ("#b8568f", "#e08cba"),
-    "final": ("#332288", "#9a8cf0"),
-    "final-alpha-0.5": ("#882255", "#e0709c"),
-}
-"""After Okabe and Ito (2008) and Tol's muted scheme: those that meet in one drawing differ for any colour vision."""
-_OTHERS = (("#7f7f2a", "#c8c864"), ("#2f8a80", "#5fc8bc"), ("#8c564b", "#cf9484"), ("#4b5a8c", "#97a8e0"))
-
-THEME = {
-    INK: ("ink", INK, "#e9e9ee"),
-    SOFT: ("soft", SOFT, "#a5a5b0"),
-    GRID: ("grid", GRID, "#32323a"),
-    PAPER: ("drawing", "transparent", "transparent"),
-    **{
-        light: (f"series-{i}", light, dark)
-        for i, (light, dark) in enumerate([*COLOURS.values(), *_OTHERS])
-    },
-}  # fmt: skip
-"""A colour as drawn -> the page's variable, its value in the light, its value in the dark."""
-
-WIDTH = 5.0  # inches of a panel: 480 pixels, which a phone shows at 70 %
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
-    "font.size": 10.5,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fastcifar",
-    "image.interpolation": "none",
-    "image.composite_image": False,
-}
-
-
-def colour_of(name: str) -> str:
-    """The trial's colour in the light, the same in every drawing of every page."""
-    if name in COLOURS:
-        return COLOURS[name][0]
-    return _OTHERS[sum(name.encode()) % len(_OTHERS)][0]
+MOST_BARS = 500
+"""Of one drawing."""
 
 
 @dataclass(frozen=True)
@@ -98,37 +34,6 @@ class Curve:
     points: Sequence[tuple[int, float, float, float]]
     is_train: bool
     published: float | None = None
-
-
-def draw(
-    name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None], *, wide: bool = False
-) -> Panel:
-    """The panel that `paint` draws on a figure of `size` inches."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with rc_context(_STYLE):
-        # Space at the sides: a reader's font may be wider than the one measured with.
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
-        FigureCanvasSVG(figure)
-        paint(figure)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Panel(name, alt, _slimmed(text.getvalue()), wide)
-
-
-def _slimmed(svg: str) -> str:
-    """Without comments, metadata and the names that nothing refers to; numbers to a hundredth of a point."""
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<!DOCTYPE.*?>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
-    svg = re.sub(r"(?<=[ML ])(-?\d+\.\d{2})\d+", r"\1", svg)
-    return re.sub(r"\n\s*\n+", "\n", svg).strip() + "\n"
-
-
-# ---- training ----
 
 
 def draw_curves(name: str, what: str, curves: Sequence[Curve], alt: str) -> Panel:
@@ -170,8 +75,12 @@ def draw_curves(name: str, what: str, curves: Sequence[Curve], alt: str) -> Pane
         else:
             axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
-        handles = [Line2D([], [], color=colour, linewidth=2, label=trial) for trial, colour in _named(curves).items()]
-        handles.append(Line2D([], [], color=INK, linewidth=1.8, label="validation"))
+        handles = [
+            Line2D([], [], color=colour, linewidth=2, label=label(trial, 48))
+            for trial, colour in _named(curves).items()
+        ]
+        if any(curve.points for curve in curves if not curve.is_train):
+            handles.append(Line2D([], [], color=INK, linewidth=1.8, label="validation"))
         handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (4, 2)), label="training"))
         if any(curve.published is not None for curve in curves):
             for shape, kind in (("D", "validation"), ("s", "training")):
@@ -190,16 +99,16 @@ def _named(curves: Sequence[Curve]) -> dict[str, str]:
     return {curve.trial: curve.colour for curve in curves}
 
 
-# ---- the data ----
-
-
 def draw_class_shares(name: str, shares: NDArray[np.float64], alt: str) -> Panel:
     """Each class's share of the training images, in per cent."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         classes = np.arange(len(shares))
-        axes.bar(classes, 100 * shares, width=0.8, color=COLOURS["lr-0.05"][0])
+        if len(shares) <= MOST_BARS:
+            axes.bar(classes, 100 * shares, width=0.8, color=COLOURS["lr-0.05"][0])
+        else:  # one outline: a bar each would be a page of megabytes
+            axes.stairs(100 * shares, np.arange(len(shares) + 1) - 0.5, fill=True, color=COLOURS["lr-0.05"][0])
         axes.axhline(100 / len(shares), color=INK, linewidth=1, linestyle=(0, (4, 2)))
         axes.set_xlabel("class, in order of name")
         axes.set_ylabel("% of the training images")
@@ -259,7 +168,7 @@ def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt:
         axes.tick_params(length=0)
         _bare(axes)
 
-    longest = max(len(line) for label in labels for line in label.split("\n"))
+    longest = max(width(line) for text in labels for line in text.split("\n"))
     beside = WIDTH - 0.2 - 0.095 * longest  # inches left for the pictures by labels of this font
     return draw(name, alt, (WIDTH, 0.1 + 0.25 * bool(title) + beside * rows / columns), paint)
 
@@ -269,9 +178,6 @@ def _bare(axes: Axes) -> None:
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-# ---- results ----
 
 
 @dataclass(frozen=True)
@@ -308,7 +214,7 @@ def draw_dots(name: str, rows: Sequence[Row], axis: str, alt: str, *, zero: bool
                 low, high = (scale * value for value in row.sample.interval)
                 axes.plot([low, high], [place + 0.22] * 2, color=row.colour, linewidth=2)
             axes.plot([mean], [place + 0.22], "D", color=row.colour, markersize=5.5)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_yticks(range(len(rows)), [label(row.label, 48) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if zero else f"{value:g}"))
         axes.set_xlabel(axis)
@@ -366,8 +272,8 @@ def draw_confusion(
         axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
         edges = np.cumsum([0, *(count for _, count in blocks)])
         axes.imshow(tinted(share))
-        axes.set_yticks((edges[1:] + edges[:-1]) / 2 - 0.5, [label for label, _ in blocks], fontsize=9)
-        axes.set_xticks((edges[1:] + edges[:-1]) / 2 - 0.5, [label for label, _ in blocks], fontsize=9, rotation=90)
+        axes.set_yticks((edges[1:] + edges[:-1]) / 2 - 0.5, [name for name, _ in blocks], fontsize=9)
+        axes.set_xticks((edges[1:] + edges[:-1]) / 2 - 0.5, [name for name, _ in blocks], fontsize=9, rotation=90)
         axes.tick_params(length=0)
         axes.grid(visible=False)
         for edge in edges:
@@ -409,4 +315,4 @@ def draw_reliability(name: str, title: str, reliability: Reliability, colour: st
 
 def series(results: Mapping[str, float]) -> str:
     """`a 1.00 %, b 2.00 %`, for the text that stands for a drawing."""
-    return ", ".join(f"{label} {100 * value:.2f} %" for label, value in results.items())
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in results.items())

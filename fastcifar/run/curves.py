@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcifar.ui import drawing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -28,26 +30,13 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path_stem: Path, title: st
         path_stem: where the pictures go, without the ending.
         title: stands above the picture.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     if not records:
         raise ValueError("there is no epoch to draw")
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.grid": True,
-        "grid.color": "#e8e8e8",
-        "svg.hashsalt": "fastcifar",  # and no date below: the same epochs give the same bytes
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(12, 4.2), layout="constrained")  # without pyplot: no global state, no window
-        FigureCanvasAgg(figure)
+    style = {"axes.titlesize": 11, "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#e8e8e8"}
+    with drawing.styled(style):
+        figure = drawing.new_figure(12, 4.2)
         figure.suptitle(title, fontsize=13)
         loss, accuracy, lr = figure.subplots(1, 3, width_ratios=[5, 5, 3])
         panels = [
@@ -67,10 +56,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path_stem: Path, title: st
         figure.draw_without_rendering()  # gives the axes their places, from which distances in points follow
         for axes, _, curves, form in panels:
             _label_ends(axes, curves, form)
-        paths = [Path(f"{path_stem}{ending}") for ending in (".svg", ".png")]
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure.savefig(paths[1], dpi=120)
-    return paths
+        return drawing.save(figure, path_stem)
 
 
 def _curves(records: Sequence[Mapping[str, Any]], **keys: str) -> Curves:

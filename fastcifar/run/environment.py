@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fastcifar
+from fastcifar import machine
 
 VARIABLES = re.compile(
     "(FASTCIFAR|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|NVIDIA|MALLOC)_.*"
@@ -79,17 +80,12 @@ def commit(folder: Path) -> dict[str, Any] | None:
 
 def cpu() -> dict[str, Any]:
     """Model, cores and the instruction sets that decide which kernels run; unknown facts are null."""
-    info = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", info, re.MULTILINE)
-    have = set(flags[1].split()) if flags else None
+    found = machine.cpu()
     return {
-        "model": model[1].strip() if model else platform.processor() or platform.machine(),
+        "model": found.model,
         "logical_cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "avx2": None if have is None else "avx2" in have,
-        "avx512": None if have is None else "avx512f" in have,
-        "amx": None if have is None else {"amx_tile", "amx_bf16"} <= have,
+        **{level: found.has(level) for level in ("avx2", "avx512", "avx512_bf16", "amx")},
     }
 
 

@@ -1,208 +1,22 @@
-"""A study folder: which runs were asked for, and what has become of each.
-
-    runs/study/
-      study.json                  trials with their seeds, epochs, data digest; settings of all; what failed, and why
-      runs/<trial>-s<seed>/       ordinary run folders, as `fastcifar train` makes them
-      logs/<trial>-s<seed>.log    what each run printed
-      report/                     the page
-
-A study only grows: more trials or seeds may be asked for later, other settings may not.
-"""
+"""From a command to a plan: which runs a study is to hold, and which of them are to be trained now."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-import fastcifar
-from fastcifar.config import RESUMABLE, Config, find_preset, load_preset, resolve, trace
-from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run.folder import CONFIG, METRICS_JSONL, SUMMARY, RunFolder
+from fastcifar.config import RESUMABLE, Config
+from fastcifar.errors import CheckpointError, UsageError
+from fastcifar.layers import resolve_layers
+from fastcifar.presets import TRIALS, find_preset, load_preset
+from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import CONFIG
+from fastcifar.study.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
+from fastcifar.text import one_line, quoted
 
-STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"
-FORMAT = 1
-
-State = Literal["finished", "cut", "failed", "missing"]
-"""`cut`: begun, and not finished (it may be running); `failed`: it ended with an error; `missing`: nothing on disk."""
-
-TRIALS = ("lr-0.05", "lr-0.5", "lr-0.01", "constant", "cosine", "wd-1e-4", "wd-5e-4", "final")
-"""The trials of the report, in its order."""
 SEEDS = (0, 1, 2)
 """The default: the fewest that give an effect an interval."""
-QUICK: Mapping[str, str] = {
-    "data": "procedural", "val_size": "2000", "width_mult": "0.25", "batch_size": "64", "device": "cpu",
-}  # fmt: skip
-"""What `study quick` sets in every trial, beside the epochs; a setting of the user's own goes before it. On a GPU the
-24 runs would spend their minutes in torch.compile."""
-QUICK_EPOCHS = (3, 5)
-"""Of the trials of 15 epochs, and of those of 300."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run that a study wants, finished or not.
-
-    Attributes:
-        trial: the preset.
-        seed: the run's seed.
-        path: its run folder, which exists unless `state` is `missing` (and then may be half made).
-        epochs: how many it is to have.
-        state: see `State`.
-        epochs_done: how many lines its metrics have.
-        reason: why it failed, in one line; empty otherwise.
-    """
-
-    trial: str
-    seed: int
-    path: Path
-    epochs: int
-    state: State = "missing"
-    epochs_done: int = 0
-    reason: str = ""
-
-    @property
-    def name(self) -> str:
-        """`final-s0`: the name of its run folder and, with `.log`, of its log."""
-        return f"{self.trial}-s{self.seed}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A preset in a study. `dataset_digest` names the content of the images."""
-
-    seeds: tuple[int, ...]
-    epochs: int
-    dataset_digest: str
-
-
-@dataclass
-class Study:
-    """What was asked for in the folder `path`. Accuracies of a `quick` or scaled study compare with no publication.
-
-    Attributes:
-        settings: what was given on the command line for all runs, as text by setting.
-        trials: by name, in the order in which they are trained.
-        failures: why a run failed, by its name, for those that did and have not been tried again.
-    """
-
-    path: Path
-    quick: bool = False
-    epochs_scale: float = 1.0
-    settings: dict[str, str] = field(default_factory=dict)
-    trials: dict[str, Trial] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, path: Path) -> Study:
-        """The study in the folder `path`.
-
-        Raises:
-            UsageError: there is none.
-            CheckpointError: its study.json is damaged.
-        """
-        file = path / STUDY
-        if not file.is_file():
-            raise UsageError(f"there is no study in {path}: {file} was looked for.")
-        try:
-            content = json.loads(file.read_bytes())
-            if content["format"] != FORMAT:
-                raise UsageError(f"{file} has format {content['format']}; this fastcifar reads format {FORMAT}.")
-            trials = {
-                name: Trial(tuple(map(int, t["seeds"])), int(t["epochs"]), str(t["dataset_digest"]))
-                for name, t in content["trials"].items()
-            }
-            quick, scale = bool(content["quick"]), float(content["epochs_scale"])
-            return cls(path, quick, scale, dict(content["settings"]), trials, dict(content["failures"]))
-        except OSError as problem:
-            raise CheckpointError(f"{file} cannot be read: {problem.strerror}.") from problem
-        except (ValueError, LookupError, TypeError, AttributeError) as problem:
-            raise CheckpointError(
-                f"{file} is damaged ({problem!r}). The runs beside it are intact: remove it and give the command of "
-                "the study again."
-            ) from problem
-
-    def write(self) -> None:
-        """Writes study.json in one step, in place of an earlier one."""
-        content: dict[str, Any] = {"format": FORMAT, "fastcifar": fastcifar.__version__, **asdict(self)}
-        del content["path"]
-        file, new = self.path / STUDY, self.path / f"{STUDY}.new"
-        try:
-            with open(new, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(content, indent=1) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(new, file)
-        except OSError as problem:
-            raise FastcifarError(f"{file} cannot be written: {problem.strerror or problem}.") from problem
-
-    def overrides(self, trial: str) -> dict[str, str]:
-        """What the runs of `trial` set beside their preset and seed, as text by setting."""
-        preset = load_preset(trial)
-        epochs, warmup = preset.epochs, preset.lr_warmup_epochs
-        chosen: dict[str, str] = {}
-        if self.quick:
-            chosen = dict(QUICK)
-            epochs = QUICK_EPOCHS[preset.epochs > 15]
-            warmup *= epochs / preset.epochs
-        if self.quick or self.epochs_scale != 1:
-            epochs = max(1, round(epochs * self.epochs_scale))
-            chosen["epochs"] = str(epochs)
-            if warmup:
-                chosen["lr_warmup_epochs"] = f"{min(warmup * self.epochs_scale, epochs):g}"
-        return chosen | self.settings
-
-    def config(self, trial: str, seed: int) -> Config:
-        """The settings of one run, `auto` where the device decides. Errors: one UsageError for all problems."""
-        return resolve(trial, None, [*self.overrides(trial).items(), ("seed", str(seed))])
-
-    def planned(self) -> list[PlannedRun]:
-        """Every run, as it is on disk now, in the order of training: the first seed of every trial, then the next."""
-        seeds = sorted({seed for trial in self.trials.values() for seed in trial.seeds})
-        pairs = [(name, seed) for seed in seeds for name, trial in self.trials.items() if seed in trial.seeds]
-        return [self._planned(name, seed) for name, seed in pairs]
-
-    def log(self, run: PlannedRun) -> Path:
-        """Where what `run` prints is kept."""
-        return self.path / LOGS / f"{run.name}.log"
-
-    def _planned(self, trial: str, seed: int) -> PlannedRun:
-        run = PlannedRun(trial, seed, self.path / RUNS / f"{trial}-s{seed}", self.trials[trial].epochs)
-        done = 0 if (last := last_record(run.path)) is None else int(last["epoch"])
-        reason = ""
-        state: State = "missing"
-        if (run.path / SUMMARY).is_file():
-            state = "finished"
-        elif run.name in self.failures:
-            state, reason = "failed", self.failures[run.name]
-        elif (run.path / CONFIG).is_file():
-            state = "cut"
-        return PlannedRun(trial, seed, run.path, run.epochs, state, done, reason)
-
-
-def last_record(run: Path) -> dict[str, Any] | None:
-    """The last whole line of a run's metrics, also while the run is being written; None where there is none."""
-    for line in _lines_from_the_end(run / METRICS_JSONL):
-        try:
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                return record
-        except ValueError:  # cut off by a crash, or being written
-            continue
-    return None
-
-
-def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    try:
-        yield from reversed(path.read_bytes().splitlines())
-    except OSError:
-        return
-
-
-# ---- from a command to a plan ----
 
 
 @dataclass(frozen=True)
@@ -269,6 +83,8 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
     for key, instead in {"seed": "--seeds", "preset": "the trials' names, without --preset"}.items():
         if settings.pop(key, None) is not None:
             problems.append(f"command line: --{key}: a study takes {instead}")
+    if (file := settings.pop("config", None)) is not None:
+        problems.append(f"command line: --config {one_line(file)}: {_of_own_settings(file)}")
     if request.epochs_scale is not None and "epochs" in settings:
         problems.append("command line: --epochs and --epochs-scale: give one of the two")
     good = []
@@ -276,16 +92,27 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
         try:
             good.append(find_preset(name).name)
         except UsageError as error:
-            problems.append(str(error).replace("preset", "trial", 1))
+            own = name.endswith(".toml") or "/" in name
+            problems.append(
+                f"{one_line(name)}: {_of_own_settings(name)}" if own else str(error).replace("preset", "trial", 1)
+            )
     try:
         if good:  # a setting that is wrong in itself is wrong in every trial
             pairs = [(key, text) for key, text in request.settings if key.replace("-", "_") in settings]
-            trace(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
+            resolve_layers(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
     except UsageError as error:
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
     return settings
+
+
+def _of_own_settings(file: str) -> str:
+    """What is possible with a settings file of the user's own."""
+    return (
+        "a study trains presets, and no settings file yet. Give its settings to all trials with --KEY VALUE (such as "
+        f"--epochs 30), or train it alone, a seed at a time: fastcifar train --config {quoted(file)} --seed 0"
+    )
 
 
 def _check_folder(out: Path) -> None:

@@ -1,0 +1,91 @@
+"""fastcifar study: its arguments and its last lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.text import one_line
+from fastcifar.ui.tables import print_table
+
+if TYPE_CHECKING:
+    from fastcifar.study.conduct import Result
+
+_NO_FILES = (
+    "a study trains presets, not a settings file; `fastcifar train FILE` makes one run of it, and --KEY VALUE here "
+    "sets what it holds in every run"
+)
+SUMMARY = "train all trials of the report with several seeds, and write the report"
+
+
+def run(parser: Parser, argv: list[str]) -> int:
+    parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
+    parser.usage += "                       [--KEY VALUE ...]"
+    parser.epilog = (
+        "TRIAL is a preset; default: the eight trials of the report. `quick` trains them small, on procedural images "
+        "and the CPU, in two to three minutes. --KEY VALUE sets anything that `fastcifar train --help` lists, in every "
+        "run, such as --data PATH. The same command again goes on with a study that was cut, and more trials or seeds "
+        "extend it; without any, `fastcifar study --out DIR` goes on with what was asked for before."
+    )
+    counts, scale = "a number of seeds, or seeds such as 3,4,5", "a number above 0"
+    parser.add_argument(
+        "--seeds", metavar="N", type=parsed(seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
+    )
+    parser.add_argument("--out", metavar="DIR", type=path, help="the study's folder [runs/study, runs/study-quick]")
+    parser.add_argument(
+        "--epochs-scale", metavar="X", type=parsed(positive, scale), help="shrinks every run: 0.1 is a tenth [1]"
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=parsed(count, "a number from 1"),
+        help="runs side by side, spread over the GPUs; on a CPU they share the cores [one a GPU; 1 on a CPU, but with "
+        "quick one a core, at most 4]",
+    )
+    args, rest = parser.parse_known_args(argv)
+    given = read_settings(rest, _why_no_trial)
+    for name, value in given.settings:
+        if name == "config":
+            given.problems.append(f"command line: --config {one_line(value)}: {_NO_FILES}")
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
+
+    from fastcifar.study.conduct import conduct
+    from fastcifar.study.plan import Request
+
+    quick = "quick" in given.names
+    trials = tuple(name for name in given.names if name != "quick")
+    request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
+    return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
+
+
+def _why_no_trial(word: str) -> str:
+    """For `read_settings`: a trial's name is checked by the study, which tells of all that is wrong at once."""
+    return _NO_FILES if word.endswith(".toml") else ""
+
+
+def _print_study(result: Result) -> int:
+    """A line a trial and where the page lies; what failed is the error of the command."""
+    from fastcifar.run.folder import RunFolder
+    from fastcifar.study.compare import mean_sd
+
+    rows = []
+    for trial in result.study.trials:
+        runs = [run for run in result.runs if run.trial == trial]
+        summaries = [RunFolder.open(run.path).summary() or {} for run in runs if run.state == "finished"]
+        cells = [f"{len(summaries)} of {len(runs)}"]
+        for key in ("val_accuracy", "test_accuracy"):
+            values = [100 * summary[key] for summary in summaries if summary.get(key) is not None]
+            cells.append(mean_sd(values, ".2f") if values else "-")
+        rows.append([trial, *cells])
+    print_table(["trial", "runs", "val accuracy %", "test accuracy %"], rows)
+    print(f"\nstudy   {result.study.path}")
+    if result.page is not None:
+        print(f"report  {result.page}")
+    if result.failed:
+        lines = [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
+        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in result.failed]
+        raise FastcifarError("\n".join(lines))
+    return 0

@@ -1,0 +1,197 @@
+"""fastcifar train: its arguments, its help with every setting, and the result of a run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_settings, start_of, why_no_start
+from fastcifar.cli.presets import expected_accuracy
+from fastcifar.errors import UsageError
+from fastcifar.text import one_line, quoted
+
+if TYPE_CHECKING:
+    from fastcifar.config import Config
+    from fastcifar.presets import Metric
+
+SUMMARY = "train a model, or go on with a run that was cut"
+
+
+def run(parser: Parser, argv: list[str]) -> int:
+    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    parser.usage += (
+        "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    )
+    parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
+    add_start(
+        parser,
+        "start from the settings of a preset (see: fastcifar presets)",
+        "start from the settings in your own TOML file",
+    )
+    parser.add_argument("--out", metavar="DIR", type=path, help="the run folder; default: runs/PRESET/TIME-sSEED")
+    parser.add_argument("--resume", metavar="RUN", type=path, help="go on with the run in this folder")
+    parser.add_argument("--print-config", action="store_true", help="print the settings that would be used, and stop")
+    if "-h" in argv or "--help" in argv:
+        print(parser.format_help() + "\n" + describe_settings(), end="")
+        return 0
+    args, rest = parser.parse_known_args(argv)
+    command = ["fastcifar", "train", *argv]
+    given = read_settings(rest, why_no_start)
+    if args.resume is not None:
+        return _resume(parser, args, given, command)
+
+    from fastcifar.layers import resolve_layers
+    from fastcifar.spelling import to_toml
+
+    start = start_of(args, given)
+    try:
+        resolved = resolve_layers(start.preset, start.file, given.settings, parser.options())
+    except UsageError as error:
+        given.problems.append(str(error))
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
+    if args.print_config:
+        print(f"# {one_line(shlex.join(command))}")
+        print(f"# layers, the later ones win: {', '.join(('defaults', *resolved.layers))}")
+        print(to_toml(resolved.config, resolved.origins), end="")
+        return 0
+
+    _announce(resolved.config, named=start != Start(None, None), out=args.out)
+
+    from fastcifar import trainer
+
+    return _print_result(trainer.train(resolved.config, args.out, command))
+
+
+def _announce(config: Config, *, named: bool, out: Path | None) -> None:
+    """Says on stderr what a run will do that nobody may have meant: the long training of the defaults, and a download.
+
+    Args:
+        config: the settings of the run.
+        named: whether a preset or a file was named. Where one was, only a download is told.
+        out: the run folder that was asked for.
+    """
+    from fastcifar.data.cache import default_folder
+    from fastcifar.data.sources import download_size
+
+    if not named:
+        where = quoted(out) if out is not None else f"a new folder in runs/{config.preset}"
+        _tell(
+            f"no preset is named, so the defaults are trained: {config.epochs} epochs on {one_line(config.data)}, "
+            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}"
+        )
+    if size := download_size(config.data):
+        _tell(
+            f"{config.data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded to {default_folder()} "
+            "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
+        )
+    if not named:
+        _tell("`fastcifar train quick` is a small first run, with nothing to download")
+
+
+def _tell(text: str) -> None:
+    print(f"fastcifar: {text}", file=sys.stderr, flush=True)
+
+
+def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:
+    from fastcifar.config import RESUMABLE
+    from fastcifar.layers import parse_overrides
+
+    problems = given.problems
+    for word in given.names:
+        problems.append(f"command line: {one_line(word)}: not together with --resume, which continues a run as it is")
+    for name in ("preset", "config", "out", "print_config"):
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            problems.append(f"command line: {option}: not together with --resume, which continues a run as it is")
+    overrides = {}
+    try:
+        overrides = parse_overrides(given.settings, RESUMABLE, parser.options())
+    except UsageError as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+    from fastcifar import trainer
+
+    return _print_result(trainer.resume(args.resume, overrides, command))
+
+
+def describe_settings() -> str:
+    """All settings by group: option, meaning, what is allowed and the default."""
+
+    from fastcifar.config import Config, groups
+    from fastcifar.spelling import allowed
+
+    indent = 25
+    width = min(shutil.get_terminal_size().columns, 110)
+    lines = ["settings [what is allowed; the default, where no preset or file states another]:"]
+    for group, names in groups().items():
+        lines += ["", f"{group}:"]
+        for name in names:
+            field = Config.model_fields[name]
+            text = f"{field.description} [{allowed(name)}; default {_written(field.default)}]"
+            first, *more = textwrap.wrap(text, max(width - indent, 30), break_on_hyphens=False)
+            lines.append(f"  --{name.replace('_', '-'):<{indent - 4}}{first}")
+            lines += [" " * indent + part for part in more]
+    return "\n".join(lines) + "\n"
+
+
+def _written(value: object) -> str:
+    """`value` as one would write it on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value) or "nothing"
+
+
+def _print_result(path: Path) -> int:
+    """The run's result, with its two clocks, and where it lies."""
+    from fastcifar.run.folder import RunFolder
+
+    run = RunFolder.open(path)
+    summary = run.summary() or {}
+    rows = [["run folder", str(path)]]
+    metrics: tuple[Metric, ...] = ("test_accuracy", "val_accuracy")
+    for metric in metrics:
+        if (accuracy := summary.get(metric)) is not None:
+            rows.append([metric.replace("_", " "), f"{accuracy:.2%}{_expected(run.config, metric)}"])
+    before = "compilation" if run.config.engine == "compiled" else "warm-up"
+    clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
+    rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
+    if summary:
+        rows.append(["energy", _energy(summary, run.config.device)])
+    for title, value in rows:
+        print(f"{title:<16}{value}")
+    return 0
+
+
+def _energy(summary: Mapping[str, Any], device: str) -> str:
+    """`12.3 kJ in training, 412 W`, and what part of the training it covers where that is not all; or why not."""
+    if summary.get("energy_joules") is None:
+        return "not measured" + (" (there is no GPU in this run)" if device == "cpu" else "")
+    joules, seconds, covered = summary["energy_joules"], summary["train_seconds"], summary["energy_seconds"]
+    text = f"{joules / 1e3:.1f} kJ in training, {joules / covered:.0f} W"
+    return text if covered > 0.99 * seconds else f"{text} (measured in {covered / seconds:.0%} of it)"
+
+
+def _expected(config: Config, metric: Metric) -> str:
+    """What the run's preset lets expect, unless the run was made with settings that change the result."""
+    from fastcifar.config import differing_settings
+    from fastcifar.presets import find_preset
+
+    try:
+        preset = find_preset(config.preset)
+    except UsageError:
+        return ""
+    other_images = preset.config.data == "procedural" and config.data != "procedural"
+    expected = expected_accuracy(preset, metric)
+    same = not (other_images or differing_settings(config, preset.config))
+    return f"   ({config.preset}: {expected})" if same and expected else ""

@@ -1,0 +1,286 @@
+"""How the settings of a run come together: the defaults of `Config`, then a preset (configs/NAME.toml) after those it
+derives from, then a user's own file, then the command line. Problems of all layers are reported together, a line each.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fastcifar.config import NAMES, Config, conflicts
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.spelling import allowed, format_value, nearest_setting, nearest_value, option_hint, parse_value
+from fastcifar.text import did_you_mean, is_utf8, nearest, one_line, printable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+COMMAND_LINE = "command line"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Settings as one place states them; `written` has the words used on the command line."""
+
+    where: str
+    settings: Mapping[str, object]
+    written: Mapping[str, str] = field(default_factory=dict)
+
+    def entry(self, key: str) -> str:
+        """Where it is written and how: `my.toml: lr = "fast"` or `command line: --lr fast`."""
+        text = self.written.get(key) or f"{key} = {format_value(self.settings[key])}"
+        return f"{self.where}: {one_line(text)}"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A parsed preset or a user's own file."""
+
+    path: Path
+    where: str
+    base: str | None
+    about: Mapping[str, object]
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration; the places it comes from, later ones winning; and the place of each setting that one states."""
+
+    config: Config
+    layers: tuple[str, ...]
+    origins: Mapping[str, str]
+
+
+def resolve(preset: str | None, config_file: Path | None, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The settings of `preset`, then of `config_file`, then of `overrides` (pairs of key and text).
+
+    Errors: one UsageError for all problems, a line each.
+    """
+    return resolve_layers(preset, config_file, overrides).config
+
+
+def resolve_layers(
+    preset: str | None,
+    config_file: Path | None,
+    overrides: Sequence[tuple[str, str]],
+    options: Sequence[str] = (),
+) -> Resolved:
+    """`resolve`, with the place of each setting. `options` are suggested beside the settings to who mistypes one."""
+    problems: list[str] = []
+    files: list[_File] = []
+    if config_file is not None:
+        files = _user_chain(config_file, preset, problems)
+    elif preset is not None:
+        files = _preset_chain(preset, problems)
+    layers = [_Layer(file.where, _known(file.where, file.settings, problems)) for file in files]
+    if preset is not None and config_file is None and files:
+        layers.append(_Layer(COMMAND_LINE, {"preset": preset}))
+    layers.append(_override_layer(overrides, problems, options))
+    return _merge(layers, problems)
+
+
+def parse_overrides(
+    overrides: Sequence[tuple[str, str]], only: Sequence[str], options: Sequence[str] = ()
+) -> dict[str, object]:
+    """The values of `overrides` by setting, for a resumed run, where `only` may change.
+
+    Errors: one UsageError for all problems, a line each.
+    """
+    problems: list[str] = []
+    layer = _override_layer(overrides, problems, options)
+    problems += [
+        f"{layer.entry(key)}: a resumed run keeps its settings, only {', '.join(only)} may change; "
+        "to run with others, start a new run"
+        for key in layer.settings
+        if key not in only
+    ]
+    kept = _Layer(layer.where, {k: v for k, v in layer.settings.items() if k in only}, layer.written)
+    config = _merge([kept], problems).config
+    return {key: getattr(config, key) for key in kept.settings}
+
+
+def from_dict(settings: Mapping[str, object], where: str) -> Config:
+    """A configuration from plain values, or from a parsed file that holds them under `settings`.
+
+    `where` names their place in messages. Errors: one UsageError for all problems, a line each.
+    """
+    inner = settings.get("settings", settings)
+    if not isinstance(inner, Mapping):
+        raise UsageError(f"{where}: settings = {one_line(format_value(inner))}: expected a table")
+    problems: list[str] = []
+    return _merge([_Layer(where, _known(where, inner, problems))], problems).config
+
+
+def _known(where: str, settings: Mapping[str, object], problems: list[str]) -> dict[str, object]:
+    known = {key: value for key, value in settings.items() if key in NAMES}
+    for key in (key for key in settings if key not in known):
+        hint = did_you_mean(nearest_setting(key)) or f"; the settings are {', '.join(NAMES)}"
+        problems.append(f"{_Layer(where, settings).entry(key)}: there is no such setting{hint}")
+    return known
+
+
+def _override_layer(overrides: Sequence[tuple[str, str]], problems: list[str], options: Sequence[str]) -> _Layer:
+    values: dict[str, object] = {}
+    written: dict[str, str] = {}
+    for key, text in overrides:
+        name = key.replace("-", "_")
+        if name in NAMES:
+            values[name], written[name] = parse_value(name, text), f"--{key} {text or format_value(text)}"
+        else:
+            problems.append(
+                f"{COMMAND_LINE}: {one_line(f'--{key} {text}'.rstrip())}: there is no such option"
+                f"{option_hint(name, options) or '; `fastcifar train --help` lists them'}"
+            )
+    return _Layer(COMMAND_LINE, values, written)
+
+
+def _merge(layers: Sequence[_Layer], problems: Sequence[str]) -> Resolved:
+    """The layers' settings over the defaults, later layers first; raises UsageError for `problems` and its own."""
+    problems = list(problems)
+    sources = {key: layer for layer in layers for key in layer.settings}
+    values: dict[str, Any] = {key: layer.settings[key] for key, layer in sources.items()}
+    wrong: set[str] = set()
+    try:
+        config = Config(**values)
+    except ValidationError as error:
+        wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+        problems += [_wrong_value(sources[key], key) for key in values if key in wrong]
+        config = Config.model_construct(**{key: value for key, value in values.items() if key not in wrong})
+    for keys, message in conflicts(config):
+        if wrong.isdisjoint(keys):
+            authors = dict.fromkeys(layer.where for layer in layers for key in keys if sources.get(key) is layer)
+            problems.append(f"{', '.join(authors)}: {message}")
+    if problems:
+        raise UsageError("\n".join(problems))
+    places = tuple(dict.fromkeys(layer.where for layer in layers if layer.settings))
+    return Resolved(config, places, {key: layer.where for key, layer in sources.items()})
+
+
+def _wrong_value(layer: _Layer, key: str) -> str:
+    value = layer.settings[key]
+    hint = ""
+    if isinstance(value, str):
+        hint = did_you_mean(nearest_value(key, value))
+        if not isinstance(parse_value(key, value), str):
+            hint = ", without quotes"
+        if not is_utf8(value):
+            hint = ", in UTF-8; rename it, or give it a link with another name"
+    return f"{layer.entry(key)}: expected {allowed(key)}{hint}"
+
+
+# ---- files ----
+
+
+def presets_folder() -> Path:
+    """Where the presets are: inside the installed package, or at the top of a source tree."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / "constant.toml").is_file():
+            return folder
+    raise FastcifarError(f"the presets are missing: no configs/ in {here} or {here.parent}; install fastcifar again")
+
+
+def preset_names() -> list[str]:
+    """The names of all presets, sorted."""
+    return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
+def preset_path(name: str, entry: str, problems: list[str]) -> Path | None:
+    names = preset_names()
+    if name in names:
+        return presets_folder() / f"{name}.toml"
+    hint = did_you_mean(nearest(name, names))
+    if name.endswith(".toml"):
+        hint = f"; did you mean --config {one_line(name)}?"
+    problems.append(f"{entry}: there is no such preset{hint} (the presets are {', '.join(names)})")
+    return None
+
+
+def _preset_chain(name: str, problems: list[str]) -> list[_File]:
+    path = preset_path(name, f"{COMMAND_LINE}: --preset {one_line(name)}", problems)
+    return _chain(path, problems) if path else []
+
+
+def _user_chain(path: Path, preset: str | None, problems: list[str]) -> list[_File]:
+    chain = _chain(path, problems)
+    if preset is None or not chain:
+        return chain
+    if chain[-1].base is not None:
+        entry = f"{chain[-1].where}: base = {format_value(chain[-1].base)}"
+        problems.append(f"{entry}, and --preset {one_line(preset)} on the command line: give one of the two")
+        return chain
+    return _preset_chain(preset, problems) + chain
+
+
+def _chain(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> list[_File]:
+    """The file at `path` after those it derives from, the first ancestor first."""
+    file = read(path, problems)
+    if file is None:
+        return []
+    if file.base is None:
+        return [file]
+    entry = f"{file.where}: base = {one_line(format_value(file.base))}"
+    if file.base.endswith(".toml"):
+        base: Path | None = path.parent / file.base
+    else:
+        base = preset_path(file.base, entry, problems)
+    if base is None:
+        return [file]
+    above = (*above, path)
+    seen = [ancestor.resolve() for ancestor in above]
+    if base.resolve() in seen:
+        loop = [*above[seen.index(base.resolve()) :], base]
+        problems.append(f"{entry}: derives from itself: {' -> '.join(p.name for p in loop)}")
+        return [file]
+    return [*_chain(base, problems, above), file]
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a file, in UTF-8, without the byte order mark that some editors write before it."""
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8").replace("\r\n", "\n")
+
+
+def read(path: Path, problems: list[str]) -> _File | None:
+    where = f"configs/{path.name}" if path.parent == presets_folder() else printable(str(path))
+    try:
+        content = tomllib.loads(_decoded(path.read_bytes()))
+    except FileNotFoundError:
+        preset = f"--preset {path.name}" if (presets_folder() / f"{path.name}.toml").is_file() else None
+        problems.append(f"{where}: there is no such file{did_you_mean(preset)}")
+        return None
+    except OSError as error:
+        problems.append(f"{where}: cannot be read: {error.strerror}")
+        return None
+    except UnicodeDecodeError as error:
+        kind = " (it looks like UTF-16: save it as UTF-8)" if error.object[:2] in _UTF16 else ""
+        problems.append(f"{where}: is not a TOML file: byte {error.start} is not UTF-8{kind}")
+        return None
+    except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, too deep a nesting
+        problems.append(f"{where}: is not a TOML file: {error}")
+        return None
+    expected: dict[str, tuple[type, str]] = {
+        "base": (str, "the name of a preset or of a .toml file"),
+        "about": (dict, "a table"),
+        "settings": (dict, "a table"),
+    }
+    for key, value in content.items():
+        entry = _Layer(where, content).entry(key)
+        if key in NAMES:
+            problems.append(f"{entry}: settings stand under [settings]")
+        elif key not in expected:
+            hint = did_you_mean(nearest(key, expected))
+            problems.append(f"{entry}: expected base, [about] or [settings] here{hint}")
+        elif not isinstance(value, expected[key][0]):
+            problems.append(f"{entry}: expected {expected[key][1]}")
+    good: dict[str, Any] = {k: v for k, v in content.items() if k in expected and isinstance(v, expected[k][0])}
+    return _File(path, where, good.get("base"), good.get("about", {}), good.get("settings", {}))

@@ -1,0 +1,167 @@
+"""What an ablation has found, and the lines of JSON that keep it as it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcifar.measuring.cell import NUM_IMAGES
+from fastcifar.measuring.grid import Entry, Factor
+
+NUM_WINDOWS = 3
+"""Of each process."""
+JSONL, CSV, TEXT, CHART = "ablation.jsonl", "ablation.csv", "ablation.txt", "ablation"
+
+
+@dataclass
+class Ablation:
+    """What a run of `ablate` found.
+
+    Attributes:
+        path: its folder.
+        entries: the cells of the grid, the reference first.
+        extra: cells that the attribution asked for.
+        factors: the attribution; empty without one.
+        fastest: what it starts from, the fastest of the first round.
+        repeats, window_seconds: as asked for.
+        environment: see `environment.collect`, with the command.
+        signal_number: of what stopped it; 0 if nothing did.
+    """
+
+    path: Path
+    entries: list[Entry]
+    repeats: int
+    window_seconds: float
+    environment: dict[str, Any]
+    extra: list[Entry] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
+    fastest: Entry | None = None
+    signal_number: int = 0
+
+    @property
+    def all_entries(self) -> list[Entry]:
+        return [*self.entries, *self.extra]
+
+    @property
+    def failed(self) -> list[Entry]:
+        return [entry for entry in self.all_entries if entry.failed]
+
+    @property
+    def missing(self) -> list[str]:
+        """What a stopped run did not get to: `fused bf16 (1 of 3)`."""
+        todo = [entry for entry in self.all_entries if entry.runs and len(entry.measurements) < self.repeats]
+        return [f"{entry.name} ({len(entry.measurements)} of {self.repeats})" for entry in todo]
+
+
+class Results:
+    """The folder's ablation.jsonl, a line at a time; and caches for compiled code, one for each cell, gone at the end.
+
+    So each cell's first process compiles from nothing and the later ones find its cache, whatever was cached before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path / JSONL, "w", encoding="utf-8")
+        self._caches = tempfile.TemporaryDirectory(prefix="fastcifar-ablate-", ignore_cleanup_errors=True)
+        self._cache_of: dict[int, Path] = {}
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self._caches.cleanup()
+
+    def write(self, kind: str, facts: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({"kind": kind, **facts}) + "\n")
+        self._file.flush()
+
+    def cache_of(self, entry: Entry) -> dict[str, str]:
+        """The variables that send torch.compile there; none where the user has chosen a cache."""
+        folder = self._cache_of.setdefault(id(entry), Path(self._caches.name, str(len(self._cache_of))))
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+        return {} if caches.keys() & os.environ.keys() else caches
+
+
+def method_of(ablation: Ablation) -> dict[str, Any]:
+    return {
+        "repeats": ablation.repeats,
+        "num_windows": NUM_WINDOWS,
+        "window_seconds": ablation.window_seconds,
+        "num_images": NUM_IMAGES,
+    }
+
+
+def facts_of(ablation: Ablation) -> dict[str, Any]:
+    """What a row of the table needs to be understood alone."""
+    e = ablation.environment
+    gpu = e.get("gpu") or {}
+    source = e.get("source") or {}
+    return {
+        "device": gpu.get("name") or (e.get("cpu") or {}).get("model"),
+        "threads": (e.get("threads") or {}).get("torch"),
+        "torch": e.get("torch"),
+        "fastcifar": e.get("fastcifar"),
+        "commit": source.get("commit"),
+        "date": e.get("date"),
+    }
+
+
+def machine_line(ablation: Ablation) -> str:
+    facts = facts_of(ablation)
+    return f"{facts['device']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}, torch {facts['torch']}"
+
+
+def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
+    """A cell in numbers; None for what was not measured."""
+    measured = bool(entry.measurements)
+    low, high = entry.spread if measured else (None, None)
+    first = ablation.entries[0]
+    warm_up = [m.warm_up_seconds for m in entry.measurements]
+    device_memory = [m.device_memory_gib for m in entry.measurements if m.device_memory_gib is not None]
+    return {
+        "cell": entry.name,
+        **entry.values,
+        **beside(entry),
+        "in_grid": entry in ablation.entries,
+        "images_per_second": entry.rate if measured else None,
+        "slowest_window": low,
+        "fastest_window": high,
+        "num_windows": len(entry.windows),
+        "num_left_out": entry.num_left_out,
+        "num_processes": len(entry.measurements),
+        "speed_up": entry.rate / first.rate if measured and first.measurements else None,
+        "run_seconds_computed": run_seconds(entry) if measured else None,
+        "compile_seconds": warm_up[0] if measured else None,
+        "compile_seconds_again": statistics.median(warm_up[1:]) if warm_up[1:] else None,
+        "host_memory_gib": max(m.host_memory_gib for m in entry.measurements) if measured else None,
+        "device_memory_gib": max(device_memory, default=None),
+        "failed": entry.failed,
+        "problem": entry.problem,
+    }
+
+
+def beside(entry: Entry) -> dict[str, Any]:
+    """What makes a cell beside its settings."""
+    return {"augmentation": entry.cell and entry.cell.augmentation, "launched": entry.cell and entry.cell.launched}
+
+
+def run_seconds(entry: Entry) -> float:
+    assert entry.cell is not None
+    return entry.cell.config.epochs * NUM_IMAGES / entry.rate
+
+
+def factor_summary(factor: Factor) -> dict[str, Any]:
+    return {
+        "factor": factor.name,
+        "change": factor.change,
+        "without": factor.without.name,
+        "of": factor.of.name,
+        "cost": factor.cost if factor.measured else None,
+        "problem": factor.without.problem,
+    }

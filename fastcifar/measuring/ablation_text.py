@@ -1,0 +1,110 @@
+"""The tables of an ablation in the terminal, and how to read them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from fastcifar.measuring.ablation_results import NUM_WINDOWS, Ablation, machine_line, summary_of
+from fastcifar.measuring.cell import NUM_IMAGES
+from fastcifar.measuring.grid import QUIET, dearest_first
+from fastcifar.ui.display import format_seconds
+
+
+def text(ablation: Ablation) -> str:
+    """The tables, and how to read them."""
+    parts = _aligned(*cell_table(ablation), left=1)
+    if (fastest := ablation.fastest) is not None:
+        parts += ["", f"{fastest.name} ({fastest.rate:,.0f} images/s) with one thing changed:"]
+        parts += _aligned(*factor_table(ablation), left=2)
+    return "\n".join([*parts, "", *remarks(ablation)])
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of a table whose first `left` columns are words. Never cut to the terminal: numbers would go first."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, a cell each."""
+    epochs = next(entry.cell.config.epochs for entry in ablation.entries if entry.cell)
+    header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "compile s", "GiB"]
+    on_gpu = any(m.device_memory_gib is not None for entry in ablation.entries for m in entry.measurements)
+    header += ["GPU GiB"] * on_gpu
+    rows = []
+    for entry in ablation.entries:
+        s = summary_of(ablation, entry)
+        if not entry.measurements:
+            what = "failed" if entry.failed else "cannot run" if entry.problem else "-"
+            rows.append([entry.name, what, *[""] * (len(header) - 2)])
+            continue
+        again = "" if s["compile_seconds_again"] is None else f" ({s['compile_seconds_again']:.1f})"
+        row = [
+            entry.name,
+            f"{s['images_per_second']:,.0f}",
+            f"{s['slowest_window']:,.0f}-{s['fastest_window']:,.0f}",
+            "-" if s["speed_up"] is None else f"{s['speed_up']:.2f}x",
+            format_seconds(s["run_seconds_computed"]),
+            f"{s['compile_seconds']:.1f}{again}",
+            f"{s['host_memory_gib']:.2f}",
+        ]
+        rows.append([*row, f"{s['device_memory_gib']:.2f}"] if on_gpu else row)
+    return header, rows
+
+
+def factor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, a factor each, the dearest first; a star where it is not the fastest that is compared with."""
+    rows = []
+    for factor in dearest_first(ablation.factors):
+        if not factor.measured:
+            rows.append([factor.name, factor.change, "failed" if factor.without.failed else "not measured", "", ""])
+            continue
+        low, high = factor.without.spread
+        star = " " if factor.of is ablation.fastest else "*"
+        cells = [f"{factor.without.rate:,.0f}", f"{low:,.0f}-{high:,.0f}", f"{-factor.cost:+.1%}{star}"]
+        rows.append([factor.name, factor.change, *cells])
+    return ["factor", "change", "images/s", "range", "difference "], rows
+
+
+def remarks(ablation: Ablation) -> list[str]:
+    """How to read the tables; what could not run, what failed, and what is missing."""
+    windows = NUM_WINDOWS * ablation.repeats
+    lines = [
+        f"images/s: median and range of {windows} windows of {ablation.window_seconds:g} s, in "
+        f"{ablation.repeats} process{'es' * (ablation.repeats > 1)} a cell; speed-up over the first row",
+        f"epochs: computed from images/s, for {NUM_IMAGES:,} images an epoch, without validation; not run",
+        "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
+        machine_line(ablation),
+    ]
+    if left_out := sum(entry.num_left_out for entry in ablation.all_entries):
+        lines.append(f"{left_out} windows left out: other programs used more than {QUIET:.0%} of the cores")
+    if disturbed := [entry.name for entry in ablation.all_entries if entry.disturbed]:
+        lines.append(f"other programs used more than {QUIET:.0%} of the cores in all windows of {'; '.join(disturbed)}")
+    stars = [factor for factor in ablation.factors if factor.of is not ablation.fastest]
+    lines += [f"*{f.name}: of {f.of.name}'s, because engine = fused computes in channels_last only" for f in stars]
+    quickest = max((e for e in ablation.entries if e.measurements), key=lambda e: e.rate, default=None)
+    if ablation.fastest is not None and quickest is not ablation.fastest and quickest is not None:
+        lines.append(f"{ablation.fastest.name} was the fastest of the first round; in the end it is {quickest.name}")
+    said: dict[str, list[str]] = {}
+    for entry in ablation.all_entries:
+        for note in dict.fromkeys(note for measurement in entry.measurements for note in measurement.notes):
+            said.setdefault(note, []).append(entry.name)
+        if entry.problem:
+            problem = "\n".join(entry.problem.splitlines()[:3])
+            said.setdefault(f"{'failed' if entry.failed else 'cannot run'}: {problem}", []).append(entry.name)
+    lines += [f"{'; '.join(names)}: {text}" for text, names in said.items()]
+    return lines
+
+
+def stopped(ablation: Ablation) -> str:
+    """What stopped it, and what it did not get to."""
+    attribution = ["the attribution"] if ablation.fastest is None else []
+    missing = ", ".join([*ablation.missing, *attribution]) or "nothing"
+    return f"stopped by {signal.Signals(ablation.signal_number).name}; missing: {missing}"

@@ -1,0 +1,117 @@
+"""The time of one layer by itself, forward and backward, on tensors that it has just seen."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcifar.cpu import MatmulPointwise
+from fastcifar.loaders import ResidentLoader
+from fastcifar.measuring.kernels import (
+    AUGMENTATION,
+    BLOCK,
+    COPIES,
+    HEAD,
+    NORM,
+    OPTIMIZER,
+    POINTWISE,
+    SEPARABLE,
+    STEM,
+)
+from fastcifar.measuring.layers import Layer
+from fastcifar.measuring.timing import Call, time_calls
+from fastcifar.ops import batch_norm_relu, depthwise_block
+from fastcifar.ops.separable_block import separable_block
+from fastcifar.session import Session
+
+
+def time_layer(layer: Layer, session: Session) -> list[float]:
+    """Median seconds of one such layer forward and, where it has one, backward (of both, less forward).
+
+    An eager layer's backward brings its weight's gradient back to float32, as in training. Its weight is cast already;
+    on CUDA each time, because a captured backward must not reach what another stream has cast.
+    """
+    config, device, dtype = session.target.config, session.target.device, session.target.dtype
+    engine, loader = session.engine, session.loader
+    if layer.kind == AUGMENTATION:
+        if not isinstance(loader, ResidentLoader):  # whose batches come ready, and in order
+            return []
+        loader.begin(1)
+        return _medians([lambda: loader.batch(0)], device)
+    if layer.kind == OPTIMIZER:
+        for parameter in engine.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        medians = _medians([engine.optimizer.step], device)
+        engine.optimizer.zero_grad(set_to_none=True)
+        return medians
+    if layer.kind == COPIES:
+        weights = [p.detach().clone() for p in engine.model.parameters() if p.ndim > 1]  # the way back rounds them
+        casts = [torch.empty_like(w, dtype=dtype) for w in weights]
+        together = config.engine == "fused"
+        return _medians([lambda: _copy(casts, weights, together), lambda: _copy(weights, casts, together)], device)
+    x = torch.randn(layer.in_shape, device=device).to(dtype)
+    x = x.contiguous(memory_format=session.target.memory_format)
+    x.requires_grad_(layer.kind != STEM)
+    modules = [engine.model.get_submodule(name) for name in layer.modules]
+    if config.engine == "fused":
+        modules = [_in_dtype(module, dtype) for module in modules]
+    forward = _function(layer, modules, fused=config.engine == "fused")
+    targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
+    cast = torch.autocast(device.type, dtype, config.precision != "fp32", cache_enabled=device.type == "cpu")
+    with cast:
+        grad = torch.randn_like(forward(x))
+
+        def both() -> object:
+            return torch.autograd.grad(forward(x), targets, grad)
+
+        there, and_back = _medians([lambda: forward(x), both], device)
+    return [there, max(and_back - there, 0.0)]
+
+
+def _medians(calls: Sequence[Call], device: torch.device) -> list[float]:
+    return [statistics.median(times) for times in time_calls(calls, device)]
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor], together: bool) -> None:
+    """As the engine does it: the fused one in a single call, autocast one by one."""
+    if together:
+        torch._foreach_copy_(targets, sources)
+    else:
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+
+
+def _in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A convolution or linear layer with its weight in `dtype`, as the fused engine has it; others as they are."""
+    if isinstance(module, nn.BatchNorm2d) or getattr(module, "groups", 1) > 1:
+        return module
+    module = copy.deepcopy(module)
+    assert isinstance(module.weight, Tensor)
+    module.weight = nn.Parameter(module.weight.to(dtype))
+    return module
+
+
+def _function(layer: Layer, modules: Sequence[Any], *, fused: bool) -> Callable[[Tensor], Tensor]:
+    """What the engine computes in place of `modules`."""
+    first = modules[0]
+    if layer.kind in (BLOCK, SEPARABLE):
+        norm, conv, norm1, *pointwise = modules
+        bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
+        if pointwise:
+            return lambda u: separable_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0])[0]
+        return lambda u: depthwise_block(u, *bns, norm.eps, conv.stride[0])[0]
+    if layer.kind == NORM:
+        if fused:
+            return lambda u: batch_norm_relu(u, first.weight, first.bias, first.eps)[0]
+        return lambda x: F.relu(first(x), inplace=True)
+    if layer.kind == HEAD:
+        return lambda x: first(F.avg_pool2d(x, x.shape[-2:]).flatten(1))
+    if layer.kind == POINTWISE and fused:
+        return MatmulPointwise(first)
+    return first  # type: ignore[no-any-return]

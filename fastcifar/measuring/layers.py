@@ -1,0 +1,230 @@
+"""What each layer of a step must at least do: bytes and operations, from the shapes of the model alone.
+
+Every tensor that an op takes or gives counts once, read or written, in the compute dtype. A second look at a map for
+its statistics does not count, nor what a cache saves between two ops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.config import Config
+from fastcifar.measuring.kernels import (
+    AUGMENTATION,
+    BLOCK,
+    COPIES,
+    DEPTHWISE,
+    HEAD,
+    NORM,
+    OPTIMIZER,
+    POINTWISE,
+    SEPARABLE,
+    STEM,
+)
+from fastcifar.model import MobileNet
+from fastcifar.target import Target
+
+NORM_FLOPS = (6, 10)
+"""BN and ReLU on a number: forward (statistics 3, scale and shift 2, ReLU 1), backward (the value again 2, its mask 1,
+the two sums 3, the gradient 4)."""
+UPDATE_FLOPS = 6  # weight decay, momentum, step: a product and a sum each
+AUGMENT_FLOPS = 2  # scale and shift of a pixel's channel; MixUp doubles it
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What must at least be done for a batch."""
+
+    bytes: int
+    flops: int
+
+    @property
+    def intensity(self) -> float:
+        """FLOP a byte."""
+        return self.flops / self.bytes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the engine runs as one op or, without fused ops, a function of the model; or another part of the step.
+
+    Attributes:
+        name: kind, channels, map and stride, such as `depthwise 64 @32x32 s2`.
+        modules: names of the model's modules that it computes, in order; of the first layer of this shape.
+        count: how many of this shape there are.
+        in_shape: of the batch.
+        macs: multiply-accumulates, forward.
+        forward, backward: the work of one of them; backward is None where there is none.
+    """
+
+    name: str
+    kind: str
+    modules: tuple[str, ...]
+    count: int
+    in_shape: Shape
+    macs: int
+    forward: Work
+    backward: Work | None
+
+    def directions(self) -> Iterator[tuple[str, Work]]:
+        yield "forward", self.forward
+        if self.backward is not None:
+            yield "backward", self.backward
+
+
+@dataclass(frozen=True)
+class Part:
+    """A convolution, BN or linear layer as the model's forward meets it."""
+
+    name: str
+    module: nn.Module
+    in_shape: Shape
+    out_shape: Shape
+
+    @property
+    def inputs(self) -> int:
+        return math.prod(self.in_shape)
+
+    @property
+    def outputs(self) -> int:
+        return math.prod(self.out_shape)
+
+    @property
+    def weights(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def macs(self) -> int:
+        if isinstance(self.module, nn.BatchNorm2d):
+            return 0
+        # every weight but a bias meets every output position of its channel once
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.numel() * self.outputs // self.out_shape[1]
+
+
+def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
+    """The model's layers with parameters, in order, with the shapes of a batch. Nothing is computed."""
+    parts: list[Part] = []
+    with torch.device("meta"):
+        model = MobileNet(num_classes, width_mult)
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
+
+                def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
+                    parts.append(Part(name, module, tuple(inputs[0].shape), tuple(output.shape)))
+
+                module.register_forward_hook(note)
+        model(torch.empty(batch_size, 3, 32, 32))
+    return parts
+
+
+def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
+    """The layers as the target's engine runs them, those of one shape as one, and the other parts of a step.
+
+    With `engine = fused` a BN belongs to the depthwise block that it starts. What torch.compile fuses is its own
+    choice: `compiled` has the layers of `eager`.
+    """
+    config, size = target.config, target.dtype.itemsize
+    parts = walk(config.width_mult, num_classes, config.batch_size)
+    layers, rest = [], parts
+    while rest:
+        first, *others = rest
+        if isinstance(first.module, nn.BatchNorm2d) and config.engine == "fused" and len(others) > 1:
+            length = 4 if config.fuse_pointwise else 3
+            layers.append(_block(rest[:length], size))
+            rest = rest[length:]
+        else:
+            layers.append(_head(first, parts[-2].out_shape, size) if len(rest) == 1 else _single(first, size))
+            rest = others
+    merged: dict[str, Layer] = {}
+    for layer in layers:
+        known = merged.get(layer.name)
+        merged[layer.name] = replace(known, count=known.count + 1) if known else layer
+    casts = [_casts(parts, size)] if config.precision != "fp32" else []
+    return [*merged.values(), *casts, _optimizer(parts, config), _augmentation(config, size)]
+
+
+def _single(part: Part, size: int) -> Layer:
+    x, y, w, macs = part.inputs, part.outputs, part.weights, part.macs
+    _, channels, height, width = part.in_shape
+    where = f"@{height}x{width}"
+    if isinstance(part.module, nn.BatchNorm2d):
+        forward = Work(size * (x + y), NORM_FLOPS[0] * x)
+        backward = Work(size * (2 * x + y), NORM_FLOPS[1] * x)
+        return Layer(f"{NORM} {channels} {where}", NORM, (part.name,), 1, part.in_shape, macs, forward, backward)
+    conv = part.module
+    assert isinstance(conv, nn.Conv2d)
+    forward = Work(size * (x + y + w), 2 * macs)
+    backward = Work(size * (2 * x + y + 2 * w), 4 * macs)
+    if conv.groups > 1:
+        kind, name = DEPTHWISE, f"{DEPTHWISE} {channels} {where} s{conv.stride[0]}"
+    elif conv.kernel_size == (1, 1):
+        kind, name = POINTWISE, f"{POINTWISE} {channels}->{part.out_shape[1]} {where}"
+    else:
+        kind, name = STEM, f"{STEM} {channels}->{part.out_shape[1]} {where}"
+        backward = Work(size * (x + y + w), 2 * macs)  # images need no gradient
+    return Layer(name, kind, (part.name,), 1, part.in_shape, macs, forward, backward)
+
+
+def _block(parts: Sequence[Part], size: int) -> Layer:
+    """BN, ReLU, depthwise, BN, ReLU and, in a separable block, pointwise. y, the second BN's input, is written too."""
+    conv, last = parts[1], parts[-1]
+    u, y, out = conv.inputs, conv.outputs, last.outputs
+    w, macs = sum(p.weights for p in parts if p.macs), sum(p.macs for p in parts)
+    _, channels, height, width = conv.in_shape
+    kind = BLOCK if len(parts) == 3 else SEPARABLE
+    to = "" if kind == BLOCK else f"->{last.out_shape[1]}"
+    return Layer(
+        f"{kind} {channels}{to} @{height}x{width} s{height // conv.out_shape[2]}",
+        kind,
+        tuple(p.name for p in parts),
+        1,
+        conv.in_shape,
+        macs,
+        Work(size * (u + y + out + w), 2 * macs + NORM_FLOPS[0] * (u + y)),
+        Work(size * (2 * u + y + out + 2 * w), 4 * macs + NORM_FLOPS[1] * (u + y)),
+    )
+
+
+def _head(part: Part, map_shape: Shape, size: int) -> Layer:
+    """Average pooling of the last map and the linear layer; the loss after it is too small to count."""
+    x, pooled, y, w, macs = math.prod(map_shape), part.inputs, part.outputs, part.weights, part.macs
+    return Layer(
+        f"pooling, head {part.in_shape[1]}->{part.out_shape[1]}",
+        HEAD,
+        (part.name,),
+        1,
+        map_shape,
+        macs,
+        Work(size * (x + y + w), 2 * macs + x),
+        Work(size * (x + pooled + y + 2 * w), 4 * macs + x),
+    )
+
+
+def _casts(parts: Sequence[Part], size: int) -> Layer:
+    """The weights of convolutions and products to the compute dtype, and their gradients back to float32."""
+    count = sum(part.weights for part in parts if part.macs)
+    work = Work((4 + size) * count, count)
+    return Layer("weights to and fro", COPIES, (), 1, (count,), 0, work, work)
+
+
+def _optimizer(parts: Sequence[Part], config: Config) -> Layer:
+    """Weight, gradient and momentum are read, weight and momentum written."""
+    count = sum(part.weights for part in parts)
+    work = Work(4 * count * (5 if config.momentum else 3), UPDATE_FLOPS * count)
+    return Layer(OPTIMIZER, OPTIMIZER, (), 1, (count,), 0, work, None)
+
+
+def _augmentation(config: Config, size: int) -> Layer:
+    """Bytes become normalised images; with MixUp there are two of them for each."""
+    shape = (config.batch_size, 3, 32, 32)
+    count, sources = math.prod(shape), 2 if config.mixup_alpha else 1
+    work = Work(count * (sources + size), AUGMENT_FLOPS * sources * count)
+    return Layer(AUGMENTATION, AUGMENTATION, (), 1, shape, 0, work, None)

@@ -1,0 +1,108 @@
+"""The tables of a profile in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fastcifar.measuring.kernels import (
+    IDLE,
+    KINDS,
+    PYTHON,
+    UNCLASSIFIED,
+    Breakdown,
+)
+from fastcifar.measuring.profile_result import Profile, Table, describe, device_name, slowest
+from fastcifar.measuring.roofline import (
+    Row,
+)
+
+
+def headline(result: Profile) -> list[str]:
+    """The answer in a few lines."""
+    found, floor, step = result.breakdown, result.floor_seconds, result.step_seconds
+    roofs, precision = result.roofs, result.config.precision
+    what = "kernels" if found.on_device else "ops"
+    alone = result.alone_seconds
+    return [
+        f"{describe(result.config)}; {device_name(result)}, torch {torch.__version__}",
+        "",
+        f"a step        {step * 1e3:.2f} ms, {result.images_per_second:,.0f} images/s",
+        f"its floor     {floor * 1e3:.2f} ms: {floor / step:.1%} of the possible speed is reached",
+        *([f"layers alone  {alone * 1e3:.2f} ms, each by itself, on what it has just seen"] if alone else []),
+        f"profiled      {found.num_steps} steps, {found.step_ms:.2f} ms and {found.calls:.0f} {what} each",
+        f"this device   copies {roofs.memory / 1e9:,.0f} GB/s in memory, {roofs.cache / 1e9:,.0f} GB/s in cache; "
+        f"{precision} products {roofs.flops_per_second / 1e12:,.2f} TFLOP/s",
+    ]
+
+
+def tables(result: Profile) -> list[Table]:
+    """By kind, by name, and the layers."""
+    return [kinds_table(result), names_table(result.breakdown), layers_table(result.rows)]
+
+
+def kinds_table(result: Profile) -> Table:
+    """Each kind's time in the profiled steps beside the floor of its layers. A CUDA kernel may do less than a layer."""
+    found, floors = result.breakdown, result.floors()
+    rows = []
+    for kind, cost in sorted(found.kinds.items(), key=lambda item: -item[1].ms):
+        if cost.ms or cost.calls:
+            floor = floors.get(kind)
+            against = [f"{floor * 1e3:.2f}", ratio(cost.ms / floor / 1e3)] if floor else ["", ""]
+            share = f"{cost.ms / found.step_ms:.1%}"
+            rows.append([kind, f"{cost.ms:.2f}", share, f"{cost.calls:.0f}", *against, KINDS[kind]])
+    return _aligned(["where the time goes", "ms", "share", "calls", "floor ms", "x floor", ""], rows, {1, 2, 3, 4, 5})
+
+
+def names_table(found: Breakdown, most: int = 10) -> Table:
+    """The slowest by name, and everything that the table of kinds does not know."""
+    costs = [cost for cost in slowest(found) if cost[0] not in (PYTHON, IDLE)]
+    shown = costs[:most] + [cost for cost in costs[most:] if cost[0] == UNCLASSIFIED]
+    rows = [[_cut(name), f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
+    return _aligned(["slowest by name", "ms", "calls", "kind"], rows, {1, 2})
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _cut(name: str, most: int = 60) -> str:
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+def layers_table(rows: Sequence[Row]) -> Table:
+    """A line a layer, forward / backward; milliseconds are of one of them."""
+    by_layer: dict[str, list[Row]] = {}
+    for row in rows:
+        by_layer.setdefault(row.layer.name, []).append(row)
+
+    def both(values: Sequence[str]) -> str:
+        return " / ".join(values)
+
+    table = []
+    for name, directions in by_layer.items():
+        measured = [r for r in directions if r.seconds is not None]
+        table.append(
+            [
+                f"{name}{f' (x{directions[0].layer.count})' if directions[0].layer.count > 1 else ''}",
+                both([f"{r.work.bytes / 1e6:.1f}" for r in directions]),
+                both([f"{r.work.flops / 1e6:,.0f}" for r in directions]),
+                both([f"{r.floor_seconds * 1e3:.3f}" for r in directions]),
+                both([f"{(r.seconds or 0) * 1e3:.3f}" for r in measured]) or "-",
+                both([ratio(r.times_floor) for r in measured]) or "-",
+                both(["memory" if r.memory_bound else "compute" for r in directions[:1]]),
+            ]
+        )
+    header = ["layer", "MB", "MFLOP", "floor ms", "measured ms", "x floor", "bound"]
+    return _aligned(header, table, {1, 2, 3, 4, 5})
+
+
+def _aligned(header: list[str], rows: list[list[str]], right: set[int]) -> Table:
+    """Numbers end in the same column."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        [cell.rjust(width) if i in right else cell for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        for line in (header, *rows)
+    ]
+    return lines[0], lines[1:]

@@ -1,0 +1,143 @@
+"""The picture of a roofline: what each layer reaches, under what the device can."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastcifar.measuring.kernels import (
+    COLOURS,
+)
+from fastcifar.measuring.roofline import Row
+from fastcifar.measuring.roofs import Roofs
+from fastcifar.ui import drawing
+
+
+def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str, most: int = 10) -> list[Path]:
+    """Draws the measured `rows` under the roofs, to `path_stem`.svg and .png: FLOP a byte against FLOP a second.
+
+    A point's area is its share of the time. The `most` that lose most time over their floors are numbered, and named
+    at the side.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    points = [_Point(row, row.work.intensity, row.work.flops / row.seconds) for row in rows if row.seconds]
+    total = sum(point.seconds for point in points)
+    with drawing.styled():
+        figure = drawing.new_figure(12, 6.2)
+        axes, side = figure.subplots(1, 2, width_ratios=[5, 2])
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must be read or written", ylabel="FLOP/s reached")
+        axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.grid(color="#ececec")
+        axes.set_axisbelow(True)
+        axes.set_xlim(min(p.x for p in points) / 1.6, max(p.x for p in points) * 1.6)
+        axes.set_ylim(min(p.y for p in points) / 2.5, max([roofs.flops_per_second, *(p.y for p in points)]) * 2)
+        for p in sorted(points, key=lambda p: -p.seconds):
+            colour = COLOURS[p.row.layer.kind]
+            face = "none" if p.row.direction == "backward" else colour
+            axes.scatter(p.x, p.y, s=16 + 1200 * p.seconds / total, facecolors=face, edgecolors=colour, lw=1.5)
+        worst = sorted(points, key=lambda p: -p.lost)[:most]
+        _name(side, worst)
+        _legend(side, [p.row.layer.kind for p in points])
+        figure.draw_without_rendering()  # gives the axes their place, from which distances and slopes on paper follow
+        _number(axes, worst)
+        _draw_roofs(axes, roofs)
+        return drawing.save(figure, path_stem)
+
+
+@dataclass(frozen=True)
+class _Point:
+    row: Row
+    x: float
+    y: float
+
+    @property
+    def seconds(self) -> float:
+        return self.row.layer.count * (self.row.seconds or 0.0)
+
+    @property
+    def lost(self) -> float:
+        return self.seconds - self.row.layer.count * self.row.floor_seconds
+
+
+def _number(axes: Any, points: Sequence[_Point]) -> None:
+    """Writes the points' numbers beside them, those of neighbours one below the other."""
+    to_points = 72 / axes.get_figure().dpi
+    places = {n: axes.transData.transform((p.x, p.y)) * to_points for n, p in enumerate(points, 1)}
+    written: list[tuple[float, float]] = []
+    for number in sorted(places, key=lambda n: -places[n][1]):
+        (x, y), p = places[number], points[number - 1]
+        at = min([y + 3, *(other - 11 for near, other in written if abs(near - x) < 25)])
+        written.append((x, at))
+        axes.annotate(
+            str(number),
+            (p.x, p.y),
+            xytext=(17, at - y),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=COLOURS[p.row.layer.kind],
+            arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def _name(side: Any, points: Sequence[_Point]) -> None:
+    side.axis("off")
+    side.text(0, 1, "most time over the floor", transform=side.transAxes, va="top", fontweight="bold", fontsize=9)
+    for number, p in enumerate(points, 1):
+        layer, row = p.row.layer, p.row
+        times = f" (x{layer.count})" if layer.count > 1 else ""
+        side.text(
+            0,
+            1 - 0.06 * number,
+            f"{number}  {layer.name}{times}, {row.direction}\n"
+            f"    {p.seconds * 1e3:.2f} ms, {row.times_floor or 0:.1f} times the floor",
+            transform=side.transAxes,
+            va="top",
+            fontsize=8,
+            color=COLOURS[layer.kind],
+            linespacing=1.3,
+        )
+
+
+def _draw_roofs(axes: Any, roofs: Roofs) -> None:
+    low, high = axes.get_xlim()
+    peak, grey = roofs.flops_per_second, "#555555"
+    for rate, name, dashes in ((roofs.memory, "memory", "-"), (roofs.cache, "cache", "--")):
+        ends = [low / 100, peak / rate]
+        axes.plot(ends, [x * rate for x in ends], dashes, color=grey, lw=1.2, zorder=1)
+        (x0, y0), (x1, y1) = axes.transData.transform([(x, x * rate) for x in ends])
+        left, right = max(low, axes.get_ylim()[0] / rate), min(high, peak / rate)  # of its visible part
+        at = left * (max(right, left) / left) ** 0.25
+        axes.text(
+            at,
+            at * rate * 1.12,
+            f"copy, {name}: {rate / 1e9:,.0f} GB/s",
+            rotation=math.degrees(math.atan2(y1 - y0, x1 - x0)),
+            rotation_mode="anchor",
+            ha="center",
+            color=grey,
+            fontsize=9,
+            clip_on=True,
+        )
+    axes.plot([peak / roofs.cache, high * 100], [peak, peak], color=grey, lw=1.2, zorder=1)
+    axes.text(
+        high / 1.1, peak * 1.08, f"matrix product: {peak / 1e12:,.2f} TFLOP/s", ha="right", color=grey, fontsize=9
+    )
+
+
+def _legend(axes: Any, kinds: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    def dot(colour: str, label: str, face: str) -> Line2D:
+        return Line2D([], [], ls="", marker="o", color=colour, markerfacecolor=face, label=label)
+
+    handles = [dot(COLOURS[kind], kind, COLOURS[kind]) for kind in dict.fromkeys(kinds)]
+    handles += [dot("#333333", "forward", "#333333"), dot("#333333", "backward", "none")]
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 0), frameon=False, fontsize=9, ncols=2)

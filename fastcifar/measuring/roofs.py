@@ -1,0 +1,75 @@
+"""What a device reaches at best: copies of every size, and a large matrix product."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from fastcifar.measuring.layers import Work
+from fastcifar.measuring.timing import Call, time_calls
+
+COPY_BYTES = tuple(2**exponent for exponent in range(12, 30))
+"""Sizes of the copies that are measured, read and written together: 4 KiB, which is the cost of a call, to 512 MiB."""
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """What this device reached.
+
+    Attributes:
+        copies: (bytes read and written, bytes a second) of each copy, by size.
+        flops_per_second: of a large matrix product in the compute dtype.
+    """
+
+    copies: tuple[tuple[int, float], ...]
+    flops_per_second: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes a second of the largest copy, which no cache holds."""
+        return self.copies[-1][1]
+
+    @property
+    def cache(self) -> float:
+        """Bytes a second of the fastest copy."""
+        return max(rate for _, rate in self.copies)
+
+    def bytes_per_second(self, num_bytes: int) -> float:
+        """Of a copy of that size; between two measured ones by the logarithm of the size."""
+        sizes = [math.log(size) for size, _ in self.copies]
+        rates = [rate for _, rate in self.copies]
+        x = min(max(math.log(num_bytes), sizes[0]), sizes[-1])
+        right = min(max(bisect.bisect_left(sizes, x), 1), len(sizes) - 1)
+        share = (x - sizes[right - 1]) / (sizes[right] - sizes[right - 1])
+        return rates[right - 1] + share * (rates[right] - rates[right - 1])
+
+    def is_memory_bound(self, work: Work) -> bool:
+        return work.bytes / self.bytes_per_second(work.bytes) >= work.flops / self.flops_per_second
+
+    def seconds(self, work: Work) -> float:
+        """The floor."""
+        return max(work.bytes / self.bytes_per_second(work.bytes), work.flops / self.flops_per_second)
+
+
+def measure_roofs(
+    device: torch.device, dtype: torch.dtype, copy_bytes: Sequence[int] = COPY_BYTES, side: int | None = None
+) -> Roofs:
+    """The best of many copies of each size, and of many products of two square matrices with that many rows."""
+    copies = []
+    for num_bytes in copy_bytes:
+        source = torch.ones(num_bytes // 2, dtype=torch.uint8, device=device)
+        copies.append((num_bytes, num_bytes / _best(partial(torch.empty_like(source).copy_, source), device)))
+    side = side or (8192 if device.type == "cuda" else 2048)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = partial(torch.mm, a, b, out=torch.empty_like(a))
+    return Roofs(tuple(copies), 2 * side**3 / _best(product, device))
+
+
+def _best(call: Call, device: torch.device) -> float:
+    [times] = time_calls([call], device)
+    return min(times)

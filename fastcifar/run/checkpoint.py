@@ -1,0 +1,213 @@
+"""A run's checkpoint on disk, whole whatever kills the process: how it is written, checked and read.
+
+    checkpoint.json         which checkpoint counts, with the size and SHA-256 of its files
+    checkpoint-7/           tensors.safetensors, state.json
+
+`checkpoint.json` is the only switch: a checkpoint is written to a folder of its own and forced to disk, then the
+pointer is replaced in one step, then the previous folder goes. Whatever kills the process, the pointer names a whole
+checkpoint. The digests are there because safetensors refuses a truncated file but not one with flipped bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fastcifar import files
+from fastcifar.errors import CheckpointError
+from fastcifar.run import schema
+from fastcifar.run.encoding import check_plain, to_json
+from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, METRICS_JSONL, POINTER, STATE, TENSORS
+from fastcifar.text import quoted
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Checkpoint:
+    """The checkpoint of one run. Whoever saves holds the run's lock.
+
+    Args:
+        folder: the run folder.
+        run_id: the run's own name, which the pointer must bear.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._folder, self._run_id = folder, run_id
+
+    def exists(self) -> bool:
+        """Whether one was ever saved; whether it is sound is for `load` to say.
+
+        Raises:
+            CheckpointError: the system does not let us look.
+        """
+        path = self._folder / POINTER
+        try:
+            return files.holds(path)
+        except OSError as problem:
+            raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}.") from problem
+
+    def save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint. On any failure, and if the process is killed at any point, the old one stays whole.
+
+        Args:
+            tensors: name -> tensor on any device, of any shape and of any dtype that safetensors knows. Values, shapes
+                and dtypes come back bitwise; strides do not: a channels_last tensor comes back contiguous, and giving
+                it its memory format again (`copy_` into the live parameter does) is the caller's business.
+            state: what JSON holds exactly: str keys, str, bool, int of any size, float, None, lists, dicts. A tuple or
+                another type is refused rather than changed.
+
+        Raises:
+            FastcifarError: the disk is full or cannot be written to.
+        """
+        check_plain(state, "state")
+        contents = {
+            TENSORS: _to_safetensors(tensors),
+            STATE: to_json({"tensors": list(tensors), "state": dict(state)}),
+        }
+        current = self._pointer().folder if self.exists() else None
+        self._remove(but=current)  # what a killed writer left
+        folder = self._folder / f"checkpoint-{1 + int(current.rpartition('-')[2]) if current else 1}"
+        pointer = {
+            "format": schema.FORMAT,
+            "run_id": self._run_id,
+            "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "folder": folder.name,
+            "files": {
+                name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                for name, content in contents.items()
+            },
+        }
+        new_pointer = self._folder / f"{POINTER}.new"
+        with files.explained(folder, sum(map(len, contents.values())), ADVICE):
+            # A checkpoint after epoch n promises n lines of metrics, also after a power cut.
+            files.sync(self._folder / METRICS_JSONL)
+            try:
+                folder.mkdir()
+                for name, content in contents.items():
+                    files.write(folder / name, content)
+                files.sync(folder)
+                files.sync(self._folder)
+                files.write(new_pointer, to_json(pointer))
+                os.replace(new_pointer, self._folder / POINTER)
+            except OSError:
+                self._remove(but=current)
+                with contextlib.suppress(OSError):
+                    new_pointer.unlink(missing_ok=True)
+                raise
+            files.sync(self._folder)
+        self._remove(but=folder.name)
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The last saved `tensors`, on the CPU, contiguous, in their order, and the last saved `state`.
+
+        Raises:
+            CheckpointError: there is none, or a file is missing, truncated, altered or of another run.
+        """
+        import safetensors
+        import safetensors.torch
+
+        while True:
+            pointer = self._pointer()
+            try:
+                contents = {name: self._read_checked(pointer, name) for name in (TENSORS, STATE)}
+                break
+            except FileNotFoundError as problem:
+                if self._pointer() == pointer:  # else the run's writer saved meanwhile and removed what we looked for
+                    raise CheckpointError(f"{problem.filename} is missing. {self._advice}") from None
+        try:
+            tensors = safetensors.torch.load(contents[TENSORS])
+            saved = schema.check(schema.parse(contents[STATE]), schema.State)
+            return {name: tensors[name] for name in saved.tensors}, saved.state
+        except (safetensors.SafetensorError, ValueError, LookupError, TypeError, MemoryError) as problem:
+            path = self._folder / pointer.folder
+            why = "; ".join(schema.problems(problem)[:3]) if isinstance(problem, ValidationError) else str(problem)
+            raise CheckpointError(f"{path} has its digests but cannot be read: {why}. {self._advice}") from problem
+
+    @property
+    def _config(self) -> str:
+        """config.toml, as a shell takes it."""
+        return quoted(self._folder / CONFIG)
+
+    @property
+    def _advice(self) -> str:
+        return (
+            "Restore the run folder from a copy, or train anew with "
+            f"`fastcifar train --config {self._config}`; nothing was loaded."
+        )
+
+    def _pointer(self) -> schema.Pointer:
+        path = self._folder / POINTER
+        if not self.exists():
+            raise CheckpointError(
+                f"{self._folder} has no checkpoint: {path} was looked for. The run ended before its first one was "
+                f"saved; train anew with `fastcifar train --config {self._config}`."
+            )
+        pointer = schema.read_object(path, self._advice)
+        if pointer.get("format") != schema.FORMAT:
+            raise CheckpointError(
+                f"{path} has format {pointer.get('format')!r}; this fastcifar reads format {schema.FORMAT}. "
+                f"{self._advice}"
+            )
+        if pointer.get("run_id") != self._run_id:
+            raise CheckpointError(
+                f"{path} belongs to another run (its run_id is {pointer.get('run_id')!r}; {ENVIRONMENT} here says "
+                f"{self._run_id!r}). {self._advice}"
+            )
+        try:
+            return schema.check(pointer, schema.Pointer)
+        except ValidationError as error:
+            what = "; ".join(schema.problems(error)[:3])
+            raise CheckpointError(f"{path} is damaged: it names no checkpoint ({what}). {self._advice}") from error
+
+    def _read_checked(self, pointer: schema.Pointer, name: str) -> bytes:
+        path = self._folder / pointer.folder / name
+        expected = pointer.files.tensors if name == TENSORS else pointer.files.state
+        try:
+            size = path.stat().st_size
+            content = files.read(path, expected.bytes) if size == expected.bytes else b""
+        except FileNotFoundError:
+            raise
+        except OSError as problem:
+            reason = files.refusal(path, problem)
+            raise CheckpointError(f"{path} cannot be read: {reason}. {self._advice}") from problem
+        if size != expected.bytes:
+            raise CheckpointError(
+                f"{path} is damaged: it has {size:,} bytes, {expected.bytes} were saved. {self._advice}"
+            )
+        if (digest := hashlib.sha256(content).hexdigest()) != expected.sha256:
+            raise CheckpointError(
+                f"{path} is damaged or of another run: its SHA-256 is {digest[:12]}..., not "
+                f"{expected.sha256[:12]}... as saved. {self._advice}"
+            )
+        return content
+
+    def _remove(self, but: str | None) -> None:
+        for folder in self._folder.glob("checkpoint-*"):
+            # A folder of another name, such as a user's copy, is not ours.
+            if folder.name != but and re.fullmatch(schema.FOLDER, folder.name):
+                shutil.rmtree(folder, ignore_errors=True)  # what stays now goes with the next save
+
+
+def _to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    import safetensors.torch
+    import torch
+
+    if "__metadata__" in tensors:
+        raise ValueError('a tensor cannot be called "__metadata__": safetensors keeps that name for itself')
+    # A copy each, because safetensors wants them contiguous and no two of them sharing memory.
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    content: bytes = safetensors.torch.save(copies)
+    return content

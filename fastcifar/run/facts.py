@@ -1,0 +1,38 @@
+"""What is said of a run in several places, found out in one: its speed, and what it ran on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def images_per_second(records: Iterable[Mapping[str, Any]]) -> float | None:
+    """Training images a second over all epochs of a run, on the training clock.
+
+    Args:
+        records: the epochs, with the keys of `names.EPOCH_KEYS`.
+
+    Returns:
+        None where no time was measured.
+    """
+    images = before = 0.0
+    for record in records:
+        images += record["images_per_second"] * (record["train_seconds"] - before)
+        before = record["train_seconds"]
+    return images / before if before else None
+
+
+def device_model(environment: Mapping[str, Any]) -> str | None:
+    """The name of the GPU that a run was on, or that of the processor.
+
+    Args:
+        environment: as `environment.collect` gives it; anything may be missing.
+
+    Returns:
+        None where neither is known.
+    """
+    for part, key in (("gpu", "name"), ("cpu", "model")):
+        facts = environment.get(part)
+        if isinstance(facts, Mapping) and facts.get(key):
+            return str(facts[key])
+    return None

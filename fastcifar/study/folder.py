@@ -1,0 +1,176 @@
+"""A study folder: which runs were asked for, and what has become of each.
+
+    runs/study/
+      study.json                  trials with their seeds, epochs, data digest; settings of all; what failed, and why
+      runs/<trial>-s<seed>/       ordinary run folders, as `fastcifar train` makes them
+      logs/<trial>-s<seed>.log    what each run printed
+      report/                     the page
+
+A study only grows: more trials or seeds may be asked for later, other settings may not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastcifar
+from fastcifar.config import Config
+from fastcifar.errors import CheckpointError, FastcifarError, UsageError
+from fastcifar.layers import resolve
+from fastcifar.presets import load_preset
+from fastcifar.run import failure
+from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
+from fastcifar.run.planned import PlannedRun, State
+
+STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"
+
+FORMAT = 1
+
+QUICK: Mapping[str, str] = {
+    "data": "procedural", "val_size": "2000", "width_mult": "0.25", "batch_size": "64", "device": "cpu",
+}  # fmt: skip
+"""What `study quick` sets in every trial, beside the epochs; a setting of the user's own goes before it. On a GPU the
+24 runs would spend their minutes in torch.compile."""
+
+QUICK_EPOCHS = (3, 5)
+"""Of the trials of 15 epochs, and of those of 300."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A preset in a study. `dataset_digest` names the content of the images."""
+
+    seeds: tuple[int, ...]
+    epochs: int
+    dataset_digest: str
+
+
+@dataclass
+class Study:
+    """What was asked for in the folder `path`. Accuracies of a `quick` or scaled study compare with no publication.
+
+    Attributes:
+        settings: what was given on the command line for all runs, as text by setting.
+        trials: by name, in the order in which they are trained.
+        failures: why a run failed, by its name, for those that did and have not been tried again.
+    """
+
+    path: Path
+    quick: bool = False
+    epochs_scale: float = 1.0
+    settings: dict[str, str] = field(default_factory=dict)
+    trials: dict[str, Trial] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> Study:
+        """The study in the folder `path`.
+
+        Raises:
+            UsageError: there is none.
+            CheckpointError: its study.json is damaged.
+        """
+        file = path / STUDY
+        if not file.is_file():
+            raise UsageError(f"there is no study in {path}: {file} was looked for.")
+        try:
+            content = json.loads(file.read_bytes())
+            if content["format"] != FORMAT:
+                raise UsageError(f"{file} has format {content['format']}; this fastcifar reads format {FORMAT}.")
+            trials = {
+                name: Trial(tuple(map(int, t["seeds"])), int(t["epochs"]), str(t["dataset_digest"]))
+                for name, t in content["trials"].items()
+            }
+            quick, scale = bool(content["quick"]), float(content["epochs_scale"])
+            return cls(path, quick, scale, dict(content["settings"]), trials, dict(content["failures"]))
+        except OSError as problem:
+            raise CheckpointError(f"{file} cannot be read: {problem.strerror}.") from problem
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+            raise CheckpointError(
+                f"{file} is damaged ({problem!r}). The runs beside it are intact: remove it and give the command of "
+                "the study again."
+            ) from problem
+
+    def write(self) -> None:
+        """Writes study.json in one step, in place of an earlier one."""
+        content: dict[str, Any] = {"format": FORMAT, "fastcifar": fastcifar.__version__, **asdict(self)}
+        del content["path"]
+        file, new = self.path / STUDY, self.path / f"{STUDY}.new"
+        try:
+            with open(new, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(content, indent=1) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(new, file)
+        except OSError as problem:
+            raise FastcifarError(f"{file} cannot be written: {problem.strerror or problem}.") from problem
+
+    def overrides(self, trial: str) -> dict[str, str]:
+        """What the runs of `trial` set beside their preset and seed, as text by setting."""
+        preset = load_preset(trial)
+        epochs, warmup = preset.epochs, preset.lr_warmup_epochs
+        chosen: dict[str, str] = {}
+        if self.quick:
+            chosen = dict(QUICK)
+            epochs = QUICK_EPOCHS[preset.epochs > 15]
+            warmup *= epochs / preset.epochs
+        if self.quick or self.epochs_scale != 1:
+            epochs = max(1, round(epochs * self.epochs_scale))
+            chosen["epochs"] = str(epochs)
+            if warmup:
+                chosen["lr_warmup_epochs"] = f"{min(warmup * self.epochs_scale, epochs):g}"
+        return chosen | self.settings
+
+    def config(self, trial: str, seed: int) -> Config:
+        """The settings of one run, `auto` where the device decides. Errors: one UsageError for all problems."""
+        return resolve(trial, None, [*self.overrides(trial).items(), ("seed", str(seed))])
+
+    def planned(self) -> list[PlannedRun]:
+        """Every run, as it is on disk now, in the order of training: the first seed of every trial, then the next."""
+        seeds = sorted({seed for trial in self.trials.values() for seed in trial.seeds})
+        pairs = [(name, seed) for seed in seeds for name, trial in self.trials.items() if seed in trial.seeds]
+        return [self._planned(name, seed) for name, seed in pairs]
+
+    def log(self, run: PlannedRun) -> Path:
+        """Where what `run` prints is kept."""
+        return self.path / LOGS / f"{run.name}.log"
+
+    def _planned(self, trial: str, seed: int) -> PlannedRun:
+        run = PlannedRun(trial, seed, self.path / RUNS / f"{trial}-s{seed}", self.trials[trial].epochs)
+        done = 0 if (last := last_record(run.path)) is None else int(last["epoch"])
+        reason = ""
+        state: State = "missing"
+        if (run.path / SUMMARY).is_file():
+            state = "finished"
+        elif run.name in self.failures:
+            state, reason = "failed", self.failures[run.name]
+        elif (told := failure.read(run.path)) is not None:
+            state, reason = "failed", told.reason
+        elif (run.path / CONFIG).is_file():
+            state = "cut"
+        return PlannedRun(trial, seed, run.path, run.epochs, state, done, reason)
+
+
+def last_record(run: Path) -> dict[str, Any] | None:
+    """The last whole line of a run's metrics, also while the run is being written; None where there is none."""
+    for line in _lines_from_the_end(run / METRICS_JSONL):
+        try:
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                return record
+        except (ValueError, RecursionError):  # cut off by a crash, or being written
+            continue
+    return None
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    try:
+        if path.is_file():  # and no pipe, which would be waited for
+            yield from reversed(path.read_bytes().splitlines())
+    except OSError:
+        return

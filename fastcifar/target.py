@@ -1,0 +1,166 @@
+"""What a run computes on and in: a config without any `auto`, with its device, number format and memory format."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fastcifar import machine, ops
+from fastcifar.config import Config
+from fastcifar.errors import DeviceMemoryError, UsageError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+_COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
+"""Environment variables that make torch.compile run a step as it is, without a word."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A settled config, and what follows from it.
+
+    Args:
+        config: no setting is `auto`, so that a run folder says what ran.
+    """
+
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config) -> Target:
+        """Replaces every `auto` of `config` by what this machine does best.
+
+        Raises:
+            UsageError: the device is not there, or has no kernels for the engine or the precision.
+        """
+        return cls(_settle(config, find_device(config.device)))
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.config.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, convolutions and matrix products; weights and statistics stay float32."""
+        return _DTYPES[self.config.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and activations."""
+        return _MEMORY_FORMATS[self.config.memory_format]
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the device computes in the precision, but more slowly than in fp32."""
+        precision, device = self.config.precision, self.device
+        return (precision == "bf16" and not _has_fast_bf16(device)) or (precision == "fp16" and device.type == "cpu")
+
+    def claim(self) -> None:
+        """Makes the device this process's own and, with `deterministic`, its kernels bitwise the same run to run."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.config.deterministic:
+            if self.device.type == "cuda":
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True)
+            # Each torch.empty would be filled with NaN: 420 kernels a step in place of 148.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def memory_explained(self) -> Iterator[None]:
+        """Turns running out of memory into a `DeviceMemoryError` that says what to lower."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceMemoryError(
+                f"out of memory on {self.device} with batch_size = {self.config.batch_size}, eval_batch_size = "
+                f"{self.config.eval_batch_size}: lower them, or close what else runs there ({error})"
+            ) from error
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: there is no such device; the message names those that exist.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    gpus = len(machine.this().gpus)
+    if name == "auto":
+        return torch.device("cuda", 0) if gpus else torch.device("cpu")
+    device = torch.device(name)
+    index = device.index or 0
+    if index >= gpus:
+        have = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
+        why = f"PyTorch {torch.__version__} sees {gpus} GPU{'s' * (gpus != 1)}"
+        raise UsageError(f"device = {name!r}: {why}; allowed here: {have} (`fastcifar doctor` says what is missing)")
+    return torch.device("cuda", index)
+
+
+def exists(name: str) -> bool:
+    """Whether this machine has the device of a settled config."""
+    device = torch.device(name)
+    return device.type == "cpu" or (device.index or 0) < len(machine.this().gpus)
+
+
+def fast_precisions(device: torch.device) -> list[str]:
+    """fp32, and the half precision that is faster there, if one is."""
+    if _has_fast_bf16(device):
+        return ["fp32", "bf16"]
+    return ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, however PyTorch says so: only the CUDA allocator has an exception of its own."""
+    texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    return machine.this().has_fast_bf16(device.type, device.index or 0)
+
+
+def _settle(config: Config, device: torch.device) -> Config:
+    precision = fast_precisions(device)[-1] if config.precision == "auto" else config.precision
+    engine = config.engine
+    if engine == "auto":
+        if device.type == "cuda":
+            engine = "compiled"
+        else:
+            # On two CPU cores compiling costs 45 s and gains nothing over the tuned eager step.
+            fits = precision in ("fp32", "bf16") and config.memory_format == "channels_last"
+            engine = "fused" if ops.available("cpu") and fits else "eager"
+    if engine == "fused" and device.type == "cpu" and precision == "fp16":
+        raise UsageError("engine = 'fused', precision = 'fp16': on the CPU the fused ops know fp32 and bf16 only")
+    if config.fuse_pointwise and (engine != "fused" or device.type == "cpu"):
+        raise UsageError(
+            f"fuse_pointwise = true: only engine = 'fused' on CUDA has kernels for it; this is engine = {engine!r} on "
+            f"{device}"
+        )
+    if engine == "compiled":
+        _check_compiler(precision, device)
+    return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)})
+
+
+def _check_compiler(precision: str, device: torch.device) -> None:
+    """Refuses what torch.compile would refuse late, or not do at all."""
+    for name in _COMPILER_SWITCHES:
+        if os.environ.get(name) == "1":
+            raise UsageError(
+                f"engine = 'compiled': the environment has {name}=1, with which torch.compile compiles nothing; unset "
+                f"it, or train with --engine eager"
+            )
+    if device.type == "cuda" and precision == "bf16" and not _has_fast_bf16(device):
+        major, minor = machine.this().gpus[device.index or 0].capability
+        raise UsageError(
+            f"engine = 'compiled', precision = 'bf16': torch.compile has no bf16 for a GPU of compute capability "
+            f"{major}.{minor}, only from 8.0; allowed here: fp32, fp16, or --engine eager"
+        )

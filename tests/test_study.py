@@ -47,7 +47,13 @@ class Report:
         self.calls: list[tuple[list[Path], dict[str, PlannedRun]]] = []
 
     def write_report(
-        self, runs: Sequence[Path], out: Path, *, planned: Sequence[PlannedRun] = (), data: str | None = None
+        self,
+        runs: Sequence[Path],
+        out: Path,
+        *,
+        planned: Sequence[PlannedRun] = (),
+        data: str | None = None,
+        note: Callable[[str], None] = print,
     ) -> Path:
         self.calls.append((list(runs), {run.name: run for run in planned}))
         return out / "index.html"

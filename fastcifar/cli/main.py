@@ -18,6 +18,7 @@ from fastcifar.cli import ablate, compare, data, doctor, evaluate, presets, prof
 from fastcifar.cli.arguments import Parser
 from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.paths import refused
+from fastcifar.run import failure
 from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line
 
 HELP = """\
@@ -102,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write_anything()
     try:
         _name_misspelt_variables()
-        code = _run(words)
+        with failure.recorded_where_asked():
+            code = _run(words)
         if sys.stdout is not None:  # None where a service closed it
             sys.stdout.flush()
         return code

@@ -24,9 +24,10 @@ def run(parser: Parser, argv: list[str]) -> int:
     from fastcifar.report.writing import write_report
     from fastcifar.study.finding import find_runs
     from fastcifar.study.folder import REPORT, STUDY
+    from fastcifar.ui.notes import note
 
     runs, planned = find_runs(args.runs)
     own = len(args.runs) == 1 and (args.runs[0] / STUDY).is_file()
     out = args.out or (args.runs[0] / REPORT if own else Path(REPORT))
-    print(f"report  {write_report(runs, out, planned=planned, data=args.data)}")
+    print(f"report  {write_report(runs, out, planned=planned, data=args.data, note=note)}")
     return 0

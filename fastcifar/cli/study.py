@@ -77,7 +77,8 @@ def _print_study(result: Result) -> int:
         summaries = [RunFolder.open(run.path).summary() or {} for run in runs if run.state == "finished"]
         cells = [f"{len(summaries)} of {len(runs)}"]
         for key in ("val_accuracy", "test_accuracy"):
-            cells.append(mean_sd([100 * summary[key] for summary in summaries], ".2f") if summaries else "-")
+            values = [100 * summary[key] for summary in summaries if summary.get(key) is not None]
+            cells.append(mean_sd(values, ".2f") if values else "-")
         rows.append([trial, *cells])
     print_table(["trial", "runs", "val accuracy %", "test accuracy %"], rows)
     print(f"\nstudy   {result.study.path}")

@@ -7,6 +7,6 @@ ACCEPTED = (
     "test_labels), or an image folder ({train,test}/<class>/*.png)"
 )
 SAVE_AS_NPZ = (
-    "save it with np.savez(FILE, train_images=..., train_labels=..., test_images=..., test_labels=...), "
+    "make an .npz of it: np.savez(FILE, train_images=..., train_labels=..., test_images=..., test_labels=...), "
     "images as uint8 [N, 32, 32, 3]"
 )

@@ -1,6 +1,7 @@
 """An image folder, {train,test}/<class>/*.png or any other format of ``images.FORMATS`` -> arrays."""
 
 import os
+import stat
 import unicodedata
 from pathlib import Path
 
@@ -30,9 +31,12 @@ def read_image_folder(folder: Path) -> Decoded:
     notes, skipped = [], []
     class_names = {}
     for split in SPLITS:
-        folders = [entry.name for entry in entries(folder / split) if entry.is_dir()]
-        skipped += [f"{split}/{name}" for name in sorted(folders) if is_litter(name)]
-        class_names[split] = sorted(name for name in folders if not is_litter(name))
+        inside = _kinds(folder / split)
+        if broken := [name for name, kind in inside.items() if kind == "broken link" and not is_litter(name)]:
+            raise DataError(f"{folder / split / broken[0]} is a link to nowhere: a class would be missing")
+        folders = [name for name, kind in inside.items() if kind == "folder"]
+        skipped += [f"{split}/{name}" for name in folders if is_litter(name)]
+        class_names[split] = [name for name in folders if not is_litter(name)]
     _check_classes(folder, class_names)
     names = class_names["train"]
     images, labels, files, ignored = {}, {}, {}, []
@@ -62,6 +66,19 @@ def entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
         return list(found)
 
 
+def _kinds(folder: Path) -> dict[str, str]:
+    """Each entry, sorted by name, with what it is, links followed: file, folder, broken link or other."""
+    kinds = {}
+    for entry in sorted(entries(folder), key=lambda entry: entry.name):
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            kinds[entry.name] = "broken link"
+            continue
+        kinds[entry.name] = "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+    return kinds
+
+
 def _check_classes(folder: Path, class_names: dict[str, list[str]]) -> None:
     for split, other in (SPLITS, SPLITS[::-1]):
         there = set(class_names[other])
@@ -79,23 +96,20 @@ def _check_classes(folder: Path, class_names: dict[str, list[str]]) -> None:
 
 def _image_files(folder: Path, inside: str) -> tuple[list[str], list[str]]:
     """The image files of one class, sorted, and the other entries, both as paths below ``folder``."""
-    usable, others, folders = [], [], []
-    for entry in sorted(entries(folder / inside), key=lambda entry: entry.name):
-        path = f"{inside}/{entry.name}"
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith(".") or (is_litter(entry.name) and entry.is_dir()):
-            continue
-        broken_link = entry.is_symlink() and not os.path.exists(folder / path)
-        if suffix in SUFFIXES and (entry.is_file() or broken_link):
+    usable, others = [], []
+    kinds = {name: kind for name, kind in _kinds(folder / inside).items() if not is_litter(name)}
+    for name, kind in kinds.items():
+        path = f"{inside}/{name}"
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in SUFFIXES and kind in ("file", "broken link"):  # reading the link says what is wrong with it
             usable.append(path)
-        elif suffix in OTHER_SUFFIXES and entry.is_file():
+        elif suffix in OTHER_SUFFIXES and kind == "file":
             raise DataError(f"{folder / path} is in a format that is not taken: convert it to PNG first")
         else:
             others.append(path)
-            folders += [entry.name] if entry.is_dir() else []
     if not usable:
         hint = f", only {listed([path.rsplit('/', 1)[-1] for path in others], 3)}" if others else ""
-        hint += "; images are looked for in the class folder itself" if folders else ""
+        hint += "; images are looked for in the class folder itself" if "folder" in kinds.values() else ""
         raise DataError(f"{folder / inside} holds no image{hint}")
     return usable, others
 

@@ -75,9 +75,13 @@ def open_image(file: Path) -> NDArray[np.uint8]:
                 if rgba.getchannel("A").getextrema() != (255, 255):
                     raise DataError(f"{file} is partly transparent: lay it on a colour first")
                 return np.asarray(rgba.convert("RGB"))
+            if _has_a_fourth_byte(image, content):
+                raise DataError(f"{file} may be partly transparent (a fourth byte a pixel): lay it on a colour first")
             return np.asarray(image.convert("RGB"))
     except (DataError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{file} has far more than 32x32 pixels ({error})") from error
     except UnidentifiedImageError as error:
         kind = foreign_kind(content[:512])
         reason = f"it is {kind[0]}" if kind else f"in none of the formats {', '.join(FORMATS)}"
@@ -152,6 +156,17 @@ def _tag(image: Any, number: int, default: tuple[int, ...]) -> tuple[int, ...]:
 def _may_be_transparent(image: "Image.Image") -> bool:
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or palette.endswith("A")
+
+
+def _has_a_fourth_byte(image: Any, content: bytes) -> bool:
+    """Whether a BMP of 32 bits a pixel makes use of those that its format calls unused: some programs put alpha there.
+
+    The bytes are the same all over if nothing is meant.
+    """
+    if image.format not in ("BMP", "DIB") or not image.tile or image.tile[0][3][0] != "BGRX":
+        return False
+    start = image.tile[0][2]
+    return len(set(content[start + 3 : start + 4 * 32 * 32 : 4])) > 1
 
 
 def _orientation(image: "Image.Image") -> Any:

@@ -241,25 +241,26 @@ def _to_entry(dataset: Dataset, notes: list[str] | None = None) -> Entry:
 
 
 def _from_entry(entry: Entry) -> Dataset:
-    arrays, meta = entry.arrays, entry.meta
+    meta = entry.meta
     for text in meta.get("notes", ()):
         note(text)
-    splits = []
-    for name in SPLITS:
-        files = arrays.get(f"{name}_files")
-        splits.append(
-            Split(
-                arrays[f"{name}_images"],
-                arrays[f"{name}_labels"],
-                arrays.get(f"{name}_places"),
-                None if files is None else tuple(files.tobytes().decode().split("\n")),  # names hold no line break
-            )
-        )
     return Dataset(
         meta["name"],
-        *splits,
+        _split_of(entry, "train"),
+        _split_of(entry, "test"),
         tuple(meta["class_names"]),
         tuple(meta["superclass_names"]),
         tuple(meta["superclass_of"]),
         meta["digest"],
+    )
+
+
+def _split_of(entry: Entry, name: str) -> Split:
+    arrays = entry.arrays
+    files = arrays.get(f"{name}_files")
+    return Split(
+        arrays[f"{name}_images"],
+        arrays[f"{name}_labels"],
+        arrays.get(f"{name}_places"),
+        None if files is None else tuple(files.tobytes().decode().split("\n")),  # a name that is printable has none
     )

@@ -14,6 +14,7 @@ SAY := printf 'make: %s\n'
 # The ops are built again when a source changes, when FASTCIFAR_CUDA does, and when a compiler appears.
 CXX_FOUND := $(shell command -v $${CXX:-g++} clang++ c++)
 OPS := .venv/ops-cuda-$(or $(FASTCIFAR_CUDA),auto)$(if $(CXX_FOUND),,-no-compiler)
+CXX_SOURCES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*.$(ending) csrc/*/*.$(ending) tests/emu/*.$(ending)))
 READY := $(OPS) .venv/installed
 
 help: ## this list
@@ -34,9 +35,10 @@ test-all: $(READY) ## all tests
 bench: $(READY) ## the benchmarks, within five minutes on two cores
 	@exec $(BIN)/pytest bench/ --benchmark-only $(ARGS)
 
-lint: $(READY) ## ruff (rules and format) and mypy --strict
+lint: $(READY) ## ruff (rules and format), clang-format and mypy --strict
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
 setup: $(READY) ## only the installation

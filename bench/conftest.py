@@ -105,6 +105,11 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
+def quotient(a: float, b: float) -> float:
+    """a / b; NaN where one is not above 0, as a time with a cold L2 may be: it is a difference of two times."""
+    return a / b if a > 0 and b > 0 else math.nan
+
+
 def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
     """A row a case: times, speed over each peer, achieved bandwidth, share of the floor's speed."""
     peers = [name for name in benchmarks[0].extra_info[which] if name not in ("fastcifar", "copy")]
@@ -115,10 +120,11 @@ def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
         ours, floor = seconds["fastcifar"], seconds["copy"]
         row = f"{str(b.params['case']):28}{ours * 1e3:9.4f}"
         for peer in peers:
-            ratio = seconds[peer] / ours if peer in seconds else math.nan
+            ratio = quotient(seconds.get(peer, math.nan), ours)
             ratios[peer].append(ratio)
             row += f"{seconds.get(peer, math.nan) * 1e3:12.4f} ({ratio:6.2f}x)"
-        yield row + f"{num_bytes / ours / 1e9:8.1f}{num_bytes / floor / 1e9:7.1f}{ours / floor:9.2f}"
+        speed, floor_speed = quotient(num_bytes, ours), quotient(num_bytes, floor)
+        yield row + f"{speed / 1e9:8.1f}{floor_speed / 1e9:7.1f}{quotient(ours, floor):9.2f}"
     yield f"{'geometric mean (worst)':37}" + "".join(
         f"{geometric_mean(r):13.2f}x ({min(r):5.2f}x)" for r in ratios.values() if not any(map(math.isnan, r))
     )

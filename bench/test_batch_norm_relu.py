@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -30,10 +31,13 @@ def test_backward(race: Any, benchmark: Any, case: Case) -> None:
     benchmark.group = f"batch_norm_relu backward, {case.dtype}"
     inputs = [case.activation(case.size), case.per_channel(), case.per_channel()]
     x, gamma, beta = [tensor.requires_grad_() for tensor in inputs]
-    eager = F.relu(F.batch_norm(x, None, None, gamma, beta, True, 0.1, EPS), inplace=True)
     grad = case.activation(case.size)
     _, mean, var = (tensor.detach() for tensor in batch_norm_relu(x, gamma, beta, EPS))
     arguments = (grad, x.detach(), gamma.detach(), beta.detach(), mean, var, EPS)
-    rivals = {"eager": lambda: torch.autograd.grad(eager, inputs, grad, retain_graph=True)}
+    peer = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    # On CUDA not on the default stream: a backward runs on the stream of its forward, and a capture refuses that one
+    with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else nullcontext():  # type: ignore[no-untyped-call]
+        eager = F.relu(F.batch_norm(peer[0], None, None, peer[1], peer[2], True, 0.1, EPS), inplace=True)
+    rivals = {"eager": lambda: torch.autograd.grad(eager, peer, grad, retain_graph=True)}
     num_bytes = case.bytes(*[case.size] * 3)
     race(lambda: torch.ops.fastcifar._batch_norm_relu_backward(*arguments), rivals, num_bytes, DEVICE)

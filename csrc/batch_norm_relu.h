@@ -33,8 +33,8 @@ struct BatchNormReluBackward {
 };
 
 inline BatchNormReluBackward prepare_batch_norm_relu_backward(Backend backend, const Tensor& grad_z, const Tensor& x,
-                                                              const Tensor& gamma, const Tensor& beta, const Tensor& mean,
-                                                              const Tensor& var) {
+                                                              const Tensor& gamma, const Tensor& beta,
+                                                              const Tensor& mean, const Tensor& var) {
   const char* op = "_batch_norm_relu_backward";
   BatchNormReluBackward a;
   a.x = check_activation(backend, op, "x", x);

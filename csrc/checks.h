@@ -58,8 +58,8 @@ inline Tensor check_activation(Backend backend, const char* op, const char* name
   STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must be [N, C, H, W], got ", shape_text(t));
   const ScalarType dtype = t.scalar_type();
   const bool half = backend == Backend::cuda && dtype == ScalarType::Half;
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || half, op, ": ", name, " must be float32",
-                  backend == Backend::cuda ? ", bfloat16 or float16" : " or bfloat16", ", got ",
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || half, op, ": ", name,
+                  " must be float32", backend == Backend::cuda ? ", bfloat16 or float16" : " or bfloat16", ", got ",
                   torch::headeronly::toString(dtype));
   STD_TORCH_CHECK(t.size(1) >= 1 && t.size(2) >= 1 && t.size(3) >= 1, op, ": ", name,
                   " must have at least one channel and one pixel, got ", shape_text(t));
@@ -89,7 +89,8 @@ inline Tensor check_matching(const char* op, const char* name, const Tensor& t, 
 
 // A parameter or statistic of each channel: float32 [C].
 inline Tensor check_per_channel(const char* op, const char* name, const Tensor& t, int64_t channels, const Tensor& x) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == channels, op, ": ", name, " must be [", channels, "], got ", shape_text(t));
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == channels, op, ": ", name, " must be [", channels, "], got ",
+                  shape_text(t));
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
                   torch::headeronly::toString(t.scalar_type()));
   check_device(op, name, t, x);

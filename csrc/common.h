@@ -95,7 +95,9 @@ inline constexpr int kMaxInlineRows = 72;
 // shape on every device. fastcifar/ops/separable_block.py says the same.
 inline int64_t moment_rows(int64_t pixels, int64_t channels) {
   const int64_t tiles = (pixels + kTileM - 1) / kTileM, columns = (channels + kTileN - 1) / kTileN;
-  const int64_t blocks = kTargetBlocks / columns, most = blocks < 1 ? 1 : blocks < kMaxInlineRows ? blocks : kMaxInlineRows;
+  const int64_t blocks = kTargetBlocks / columns, most = blocks < 1                ? 1
+                                                         : blocks < kMaxInlineRows ? blocks
+                                                                                   : kMaxInlineRows;
   return tiles < most ? tiles : most;
 }
 

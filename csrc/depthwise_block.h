@@ -62,10 +62,11 @@ struct DepthwiseBlockBackward {
 };
 
 // All but grad_z, for `op`: _depthwise_block_backward itself or the backward of an op that holds depthwise_block.
-inline DepthwiseBlockBackward check_depthwise_block_backward(
-    Backend backend, const char* op, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
-    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0,
-    const Tensor& mean1, const Tensor& var1, int64_t stride) {
+inline DepthwiseBlockBackward check_depthwise_block_backward(Backend backend, const char* op, const Tensor& u,
+                                                             const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
+                                                             const Tensor& w, const Tensor& gamma1, const Tensor& beta1,
+                                                             const Tensor& mean0, const Tensor& var0,
+                                                             const Tensor& mean1, const Tensor& var1, int64_t stride) {
   DepthwiseBlockBackward a;
   a.u = check_activation(backend, op, "u", u);
   a.shape = check_stride(op, u, stride);

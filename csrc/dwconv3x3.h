@@ -30,8 +30,8 @@ struct DwconvBackward {
   DwShape shape;
 };
 
-inline DwconvBackward prepare_dwconv3x3_backward(Backend backend, const Tensor& grad_y, const Tensor& x, const Tensor& w,
-                                                 int64_t stride, bool need_grad_x, bool need_grad_w) {
+inline DwconvBackward prepare_dwconv3x3_backward(Backend backend, const Tensor& grad_y, const Tensor& x,
+                                                 const Tensor& w, int64_t stride, bool need_grad_x, bool need_grad_w) {
   const char* op = "_dwconv3x3_backward";
   DwconvBackward a;
   a.x = check_activation(backend, op, "x", x);

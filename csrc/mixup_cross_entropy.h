@@ -27,8 +27,8 @@ inline MixupCrossEntropy check_targets(Backend backend, const char* op, const Te
                   shape_text(logits));
   const ScalarType dtype = logits.scalar_type();
   const bool half = backend == Backend::cuda && dtype == ScalarType::Half;
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || half, op,
-                  ": logits must be float32", backend == Backend::cuda ? ", bfloat16 or float16" : " or bfloat16", ", got ",
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || half, op, ": logits must be float32",
+                  backend == Backend::cuda ? ", bfloat16 or float16" : " or bfloat16", ", got ",
                   torch::headeronly::toString(dtype));
   STD_TORCH_CHECK(label_smoothing >= 0 && label_smoothing <= 1, op, ": label_smoothing must be in [0, 1], got ",
                   label_smoothing);
@@ -36,7 +36,8 @@ inline MixupCrossEntropy check_targets(Backend backend, const char* op, const Te
   a.classes = logits.size(1);
   a.logits = dense(logits);
   const auto classes = [&](const char* name, const Tensor& t) {
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == a.rows, op, ": ", name, " must be [", a.rows, "], got ", shape_text(t));
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == a.rows, op, ": ", name, " must be [", a.rows, "], got ",
+                    shape_text(t));
     STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, op, ": ", name, " must be Long, got ",
                     torch::headeronly::toString(t.scalar_type()));
     check_device(op, name, t, logits);
@@ -67,7 +68,11 @@ inline MixupCrossEntropyForward prepare_mixup_cross_entropy(Backend backend, con
                                                             const std::optional<Tensor>& partner_labels,
                                                             const std::optional<Tensor>& lam, double label_smoothing) {
   MixupCrossEntropyForward a{
-      check_targets(backend, "mixup_cross_entropy", logits, labels, partner_labels, lam, label_smoothing), {}, {}, {}, {}};
+      check_targets(backend, "mixup_cross_entropy", logits, labels, partner_labels, lam, label_smoothing),
+      {},
+      {},
+      {},
+      {}};
   const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
     return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, logits.device());
   };
@@ -86,15 +91,17 @@ inline MixupCrossEntropyBackward prepare_mixup_cross_entropy_backward(
     Backend backend, const Tensor& grad_loss, const Tensor& logits, const Tensor& normalizer, const Tensor& labels,
     const std::optional<Tensor>& partner_labels, const std::optional<Tensor>& lam, double label_smoothing) {
   const char* op = "_mixup_cross_entropy_backward";
-  MixupCrossEntropyBackward a{check_targets(backend, op, logits, labels, partner_labels, lam, label_smoothing), {}, {}, {}};
+  MixupCrossEntropyBackward a{
+      check_targets(backend, op, logits, labels, partner_labels, lam, label_smoothing), {}, {}, {}};
   STD_TORCH_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == ScalarType::Float, op,
-                  ": grad_loss must be one float32 number, got ", torch::headeronly::toString(grad_loss.scalar_type()), " ",
-                  shape_text(grad_loss));
+                  ": grad_loss must be one float32 number, got ", torch::headeronly::toString(grad_loss.scalar_type()),
+                  " ", shape_text(grad_loss));
   check_device(op, "grad_loss", grad_loss, logits);
   a.grad_loss = grad_loss;
-  STD_TORCH_CHECK(normalizer.dim() == 1 && normalizer.size(0) == a.rows && normalizer.scalar_type() == ScalarType::Float,
-                  op, ": normalizer must be float32 [", a.rows, "], got ",
-                  torch::headeronly::toString(normalizer.scalar_type()), " ", shape_text(normalizer));
+  STD_TORCH_CHECK(
+      normalizer.dim() == 1 && normalizer.size(0) == a.rows && normalizer.scalar_type() == ScalarType::Float, op,
+      ": normalizer must be float32 [", a.rows, "], got ", torch::headeronly::toString(normalizer.scalar_type()), " ",
+      shape_text(normalizer));
   check_device(op, "normalizer", normalizer, logits);
   a.normalizer = dense(normalizer);
   const int64_t sizes[2] = {a.rows, a.classes};

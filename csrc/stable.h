@@ -21,7 +21,7 @@ namespace fastcifar {
 }
 }  // namespace fastcifar
 #undef STABLE_TORCH_ERROR_CODE_CHECK
-#define STABLE_TORCH_ERROR_CODE_CHECK(call) \
-  if ((call) != 0) {                        \
+#define STABLE_TORCH_ERROR_CODE_CHECK(call)                       \
+  if ((call) != 0) {                                              \
     ::fastcifar::libtorch_call_failed(#call, __FILE__, __LINE__); \
   }

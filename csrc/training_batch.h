@@ -26,8 +26,8 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
                                             int64_t padding, ScalarType dtype) {
   const char* op = "training_batch";
   TrainingBatch a;
-  STD_TORCH_CHECK(images.dim() == 4 && images.size(3) == 3 && images.size(1) == images.size(2) && images.size(1) >= 1, op,
-                  ": images must be [M, S, S, 3], got ", shape_text(images));
+  STD_TORCH_CHECK(images.dim() == 4 && images.size(3) == 3 && images.size(1) == images.size(2) && images.size(1) >= 1,
+                  op, ": images must be [M, S, S, 3], got ", shape_text(images));
   STD_TORCH_CHECK(images.scalar_type() == ScalarType::Byte, op, ": images must be uint8, got ",
                   torch::headeronly::toString(images.scalar_type()));
   STD_TORCH_CHECK(images.is_contiguous(), op, ": images must be contiguous (they are not copied a batch at a time)");
@@ -50,9 +50,10 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
   const int64_t most = batch_size < a.num_draws ? batch_size : a.num_draws;
   STD_TORCH_CHECK(rows >= 0 && rows <= most, op, ": rows must be in [0, ", most, "], got ", rows);
   const auto vector = [&](const char* name, const Tensor& t, int64_t length, ScalarType expected) {
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == length, op, ": ", name, " must be [", length, "], got ", shape_text(t));
-    STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected), ", got ",
-                    torch::headeronly::toString(t.scalar_type()));
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == length, op, ": ", name, " must be [", length, "], got ",
+                    shape_text(t));
+    STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected),
+                    ", got ", torch::headeronly::toString(t.scalar_type()));
     check_device(op, name, t, images);
     return dense(t);
   };
@@ -81,8 +82,9 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
   a.out = torch::stable::empty({sizes, 4}, dtype, std::nullopt, device, std::nullopt, MemoryFormat::ChannelsLast);
   a.out_labels = torch::stable::empty({&rows, 1}, ScalarType::Long, std::nullopt, device);
   a.out_partner_labels = torch::stable::empty({&partners, 1}, ScalarType::Long, std::nullopt, device);
-  a.out_lam = torch::stable::empty({&none, static_cast<size_t>(lam.has_value() ? 0 : 1)}, ScalarType::Float, std::nullopt,
-                                   device);  // [] or [0]
+  a.out_lam =
+      torch::stable::empty({&none, static_cast<size_t>(lam.has_value() ? 0 : 1)}, ScalarType::Float, std::nullopt,
+                           device);  // [] or [0]
   return a;
 }
 

@@ -11,17 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fastcifar import layers as module
-from fastcifar.config import (
-    RESUMABLE,
-    Config,
-    allowed,
-    format_value,
-    groups,
-    to_toml,
-)
+from fastcifar.config import RESUMABLE, Config, groups
 from fastcifar.errors import UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve, resolve_layers
 from fastcifar.presets import find_preset, list_presets, load_preset
+from fastcifar.spelling import allowed, format_value, to_toml
 
 if sys.version_info >= (3, 11):
     import tomllib

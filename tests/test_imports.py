@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors text stats files signals machine ops config layers presets ui
+    errors text paths stats files signals machine ops config spelling layers presets ui
     run.names run.failure run.facts run.environment run.clock run.telemetry
-    run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
-    data.notes data.accepted data.dataset data.published data.decoded data.canonical data.cache data.pickles
-    data.cifar_files data.archives data.npz data.image_folder data.layouts data.download data.procedural data.sources
+    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
+    data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
+    data.pickles data.cifar_files data.archives data.npz data.images data.image_folder data.layouts data.download
+    data.procedural data.sources
     draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs measuring.layer_times
     measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text measuring.profile

@@ -42,8 +42,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& gamma,
   const Sums total = add_up(m, a.x, columns, sums);
   const void* xs = data(a.x);
   void* zs = mutable_data(a.z);
-  FASTCIFAR_KERNEL(finish_statistics)(m.all, total, m.rows, floats(a.gamma), floats(a.beta), eps, columns.get(), m.pitch,
-                                      mutable_floats(a.mean), mutable_floats(a.var));
+  FASTCIFAR_KERNEL(finish_statistics)(m.all, total, m.rows, floats(a.gamma), floats(a.beta), eps, columns.get(),
+                                      m.pitch, mutable_floats(a.mean), mutable_floats(a.var));
   parallel(m.parts, m.bytes, [&](const Range& range, int64_t) {
     FASTCIFAR_KERNEL(apply_affine_relu)(m.element, range, m.channels, xs, columns.get(), m.pitch, zs);
   });
@@ -62,12 +62,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_z, const Tensor& 
   FASTCIFAR_KERNEL(fold_statistics)(m.all, floats(a.mean), floats(a.var), floats(a.gamma), floats(a.beta), eps,
                                     columns.get(), m.pitch);
   parallel(m.parts, m.bytes, [&](const Range& range, int64_t part) {
-    FASTCIFAR_KERNEL(add_gradient_sums)(m.element, range, m.channels, grads, xs, columns.get(), m.pitch, total.part(part));
+    FASTCIFAR_KERNEL(add_gradient_sums)(m.element, range, m.channels, grads, xs, columns.get(), m.pitch,
+                                        total.part(part));
   });
   FASTCIFAR_KERNEL(finish_gradient)(m.all, total, m.rows, floats(a.gamma), floats(a.var), eps, columns.get(), m.pitch,
                                     mutable_floats(a.grad_gamma), mutable_floats(a.grad_beta));
   parallel(m.parts, m.bytes, [&](const Range& range, int64_t) {
-    FASTCIFAR_KERNEL(apply_gradient)(m.element, range, m.channels, /*masked=*/false, grads, xs, columns.get(), m.pitch, outs);
+    FASTCIFAR_KERNEL(apply_gradient)(m.element, range, m.channels, /*masked=*/false, grads, xs, columns.get(), m.pitch,
+                                     outs);
   });
   return {a.grad_x, a.grad_gamma, a.grad_beta};
 }

@@ -65,7 +65,8 @@ FC_INLINE void add_statistics(Group<n>, int64_t rows, int64_t channels, const T*
 }
 
 template <class T>
-void add_statistics(const Range& range, int64_t channels, const T* x, const float* columns, int64_t pitch, float* sums) {
+void add_statistics(const Range& range, int64_t channels, const T* x, const float* columns, int64_t pitch,
+                    float* sums) {
   for_tiles(range, [&](int64_t row, int64_t rows, int64_t c, auto group, auto lanes) FC_LAMBDA {
     add_statistics(group, rows, channels, x + row * channels + c, columns + kMean * pitch + c, pitch, sums + c, lanes);
   });
@@ -142,8 +143,8 @@ FC_INLINE void apply_gradient(Group<n>, int64_t rows, int64_t channels, const T*
 }
 
 template <bool masked, class T>
-void apply_gradient(const Range& range, int64_t channels, const T* grad, const T* x, const float* columns, int64_t pitch,
-                    T* grad_x) {
+void apply_gradient(const Range& range, int64_t channels, const T* grad, const T* x, const float* columns,
+                    int64_t pitch, T* grad_x) {
   for_tiles(range, [&](int64_t row, int64_t rows, int64_t c, auto group, auto lanes) FC_LAMBDA {
     const int64_t at = row * channels + c;
     apply_gradient<masked>(group, rows, channels, grad + at, x + at, columns + c, pitch, grad_x + at, lanes);
@@ -243,13 +244,13 @@ void finish_gradient(const Range& range, const Sums& sums, double count, const f
 void apply_gradient(Element element, const Range& range, int64_t channels, bool masked, const void* grad, const void* x,
                     const float* columns, int64_t pitch, void* grad_x) {
   if (element == Element::f32) {
-    (masked ? &apply_gradient<true, float> : &apply_gradient<false, float>)(
-        range, channels, static_cast<const float*>(grad), static_cast<const float*>(x), columns, pitch,
-        static_cast<float*>(grad_x));
+    (masked ? &apply_gradient<true, float>
+            : &apply_gradient<false, float>)(range, channels, static_cast<const float*>(grad),
+                                             static_cast<const float*>(x), columns, pitch, static_cast<float*>(grad_x));
   } else {
-    (masked ? &apply_gradient<true, bf16> : &apply_gradient<false, bf16>)(
-        range, channels, static_cast<const bf16*>(grad), static_cast<const bf16*>(x), columns, pitch,
-        static_cast<bf16*>(grad_x));
+    (masked ? &apply_gradient<true, bf16>
+            : &apply_gradient<false, bf16>)(range, channels, static_cast<const bf16*>(grad),
+                                            static_cast<const bf16*>(x), columns, pitch, static_cast<bf16*>(grad_x));
   }
 }
 

@@ -27,9 +27,7 @@ struct Block {
         columns0(Scratch::zeros(kColumns * pitch)), columns1(Scratch::zeros(kColumns * pitch)) {}
 
   // A range of images as one of rows.
-  static Range rows(const Range& r, int64_t per_image) {
-    return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1};
-  }
+  static Range rows(const Range& r, int64_t per_image) { return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1}; }
 };
 
 }  // namespace
@@ -43,7 +41,8 @@ void run_depthwise_block(const DepthwiseBlockForward& a, double eps) {
   // The rows of each part: two sums for bn0, two for bn1.
   const int64_t size = 4 * b.pitch;
   const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
-  const Sums sums0{memory.get(), b.parts.image_parts, size}, sums1{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
+  const Sums sums0{memory.get(), b.parts.image_parts, size},
+      sums1{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
   const void* us = data(a.u);
   void *ys = mutable_data(a.y), *zs = mutable_data(a.z);
   float *columns0 = b.columns0.get(), *columns1 = b.columns1.get();
@@ -89,7 +88,8 @@ void run_depthwise_block_backward(const DepthwiseBlockBackward& a, double eps) {
   // The rows of each part: two sums for bn1, two for bn0, nine for the weight.
   const int64_t size = 13 * b.pitch;
   const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
-  const Sums sums1{memory.get(), b.parts.image_parts, size}, sums0{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
+  const Sums sums1{memory.get(), b.parts.image_parts, size},
+      sums0{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
   const void *us = data(a.u), *ys = data(a.y), *grads = data(a.grad_z);
   void* outs = mutable_data(a.grad_u);
   float *columns0 = b.columns0.get(), *columns1 = b.columns1.get();

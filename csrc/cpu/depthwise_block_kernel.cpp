@@ -22,10 +22,13 @@ FC_INLINE auto gradient_rows(const T* grad_z, const T* y, const float* columns, 
   return [=](int64_t row, int offset, auto lanes) FC_LAMBDA {
     const int64_t first = row * width * channels + offset;
     const Vec mean = load(columns + kMean * pitch + offset), scale = load(columns + kScale * pitch + offset),
-              shift = load(columns + kShift * pitch + offset), grad_factor = load(columns + kGradFactor * pitch + offset),
-              x_factor = load(columns + kXFactor * pitch + offset), constant = load(columns + kConstant * pitch + offset);
+              shift = load(columns + kShift * pitch + offset),
+              grad_factor = load(columns + kGradFactor * pitch + offset),
+              x_factor = load(columns + kXFactor * pitch + offset),
+              constant = load(columns + kConstant * pitch + offset);
     return [=](int64_t column) FC_LAMBDA {
-      const Vec value = load(y + first + column * channels, lanes), grad = load(grad_z + first + column * channels, lanes);
+      const Vec value = load(y + first + column * channels, lanes),
+                grad = load(grad_z + first + column * channels, lanes);
       const Vec g = value * scale + shift > Vec{} ? grad : Vec{};
       return g * grad_factor + ((value - mean) * x_factor + constant);
     };
@@ -87,7 +90,8 @@ FC_INLINE void forward(const DwShape& s, const Range& range, const T* u, const f
 
 template <int stride, class T>
 void forward_with_statistics(const DwShape& s, const Range& range, const void* u, const float* columns0,
-                             const float* taps, int64_t pitch, void* y, const float* columns1, float* sums, float* ring) {
+                             const float* taps, int64_t pitch, void* y, const float* columns1, float* sums,
+                             float* ring) {
   forward<stride>(s, range, static_cast<const T*>(u), columns0, taps, pitch, ring,
                   [&](int64_t n, int64_t c, auto lanes) FC_LAMBDA {
                     return StatisticsSink<T, decltype(lanes)>{static_cast<T*>(y) + n * s.Ho * s.Wo * s.C + c,
@@ -156,7 +160,8 @@ void backward(const DwShape& s, const Range& range, const void* grad_z, const vo
               const float* columns0, const float* columns1, const float* taps, int64_t pitch, void* grad_h, float* sums,
               float* memory) {
   Ring ring(memory, s.Ho, s.Wo);
-  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C, steps = s.Ho * ((s.C + kBlock - 1) / kBlock);
+  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C,
+                steps = s.Ho * ((s.C + kBlock - 1) / kBlock);
   for (int64_t n = range.n0; n < range.n1; ++n) {
     Ahead ahead;
     if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
@@ -217,9 +222,9 @@ void set_output_pivot(Element element, const DwShape& s, const Range& range, con
   }
 }
 
-void depthwise_block_forward(Element element, const DwShape& s, const Range& range, const void* u, const float* columns0,
-                             const float* taps, int64_t pitch, void* y, const float* columns1, float* sums,
-                             float* ring) {
+void depthwise_block_forward(Element element, const DwShape& s, const Range& range, const void* u,
+                             const float* columns0, const float* taps, int64_t pitch, void* y, const float* columns1,
+                             float* sums, float* ring) {
   const auto run = element == Element::f32
                        ? (s.stride == 1 ? &forward_with_statistics<1, float> : &forward_with_statistics<2, float>)
                        : (s.stride == 1 ? &forward_with_statistics<1, bf16> : &forward_with_statistics<2, bf16>);

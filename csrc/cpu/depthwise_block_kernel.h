@@ -11,8 +11,8 @@ FASTCIFAR_DECLARE_KERNELS(
 
     // y = the convolution of relu(bn0(u)); adds the sums of y - pivot and of its square to sums [2][pitch].
     void depthwise_block_forward(Element element, const DwShape& s, const Range& range, const void* u,
-                                 const float* columns0, const float* taps, int64_t pitch, void* y, const float* columns1,
-                                 float* sums, float* ring);
+                                 const float* columns0, const float* taps, int64_t pitch, void* y,
+                                 const float* columns1, float* sums, float* ring);
 
     // From the gradient of z to that of relu(bn0(u)) before the ReLU, grad_h, with its two sums for bn0 in the first two
     // rows of sums [11][pitch] and the weight's gradient in the other nine.

@@ -10,8 +10,7 @@ struct Taps {
   int64_t pitch;
   Scratch memory;
 
-  Taps(const Tensor& w, int64_t channels)
-      : pitch(round_up(channels, kBlock)), memory(Scratch::zeros(9 * pitch)) {
+  Taps(const Tensor& w, int64_t channels) : pitch(round_up(channels, kBlock)), memory(Scratch::zeros(9 * pitch)) {
     if (element_of(w) == Element::f32) {
       fill(static_cast<const float*>(w.const_data_ptr()), channels);
     } else {

@@ -48,7 +48,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& x, const
   parallel(parts.size(), s.N * bytes, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       float* grad_w = need_grad_w ? sums.get() + part / parts.channel_parts * sums_size : nullptr;
-      kernel(element_of(x), s, parts[part], grad_y_data, x_data, taps.get(), taps.pitch, grad_x_data, grad_w, zeros.get());
+      kernel(element_of(x), s, parts[part], grad_y_data, x_data, taps.get(), taps.pitch, grad_x_data, grad_w,
+             zeros.get());
     }
   });
   if (need_grad_w) {

@@ -28,7 +28,8 @@ Tensor forward(const Tensor& u, const Tensor& scale0, const Tensor& shift0, cons
   parallel(parts.size(), s.N * bytes, [&](int64_t begin, int64_t end) {
     const Scratch ring(ring_floats(s.W));
     for (int64_t part = begin; part < end; ++part) {
-      FASTCIFAR_KERNEL(dwconv3x3_affine_relu)(element_of(u), s, parts[part], us, columns0.get(), taps.get(), pitch, columns1.get(), zs, ring.get());
+      FASTCIFAR_KERNEL(dwconv3x3_affine_relu)(element_of(u), s, parts[part], us, columns0.get(), taps.get(), pitch,
+                                              columns1.get(), zs, ring.get());
     }
   });
   return a.z;

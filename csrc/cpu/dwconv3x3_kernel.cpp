@@ -13,14 +13,14 @@ template <int stride>
 constexpr int kStrip = stride == 1 ? 4 : 2;
 
 template <int n>
-struct Rows {
+struct Strip {
   static constexpr int count = n;
 };
 
-// Calls f(first row, Rows<n>) for strips of n rows, for the rest of half as many, and so on.
+// Calls f(first row, Strip<n>) for strips of n rows, for the rest of half as many, and so on.
 template <int n, class F>
 FC_INLINE void for_strips(int64_t rows, F f, int64_t first = 0) {
-  for (; first + n <= rows; first += n) f(first, Rows<n>{});
+  for (; first + n <= rows; first += n) f(first, Strip<n>{});
   if constexpr (n > 1) for_strips<n / 2>(rows, f, first);
 }
 
@@ -42,9 +42,9 @@ struct Map {
   }
   // What follows row y in memory, be it of the next image; `n` pixels with each column.
   template <int n>
-  FC_INLINE auto stream(int64_t y) const {
+  FC_INLINE auto prefetch(int64_t y) const {
     constexpr bool write = !std::is_const_v<T>;
-    return Stream<n * kLanes * static_cast<int>(sizeof(T)), write>{reinterpret_cast<const char*>(row(y))};
+    return Prefetch<n * kLanes* static_cast<int>(sizeof(T)), write>{reinterpret_cast<const char*>(row(y))};
   }
 };
 
@@ -56,12 +56,12 @@ void forward(const DwShape& s, const Range& range, const T* x, const float* taps
     const Map<T> out{y + n * s.Ho * s.Wo * s.C + range.c0, s.Ho, s.Wo, s.C};
     for_strips<kStrip<stride>>(s.Ho, [&](int64_t first, auto strip) FC_LAMBDA {
       constexpr int R = decltype(strip)::count, halo = 3 - stride;
-      auto next_in = in.template stream<R * stride * stride>((first + R) * stride - 1 + halo);
-      auto next_out = out.template stream<R>(first + R);
+      auto next_in = in.template prefetch<R * stride * stride>((first + R) * stride - 1 + halo);
+      auto next_out = out.template prefetch<R>(first + R);
       for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
         const auto i = in.template rows<R * stride + halo>(first * stride - 1, offset, zeros);
         const auto o = out.template rows<R>(first, offset, nullptr);
-        const TapColumns w(taps + range.c0 + offset, pitch);
+        const TapVectors w(taps + range.c0 + offset, pitch);
         if constexpr (stride == 1) {
           convolve_rows1<R>(i.row, o.row, s.W, s.C, w, lanes, next_in, next_out);
         } else {
@@ -83,9 +83,9 @@ void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x,
     const Map<T> outs{grad_x + image, s.H, s.W, s.C};
     for_strips<kStrip<stride>>(s.Ho, [&](int64_t first, auto strip) FC_LAMBDA {
       constexpr int R = decltype(strip)::count, halo = 3 - stride;
-      auto next_grads = grads.template stream<R>(first + R + 1);
-      auto next_pixels = pixels.template stream<R * stride * stride>((first + R) * stride - 1 + halo);
-      auto next_outs = outs.template stream<R * stride * stride>((first + R) * stride);
+      auto next_grads = grads.template prefetch<R>(first + R + 1);
+      auto next_pixels = pixels.template prefetch<R * stride * stride>((first + R) * stride - 1 + halo);
+      auto next_outs = outs.template prefetch<R * stride * stride>((first + R) * stride);
       for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
         if constexpr (need_w) {
           const auto i = pixels.template rows<R * stride + halo>(first * stride - 1, offset, zeros);
@@ -104,9 +104,9 @@ void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x,
           const float* w = taps + range.c0 + offset;
           const auto sweep = [&](auto&... ahead) FC_LAMBDA {
             if constexpr (stride == 1) {  // the convolution with its taps in reverse
-              convolve_rows1<R>(g.row, o.row, s.W, s.C, TapColumns(w + 8 * pitch, -pitch), lanes, ahead...);
+              convolve_rows1<R>(g.row, o.row, s.W, s.C, TapVectors(w + 8 * pitch, -pitch), lanes, ahead...);
             } else {
-              convolve_transposed_rows2<R>(g.row, o.row, s.W, s.C, TapColumns(w, pitch), lanes, ahead...);
+              convolve_transposed_rows2<R>(g.row, o.row, s.W, s.C, TapVectors(w, pitch), lanes, ahead...);
             }
           };
           if constexpr (need_w) {

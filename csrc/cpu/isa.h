@@ -26,7 +26,7 @@ Isa isa();
 
 // The entry point `kernel` for the instruction set in use.
 #if defined(FASTCIFAR_HAVE_AVX512) && defined(FASTCIFAR_HAVE_AVX2)
-#define FASTCIFAR_KERNEL(kernel)                                            \
+#define FASTCIFAR_KERNEL(kernel)                                                 \
   (::fastcifar::isa() == ::fastcifar::Isa::avx512 ? &::fastcifar::avx512::kernel \
    : ::fastcifar::isa() == ::fastcifar::Isa::avx2 ? &::fastcifar::avx2::kernel   \
                                                   : &::fastcifar::generic::kernel)

@@ -15,8 +15,8 @@ LossTask task_of(const char* op, const MixupCrossEntropy& a, double label_smooth
   const auto in_range = [&](const char* name, const Tensor& t) {
     const auto* values = static_cast<const int64_t*>(data(t));
     for (int64_t b = 0; b < a.rows; ++b) {
-      STD_TORCH_CHECK(values[b] >= 0 && values[b] < a.classes, op, ": ", name, "[", b, "] must be in [0, ", a.classes - 1,
-                      "], got ", values[b]);
+      STD_TORCH_CHECK(values[b] >= 0 && values[b] < a.classes, op, ": ", name, "[", b, "] must be in [0, ",
+                      a.classes - 1, "], got ", values[b]);
     }
     return values;
   };
@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const T
 
 Tensor backward(const Tensor& grad_loss, const Tensor& logits, const Tensor& normalizer, const Tensor& labels,
                 const std::optional<Tensor>& partner_labels, const std::optional<Tensor>& lam, double label_smoothing) {
-  const auto a = prepare_mixup_cross_entropy_backward(Backend::cpu, grad_loss, logits, normalizer, labels, partner_labels,
-                                                      lam, label_smoothing);
+  const auto a = prepare_mixup_cross_entropy_backward(Backend::cpu, grad_loss, logits, normalizer, labels,
+                                                      partner_labels, lam, label_smoothing);
   const LossTask task = task_of("_mixup_cross_entropy_backward", a, label_smoothing);
   const float scale = *floats(a.grad_loss) / static_cast<float>(a.rows);
   void* grad = mutable_data(a.grad_logits);

@@ -75,8 +75,7 @@ void row_gradient(const T* row, const LossTask& t, int64_t b, float normalizer, 
   });
   const int64_t label = t.labels[b], partner = t.partner_labels[b];
   const auto set = [&](int64_t k) {
-    const float target =
-        everywhere + (k == label ? there * t.lam : 0.f) + (k == partner ? there * (1.f - t.lam) : 0.f);
+    const float target = everywhere + (k == label ? there * t.lam : 0.f) + (k == partner ? there * (1.f - t.lam) : 0.f);
     grad[k] = from_f32<T>((std::exp(to_f32(row[k]) - normalizer) - target) * scale);
   };
   set(label);

@@ -25,5 +25,5 @@ FASTCIFAR_DECLARE_KERNELS(
     // rows, normalizer (log-sum-exp): [B]
     void mixup_cross_entropy(const LossTask& task, int64_t b0, int64_t b1, RowLoss* rows, float* normalizer);
     // grad: like the logits; scale: what each row's gradient is multiplied by.
-    void mixup_cross_entropy_backward(const LossTask& task, int64_t b0, int64_t b1, const float* normalizer, float scale,
-                                      void* grad);)
+    void mixup_cross_entropy_backward(const LossTask& task, int64_t b0, int64_t b1, const float* normalizer,
+                                      float scale, void* grad);)

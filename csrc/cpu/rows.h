@@ -5,7 +5,7 @@
 // A row is a pointer to its first pixel's vector of channels; pixels lie `step` elements apart. A row outside the map
 // is a row of zeros. Borders left and right need none: what would fall on them is not computed.
 #pragma once
-#include "cpu/vec.h"
+#include "cpu/taps.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
@@ -15,28 +15,11 @@ namespace {
 // without this maps of 8x8 and more ran at 0.35 to 0.7 of a copy's speed, with it at 0.65 to 1; smaller ones, 4 to 8 %
 // slower with it, at 0.35 to 0.9.
 template <int bytes, bool write>
-struct Stream {
+struct Prefetch {
   const char* next;
   FC_INLINE void operator()() {
     for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte, write, write ? 3 : 2);
     next += bytes;
-  }
-};
-
-// The nine taps of one vector of channels, from float32 rows `pitch` apart.
-struct TapColumns {
-  Vec tap[3][3];  // row, column
-  FC_INLINE TapColumns(const float* w, int64_t pitch) {
-    for (int k = 0; k < 9; ++k) tap[k / 3][k % 3] = load(w + k * pitch);
-  }
-  // What column k of the taps makes of three pixels one above the other, added to `sum`.
-  template <int k>
-  FC_INLINE Vec add(const Vec* pixels, Vec sum) const {
-    return tap[2][k] * pixels[2] + (tap[1][k] * pixels[1] + (tap[0][k] * pixels[0] + sum));
-  }
-  template <int k>
-  FC_INLINE Vec first(const Vec* pixels) const {
-    return tap[2][k] * pixels[2] + (tap[1][k] * pixels[1] + tap[0][k] * pixels[0]);
   }
 };
 
@@ -47,9 +30,9 @@ FC_INLINE void load_column(const T* const* rows, int64_t at, Lanes lanes, Vec* c
 
 // R rows of the convolution with stride 1 from R + 2 rows. Each column of pixels is loaded once and added to the two or
 // three sums of each output row that it is part of.
-template <int R, class T, class Lanes, class... Streams>
-FC_INLINE void convolve_rows1(const T* const* in, T* const* out, int64_t width, int64_t step, const TapColumns& w,
-                              Lanes lanes, Streams&... ahead) {
+template <int R, class T, class Lanes, class... Ahead>
+FC_INLINE void convolve_rows1(const T* const* in, T* const* out, int64_t width, int64_t step, const TapVectors& w,
+                              Lanes lanes, Ahead&... ahead) {
   Vec column[R + 2], sum[R], next[R];
   (ahead(), ...);
   load_column<R + 2>(in, 0, lanes, column);
@@ -70,9 +53,9 @@ FC_INLINE void convolve_rows1(const T* const* in, T* const* out, int64_t width, 
 }
 
 // With stride 2, R rows from 2R + 1.
-template <int R, class T, class Lanes, class... Streams>
-FC_INLINE void convolve_rows2(const T* const* in, T* const* out, int64_t width, int64_t step, const TapColumns& w,
-                              Lanes lanes, Streams&... ahead) {
+template <int R, class T, class Lanes, class... Ahead>
+FC_INLINE void convolve_rows2(const T* const* in, T* const* out, int64_t width, int64_t step, const TapVectors& w,
+                              Lanes lanes, Ahead&... ahead) {
   Vec column[2 * R + 1], sum[R];
   for (int r = 0; r < R; ++r) sum[r] = Vec{};
   int64_t x = 0;
@@ -95,9 +78,9 @@ FC_INLINE void convolve_rows2(const T* const* in, T* const* out, int64_t width, 
 // The transposed convolution with stride 2: 2R rows from R + 1 rows of gradients. Each 2x2 quad of pixels meets the 2x2
 // gradients at its own place, right, below and across: under one, two, two and four taps. An output row outside the
 // map is null.
-template <int R, class T, class Lanes, class... Streams>
+template <int R, class T, class Lanes, class... Ahead>
 FC_INLINE void convolve_transposed_rows2(const T* const* in, T* const* out, int64_t width, int64_t step,
-                                         const TapColumns& w, Lanes lanes, Streams&... ahead) {
+                                         const TapVectors& w, Lanes lanes, Ahead&... ahead) {
   const auto& t = w.tap;
   const int64_t in_width = (width + 1) / 2;
   Vec here[R + 1], right[R + 1];
@@ -134,9 +117,9 @@ struct TapSums {
 };
 
 // From R + 2 rows of pixels and R rows of gradients of the convolution with stride 1.
-template <int R, class T, class Lanes, class... Streams>
-FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, int64_t width, int64_t step, TapSums& sums,
-                                    Lanes lanes, Streams&... ahead) {
+template <int R, class T, class Lanes, class... Ahead>
+FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, int64_t width, int64_t step,
+                                    TapSums& sums, Lanes lanes, Ahead&... ahead) {
   Vec column[R + 2], before[R], here[R], after[R];
   for (int r = 0; r < R; ++r) before[r] = Vec{};
   load_column<R>(grad, 0, lanes, here);
@@ -154,9 +137,9 @@ FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, in
 }
 
 // With stride 2, from 2R + 1 and R rows.
-template <int R, class T, class Lanes, class... Streams>
-FC_INLINE void add_weight_gradient2(const T* const* in, const T* const* grad, int64_t width, int64_t step, TapSums& sums,
-                                    Lanes lanes, Streams&... ahead) {
+template <int R, class T, class Lanes, class... Ahead>
+FC_INLINE void add_weight_gradient2(const T* const* in, const T* const* grad, int64_t width, int64_t step,
+                                    TapSums& sums, Lanes lanes, Ahead&... ahead) {
   const int64_t grad_width = (width + 1) / 2;
   Vec column[2 * R + 1], here[R], after[R];
   load_column<R>(grad, 0, lanes, here);

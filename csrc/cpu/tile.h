@@ -7,7 +7,7 @@
 // nine taps and one addition to the sums over all images.
 #pragma once
 #include "cpu/range.h"
-#include "cpu/vec.h"
+#include "cpu/taps.h"
 
 namespace fastcifar {
 
@@ -44,22 +44,22 @@ class Ahead {
  public:
   // The next image's part of a tensor, `bytes` long, in `steps` steps.
   FC_INLINE void add(const void* image, int64_t bytes, int64_t steps) {
-    streams_[size_++] = {static_cast<const char*>(image), static_cast<const char*>(image) + bytes, bytes / steps + 1};
+    parts_[size_++] = {static_cast<const char*>(image), static_cast<const char*>(image) + bytes, bytes / steps + 1};
   }
   FC_INLINE void step() {
     for (int i = 0; i < size_; ++i) {
-      Stream& s = streams_[i];
-      const char* stop = s.next + s.step < s.end ? s.next + s.step : s.end;
-      for (; s.next < stop; s.next += 64) __builtin_prefetch(s.next, 0, 2);
+      Part& part = parts_[i];
+      const char* stop = part.next + part.step < part.end ? part.next + part.step : part.end;
+      for (; part.next < stop; part.next += 64) __builtin_prefetch(part.next, 0, 2);
     }
   }
 
  private:
-  struct Stream {
+  struct Part {
     const char *next, *end;
     int64_t step;
   };
-  Stream streams_[4] = {};
+  Part parts_[4] = {};
   int size_ = 0;
 };
 
@@ -77,22 +77,6 @@ FC_INLINE void fill(Ring& ring, int64_t& next, int64_t end, int64_t width, int c
   }
 }
 
-// The nine taps of one vector of channels, from float32 rows `pitch` apart.
-struct NineTaps {
-  Vec w0, w1, w2, w3, w4, w5, w6, w7, w8;
-  FC_INLINE NineTaps(const float* w, int64_t pitch)
-      : w0(load(w)), w1(load(w + pitch)), w2(load(w + 2 * pitch)), w3(load(w + 3 * pitch)), w4(load(w + 4 * pitch)),
-        w5(load(w + 5 * pitch)), w6(load(w + 6 * pitch)), w7(load(w + 7 * pitch)), w8(load(w + 8 * pitch)) {}
-  // What one column of the window adds to a sum as its left, middle or right column.
-  FC_INLINE Vec left(Vec above, Vec here, Vec below) const { return w6 * below + (w3 * here + w0 * above); }
-  FC_INLINE Vec middle(Vec above, Vec here, Vec below, Vec sum) const {
-    return w7 * below + (w4 * here + (w1 * above + sum));
-  }
-  FC_INLINE Vec right(Vec above, Vec here, Vec below, Vec sum) const {
-    return w8 * below + (w5 * here + (w2 * above + sum));
-  }
-};
-
 // The convolution of one image's block of channels. Each column of a row is loaded once and added to the two or three
 // sums that it is part of.
 //
@@ -107,29 +91,34 @@ FC_INLINE void convolve(Ring& ring, const DwShape& s, int channels, const float*
     const int64_t end = first + tile < s.Ho ? first + tile : s.Ho;
     fill(ring, next, (end - 1) * stride + 2, s.W, channels, input, ahead);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
-      const NineTaps w(taps + offset, pitch);
+      const TapVectors w(taps + offset, pitch);
       auto sink = make_sink(offset, lanes);
       for (int64_t y = first; y < end; ++y) {
         const float* a = ring[y * stride - 1] + offset + kBlock;
         const float* h = ring[y * stride] + offset + kBlock;
         const float* b = ring[y * stride + 1] + offset + kBlock;
+        Vec column[3];  // three pixels one above the other
+        const auto load_column = [&](int64_t at) FC_LAMBDA {
+          column[0] = load(a + at), column[1] = load(h + at), column[2] = load(b + at);
+        };
         if constexpr (stride == 1) {
-          Vec above = load(a), here = load(h), below = load(b);
-          Vec sum = w.middle(above, here, below, Vec{}), next_sum = w.left(above, here, below);
+          load_column(0);
+          Vec sum = w.template add<1>(column, Vec{}), next_sum = w.template first<0>(column);
           for (int64_t x = 1; x < s.W; ++x) {
-            above = load(a + x * kBlock), here = load(h + x * kBlock), below = load(b + x * kBlock);
-            sink(y, x - 1, w.right(above, here, below, sum));
-            sum = w.middle(above, here, below, next_sum);
-            next_sum = w.left(above, here, below);
+            load_column(x * kBlock);
+            sink(y, x - 1, w.template add<2>(column, sum));
+            sum = w.template add<1>(column, next_sum);
+            next_sum = w.template first<0>(column);
           }
           sink(y, s.W - 1, sum);
         } else {
           Vec sum{};
           for (int64_t x = 0; x < s.Wo; ++x, a += 2 * kBlock, h += 2 * kBlock, b += 2 * kBlock) {
-            sum = w.middle(load(a), load(h), load(b), sum);
-            const Vec above = load(a + kBlock), here = load(h + kBlock), below = load(b + kBlock);
-            sink(y, x, w.right(above, here, below, sum));
-            sum = w.left(above, here, below);
+            load_column(0);
+            sum = w.template add<1>(column, sum);
+            load_column(kBlock);
+            sink(y, x, w.template add<2>(column, sum));
+            sum = w.template first<0>(column);
           }
         }
       }
@@ -155,7 +144,7 @@ FC_INLINE void convolve_transposed1(Ring& ring, const DwShape& s, int channels, 
     const int64_t end = first + tile < s.H ? first + tile : s.H;
     fill(ring, next, end + 1, s.W, channels, input, ahead);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
-      const NineTaps w(taps + offset, pitch);
+      const TapVectors w(taps + offset, pitch);
       auto sink = make_sink(offset, lanes);
       for (int64_t y = first; y < end; ++y) {
         const float* above = ring[y - 1] + offset;
@@ -166,15 +155,15 @@ FC_INLINE void convolve_transposed1(Ring& ring, const DwShape& s, int channels, 
           const Vec a0 = load(above + at), a1 = load(above + at + kBlock), a2 = load(above + at + 2 * kBlock);
           const Vec h0 = load(here + at), h1 = load(here + at + kBlock), h2 = load(here + at + 2 * kBlock);
           const Vec b0 = load(below + at), b1 = load(below + at + kBlock), b2 = load(below + at + 2 * kBlock);
-          Vec sum = w.w8 * a0;
-          sum = w.w7 * a1 + sum;
-          sum = w.w6 * a2 + sum;
-          sum = w.w5 * h0 + sum;
-          sum = w.w4 * h1 + sum;
-          sum = w.w3 * h2 + sum;
-          sum = w.w2 * b0 + sum;
-          sum = w.w1 * b1 + sum;
-          sum = w.w0 * b2 + sum;
+          Vec sum = w.tap[2][2] * a0;
+          sum = w.tap[2][1] * a1 + sum;
+          sum = w.tap[2][0] * a2 + sum;
+          sum = w.tap[1][2] * h0 + sum;
+          sum = w.tap[1][1] * h1 + sum;
+          sum = w.tap[1][0] * h2 + sum;
+          sum = w.tap[0][2] * b0 + sum;
+          sum = w.tap[0][1] * b1 + sum;
+          sum = w.tap[0][0] * b2 + sum;
           sink(y, x, sum, Tap<8>{a0}, Tap<7>{a1}, Tap<6>{a2}, Tap<5>{h0}, Tap<4>{h1}, Tap<3>{h2}, Tap<2>{b0},
                Tap<1>{b1}, Tap<0>{b2});
         }
@@ -195,7 +184,7 @@ FC_INLINE void convolve_transposed2(Ring& ring, const DwShape& s, int channels, 
     const int64_t end = first + tile < s.Ho ? first + tile : s.Ho;
     fill(ring, next, end + 1, s.Wo, channels, input, ahead);
     for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
-      const NineTaps w(taps + offset, pitch);
+      const TapVectors w(taps + offset, pitch);
       auto sink = make_sink(offset, lanes);
       for (int64_t y = first; y < end; ++y) {
         const float* here = ring[y] + offset + kBlock;
@@ -204,14 +193,15 @@ FC_INLINE void convolve_transposed2(Ring& ring, const DwShape& s, int channels, 
         for (int64_t x = 0; x < s.Wo; ++x) {
           const bool has_right = 2 * x + 1 < s.W;
           const Vec g = load(here + x * kBlock), right = load(here + (x + 1) * kBlock);
-          sink(2 * y, 2 * x, w.w4 * g, Tap<4>{g});
-          if (has_right) sink(2 * y, 2 * x + 1, w.w5 * g + w.w3 * right, Tap<5>{g}, Tap<3>{right});
+          sink(2 * y, 2 * x, w.tap[1][1] * g, Tap<4>{g});
+          if (has_right) sink(2 * y, 2 * x + 1, w.tap[1][2] * g + w.tap[1][0] * right, Tap<5>{g}, Tap<3>{right});
           if (!has_below) continue;
           const Vec under = load(below + x * kBlock), across = load(below + (x + 1) * kBlock);
-          sink(2 * y + 1, 2 * x, w.w7 * g + w.w1 * under, Tap<7>{g}, Tap<1>{under});
+          sink(2 * y + 1, 2 * x, w.tap[2][1] * g + w.tap[0][1] * under, Tap<7>{g}, Tap<1>{under});
           if (!has_right) continue;
-          sink(2 * y + 1, 2 * x + 1, (w.w8 * g + w.w6 * right) + (w.w2 * under + w.w0 * across), Tap<8>{g}, Tap<6>{right},
-               Tap<2>{under}, Tap<0>{across});
+          sink(2 * y + 1, 2 * x + 1,
+               (w.tap[2][2] * g + w.tap[2][0] * right) + (w.tap[0][2] * under + w.tap[0][0] * across), Tap<8>{g},
+               Tap<6>{right}, Tap<2>{under}, Tap<0>{across});
         }
       }
       sink.finish();

@@ -23,9 +23,10 @@ const int64_t* in_range(const char* name, const Tensor& t, int64_t first, int64_
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& labels, const Tensor& index,
                                                    const Tensor& top, const Tensor& left, const Tensor& flip,
-                                                   const std::optional<Tensor>& partner, const std::optional<Tensor>& lam,
-                                                   const Tensor& step, int64_t batch_size, int64_t rows,
-                                                   const Tensor& table, int64_t padding, ScalarType dtype) {
+                                                   const std::optional<Tensor>& partner,
+                                                   const std::optional<Tensor>& lam, const Tensor& step,
+                                                   int64_t batch_size, int64_t rows, const Tensor& table,
+                                                   int64_t padding, ScalarType dtype) {
   const auto a = prepare_training_batch(images, labels, index, top, left, flip, partner, lam, step, batch_size, rows,
                                         table, padding, dtype);
   const int64_t number = *numbers(a.step);

@@ -8,7 +8,7 @@ cudaError_t batch_norm_relu(Dtype dtype, const void* x, const float* gamma, cons
                             float* mean, float* var, float* workspace, int64_t M, int64_t C, cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    const Rows rows = launch_moments(static_cast<const T*>(x), M, C, workspace, stream);
+    const PartialRows rows = launch_moments(static_cast<const T*>(x), M, C, workspace, stream);
     Norm norm{};
     norm.gamma = gamma;
     norm.beta = beta;
@@ -39,8 +39,8 @@ cudaError_t batch_norm_relu_backward(Dtype dtype, const void* grad_z, const void
     norm.grad_gamma = grad_gamma;
     norm.grad_beta = grad_beta;
     norm.inverse_count = 1.f / static_cast<float>(M);
-    const Rows rows = launch_norm_relu_sums(static_cast<const T*>(grad_z), static_cast<const T*>(x), M, C, norm,
-                                            workspace, stream);
+    const PartialRows rows =
+        launch_norm_relu_sums(static_cast<const T*>(grad_z), static_cast<const T*>(x), M, C, norm, workspace, stream);
     norm.rows = rows.data;
     norm.num_rows = rows.count;
     norm.stride = 2;

@@ -6,7 +6,7 @@
 
 namespace fastcifar::cuda {
 
-// Rows of x in flight a thread: independent loads before the first use.
+// Rows of x that a thread has on their way at once: independent loads before the first use.
 inline constexpr int kUnroll = 4;
 
 inline int stream_rows(int64_t M, int64_t C, int V) {
@@ -21,6 +21,33 @@ auto with_width(int64_t C, F f) {
   return C % V == 0 ? f(std::integral_constant<int, V>()) : f(std::integral_constant<int, 1>());
 }
 
+// Calls f(row, numbers of each input) for the rows of [M, C] that are this thread's, V channels from c on. The loads of
+// kUnroll rows come first: left to the compiler each waits for the store of the row before, because pointers may alias.
+template <int V, class T, class F, class... Inputs>
+__device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, F f, const Inputs*... inputs) {
+  constexpr int kInputs = sizeof...(Inputs);
+  const T* const from[kInputs] = {inputs...};
+  const int step = gridDim.y * at.kCount;
+  for (int first = blockIdx.y * at.kCount + at.lane; first < M; first += kUnroll * step) {
+    Pack<T, V> packs[kUnroll][kInputs];
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int m = first + i * step;
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k) packs[i][k] = load_if<V>(from[k] + static_cast<int64_t>(m) * C + c, m < M);
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const int m = first + i * step;
+      if (m >= M) break;
+      float v[kInputs][V];
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k) unpack(packs[i][k], v[k]);
+      f(m, v);
+    }
+  }
+}
+
 // grid of all: (channel blocks, rows of partial results)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, int C, float* rows) {
@@ -28,13 +55,11 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, in
   const int c = blockIdx.x * kBlockChannels + at.channel;
   RunningMoments<V> moments;
   if (c < C) {
-#pragma unroll kUnroll
-    for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
-      float v[V];
-      load<V>(x + static_cast<int64_t>(m) * C + c, v);
-      moments.start(v);
-      moments.add(v);
-    }
+    const auto add = [&](int, const float (&v)[1][V]) {
+      moments.start(v[0]);
+      moments.add(v[0]);
+    };
+    for_rows<V, T>(at, M, C, c, add, x);
   }
   write_block_moments(moments, at, blockIdx.x * kBlockChannels, C, rows);
 }
@@ -50,14 +75,12 @@ __global__ void __launch_bounds__(kThreads) norm_relu_kernel(const T* x, T* z, i
   float a[V], b[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) a[i] = scale[at.channel + i], b[i] = shift[at.channel + i];
-#pragma unroll kUnroll
-  for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
-    float v[V];
-    load<V>(x + static_cast<int64_t>(m) * C + c, v);
+  const auto apply = [&](int m, float (&v)[1][V]) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) v[i] = relu(fmaf(v[i], a[i], b[i]));
-    store<V>(z + static_cast<int64_t>(m) * C + c, v);
-  }
+    for (int i = 0; i < V; ++i) v[0][i] = relu(fmaf(v[0][i], a[i], b[i]));
+    store<V>(z + static_cast<int64_t>(m) * C + c, v[0]);
+  };
+  for_rows<V, T>(at, M, C, c, apply, x);
 }
 
 // Partial sums of g and of g * (x - mean), g being grad_z where the ReLU let through: float [rows][2][C].
@@ -77,18 +100,16 @@ __global__ void __launch_bounds__(kThreads)
       a[i] = norm.scale;
       b[i] = norm.shift;
     }
-#pragma unroll kUnroll
-    for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
-      float g[V], v[V];
-      load<V>(grad_z + static_cast<int64_t>(m) * C + c, g);
-      load<V>(x + static_cast<int64_t>(m) * C + c, v);
+    const auto add = [&](int, const float (&inputs)[2][V]) {
+      const float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const float masked = fmaf(v[i], a[i], b[i]) <= 0.f ? 0.f : g[i];
         sums[0][i] += masked;
         sums[1][i] = fmaf(masked, v[i] - mu[i], sums[1][i]);
       }
-    }
+    };
+    for_rows<V, T>(at, M, C, c, add, grad_z, x);
   }
   write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, rows);
 }
@@ -117,22 +138,20 @@ __global__ void __launch_bounds__(kThreads)
     d[i] = slope[at.channel + i];
     e[i] = offset[at.channel + i];
   }
-#pragma unroll kUnroll
-  for (int m = blockIdx.y * at.kCount + at.lane; m < M; m += gridDim.y * at.kCount) {
-    float g[V], v[V];
-    load<V>(grad + static_cast<int64_t>(m) * C + c, g);
-    load<V>(x + static_cast<int64_t>(m) * C + c, v);
+  const auto apply = [&](int m, float (&inputs)[2][V]) {
+    float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       if (!MASKED && fmaf(v[i], a[i], b[i]) <= 0.f) g[i] = 0.f;
       g[i] = fmaf(a[i], g[i], fmaf(d[i], v[i], e[i]));
     }
     store<V>(grad_x + static_cast<int64_t>(m) * C + c, g);
-  }
+  };
+  for_rows<V, T>(at, M, C, c, apply, grad, x);
 }
 
 template <class T>
-Rows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
+PartialRows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
     const int rows = stream_rows(M, C, V);
@@ -152,8 +171,8 @@ void launch_norm_relu(const T* x, T* z, int64_t M, int64_t C, const Norm& norm, 
 }
 
 template <class T>
-Rows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm, float* workspace,
-                           cudaStream_t stream) {
+PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_t C, const NormGrad& norm,
+                                  float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
     const int rows = stream_rows(M, C, V);

@@ -7,9 +7,10 @@ namespace {
 
 int64_t pixels(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3); }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_cuda(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_cuda(const Tensor& x, const Tensor& gamma, const Tensor& beta,
+                                                        double eps) {
   const char* op = "batch_norm_relu";
-  const Stream stream(x);
+  const DeviceStream stream(x);
   BatchNormReluForward a = prepare_batch_norm_relu(Backend::cuda, x, gamma, beta);
   if (x.size(0) == 0) {
     zero(a.mean);
@@ -25,10 +26,11 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_cuda(const Tensor& x, const T
   return {a.z, a.mean, a.var};
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cuda(const Tensor& grad_z, const Tensor& x, const Tensor& gamma,
-                                            const Tensor& beta, const Tensor& mean, const Tensor& var, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_relu_backward_cuda(const Tensor& grad_z, const Tensor& x,
+                                                                 const Tensor& gamma, const Tensor& beta,
+                                                                 const Tensor& mean, const Tensor& var, double eps) {
   const char* op = "_batch_norm_relu_backward";
-  const Stream stream(x);
+  const DeviceStream stream(x);
   BatchNormReluBackward a = prepare_batch_norm_relu_backward(Backend::cuda, grad_z, x, gamma, beta, mean, var);
   if (x.size(0) == 0) {
     zero(a.grad_gamma);

@@ -6,12 +6,15 @@ namespace fastcifar::cuda {
 namespace {
 int64_t pixels(const DwShape& s) { return s.N * s.H * s.W; }
 int64_t moments_of_y(const DwShape& s) { return (partial_rows<Pass::kForward>(s) + 1) * 3 * s.C; }
-int64_t sums_of_sweep(const DwShape& s) { return (partial_rows<Pass::kFusedBackward>(s) + 1) * kQuantities<true> * s.C; }
+int64_t sums_of_sweep(const DwShape& s) {
+  return (partial_rows<Pass::kFusedBackward>(s) + 1) * kQuantities<true> * s.C;
+}
 }  // namespace
 
 int64_t depthwise_block_workspace(const DwShape& s) { return moments_of_y(s) + stream_workspace(pixels(s), s.C, 3); }
 
-Rows depthwise_with_moments(Dtype dtype, const BlockForward& b, Rows u_rows, const DwShape& s, cudaStream_t stream) {
+PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRows u_rows, const DwShape& s,
+                                   cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     ForwardArguments<T> a{};
@@ -38,7 +41,7 @@ Rows depthwise_with_moments(Dtype dtype, const BlockForward& b, Rows u_rows, con
 
 // Two kernels with the statistics of u known, else three: moments of u; convolution and moments of y; z.
 cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s, cudaStream_t stream) {
-  const Rows rows = depthwise_with_moments(dtype, b, {}, s, stream);
+  const PartialRows rows = depthwise_with_moments(dtype, b, {}, s, stream);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     launch_norm_relu(static_cast<const T*>(b.y), static_cast<T*>(b.z), output_pixels(s), s.C, norm1_of(b, rows),
@@ -67,7 +70,8 @@ NormGrad norm1_of(const BlockBackward& b, const DwShape& s) {
 }
 }  // namespace
 
-cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, Rows sums1, const DwShape& s, cudaStream_t stream) {
+cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sums1, const DwShape& s,
+                            cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     const T* u = static_cast<const T*>(b.u);
@@ -90,8 +94,8 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, Rows sums1, con
     a.eps = b.eps;
     launch_backward<true>(a, s, stream);
 
-    const Rows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>,
-                                      static_cast<int>(s.C), stream);
+    const PartialRows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>,
+                                             static_cast<int>(s.C), stream);
     NormGrad norm0{};
     norm0.gamma = b.gamma0;
     norm0.beta = b.beta0;
@@ -112,7 +116,7 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, Rows sums1, con
 
 // Three kernels: norm1's sums; the sweep; norm0's gradient, in place, while its sums and grad_w are merged.
 cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
-  Rows sums1{};
+  PartialRows sums1{};
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     sums1 = launch_norm_relu_sums(static_cast<const T*>(b.grad_z), static_cast<const T*>(b.y), output_pixels(s), s.C,

@@ -10,9 +10,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
     const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
     const std::optional<Tensor>& u_var) {
   const char* op = "depthwise_block";
-  const Stream stream(u);
-  DepthwiseBlockForward a =
-      check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
+  const DeviceStream stream(u);
+  DepthwiseBlockForward a = check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
   // Given statistics are copied by the kernel that uses them.
   const std::optional<KnownStatistics> known = check_statistics(op, u_mean, u_var, u);
@@ -49,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_backw
     const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0, const Tensor& mean1,
     const Tensor& var1, double eps, int64_t stride) {
   const char* op = "_depthwise_block_backward";
-  const Stream stream(u);
+  const DeviceStream stream(u);
   DepthwiseBlockBackward a = check_depthwise_block_backward(Backend::cuda, op, u, y, gamma0, beta0, w, gamma1, beta1,
                                                             mean0, var0, mean1, var1, stride);
   const DwShape& s = a.shape;

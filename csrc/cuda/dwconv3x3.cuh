@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
 #pragma unroll
         for (int i = 0; i < kRows; ++i) to[i] = load_if<V>(at_byte(a.x, x0 + i * line + iw * pixel), inside(i, iw));
       };
-      const auto convert = [&](int iw, const Pack<T, V>(&from)[kRows], float(&to)[kRows][V]) {
+      const auto convert = [&](int iw, const Pack<T, V>(&from)[kRows], float (&to)[kRows][V]) {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           unpack(from[i], to[i]);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
       // Columns ow * S - 1 to ow * S + 1 of the inputs; the last S of them come in with each output column.
       float window[3][kRows][V];
       Pack<T, V> next[PLANE ? PLANE : 3][kRows];
-      const auto column = [&](int ow, int k, float(&to)[kRows][V]) {
+      const auto column = [&](int ow, int k, float (&to)[kRows][V]) {
         const int iw = ow * S - 1 + k;
         if (PLANE == 0) return convert(iw, next[k], to);
         if (iw >= 0 && iw < W) return convert(iw, next[PLANE ? iw : 0], to);
@@ -292,17 +292,19 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
       const int n = t / across / down, i0 = t / across % down * R, j0 = PLANE ? 0 : t % across * a.columns;
       const int end = PLANE ? Wo : min(j0 + a.columns, Wo);
       const uint32_t x0 = static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * pixel + c * sizeof(T);
-      const uint32_t dy0 = static_cast<uint32_t>((n * Ho + i0 - kBefore) * Wo) * pixel + c * sizeof(T);  // may wrap around
+      const uint32_t dy0 =
+          static_cast<uint32_t>((n * Ho + i0 - kBefore) * Wo) * pixel + c * sizeof(T);  // may wrap around
       const auto inside = [&](int i, int ow) {
         return static_cast<unsigned>(ow) < static_cast<unsigned>(Wo) &&
                static_cast<unsigned>(i0 - kBefore + i) < static_cast<unsigned>(Ho);
       };
       const auto fetch = [&](const T* from, int ow, Pack<T, V>(&to)[kRows]) {
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) to[i] = load_if<V>(at_byte(from, dy0 + i * line_out + ow * pixel), inside(i, ow));
+        for (int i = 0; i < kRows; ++i)
+          to[i] = load_if<V>(at_byte(from, dy0 + i * line_out + ow * pixel), inside(i, ow));
       };
       const auto convert = [&](int ow, const Pack<T, V>(&grad)[kRows], const Pack<T, V>(&ys)[kRows],
-                               float(&to)[kRows][V]) {
+                               float (&to)[kRows][V]) {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           unpack(grad[i], to[i]);
@@ -335,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
               xs[to][r][p][q] = load_if<V>(at_byte(a.x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel),
                                            (i0 + r) * S + p < H && j * S + q < W);
       };
-      const auto column = [&](int ow, float(&to)[kRows][V]) {
+      const auto column = [&](int ow, float (&to)[kRows][V]) {
         if (PLANE == 0) return convert(ow, next[0], next_y[0], to);
         if (ow >= 0 && ow < Wo) return convert(ow, next[PLANE ? ow : 0], next_y[PLANE ? ow : 0], to);
 #pragma unroll
@@ -378,14 +380,14 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
               unpack(xs[now][r][p][q], x);
 #pragma unroll
               for (int v = 0; v < V; ++v) v0[v] = FUSED ? relu(fmaf(x[v], scale0[v], shift0[v])) : x[v];
-              // Output (ih + 1 - kh) / S, where S divides it, saw input row ih through tap kh.
+          // Output (ih + 1 - kh) / S, where S divides it, saw input row ih through tap kh.
 #pragma unroll
               for (int kh = 0; kh < 3; ++kh) {
                 if ((p + 1 - kh) % S != 0) continue;
 #pragma unroll
                 for (int kw = 0; kw < 3; ++kw) {
                   if ((q + 1 - kw) % S != 0) continue;
-                  const float(&g)[V] = window[kBefore + (q + 1 - kw) / S][r + kBefore + (p + 1 - kh) / S];
+                  const float (&g)[V] = window[kBefore + (q + 1 - kw) / S][r + kBefore + (p + 1 - kh) / S];
 #pragma unroll
                   for (int v = 0; v < V; ++v) {
                     dx[v] = fmaf(g[v], w[kh * 3 + kw][v], dx[v]);
@@ -405,7 +407,8 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
                   sums[10][v] = fmaf(dx[v], x[v] - mean0[v], sums[10][v]);
                 }
               }
-              if (FUSED || a.grad_x != nullptr) store<V>(at_byte(a.grad_x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel), dx);
+              if (FUSED || a.grad_x != nullptr)
+                store<V>(at_byte(a.grad_x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel), dx);
             }
       }
     }

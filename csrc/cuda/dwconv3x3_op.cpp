@@ -6,19 +6,19 @@ namespace fastcifar::cuda {
 namespace {
 
 Tensor dwconv3x3_cuda(const Tensor& x, const Tensor& w, int64_t stride) {
-  const Stream stream(x);
+  const DeviceStream stream(x);
   DwconvForward a = prepare_dwconv3x3(Backend::cuda, x, w, stride);
   if (a.shape.N == 0) return a.y;
   const Tensor in = readable("dwconv3x3", a.x), weight = float_weight(a.w);
-  check_launch("dwconv3x3", dwconv3x3(dtype_of(in), in.const_data_ptr(), floats(weight), a.y.mutable_data_ptr(),
-                                      a.shape, stream));
+  check_launch("dwconv3x3",
+               dwconv3x3(dtype_of(in), in.const_data_ptr(), floats(weight), a.y.mutable_data_ptr(), a.shape, stream));
   return a.y;
 }
 
-std::tuple<Tensor, Tensor> dwconv3x3_backward_cuda(const Tensor& grad_y, const Tensor& x, const Tensor& w, int64_t stride,
-                                    bool need_grad_x, bool need_grad_w) {
+std::tuple<Tensor, Tensor> dwconv3x3_backward_cuda(const Tensor& grad_y, const Tensor& x, const Tensor& w,
+                                                   int64_t stride, bool need_grad_x, bool need_grad_w) {
   const char* op = "_dwconv3x3_backward";
-  const Stream stream(x);
+  const DeviceStream stream(x);
   DwconvBackward a = prepare_dwconv3x3_backward(Backend::cuda, grad_y, x, w, stride, need_grad_x, need_grad_w);
   if (a.shape.N == 0) {
     if (need_grad_w) zero(a.grad_w);

@@ -14,14 +14,14 @@ namespace fastcifar::cuda {
 enum class Dtype { kFloat32, kBFloat16, kFloat16 };
 
 // Partial results: float [count][quantities][C], with room for one row more.
-struct Rows {
+struct PartialRows {
   float* data;
   int count;
 };
 
 // Where there are too many rows for the consumer's blocks to merge, a kernel merges them into one row behind the last.
-Rows merge_moment_rows(Rows rows, int C, cudaStream_t stream);
-Rows merge_sum_rows(Rows rows, int quantities, int C, cudaStream_t stream);
+PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream);
+PartialRows merge_sum_rows(PartialRows rows, int quantities, int C, cudaStream_t stream);
 
 // Below: one launcher an op. Activations are channels_last and of the given type, everything else float32; M counts
 // pixels over the batch. A workspace is a number of floats. Nothing may be empty, every pointer
@@ -55,7 +55,7 @@ struct BlockForward {
 int64_t depthwise_block_workspace(const DwShape&);
 // All but z: y and the partial moments of y, in the workspace. u_rows: partial moments of u; empty: u_mean and u_var
 // are given, or the moments are computed.
-Rows depthwise_with_moments(Dtype, const BlockForward&, Rows u_rows, const DwShape&, cudaStream_t);
+PartialRows depthwise_with_moments(Dtype, const BlockForward&, PartialRows u_rows, const DwShape&, cudaStream_t);
 cudaError_t depthwise_block(Dtype, const BlockForward&, const DwShape&, cudaStream_t);
 
 struct BlockBackward {
@@ -68,14 +68,14 @@ struct BlockBackward {
 };
 int64_t depthwise_block_backward_workspace(const DwShape&);
 // All but the sums of BN 1, float [count][2][C]; grad_z may have passed the ReLU already.
-cudaError_t depthwise_sweep(Dtype, const BlockBackward&, Rows sums1, const DwShape&, cudaStream_t);
+cudaError_t depthwise_sweep(Dtype, const BlockBackward&, PartialRows sums1, const DwShape&, cudaStream_t);
 cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&, cudaStream_t);
 
 // A whole block, from u to v = relu(norm1(y)) . pointwise^T (out_channels x C, of the activations' type). v_rows: float
 // [moment_rows][3][out_channels], the partial moments of v, which are the next block's u_rows.
 struct SeparableForward {
   BlockForward block;  // z is not used
-  Rows u_rows;
+  PartialRows u_rows;
   const void* pointwise;
   int64_t out_channels;
   void* v;

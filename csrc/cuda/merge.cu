@@ -6,8 +6,7 @@ namespace fastcifar::cuda {
 // grid: (channel blocks)
 __global__ void __launch_bounds__(kThreads) merge_moments_kernel(float* rows, int count, int C) {
   const int c0 = blockIdx.x * kBlockChannels;
-  const Moments m =
-      merge_moments(count, [&](int i, int channel) { return read_moments(rows, i, c0 + channel, C); });
+  const Moments m = merge_moments(count, [&](int i, int channel) { return read_moments(rows, i, c0 + channel, C); });
   if (threadIdx.x < kBlockChannels) write_moments(rows, count, c0 + threadIdx.x, C, m);
 }
 
@@ -16,18 +15,18 @@ __global__ void __launch_bounds__(kThreads) merge_sums_kernel(float* rows, int c
   const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(quantities) * C;
   float* column = rows + static_cast<int64_t>(blockIdx.y) * C;
-  const float sum = merge_sums(
-      count, [&](int i, int channel) { return c0 + channel < C ? column[i * stride + c0 + channel] : 0.f; });
+  const float sum =
+      merge_sums(count, [&](int i, int channel) { return c0 + channel < C ? column[i * stride + c0 + channel] : 0.f; });
   if (threadIdx.x < kBlockChannels && c < C) column[count * stride + c] = sum;
 }
 
-Rows merge_moment_rows(Rows rows, int C, cudaStream_t stream) {
+PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream) {
   if (rows.count <= kMaxInlineRows) return rows;
   LAUNCH(merge_moments_kernel, dim3(ceil_div(C, kBlockChannels)), dim3(kThreads), stream, rows.data, rows.count, C);
   return {rows.data + static_cast<int64_t>(rows.count) * 3 * C, 1};
 }
 
-Rows merge_sum_rows(Rows rows, int quantities, int C, cudaStream_t stream) {
+PartialRows merge_sum_rows(PartialRows rows, int quantities, int C, cudaStream_t stream) {
   if (rows.count <= kMaxInlineRows) return rows;
   LAUNCH(merge_sums_kernel, dim3(ceil_div(C, kBlockChannels), quantities), dim3(kThreads), stream, rows.data,
          rows.count, quantities, C);

@@ -7,7 +7,7 @@ namespace {
 constexpr int kRowLanes = 8;  // threads of a row: a hundred classes are 13 numbers each
 constexpr int kLossThreads = 1024;
 constexpr int kRows = kLossThreads / kRowLanes;  // rows a block has at work
-constexpr int kOneBlock = 8 * kRows;  // up to here one block does all rows, and there is no second kernel
+constexpr int kOneBlock = 8 * kRows;             // up to here one block does all rows, and there is no second kernel
 
 // Sums over rows.
 struct LossSums {
@@ -153,8 +153,8 @@ cudaError_t mixup_cross_entropy(Dtype dtype, const void* logits, const Targets& 
   auto* partials = reinterpret_cast<LossSums*>(workspace);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    LAUNCH(loss_kernel<T>, dim3(blocks), dim3(kLossThreads), stream, static_cast<const T*>(logits), t, normalizer, partials,
-           results);
+    LAUNCH(loss_kernel<T>, dim3(blocks), dim3(kLossThreads), stream, static_cast<const T*>(logits), t, normalizer,
+           partials, results);
   });
   if (blocks > 1) LAUNCH(sum_losses_kernel, dim3(1), dim3(32), stream, partials, blocks, t, results);
   return cudaGetLastError();

@@ -9,8 +9,12 @@ Targets targets_of(const char* op, const MixupCrossEntropy& a, double label_smoo
   STD_TORCH_CHECK(a.rows * a.classes < int64_t{1} << 31, op, ": logits of shape ", shape_text(a.logits),
                   " are 2^31 numbers or more");
   const auto numbers = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
-  return {numbers(a.labels), numbers(a.partner_labels.value_or(a.labels)), a.lam.has_value() ? floats(*a.lam) : nullptr,
-          static_cast<float>(label_smoothing), static_cast<int>(a.rows), static_cast<int>(a.classes)};
+  return {numbers(a.labels),
+          numbers(a.partner_labels.value_or(a.labels)),
+          a.lam.has_value() ? floats(*a.lam) : nullptr,
+          static_cast<float>(label_smoothing),
+          static_cast<int>(a.rows),
+          static_cast<int>(a.classes)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor& logits, const Tensor& labels,
@@ -18,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor
                                                                     const std::optional<Tensor>& lam,
                                                                     double label_smoothing) {
   const char* op = "mixup_cross_entropy";
-  const Stream stream(logits);
+  const DeviceStream stream(logits);
   const auto a = prepare_mixup_cross_entropy(Backend::cuda, logits, labels, partner_labels, lam, label_smoothing);
   const auto doubles = [](const Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
   const int64_t count = mixup_cross_entropy_workspace(a.rows);
@@ -33,7 +37,7 @@ Tensor mixup_cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& labels, const std::optional<Tensor>& partner_labels,
                                          const std::optional<Tensor>& lam, double label_smoothing) {
   const char* op = "_mixup_cross_entropy_backward";
-  const Stream stream(logits);
+  const DeviceStream stream(logits);
   const auto a = prepare_mixup_cross_entropy_backward(Backend::cuda, grad_loss, logits, normalizer, labels,
                                                       partner_labels, lam, label_smoothing);
   if (a.rows == 0) return a.grad_logits;

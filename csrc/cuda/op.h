@@ -27,12 +27,12 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace fastcifar::cuda {
 
 // Custom ops get no device guard of their own: for as long as this lives, the tensor's device is the current one.
-class Stream {
+class DeviceStream {
  public:
 #if defined(FASTCIFAR_EMULATED)
-  explicit Stream(const Tensor&) {}
+  explicit DeviceStream(const Tensor&) {}
 #else
-  explicit Stream(const Tensor& t) : guard_(t.get_device_index()) {
+  explicit DeviceStream(const Tensor& t) : guard_(t.get_device_index()) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);

@@ -69,15 +69,17 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const Fragment& a, u
 #if defined(__CUDA_ARCH__)
 #if __CUDA_ARCH__ >= 800
   if constexpr (std::is_same_v<T, bf16>)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
   else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
 #else
   (void)d, (void)a, (void)b0, (void)b1;  // never launched there, see has_tensor_cores
 #endif
@@ -103,8 +105,8 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
                                               float (&acc)[2][4][4]) {
   using TileA = OperandTile<kTileM, PRODUCT != Product::kGradWeight>;
   using TileB = OperandTile<kTileN, PRODUCT == Product::kForward>;
-  SHARED_ARRAY(uint16_t, shared_a, TileA::kRows * TileA::kPitch);
-  SHARED_ARRAY(uint16_t, shared_b, TileB::kRows * TileB::kPitch);
+  SHARED_ARRAY(uint16_t, shared_a, TileA::kRows* TileA::kPitch);
+  SHARED_ARRAY(uint16_t, shared_b, TileB::kRows* TileB::kPitch);
   constexpr bool kAlongA = PRODUCT != Product::kGradWeight, kAlongB = PRODUCT == Product::kForward;
   const int lane = threadIdx.x % 32, warp_m = threadIdx.x / 32 / 2 * 32, warp_n = threadIdx.x / 32 % 2 * 32;
 
@@ -128,7 +130,8 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
     }
 #pragma unroll
     for (int i = 0; i < TileA::kPacks; ++i) {
-      const int j = threadIdx.x + i * kTileThreads, row = j / (TileA::kColumns / 8), column = j % (TileA::kColumns / 8) * 8;
+      const int j = threadIdx.x + i * kTileThreads, row = j / (TileA::kColumns / 8),
+                column = j % (TileA::kColumns / 8) * 8;
       const int m = m0 + (kAlongA ? row : column), k = k0 + (kAlongA ? column : row);
       const int64_t at = kAlongA ? static_cast<int64_t>(m) * a.K + k : static_cast<int64_t>(k) * a.M + m;
       next_a[i] = load_if<8>(a.a + at, m < a.M && k < k_end);
@@ -136,7 +139,8 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
     }
 #pragma unroll
     for (int i = 0; i < TileB::kPacks; ++i) {
-      const int j = threadIdx.x + i * kTileThreads, row = j / (TileB::kColumns / 8), column = j % (TileB::kColumns / 8) * 8;
+      const int j = threadIdx.x + i * kTileThreads, row = j / (TileB::kColumns / 8),
+                column = j % (TileB::kColumns / 8) * 8;
       const int n = n0 + (kAlongB ? row : column), k = k0 + (kAlongB ? column : row);
       const int64_t at = kAlongB ? static_cast<int64_t>(n) * a.K + k : static_cast<int64_t>(k) * a.N + n;
       const bool inside = n < a.N && k < k_end;
@@ -150,12 +154,14 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
     __syncthreads();  // nobody reads the previous tile any more
 #pragma unroll
     for (int i = 0; i < TileA::kPacks; ++i) {
-      const int j = threadIdx.x + i * kTileThreads, row = j / (TileA::kColumns / 8), column = j % (TileA::kColumns / 8) * 8;
+      const int j = threadIdx.x + i * kTileThreads, row = j / (TileA::kColumns / 8),
+                column = j % (TileA::kColumns / 8) * 8;
       *reinterpret_cast<Pack<T, 8>*>(shared_a + row * TileA::kPitch + column) = next_a[i];
     }
 #pragma unroll
     for (int i = 0; i < TileB::kPacks; ++i) {
-      const int j = threadIdx.x + i * kTileThreads, row = j / (TileB::kColumns / 8), column = j % (TileB::kColumns / 8) * 8;
+      const int j = threadIdx.x + i * kTileThreads, row = j / (TileB::kColumns / 8),
+                column = j % (TileB::kColumns / 8) * 8;
       *reinterpret_cast<Pack<T, 8>*>(shared_b + row * TileB::kPitch + column) = next_b[i];
     }
     __syncthreads();
@@ -179,7 +185,8 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) multiply_add<T>(acc[i][j], fa[i], fb[j / 2].at[j % 2 * 2], fb[j / 2].at[j % 2 * 2 + 1]);
+        for (int j = 0; j < 4; ++j)
+          multiply_add<T>(acc[i][j], fa[i], fb[j / 2].at[j % 2 * 2], fb[j / 2].at[j % 2 * 2 + 1]);
     }
   }
 }
@@ -190,8 +197,8 @@ template <class T, Product PRODUCT>
 __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, int m0, int n0, int k_begin, int k_end,
                                               float (&acc)[8][4]) {
   constexpr int kStep = 16;
-  SHARED_ARRAY(float, shared_a, kStep * (kTileM + 1));
-  SHARED_ARRAY(float, shared_b, kStep * (kTileN + 1));
+  SHARED_ARRAY(float, shared_a, kStep*(kTileM + 1));
+  SHARED_ARRAY(float, shared_b, kStep*(kTileN + 1));
   const int tm = threadIdx.x / 16 * 8, tn = threadIdx.x % 16 * 4;
   for (int k0 = k_begin; k0 < k_end; k0 += kStep) {
     __syncthreads();
@@ -238,7 +245,7 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
 template <class T, Product PRODUCT, bool TENSOR_CORES>
 __global__ void __launch_bounds__(kTileThreads, 2) pointwise_kernel(const PointwiseArguments<T> a) {
   constexpr int kPitch = kBlockChannels + 1;
-  SHARED_ARRAY(float, stage, kTileM * kPitch);
+  SHARED_ARRAY(float, stage, kTileM* kPitch);
   const Lanes<4> at;
   const int n0 = blockIdx.x * kTileN;
   const int k_tiles = ceil_div(a.K, kTileK), k_share = ceil_div(k_tiles, gridDim.z) * kTileK;
@@ -272,14 +279,14 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_kernel(const Pointw
             for (int j = 0; j < 4; ++j)
 #pragma unroll
               for (int e = 0; e < 4; ++e)
-                stage[(warp / 2 * 32 + i * 16 + e / 2 * 8 + lane / 4) * kPitch + j * 8 + lane % 4 * 2 + e % 2] = acc[i][j][e];
+                stage[(warp / 2 * 32 + i * 16 + e / 2 * 8 + lane / 4) * kPitch + j * 8 + lane % 4 * 2 + e % 2] =
+                    acc[i][j][e];
         }
       } else if (static_cast<int>(threadIdx.x) % 16 / 8 == h) {
 #pragma unroll
         for (int i = 0; i < 8; ++i)
 #pragma unroll
-          for (int j = 0; j < 4; ++j)
-            stage[(threadIdx.x / 16 * 8 + i) * kPitch + threadIdx.x % 8 * 4 + j] = acc[i][j];
+          for (int j = 0; j < 4; ++j) stage[(threadIdx.x / 16 * 8 + i) * kPitch + threadIdx.x % 8 * 4 + j] = acc[i][j];
       }
       __syncthreads();
       // 32 lanes of rows, 4 columns a thread.
@@ -329,7 +336,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_kernel(const Pointw
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     __syncthreads();
-    if constexpr (PRODUCT == Product::kForward) write_block_moments(moments[h], at, n0 + h * kBlockChannels, a.N, a.rows);
+    if constexpr (PRODUCT == Product::kForward)
+      write_block_moments(moments[h], at, n0 + h * kBlockChannels, a.N, a.rows);
     if constexpr (PRODUCT == Product::kGradInput) write_block_sums(sums[h], at, n0 + h * kBlockChannels, a.N, a.rows);
   }
 }
@@ -345,7 +353,8 @@ static __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm norm, 
 }
 
 // The partial products summed in order.
-static __global__ void __launch_bounds__(kThreads) sum_parts_kernel(const float* parts, int count, int64_t size, float* out) {
+static __global__ void __launch_bounds__(kThreads)
+    sum_parts_kernel(const float* parts, int count, int64_t size, float* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= size) return;
   float sum = 0.f;

@@ -29,7 +29,7 @@ cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShap
   const int C = static_cast<int>(s.C);
   BlockForward b = f.block;
   b.workspace = f.workspace + 2 * aligned(C);
-  const Rows rows = depthwise_with_moments(dtype, b, f.u_rows, s, stream);
+  const PartialRows rows = depthwise_with_moments(dtype, b, f.u_rows, s, stream);
   launch_norm1(norm1_of(b, rows), C, f.workspace, stream);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
@@ -60,7 +60,7 @@ cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, co
   const int C = static_cast<int>(s.C), M = static_cast<int>(output_pixels(s)), O = static_cast<int>(g.out_channels);
   BlockBackward b = g.block;
   float* scale = g.workspace;
-  const Rows sums1{scale + 2 * aligned(C), static_cast<int>(input_rows(s, O))};
+  const PartialRows sums1{scale + 2 * aligned(C), static_cast<int>(input_rows(s, O))};
   float* parts = sums1.data + aligned(static_cast<int64_t>(sums1.count) * 2 * C);
   const int64_t num_parts = weight_parts(s, O), size = static_cast<int64_t>(O) * C;
   b.workspace = parts + aligned(num_parts * size);
@@ -94,8 +94,8 @@ cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, co
     a.rows = parts;
     launch_product<Product::kGradWeight>(a, tensor_cores, stream);
   });
-  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts,
-         static_cast<int>(num_parts), size, g.grad_pointwise);
+  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts, static_cast<int>(num_parts),
+         size, g.grad_pointwise);
   return depthwise_sweep(dtype, b, sums1, s, stream);
 }
 

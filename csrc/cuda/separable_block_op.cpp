@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
     const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
     const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows) {
   const char* op = "separable_block";
-  const Stream stream(u);
+  const DeviceStream stream(u);
   SeparableBlockForward prepared =
       prepare_separable_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows);
   DepthwiseBlockForward& a = prepared.block;
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
     const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0, const Tensor& var0,
     const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
   const char* op = "_separable_block_backward";
-  const Stream stream(u);
+  const DeviceStream stream(u);
   SeparableBlockBackward prepared = prepare_separable_block_backward(
       Backend::cuda, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride);
   DepthwiseBlockBackward& a = prepared.block;
@@ -101,8 +101,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   g.grad_pointwise = mutable_floats(grad_pointwise);
   g.workspace = mutable_floats(workspace);
   check_launch(op, separable_block_backward(dtype_of(in), g, s, has_tensor_cores(), stream));
-  return {a.grad_u,      a.grad_gamma0, a.grad_beta0, weight_gradient(grad_w, w), a.grad_gamma1,
-          a.grad_beta1, weight_gradient(grad_pointwise, pointwise)};
+  return {a.grad_u,
+          a.grad_gamma0,
+          a.grad_beta0,
+          weight_gradient(grad_w, w),
+          a.grad_gamma1,
+          a.grad_beta1,
+          weight_gradient(grad_pointwise, pointwise)};
 }
 
 }  // namespace

@@ -154,7 +154,7 @@ struct Norm {
 };
 
 // BN 1 of a block, in training: its statistics are merged from the partial moments of y.
-inline Norm norm1_of(const BlockForward& b, Rows moments_of_y) {
+inline Norm norm1_of(const BlockForward& b, PartialRows moments_of_y) {
   Norm norm{};
   norm.gamma = b.gamma1;
   norm.beta = b.beta1;
@@ -179,9 +179,8 @@ __device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, f
   const int channel = threadIdx.x, c = blockIdx.x * kBlockChannels + channel;
   float mean = 0.f, var = 0.f;
   if (norm.rows != nullptr) {
-    const Moments m = merge_moments(norm.num_rows, [&](int i, int ch) {
-      return read_moments(norm.rows, i, blockIdx.x * kBlockChannels + ch, C);
-    });
+    const Moments m = merge_moments(
+        norm.num_rows, [&](int i, int ch) { return read_moments(norm.rows, i, blockIdx.x * kBlockChannels + ch, C); });
     mean = m.mean;
     var = m.m2 / m.count;
   } else if (channel < kBlockChannels && c < C) {

@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> training_batch_cuda(
     const Tensor& flip, const std::optional<Tensor>& partner, const std::optional<Tensor>& lam, const Tensor& step,
     int64_t batch_size, int64_t rows, const Tensor& table, int64_t padding, ScalarType dtype) {
   const char* op = "training_batch";
-  const Stream stream(images);
+  const DeviceStream stream(images);
   const fastcifar::TrainingBatch a = prepare_training_batch(images, labels, index, top, left, flip, partner, lam, step,
                                                             batch_size, rows, table, padding, dtype);
   STD_TORCH_CHECK(rows * a.size * a.size < int64_t{1} << 31, op, ": a batch of shape ", shape_text(a.out),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 
-from fastcifar.cli.arguments import Parser
+from fastcifar.cli.arguments import Parser, path
 from fastcifar.ui.tables import print_table
 
 SUMMARY = "show runs side by side, each against the first"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a study for all its runs")
+    parser.add_argument("runs", metavar="RUN", type=path, nargs="+", help="a run folder, or a study for all its runs")
     parser.add_argument("--each", action="store_true", help="a column for every run, not for all seeds together")
     args = parser.parse(argv)
 

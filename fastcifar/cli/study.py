@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcifar.cli.arguments import Parser, count, parsed, positive, seeds, split_names, split_settings
+from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.text import one_line
 from fastcifar.ui.tables import print_table
 
 if TYPE_CHECKING:
     from fastcifar.study.conduct import Result
 
+_NO_FILES = (
+    "a study trains presets, not a settings file; `fastcifar train FILE` makes one run of it, and --KEY VALUE here "
+    "sets what it holds in every run"
+)
 SUMMARY = "train all trials of the report with several seeds, and write the report"
 
 
@@ -28,7 +33,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument(
         "--seeds", metavar="N", type=parsed(seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the study's folder [runs/study, runs/study-quick]")
+    parser.add_argument("--out", metavar="DIR", type=path, help="the study's folder [runs/study, runs/study-quick]")
     parser.add_argument(
         "--epochs-scale", metavar="X", type=parsed(positive, scale), help="shrinks every run: 0.1 is a tenth [1]"
     )
@@ -40,18 +45,25 @@ def run(parser: Parser, argv: list[str]) -> int:
         "quick one a core, at most 4]",
     )
     args, rest = parser.parse_known_args(argv)
-    names, words = split_names(rest)
-    settings, problems = split_settings(words)
-    if problems:
-        raise UsageError("\n".join(problems))
+    given = read_settings(rest, _why_no_trial)
+    for name, value in given.settings:
+        if name == "config":
+            given.problems.append(f"command line: --config {one_line(value)}: {_NO_FILES}")
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
 
     from fastcifar.study.conduct import conduct
     from fastcifar.study.plan import Request
 
-    quick = "quick" in names
-    trials = tuple(name for name in names if name != "quick")
-    request = Request(trials, quick, args.seeds, args.epochs_scale, settings, [*parser.options(), "quick"])
+    quick = "quick" in given.names
+    trials = tuple(name for name in given.names if name != "quick")
+    request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
     return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
+
+
+def _why_no_trial(word: str) -> str:
+    """For `read_settings`: a trial's name is checked by the study, which tells of all that is wrong at once."""
+    return _NO_FILES if word.endswith(".toml") else ""
 
 
 def _print_study(result: Result) -> int:

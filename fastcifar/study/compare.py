@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import RESUMABLE, Config, format_value
+from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.run import facts as run_facts
-from fastcifar.run.folder import RunFolder, print_note
+from fastcifar.run.folder import RunFolder
+from fastcifar.spelling import format_value
 from fastcifar.stats import describe
 from fastcifar.study.finding import find_runs
+from fastcifar.ui.notes import note as print_note
 
 _Value = Callable[[RunFolder], "float | None"]
 

@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from fastcifar.text import printable
+from fastcifar.ui.notes import Unfailing
 
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 1.0  # quicker epochs are left out here; metrics.csv has them all
@@ -23,6 +26,8 @@ _WIDTHS = {"lr": 8, "train loss": 10, "train acc": 9, "val loss": 8, "val acc": 
 LOADING = "loading data"
 """The phase that may download, with a progress bar of its own. It gets no live line: two would overwrite each other."""
 _TRAINING = "training"
+_SHORTEST_BAR = 10
+"""Columns that a progress bar needs to say something."""
 
 
 class Display:
@@ -37,9 +42,10 @@ class Display:
     """
 
     def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = file or sys.stderr, clock
+        self._file, self._clock = Unfailing(sys.stderr if file is None else file), clock
         terminal = self._file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self._console = Console(file=self._file, force_terminal=True, highlight=False) if terminal else None
+        stream = cast(TextIO, self._file)
+        self._console = Console(file=stream, force_terminal=True, highlight=False) if terminal else None
         self._live: Live | None = None
         self._phase, self._phase_start = "", clock()
         self._record: Mapping[str, Any] = {}
@@ -105,7 +111,7 @@ class Display:
             self._print(Text(f"{name} ..."))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Ends an epoch with its record, whose keys are `run.EPOCH_KEYS`."""
+        """Ends an epoch with its record, whose keys are `run.names.EPOCH_KEYS`."""
         now, last = self._clock(), record["epoch"] == self._epochs
         self._record, self._epoch = record, record["epoch"] + 1
         if record["val_accuracy"] is not None:
@@ -128,8 +134,12 @@ class Display:
         self._print(self._line(f"{record['epoch']}/{self._epochs}", cells))
 
     def note(self, text: str) -> None:
-        """A line that stays, for what the user should know but that stops nothing."""
-        self._print(Text.assemble(("note: ", "yellow"), text))
+        """Prints a line that stays, for what the user should know but that stops nothing.
+
+        Args:
+            text: the line. Characters in it that a terminal would obey are written as escapes.
+        """
+        self._print(Text.assemble(("note: ", "yellow"), printable(text)))
 
     def _go_live(self) -> None:
         if self._console is not None and self._live is None:
@@ -178,6 +188,9 @@ class Display:
             cells.append(Text(self._phase + (f" {format_seconds(seconds)}" if seconds >= 1 else "")))
         if self._epochs and self._count:
             cells.append(Text(f"{format_seconds(self._seconds_left())} left", "cyan"))
+        words = [cell for cell in cells if isinstance(cell, Text)]
+        if self._console is not None and self._console.width < sum(word.cell_len + 2 for word in words) + _SHORTEST_BAR:
+            return Text("  ").join(words)  # wrapped, without the bar: nothing is cut
         for cell in cells:
             line.add_column(no_wrap=True, ratio=1 if isinstance(cell, ProgressBar) else None)
         line.add_row(*cells)
@@ -187,10 +200,9 @@ class Display:
         if self._console is not None:
             self._console.print(text, soft_wrap=True)
             return
-        try:
-            print(text.plain, file=self._file, flush=True)
-        except (OSError, ValueError):
-            # Whoever watched is gone (`2>&1 | head`, a closed terminal): hours of training must not end with them.
+        self._file.write(f"{text.plain}\n")
+        self._file.flush()
+        if self._file.is_gone:
             self._next_sign = float("inf")
 
 

@@ -47,11 +47,6 @@ def page_of(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **se
     labels = data.test.labels.tolist()
     small: dict[str, Any] = {"val_size": 2, "batch_size": 8, "epochs": 2, "data": "mine"} | settings
     runs = [make_run(tmp_path / f"run-{seed}", "final", seed, digest=DIGEST, labels=labels, **small) for seed in (0, 1)]
-    if max(labels) > 32_767:
-        for run in runs:
-            with np.load(run / "predictions.npz") as arrays:
-                wide = dict(arrays) | {name: arrays[name].astype(np.int32) & 0xFFFF for name in ("labels", "predicted")}
-            np.savez(run / "predictions.npz", **wide)
     return write_report(runs, tmp_path / "out")
 
 

@@ -263,16 +263,19 @@ def test_the_ceiling_of_training_accuracy_under_mixup() -> None:
 # ---- predictions ----
 
 
+NONE = np.zeros(0, int)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"labels": [-25_536, 1]}, "they hold a class -25536, as earlier versions wrote for classes above 32,767"),
-        ({"labels": [0, 1, 1]}, "they have 3 labels, 2 classes and 2 probabilities"),
-        ({"labels": [[0, 1]]}, "they are not lists with an entry for each test image"),
-        ({"labels": [], "predicted": [], "confidence": []}, "they are not lists"),
-        ({"predicted": [0.5, 1.0]}, "they are not whole numbers and probabilities"),
+        ({"labels": [-25_536, 1]}, "a class number is below 0"),
+        ({"labels": [0, 1, 1]}, "predicted has the shape (2,), labels has (3,)"),
+        ({"labels": [[0, 1]]}, "labels has the shape (1, 2)"),
+        ({"labels": NONE, "predicted": NONE, "confidence": np.zeros(0)}, "they are of no image"),
+        ({"predicted": [0.5, 1.0]}, "predicted is of another type"),
         ({"confidence": [0.5, float("nan")]}, "they hold a probability that is not between 0 and 1"),
-        ({"confidence": None}, "its predictions lack confidence"),
+        ({"confidence": None}, "it has no confidence"),
     ],
 )
 def test_damaged_predictions_are_named(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
@@ -286,14 +289,14 @@ def test_damaged_predictions_are_named(change: dict[str, Any], problem: str, tmp
 
 def test_class_names_are_those_of_the_file(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "lr-0.05", digest="1" * 64, summary={"test_accuracy": 0.5})
-    arrays = {"labels": np.array([0, 70_000]), "predicted": np.array([0, 0]), "confidence": np.array([0.5, 0.9])}
+    arrays = {"labels": np.array([0, 1]), "predicted": np.array([0, 0]), "confidence": np.array([0.5, 0.9])}
     np.savez(run / "predictions.npz", class_names=np.array(["aardvark", "zebra"]), **arrays)
     (trial,) = read_results([run]).trials
     found = read_predictions(trial.runs[0], None)
-    assert found.labels.tolist() == [0, 70_000] and found.num_classes == 70_001
-    assert Classes.of(trial, None, [found]).names[:2] == ("class 0", "class 1"), "70,001 classes, and two names"
-    few = Predictions(np.array([0, 1]), np.array([0, 0]), np.array([0.5, 0.9]), found.class_names)
-    assert Classes.of(trial, None, [few]).names == ("aardvark", "zebra")
+    assert Classes.of(trial, None, [found]).names == ("aardvark", "zebra")
+    more = Predictions(np.array([0, 70_000]), np.array([0, 0]), np.array([0.5, 0.9]), found.class_names)
+    names = Classes.of(trial, None, [more]).names
+    assert names[:2] == ("class 0", "class 1") and len(names) == 70_001, "70,001 classes, and two names"
 
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
 from fastcifar.text import one_line, quoted
+from fastcifar.ui.notes import note
 
 if TYPE_CHECKING:
     from fastcifar.config import Config
@@ -82,21 +82,19 @@ def _announce(config: Config, *, named: bool, out: Path | None) -> None:
 
     if not named:
         where = quoted(out) if out is not None else f"a new folder in runs/{config.preset}"
-        _tell(
+        note(
             f"no preset is named, so the defaults are trained: {config.epochs} epochs on {one_line(config.data)}, "
-            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}"
+            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}",
+            "fastcifar: ",
         )
     if size := download_size(config.data):
-        _tell(
+        note(
             f"{config.data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded to {default_folder()} "
-            "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
+            "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)",
+            "fastcifar: ",
         )
     if not named:
-        _tell("`fastcifar train quick` is a small first run, with nothing to download")
-
-
-def _tell(text: str) -> None:
-    print(f"fastcifar: {text}", file=sys.stderr, flush=True)
+        note("`fastcifar train quick` is a small first run, with nothing to download", "fastcifar: ")
 
 
 def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:

@@ -37,9 +37,6 @@ from fastcifar.run.planned import PlannedRun
 from fastcifar.studies.folder import LOGS, REPORT, RUNS, Study
 from fastcifar.studies.plan import Request, check_runs, plan
 from fastcifar.studies.progress import Progress
-from fastcifar.studies.folder import LOGS, REPORT, RUNS, Study
-from fastcifar.studies.plan import Request, check_runs, plan
-from fastcifar.studies.progress import Progress
 from fastcifar.text import quoted
 
 QUICK_JOBS = 4

@@ -373,6 +373,7 @@ def test_a_run_that_nobody_chose_says_first_what_it_will_do(capsys: Captured, tr
     assert cli.main("train final --out b".split()) == 0
     (download,) = capsys.readouterr().err.splitlines()
     assert "161 MiB" in download
+    printed(capsys, *"train final --mirror file:///mnt --out d".split())
     printed(capsys, *"train quick --out c".split())
 
 

@@ -86,7 +86,7 @@ def _announce(config: Config, *, named: bool, out: Path | None) -> None:
             f"no preset is named, so the defaults are trained: {config.epochs} epochs on {one_line(config.data)}, "
             f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}"
         )
-    if size := download_size(config.data):
+    if size := download_size(config.data, mirror=config.mirror):
         _tell(
             f"{config.data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded to {default_folder()} "
             "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"

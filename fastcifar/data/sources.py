@@ -76,14 +76,18 @@ def absolute(data: str) -> str:
         return str(path.absolute())
 
 
-def download_size(data: str, *, cache: Path | None = None) -> int:
-    """How many bytes ``load`` would download, 0 if none.
+def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> int:
+    """How many bytes ``load`` would download: the size of the published archive, or 0.
 
     Args:
         data: As for ``load``.
+        mirror: As for ``load``. Nothing is downloaded from a file URL.
         cache: As for ``load``.
+
+    Raises:
+        DataError: The cache cannot be looked into.
     """
-    if data not in PUBLISHED:
+    if data not in PUBLISHED or mirror.lower().startswith("file:"):
         return 0
     published = PUBLISHED[data]
     folder = cache if cache is not None else _folder_if_any(tell=False)

@@ -102,6 +102,12 @@ def test_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load(path)
 
 
+def test_paths_as_objects(tmp_path: Path) -> None:
+    path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
+    assert sources.load(path, cache=tmp_path).digest == load(path).digest
+    assert sources.absolute(path) == str(path)
+
+
 # ---------------------------------------------------------------------------------------------------- written down
 
 

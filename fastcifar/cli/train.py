@@ -96,7 +96,7 @@ def announce_download(data: str, mirror: str = "") -> None:
     from fastcifar.data.sources import download_size
     from fastcifar.errors import DataError
 
-    size = 0 if mirror.startswith("file:") else download_size(data)
+    size = download_size(data, mirror=mirror)
     if not size:
         return
     try:

@@ -18,7 +18,8 @@ __all__ = ["Config", "Evaluation", "Run", "Study", "datasets", "errors", "evalua
 
 if TYPE_CHECKING:
     from fastcifar import datasets, errors
-    from fastcifar.api import Config, Evaluation, Run, Study, evaluate, load, preset, study, train
+    from fastcifar.api import Evaluation, Run, Study, evaluate, load, preset, study, train
+    from fastcifar.config import Config
 
 
 def __getattr__(name: str) -> Any:
@@ -29,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
     if name in ("datasets", "errors"):
         return importlib.import_module(f"fastcifar.{name}")
-    return getattr(importlib.import_module("fastcifar.api"), name)
+    return getattr(importlib.import_module("fastcifar.config" if name == "Config" else "fastcifar.api"), name)
 
 
 def __dir__() -> list[str]:

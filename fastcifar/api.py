@@ -76,7 +76,7 @@ def load(path: StrPath) -> Run:
         UsageError: there is no run at `path`; the message names the nearest one.
         CheckpointError: its settings, environment or metrics are damaged.
     """
-    return Run(RunFolder.open(path))
+    return Run(RunFolder.open(Path(path)))
 
 
 def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", data: str | None = None) -> Evaluation:

@@ -64,7 +64,9 @@ def load_model(run: RunFolder) -> MobileNet:
     weights = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     weights |= {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
     model = MobileNet(len(weights["head.bias"]), run.config.width_mult)
-    model.load_state_dict(weights)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(weights[name])
     return model.eval()
 
 

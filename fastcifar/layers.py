@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fastcifar.config import NAMES, Config, conflicts
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.spelling import allowed, format_value, nearest_setting, nearest_value, option_hint, parse_value
-from fastcifar.text import did_you_mean, is_utf8, nearest, one_line, printable
+from fastcifar.text import did_you_mean, is_utf8, nearest, one_line, printable, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -201,7 +201,7 @@ def preset_path(name: str, entry: str, problems: list[str]) -> Path | None:
         return presets_folder() / f"{name}.toml"
     hint = did_you_mean(nearest(name, names))
     if name.endswith(".toml"):
-        hint = f"; did you mean --config {one_line(name)}?"
+        hint = did_you_mean(quoted(name), "--config ")
     problems.append(f"{entry}: there is no such preset{hint} (the presets are {', '.join(names)})")
     return None
 

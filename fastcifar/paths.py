@@ -61,6 +61,8 @@ def _advice(path: Path, number: int | None) -> str:
     """Which folder stands in the way, or what to do."""
     if number in (errno.EACCES, errno.EPERM):
         for folder in reversed(path.parents):
+            if not os.access(folder, os.F_OK):
+                break
             if not os.access(folder, os.X_OK):
                 return f" (the folder {one_line(str(folder))} may not be entered)"
         return ""

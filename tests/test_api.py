@@ -124,5 +124,5 @@ def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
     assert len(blocks) == text.count("```python") >= 6
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "did you mean lr?" in done.stdout and "1.0" in done.stdout
+    assert "did you mean lr?" in done.stdout
     assert (tmp_path / "runs/my-study/report/index.html").is_file()

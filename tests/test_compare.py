@@ -12,9 +12,9 @@ from fastcifar.errors import CheckpointError
 from fastcifar.presets import load_preset
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
-from fastcifar.study import compare
-from fastcifar.study.compare import blocks, columns, load, table
-from fastcifar.study.folder import Study, Trial
+from fastcifar.studies import compare
+from fastcifar.studies.compare import blocks, columns, load, table
+from fastcifar.studies.folder import Study, Trial
 
 ENVIRONMENT = {
     "torch": "2.13.0", "threads": {"torch": 2}, "gpu": None, "cpu": {"model": "Xeon"}, "variables": {},

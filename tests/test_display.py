@@ -269,6 +269,22 @@ def test_no_stderr_changes_the_exit_code(kind: str) -> None:
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
+@pytest.mark.parametrize("kind", ["closed", "gone"])
+def test_what_is_printed_to_stderr_raises_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bug: with `2>&-` what was meant for stderr came among the results, with a full disk it ended the command."""
+    before = None if kind == "closed" else refusing(io.StringIO, OSError(errno.EIO, "gone"))
+    monkeypatch.setattr(sys, "stderr", before)
+    with notes.unfailing_stderr():
+        print("an error", file=sys.stderr, flush=True)
+        notes.note("a note")
+        with Display() as display:
+            display.phase("warming up")
+    assert sys.stderr is before
+    assert capsys.readouterr().out == ""
+
+
 def test_what_the_encoding_lacks_is_written_as_escapes(clock: Clock) -> None:
     raw = io.BytesIO()
     with Display(io.TextIOWrapper(raw, encoding="ascii"), clock) as display:

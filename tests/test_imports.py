@@ -22,8 +22,8 @@ ORDER = """
     measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text measuring.profile
     measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
     measuring.ablation_progress measuring.ablation
-    report study.folder study.finding study.plan study.progress study.compare study.conduct
-    cli __main__
+    report studies.folder studies.finding studies.plan studies.progress studies.compare studies.conduct
+    datasets api cli __main__
 """.split()
 """A module imports only modules to its left. A name stands for a module, or for a folder and all modules in it."""
 

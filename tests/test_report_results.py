@@ -25,9 +25,9 @@ from fastcifar.report.results import Trial, effect, published_span, read_results
 from fastcifar.run import failure
 from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample
-from fastcifar.study.finding import find_runs
-from fastcifar.study.folder import Study
-from fastcifar.study.folder import Trial as StudyTrial
+from fastcifar.studies.finding import find_runs
+from fastcifar.studies.folder import Study
+from fastcifar.studies.folder import Trial as StudyTrial
 
 
 def only(path: Path, **summary: Any) -> Trial:

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from fastcifar import files
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run.checkpoint import Checkpoint
+from fastcifar.run.checkpoint import Checkpoint, check_training_state
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import EPOCH_KEYS
 from fastcifar.run.schema import Pointer
@@ -678,6 +678,50 @@ def test_a_state_with_its_digest_may_still_be_wrong(whole: RunFolder, state: byt
     (whole.path / "checkpoint.json").write_text(json.dumps(pointer))
     with pytest.raises(CheckpointError, match="has its digests but cannot be read.*nothing was loaded"):
         whole.load_checkpoint()
+
+
+STATE = {
+    "epoch": 3,
+    "step": 5,
+    "clocks": {"train_seconds": 1.0, "compile_seconds": 0.0, "process_seconds": 2.0},
+    "scaler": {},
+    "telemetry": {"joules": 0.0, "seconds": 0.0, "integrated": False},
+}
+
+
+def test_a_training_state_of_the_run_is_taken(tmp_path: Path) -> None:
+    assert check_training_state(STATE, tmp_path, 3, 6) == (3, 5)
+    assert check_training_state(STATE | {"epoch": 4, "step": 0}, tmp_path, 3, 6) == (4, 0)
+    of_version_01 = {key: value for key, value in STATE.items() if key != "telemetry"}
+    assert check_training_state(of_version_01, tmp_path, 3) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 0}, "epoch: expected greater than or equal to 1, 0 found"),
+        ({"epoch": 99}, "it goes on at epoch 99, and the run has 3"),
+        ({"step": 6}, "it goes on at step 6 of epoch 3, whose last step is 5"),
+        ({"epoch": 4}, "it goes on at step 5 of epoch 4, whose last step is 0"),
+        ({"step": -1}, "step: "),
+        ({"epoch": "3"}, "epoch: expected a valid integer"),
+        ({"epoch": True}, "epoch: "),
+        ({"clocks": {}}, 'it has no "clocks.train_seconds"'),
+        ({"clocks": 1}, "clocks: "),
+        ({"scaler": None}, "scaler: "),
+        ({"telemetry": {"joules": "many"}}, "telemetry.joules: "),
+    ],
+    ids=str,
+)
+def test_a_training_state_of_no_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message + ".*train anew with"):
+        check_training_state(STATE | change, tmp_path, 3, 6)
+
+
+def test_a_training_state_needs_its_keys(tmp_path: Path) -> None:
+    for name in ("epoch", "step", "clocks", "scaler"):
+        with pytest.raises(CheckpointError, match=f'it has no "{name}"'):
+            check_training_state({key: value for key, value in STATE.items() if key != name}, tmp_path, 3, 6)
 
 
 def test_a_users_copy_of_a_checkpoint_is_not_removed(run: RunFolder) -> None:

@@ -30,12 +30,12 @@ from fastcifar.presets import TRIALS, load_preset
 from fastcifar.run import failure
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study import conduct as study
-from fastcifar.study import folder as study_folder
-from fastcifar.study.conduct import Result, conduct
-from fastcifar.study.folder import Study, Trial
-from fastcifar.study.plan import Request, plan
-from fastcifar.study.progress import Progress
+from fastcifar.studies import conduct as study
+from fastcifar.studies import folder as study_folder
+from fastcifar.studies.conduct import Result, conduct
+from fastcifar.studies.folder import Study, Trial
+from fastcifar.studies.plan import Request, plan
+from fastcifar.studies.progress import Progress
 
 TESTS = Path(__file__).resolve().parent
 OUT = Path("s")
@@ -466,7 +466,7 @@ def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
         from types import SimpleNamespace
         from fastcifar.cli import main as cli
         from fastcifar.data import sources
-        from fastcifar.study import conduct as study
+        from fastcifar.studies import conduct as study
         sources.load = lambda data, mirror="": SimpleNamespace(digest={DIGEST!r})
         study.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
         sys.exit(cli.main("study final constant --seeds 1 --epochs 3 --out s".split()))
@@ -663,6 +663,6 @@ def test_on_a_terminal_one_live_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_study_imports_no_torch() -> None:
-    script = "import sys, fastcifar.study.conduct, fastcifar.study.compare; print('torch' in sys.modules)"
+    script = "import sys, fastcifar.studies.conduct, fastcifar.studies.compare; print('torch' in sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=TESTS.parent)
     assert done == "False\n"

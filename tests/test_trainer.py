@@ -447,9 +447,14 @@ def test_without_a_compiler_the_compiled_engine_explains_itself(data: Path, tmp_
 def test_predictions_belong_to_the_test_accuracy_and_are_made_again_when_missing(data: Path, tmp_path: Path) -> None:
     run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", ["test"])
     found = predictions(run)
+    names = found.pop("class_names")
     assert {name: array.dtype.name for name, array in found.items()} == {
         "labels": "int16", "predicted": "int16", "confidence": "float32", "label_probability": "float32",
+        "places": "int64",
     }  # fmt: skip
+    assert names.tolist() == ["class 0", "class 1", "class 2", "class 3"]
+    with np.load(data) as source:  # whose rows are in another order than the predictions
+        assert np.array_equal(source["test_labels"][found["places"]], found["labels"])
     right = found["predicted"] == found["labels"]
     summary = RunFolder.open(run).summary()
     assert summary is not None and right.mean() == pytest.approx(summary["test_accuracy"], abs=1e-9)

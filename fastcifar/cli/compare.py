@@ -16,7 +16,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument("--each", action="store_true", help="a column for every run, not for all seeds together")
     args = parser.parse(argv)
 
-    from fastcifar.study.compare import blocks, columns, legend, load, table
+    from fastcifar.studies.compare import blocks, columns, legend, load, table
 
     cols = columns(load(args.runs), args.each)
     print("\n".join(legend(cols)))

@@ -20,6 +20,7 @@ from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.paths import refused
 from fastcifar.run import failure
 from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line
+from fastcifar.ui.notes import unfailing_stderr
 
 HELP = """\
 usage: fastcifar COMMAND [OPTION ...]
@@ -101,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` (default: the process's arguments) names, and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _write_anything()
+    with unfailing_stderr():
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
     try:
         _name_misspelt_variables()
         with failure.recorded_where_asked():

@@ -39,6 +39,7 @@ PACKAGES = {
     "platformdirs": "platformdirs",
     "filelock": "filelock",
     "PIL": "pillow",
+    "jinja2": "jinja2",
     "pynvml": "nvidia-ml-py",
 }
 """What pyproject.toml requires beside torch: module -> distribution."""

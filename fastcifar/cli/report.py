@@ -22,8 +22,8 @@ def run(parser: Parser, argv: list[str]) -> int:
         parse_overrides([("data", args.data)], ["data"])
 
     from fastcifar.report.writing import write_report
-    from fastcifar.study.finding import find_runs
-    from fastcifar.study.folder import REPORT, STUDY
+    from fastcifar.studies.finding import find_runs
+    from fastcifar.studies.folder import REPORT, STUDY
     from fastcifar.ui.notes import note
 
     runs, planned = find_runs(args.runs)

@@ -198,6 +198,42 @@ class Checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)  # what stays now goes with the next save
 
 
+def check_training_state(
+    state: Mapping[str, Any], folder: Path, epochs: int, num_batches: int | None = None
+) -> tuple[int, int]:
+    """Where a saved training state goes on, refused if it is none or lies outside the run.
+
+    Args:
+        state: what the trainer saved beside the tensors.
+        folder: the run folder, for messages.
+        epochs: of the whole run.
+        num_batches: of an epoch; None where it is not known.
+
+    Returns:
+        The epoch, 1 to `epochs` + 1, and the step of it, 0 to `num_batches` - 1, that come next.
+
+    Raises:
+        CheckpointError: a key is missing or of another type, or the epoch or the step is not of this run.
+    """
+    problem = ""
+    try:
+        found = schema.check(dict(state), schema.TrainingState)
+    except ValidationError as error:
+        problem = "; ".join(schema.problems(error)[:3])
+    else:
+        last = (num_batches or 2**63) - 1 if found.epoch <= epochs else 0
+        if found.epoch > epochs + 1:
+            problem = f"it goes on at epoch {found.epoch}, and the run has {epochs}"
+        elif found.step > last:
+            problem = f"it goes on at step {found.step} of epoch {found.epoch}, whose last step is {last}"
+    if problem:
+        raise CheckpointError(
+            f"the training state in {folder} is damaged: {problem}. Restore the run folder from a copy, or train anew "
+            f"with `fastcifar train --config {quoted(folder / CONFIG)}`; nothing was changed."
+        )
+    return found.epoch, found.step
+
+
 def _to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
     import safetensors.torch
     import torch

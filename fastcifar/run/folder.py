@@ -104,7 +104,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: str | Path, *, note: Callable[[str], None] = notes.note) -> RunFolder:
+    def open(cls, path: str | os.PathLike[str], *, note: Callable[[str], None] = notes.note) -> RunFolder:
         """Opens the folder of an earlier run. Changes nothing in it.
 
         A damaged line of the metrics, and a last one that a crash has cut off, is dropped with a note.

@@ -54,7 +54,6 @@ class Environment(_Model):
     run_id: _Text
     dataset_digest: _Text
     command: list[_AnyText] = []
-    data_place: _AnyText | None = None
     date: str | None = None
     fastcifar: str | None = None
     source: dict[str, Any] | None = None

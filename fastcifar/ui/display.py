@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastcifar.text import printable
-from fastcifar.ui.notes import Unfailing
+from fastcifar.ui.notes import unfailing
 
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 1.0  # quicker epochs are left out here; metrics.csv has them all
@@ -24,27 +24,32 @@ SECONDS_BETWEEN_SIGNS = 60.0  # of life within a long epoch, where there is no t
 
 _WIDTHS = {"lr": 8, "train loss": 10, "train acc": 9, "val loss": 8, "val acc": 7, "images/s": 9, "left": 8}
 LOADING = "loading data"
-"""The phase that may download, with a progress bar of its own. It gets no live line: two would overwrite each other."""
+"""The phase that may download, with a bar of its own. It gets no live line: the two would overwrite each other."""
 _TRAINING = "training"
 _SHORTEST_BAR = 10
 """Columns that a progress bar needs to say something."""
 
 
 class Display:
-    """The progress of one run; a context manager, because a terminal must be left as it was found.
+    """The progress of one run. It is a context, because a terminal must be left as it was found.
 
-    `images` does no more than count. On a terminal a thread of rich's draws four times a second, so that a long phase
-    is seen to be alive; elsewhere an epoch gets a line, and a long one a line a minute.
+    `images` only counts. On a terminal a thread of rich draws four times a second, so that a person sees that a long
+    phase is alive. Elsewhere each epoch gets a line, and a long epoch a line a minute. Nothing that the stream refuses
+    reaches the run.
 
     Args:
         file: where to write; stderr if not given.
         clock: seconds, for the time left and the throttling.
+        shown: whether anything but notes is written.
     """
 
-    def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = Unfailing(sys.stderr if file is None else file), clock
+    def __init__(
+        self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic, *, shown: bool = True
+    ) -> None:
+        self._file, self._clock = unfailing(sys.stderr if file is None else file), clock
         terminal = self._file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         stream = cast(TextIO, self._file)
+        self._shown = shown
         self._console = Console(file=stream, force_terminal=True, highlight=False) if terminal else None
         self._live: Live | None = None
         self._phase, self._phase_start = "", clock()
@@ -91,7 +96,7 @@ class Display:
             self._print(self._line("epoch", dict(zip(_WIDTHS, _WIDTHS, strict=True)), "bold"))
 
     def images(self, count: int) -> None:
-        """Counts `count` more training images of the current epoch; well under a microsecond."""
+        """Counts `count` more training images of the current epoch. It takes well under a microsecond."""
         self._count += count
         if self._phase is not _TRAINING:
             self._phase = _TRAINING
@@ -103,7 +108,7 @@ class Display:
             self._print(Text(f"{self._epoch}/{self._epochs} at {share:.0%}, {speed:,.0f} images/s, {left} left"))
 
     def phase(self, name: str) -> None:
-        """Says what goes on beside training, such as `LOADING`, `compiling`, `validating`; `images` ends it."""
+        """Says what goes on beside training, such as `LOADING`, `compiling`, `validating`. `images` ends the phase."""
         self._phase, self._phase_start = name, self._clock()
         if name != LOADING:
             self._go_live()
@@ -111,7 +116,7 @@ class Display:
             self._print(Text(f"{name} ..."))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Ends an epoch with its record, whose keys are `run.names.EPOCH_KEYS`."""
+        """Ends an epoch with its record. The record's keys are `run.names.EPOCH_KEYS`."""
         now, last = self._clock(), record["epoch"] == self._epochs
         self._record, self._epoch = record, record["epoch"] + 1
         if record["val_accuracy"] is not None:
@@ -139,10 +144,10 @@ class Display:
         Args:
             text: the line. Characters in it that a terminal would obey are written as escapes.
         """
-        self._print(Text.assemble(("note: ", "yellow"), printable(text)))
+        self._print(Text.assemble(("note: ", "yellow"), printable(text)), is_note=True)
 
     def _go_live(self) -> None:
-        if self._console is not None and self._live is None:
+        if self._shown and self._console is not None and self._live is None:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._render,
@@ -153,12 +158,12 @@ class Display:
             self._live.start()
 
     def _seconds_left(self) -> float:
-        """Until the last epoch's end, at this process's own pace so far, validation and checkpoints included."""
+        """Seconds to the last epoch's end at this process's pace so far, with validation and checkpoints; or NaN."""
         left = (self._epochs - self._epoch + 1) * self._images_per_epoch - (self._count - self._epoch_count)
         return left * (self._clock() - self._start) / self._count if self._count else float("nan")
 
     def _images_per_second(self) -> float:
-        """Of the stretch of training that is running; of the epoch before in its first second."""
+        """The speed since training last began or went on; in the first second of that, the speed of the last epoch."""
         seconds = self._clock() - self._rate_start
         if seconds >= 1 or "images_per_second" not in self._record:
             return (self._count - self._rate_count) / seconds if seconds else 0.0
@@ -196,7 +201,9 @@ class Display:
         line.add_row(*cells)
         return line
 
-    def _print(self, text: Text) -> None:
+    def _print(self, text: Text, *, is_note: bool = False) -> None:
+        if not (self._shown or is_note):
+            return
         if self._console is not None:
             self._console.print(text, soft_wrap=True)
             return

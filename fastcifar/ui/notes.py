@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from typing import TextIO, cast
 
 from fastcifar.text import printable
 
@@ -95,6 +96,25 @@ class Unfailing:
                 os.close(before)
 
 
+def unfailing(stream: TextIO | Unfailing | None) -> Unfailing:
+    """A stream as one that raises nothing; the stream itself, if it is one already."""
+    return stream if isinstance(stream, Unfailing) else Unfailing(stream)
+
+
+@contextlib.contextmanager
+def unfailing_stderr() -> Iterator[None]:
+    """Makes sys.stderr a stream that raises nothing, for whatever is printed to it until the context ends.
+
+    Where stderr was closed there is none, and `print(file=None)` would write to stdout, among the results.
+    """
+    before = sys.stderr
+    sys.stderr = cast(TextIO, unfailing(before))
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
 def note(text: str, before: str = "note: ") -> None:
     """Tells the person at the keyboard what they should know but what stops nothing: a line on stderr.
 
@@ -102,6 +122,6 @@ def note(text: str, before: str = "note: ") -> None:
         text: the line, in which characters that a terminal would obey are written as escapes.
         before: what it begins with.
     """
-    stream = Unfailing(sys.stderr)
+    stream = unfailing(sys.stderr)
     stream.write(f"{before}{printable(text)}\n")
     stream.flush()

@@ -12,7 +12,7 @@ from fastcifar.layers import resolve_layers
 from fastcifar.presets import TRIALS, find_preset, load_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
-from fastcifar.study.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
+from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
 from fastcifar.text import one_line, quoted
 
 SEEDS = (0, 1, 2)

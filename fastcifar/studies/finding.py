@@ -9,7 +9,7 @@ from fastcifar.errors import UsageError
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study.folder import STUDY, Study
+from fastcifar.studies.folder import STUDY, Study
 
 _DEEPEST = 3
 """How many folders down from a path a run is looked for: `runs` holds runs/<preset>/<time>."""

@@ -17,7 +17,7 @@ from fastcifar.run import facts as run_facts
 from fastcifar.run.folder import RunFolder
 from fastcifar.spelling import format_value
 from fastcifar.stats import describe
-from fastcifar.study.finding import find_runs
+from fastcifar.studies.finding import find_runs
 from fastcifar.ui.notes import note as print_note
 
 _Value = Callable[[RunFolder], "float | None"]

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study.folder import Study, last_record
+from fastcifar.studies.folder import Study, last_record
 from fastcifar.ui.display import REDRAWS_PER_SECOND, SECONDS_BETWEEN_SIGNS, format_seconds
 
 

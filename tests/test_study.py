@@ -382,6 +382,16 @@ def test_a_page_of_somebody_else_is_refused_before_training(fake: Any) -> None:
     assert trained() == Counter() and (OUT / "report" / "index.html").read_text() == "mine"
 
 
+def test_a_page_that_cannot_be_written_costs_no_run(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: Any, **others: Any) -> Path:
+        raise UsageError("s/report holds files that fastcifar did not write")
+
+    monkeypatch.setattr("fastcifar.report.writing.write_report", refuses)
+    with pytest.raises(UsageError, match="did not write\nThe runs .* intact: fastcifar report s --out DIR"):
+        conduct(OUT, request("final"))
+    assert trained() == whole("final-s0")
+
+
 @pytest.mark.parametrize(
     "asked",
     [

@@ -113,9 +113,8 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
                 page = write_report(paths, out / REPORT, planned=planned, data=data, note=progress.note)
             except FastcifarError as problem:
                 where = f"fastcifar report {quoted(out)} --out DIR"
-                raise type(problem)(
-                    f"{problem}\nThe runs of the study are intact: {where} writes the page"
-                ) from problem
+                problem.args = (f"{problem}\nThe runs of the study are intact: {where} writes the page",)
+                raise
             return Result(study, planned, failed, page)
 
 

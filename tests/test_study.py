@@ -407,7 +407,7 @@ def test_a_settings_file_is_told_what_is_possible(asked: Request, capsys: pytest
     quoted = "'sub/it'\"'\"'s mine.toml'" if "sub" in asked.trials[0] else "mine.toml"
     assert f"fastcifar train --config {quoted} --seed 0" in str(caught.value)
     assert "did you mean" not in str(caught.value)
-    assert cli.main(["study", "mine.toml"]) == 2 and "fastcifar train FILE" in capsys.readouterr().err
+    assert cli.main(["study", "mine.toml"]) == 2 and "fastcifar train --config mine.toml" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 

@@ -18,6 +18,7 @@ from fastcifar.data.dataset import Dataset, Split
 from fastcifar.engines import Means
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import measure_test, same_images
+from fastcifar.loaders import check_available
 from fastcifar.model import count_parameters
 from fastcifar.run import failure
 from fastcifar.run.clock import Clocks
@@ -54,6 +55,7 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         display.phase(LOADING)
         dataset = sources.load(target.config.data, mirror=config.mirror, progress=progress)
         splits = _split(dataset, target.config)
+        check_available(target, len(splits[0]))
         run = RunFolder.create(target.config, out, command, dataset.digest, note=display.note)
         with run.locked(), failure.recorded(run.path):
             return _fit(run, target, dataset, splits, display)

@@ -103,8 +103,11 @@ def recorded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded_where_asked() -> Iterator[None]:
-    """As `recorded`, in the file that `FASTCIFAR_FAILURE_FILE` names; without the variable nothing is written."""
-    file = os.environ.get(VARIABLE)
+    """As `recorded`, in the file that `FASTCIFAR_FAILURE_FILE` names; without the variable nothing is written.
+
+    The variable is taken out of the environment: it is for this command, and not for processes that it starts.
+    """
+    file = os.environ.pop(VARIABLE, None)
     with _recorded_in(Path(file)) if file else contextlib.nullcontext():
         yield
 

@@ -27,7 +27,7 @@ def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess
 
 
 def stems(pattern: str, holds: str = "") -> set[str]:
-    """The stems of the checkout's files that match, without the endings of kernels and of CUDA ops."""
+    """The ops that the files of this pattern belong to, by name; `holds`: what a file must contain to count."""
     found = [path for path in ROOT.glob(pattern) if holds in path.read_text()]
     return {path.stem.removesuffix("_op") for path in found}
 
@@ -76,8 +76,6 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int, int, int], 
     threads = torch.get_num_threads()
     try:
         for name, arguments in calls(shape, dtype, 1):
-            if "separable" in name:  # the product is the library's
-                continue
             op = getattr(torch.ops.fastcifar, name)
             torch.set_num_threads(1)
             one = as_tuple(op(*arguments))
@@ -127,7 +125,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_a_wrong_instruction_set_is_told_before_anything_runs(
     tmp_path: Path, isa: str, message: str, library: bool
 ) -> None:
-    """On the command line: one line, no run folder, also for an engine that needs no op; doctor tells it too."""
+    """`train` ends with one line and leaves no folder, also with an engine that needs no op; `doctor` tells it too."""
     if library and not ops.available():
         pytest.skip("no kernels here")
     package = str(copy_of_package(tmp_path, library))

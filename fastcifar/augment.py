@@ -1,8 +1,8 @@
-"""Crop, flip, normalise and mix a batch where the images lie: one function of index arithmetic and two gathers.
+"""Crop, flip, normalise and mix a batch on the device of its images: one function of index arithmetic and two gathers.
 
-Written so that torch.compile makes one or two kernels of it. Normalisation is a table look-up, 256 byte values times 3
-channels, filled once with torchvision's own arithmetic: the result is torchvision's to the last bit on every device,
-where a fused multiply-add would lose up to hundreds of ulps near zero to cancellation.
+torch.compile makes one or two kernels of it. Normalisation is a look-up in a table of 256 byte values times 3 channels,
+which is filled once with torchvision's own arithmetic. So the result is torchvision's to the last bit on every device.
+A fused multiply-add would lose up to hundreds of ulps near zero to cancellation.
 """
 
 from __future__ import annotations
@@ -14,13 +14,30 @@ from torch import Tensor
 
 
 def normalization_table(mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
-    """float32 [256, 3]: every byte value normalised per channel as `ToTensor` and `Normalize(mean, std)` do it."""
+    """Every byte value, normalised for each channel as torchvision's `ToTensor` and `Normalize(mean, std)` do it.
+
+    Args:
+        mean: of each channel, images scaled to 0..1.
+        std: of each channel.
+        device: where the table is wanted.
+
+    Returns:
+        float32 [256, 3].
+    """
     value = torch.arange(256, dtype=torch.uint8).to(torch.float32).div(255)
     return value[:, None].sub(torch.tensor(mean)).div(torch.tensor(std)).to(device)
 
 
 def look_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """uint8 [..., 3] through `table` float32 [256, 3] -> float32 [..., 3]."""
+    """Looks bytes up in a table.
+
+    Args:
+        pixels: uint8 [..., 3].
+        table: float32 [256, 3].
+
+    Returns:
+        float32 [..., 3].
+    """
     channel = torch.arange(3, device=pixels.device)
     return table.flatten()[pixels.long() * 3 + channel]
 
@@ -37,22 +54,24 @@ def augment(
     padding: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """One training batch from resident images.
+    """Makes one training batch of images that lie on the device.
 
-    Arguments:
+    Args:
         images: uint8 [M, S, S, 3], the whole split, RGB.
         index: int64 [B], which images.
-        top, left: int64 [B] in [0, 2 * padding], the crop's corner in the image padded with zeros (bytes, as
-            torchvision pads: they are normalised like any other pixel).
-        flip: bool [B], mirror the crop left to right.
-        partner: int64 [B], the row of this batch to mix with, crop and flip of its own included; None: no MixUp.
-        lam: float32 [], the weight of the image itself in the mix.
+        top: int64 [B] in [0, 2 * padding], the crop's first row in the image padded with zeros. The zeros are bytes, as
+            torchvision pads: they are normalised like any other pixel.
+        left: int64 [B] in [0, 2 * padding], the crop's first column.
+        flip: bool [B], whether the crop is mirrored left to right.
+        partner: int64 [B], the row of this batch to mix with, after its own crop and flip; None without MixUp.
+        lam: float32 [], the weight of the image itself in the mix; None without MixUp.
         table: float32 [256, 3], see `normalization_table`.
         padding: pixels on each side.
         dtype: of the result; the arithmetic before it is float32.
 
-    Returns [B, 3, S, S] in channels_last memory. Equal to, for each image:
-    `lam * normalize(hflip(crop(pad(x)))) + (1 - lam) * normalize(hflip'(crop'(pad(x_partner))))`.
+    Returns:
+        [B, 3, S, S] in channels_last memory. For each image it is
+        `lam * normalize(hflip(crop(pad(x)))) + (1 - lam) * normalize(hflip'(crop'(pad(x_partner))))`.
     """
     size = images.shape[1]
     grid = torch.arange(size, device=images.device)
@@ -68,5 +87,14 @@ def augment(
 
 
 def normalize(images: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    """Validation and test: uint8 [B, S, S, 3] -> [B, 3, S, S] in channels_last memory, normalised and nothing else."""
+    """Normalises images for validation and test, and changes nothing else.
+
+    Args:
+        images: uint8 [B, S, S, 3].
+        table: float32 [256, 3], see `normalization_table`.
+        dtype: of the result.
+
+    Returns:
+        [B, 3, S, S] in channels_last memory.
+    """
     return look_up(images, table).to(dtype).permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcifar.engines import Engine
 from fastcifar.errors import CheckpointError, NonFiniteError
+from fastcifar.model import MobileNet
 from fastcifar.run.clock import Clocks
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
@@ -51,6 +52,22 @@ def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) 
     with torch.no_grad():
         for name, tensor in live.items():
             tensor.copy_(tensors[name])
+
+
+def load_model(run: RunFolder) -> MobileNet:
+    """The model of a run's last checkpoint, on the CPU, in evaluation mode: its moving average where one is kept.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    tensors, _ = run.load_checkpoint()
+    weights = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    weights |= {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+    model = MobileNet(len(weights["head.bias"]), run.config.width_mult)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(weights[name])
+    return model.eval()
 
 
 def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry) -> tuple[int, int]:

@@ -1,25 +1,55 @@
-"""Every setting of a run, with its type, bounds and default, and how a setting reads and is written."""
+"""Every setting of a run, with its type, bounds, default and group, and the rules between settings."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.fields import FieldInfo
 
-from fastcifar.text import nearest
-
-RESUMABLE = ("data", "mirror", "loader_workers", "images_on", "device", "checkpoint_seconds")
-"""What a resumed run may change: where it computes and reads, never what it computes."""
+GROUPS = (
+    "data",
+    "augmentation",
+    "model",
+    "optimisation",
+    "loader",
+    "engine",
+    "evaluation and checkpoints",
+)
+"""The groups of settings, in the order in which they are listed."""
 
 _NO_NUL = r"\A[^\x00]+\z"  # also refuses lone surrogates, which no UTF-8 file can hold
 
 
-def _setting(default: object, description: str, *, allowed: str = "", values: str = "", **bounds: Any) -> Any:
-    """A field of `Config`. `allowed` says what bounds can't; `values` are the ones to suggest for a mistyped string."""
-    return Field(default, description=description, json_schema_extra={"allowed": allowed, "values": values}, **bounds)
+def _setting(
+    group: str,
+    default: object,
+    description: str,
+    *,
+    changes_result: bool = True,
+    resumable: bool = False,
+    allowed: str = "",
+    values: str = "",
+    off: str = "",
+    **bounds: Any,
+) -> Any:
+    """A field of `Config`.
+
+    Args:
+        group: one of `GROUPS`; empty for the name of the preset.
+        default: the value where no preset, file or command line states one.
+        description: what it is, in a line of the help.
+        changes_result: whether another value makes another experiment. Settings that only decide from where the images
+            come, what computes, and when a run is evaluated and saved do not; neither does the seed.
+        resumable: whether a run that goes on may have another value: where it computes and reads, never what.
+        allowed: what may be given, where the type and the bounds cannot say it.
+        values: words to suggest to somebody who mistypes a text, separated by spaces.
+        off: the value that switches off what the setting does, as typed.
+        bounds: of the number or the text, as pydantic names them.
+    """
+    extra: dict[str, Any] = {"group": group, "changes_result": changes_result, "resumable": resumable}
+    extra |= {"allowed": allowed, "values": values, "off": off}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 _Mean = Annotated[float, Field(ge=0, le=1)]
@@ -32,33 +62,43 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     preset: str = _setting(
+        "",
         "custom",
         "the preset that the settings derive from; names the folder under runs/",
         pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z",
         allowed="a name of letters, digits, dots, dashes and underscores, at most 64",
+        changes_result=False,
     )
     data: str = _setting(
+        "data",
         "cifar100",
         "the images to learn: a data set's name (procedural is generated, nothing to download), or the path of an "
         "archive, of a folder of pickles, binaries or images, or of an .npz",
         pattern=_NO_NUL,
         allowed="cifar100, cifar10, procedural or a path",
+        changes_result=False,
+        resumable=True,
     )
     mirror: str = _setting(
+        "data",
         "",
         "URL to download from in place of the data set's official address",
         pattern=r"\A((https?|file)://[^\s\x00]+)?\z",
         allowed="a URL (http://, https:// or file://), or nothing",
+        changes_result=False,
+        resumable=True,
     )
-    val_size: int = _setting(10000, "training images held out for validation", ge=1)
-    split_seed: int = _setting(0, "seed of the split into training and validation", ge=0, le=2**32 - 1)
+    val_size: int = _setting("data", 10000, "training images held out for validation; 0 = train on all", ge=0, off="0")
+    split_seed: int = _setting("data", 0, "seed of the split into training and validation", ge=0, le=2**32 - 1)
     mean: tuple[_Mean, _Mean, _Mean] = _setting(
+        "data",
         (0.5071, 0.4865, 0.4409),
         "subtracted from the channels (images scaled to 0..1)",
         strict=False,
         allowed="three numbers from 0 to 1: red, green, blue",
     )
     std: tuple[_Std, _Std, _Std] = _setting(
+        "data",
         (0.2009, 0.1984, 0.2023),
         "divides the channels; the report's value is the mean of the images' own deviations, the data set's is "
         "0.2673,0.2564,0.2762",
@@ -66,76 +106,143 @@ class Config(BaseModel):
         allowed="three numbers above 0, at most 1: red, green, blue",
     )
 
-    crop_padding: int = _setting(4, "zeros around an image before the random 32x32 crop; 0 = no crop", ge=0, le=16)
+    crop_padding: int = _setting(
+        "augmentation", 4, "zeros around an image before the random 32x32 crop; 0 = no crop", ge=0, le=16, off="0"
+    )
     flip: Literal["random", "alternating", "none"] = _setting(
+        "augmentation",
         "random",
         "horizontal flip: of each image with probability 1/2, or of a random half in one epoch and the other half in "
         "the next",
+        off="none",
     )
-    mixup_alpha: float = _setting(0.0, "MixUp: one lambda ~ Beta(alpha, alpha) a batch; 0 = off", ge=0, le=100)
+    mixup_alpha: float = _setting(
+        "augmentation", 0.0, "MixUp: one lambda ~ Beta(alpha, alpha) a batch; 0 = off", ge=0, le=100, off="0"
+    )
 
-    width_mult: float = _setting(1.0, "scales the channels of every layer", ge=0.125, le=4)
+    width_mult: float = _setting("model", 1.0, "scales the channels of every layer", ge=0.125, le=4)
 
-    epochs: int = _setting(300, "passes over the training images", ge=1, le=100_000)
-    batch_size: int = _setting(128, "images a step; the epoch's last batch may be smaller", ge=1, le=65_536)
-    lr: float = _setting(0.05, "learning rate; the highest one where a schedule changes it", gt=0, le=100)
-    momentum: float = _setting(0.9, "momentum of SGD", ge=0, lt=1)
-    nesterov: bool = _setting(False, "Nesterov momentum")
-    weight_decay: float = _setting(0.0, "coupled L2 on the weights", ge=0, le=1)
-    decay_norm_and_bias: bool = _setting(True, "weight decay on batch norm and biases too")
-    lr_schedule: Literal["constant", "cosine"] = _setting("constant", "cosine goes to 0 at the end, without restarts")
-    lr_schedule_unit: Literal["epoch", "step"] = _setting("epoch", "how often the schedule moves the learning rate")
-    lr_warmup_epochs: float = _setting(0.0, "linear rise of the learning rate at the start, in epochs", ge=0)
-    label_smoothing: float = _setting(0.0, "share of the target spread over all classes", ge=0, lt=1)
+    epochs: int = _setting("optimisation", 300, "passes over the training images", ge=1, le=100_000)
+    batch_size: int = _setting(
+        "optimisation", 128, "images a step; the epoch's last batch may be smaller", ge=1, le=65_536
+    )
+    lr: float = _setting(
+        "optimisation", 0.05, "learning rate; the highest one where a schedule changes it", gt=0, le=100
+    )
+    momentum: float = _setting("optimisation", 0.9, "momentum of SGD", ge=0, lt=1, off="0")
+    nesterov: bool = _setting("optimisation", False, "Nesterov momentum")
+    weight_decay: float = _setting("optimisation", 0.0, "coupled L2 on the weights", ge=0, le=1, off="0")
+    decay_norm_and_bias: bool = _setting("optimisation", True, "weight decay on batch norm and biases too")
+    lr_schedule: Literal["constant", "cosine"] = _setting(
+        "optimisation", "constant", "cosine goes to 0 at the end, without restarts", off="constant"
+    )
+    lr_schedule_unit: Literal["epoch", "step"] = _setting(
+        "optimisation", "epoch", "how often the schedule moves the learning rate"
+    )
+    lr_warmup_epochs: float = _setting(
+        "optimisation", 0.0, "linear rise of the learning rate at the start, in epochs", ge=0, off="0"
+    )
+    label_smoothing: float = _setting(
+        "optimisation", 0.0, "share of the target spread over all classes", ge=0, lt=1, off="0"
+    )
     ema_decay: float = _setting(
-        0.0, "evaluates an exponential moving average of the weights, with this decay a step; 0 = off", ge=0, lt=1
+        "optimisation",
+        0.0,
+        "evaluates an exponential moving average of the weights, with this decay a step; 0 = off",
+        ge=0,
+        lt=1,
+        off="0",
     )
-    seed: int = _setting(0, "seed of the weights and of every draw in training", ge=0, le=2**32 - 1)
+    seed: int = _setting(
+        "optimisation", 0, "seed of the weights and of every draw in training", ge=0, le=2**32 - 1, changes_result=False
+    )
 
     loader: Literal["resident", "torchvision", "dali"] = _setting(
+        "loader",
         "resident",
         "what makes the batches: the device, from images that live there; torchvision's transforms in worker "
         "processes; or NVIDIA DALI",
+        changes_result=False,
     )
     loader_workers: int = _setting(
-        0, "worker processes of loader = torchvision, threads of dali; 0 = one for each CPU core", ge=0, le=1024
+        "loader",
+        0,
+        "worker processes of loader = torchvision, threads of dali; 0 = one for each CPU core",
+        ge=0,
+        le=1024,
+        changes_result=False,
+        resumable=True,
     )
     images_on: Literal["device", "host"] = _setting(
-        "device", "where the resident loader keeps the images; host streams them, for a split larger than the device"
+        "loader",
+        "device",
+        "where the resident loader keeps the images; host streams them, for a split larger than the device",
+        changes_result=False,
+        resumable=True,
     )
 
     engine: Literal["auto", "eager", "compiled", "fused"] = _setting(
-        "auto", "what executes a step: plain PyTorch, torch.compile, or the extension's fused ops"
+        "engine",
+        "auto",
+        "what executes a step: plain PyTorch, torch.compile, or the extension's fused ops",
+        changes_result=False,
+        off="eager",
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = _setting(
-        "default", "the mode of torch.compile, for engine = compiled"
+        "engine", "default", "the mode of torch.compile, for engine = compiled", changes_result=False
     )
     fuse_pointwise: bool = _setting(
-        False, "for engine = fused on CUDA: the pointwise convolutions are part of the fused ops too (not measured yet)"
+        "engine",
+        False,
+        "for engine = fused on CUDA: the pointwise convolutions are part of the fused ops too (not measured yet)",
+        changes_result=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
-        "auto", "number format of convolutions and matrix products; weights stay fp32"
+        "engine", "auto", "number format of convolutions and matrix products; weights stay fp32", changes_result=False
     )
     memory_format: Literal["channels_last", "contiguous"] = _setting(
+        "engine",
         "channels_last",
         "order of activations in memory: NHWC, which is faster nearly everywhere, or PyTorch's own NCHW",
+        changes_result=False,
     )
     device: str = _setting(
+        "engine",
         "auto",
         "where to compute",
         pattern=r"\A(auto|cpu|cuda(:[0-9]{1,3})?)\z",
         allowed="auto, cpu, cuda or cuda:N",
         values="auto cpu cuda cuda:0",
+        changes_result=False,
+        resumable=True,
     )
-    deterministic: bool = _setting(False, "only deterministic kernels: the same bits again on the same machine")
+    deterministic: bool = _setting(
+        "engine", False, "only deterministic kernels: the same bits again on the same machine", changes_result=False
+    )
     tuned: bool = _setting(
-        True, "on the CPU: malloc settings and the faster forms of both convolutions; false = stock PyTorch"
+        "engine",
+        True,
+        "on the CPU: malloc settings and the faster forms of both convolutions; false = stock PyTorch",
+        changes_result=False,
     )
 
-    eval_batch_size: int = _setting(1000, "images a batch in evaluation", ge=1, le=65_536)
-    eval_every: int = _setting(1, "epochs from one validation to the next; the last epoch is always validated", ge=1)
+    eval_batch_size: int = _setting(
+        "evaluation and checkpoints", 1000, "images a batch in evaluation", ge=1, le=65_536, changes_result=False
+    )
+    eval_every: int = _setting(
+        "evaluation and checkpoints",
+        1,
+        "epochs from one validation to the next; the last epoch is always validated",
+        ge=1,
+        changes_result=False,
+    )
     checkpoint_seconds: float = _setting(
-        60.0, "least time between two checkpoints, in seconds; 0 = after every epoch", ge=0
+        "evaluation and checkpoints",
+        60.0,
+        "least time between two checkpoints, in seconds; 0 = after every epoch",
+        ge=0,
+        changes_result=False,
+        resumable=True,
     )
 
     @model_validator(mode="after")
@@ -146,37 +253,16 @@ class Config(BaseModel):
         return self
 
 
-GROUPS = {
-    "data": "data",
-    "augmentation": "crop_padding",
-    "model": "width_mult",
-    "optimisation": "epochs",
-    "loader": "loader",
-    "engine": "engine",
-    "evaluation and checkpoints": "eval_batch_size",
-}
-"""The groups of settings, each with its first one."""
+def about(name: str) -> dict[str, Any]:
+    """What `_setting` was told of the setting `name` beside its bounds."""
+    extra = Config.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return dict(extra)
+
 
 NAMES = tuple(Config.model_fields)
-
-_HABITS = {
-    "learning_rate": "lr",
-    "wd": "weight_decay",
-    "bs": "batch_size",
-    "batch": "batch_size",
-    "mixup": "mixup_alpha",
-    "ema": "ema_decay",
-    "scheduler": "lr_schedule",
-    "amp": "precision",
-    "dtype": "precision",
-    "workers": "loader_workers",
-    "num_workers": "loader_workers",
-    "dataloader": "loader",
-}
-"""Names used elsewhere, whose setting no string distance finds."""
-
-VALUE_HABITS = {"gpu": "cuda", "half": "fp16", "nhwc": "channels_last", "nchw": "contiguous"}
-"""The same for values."""
+RESUMABLE = tuple(name for name in NAMES if about(name)["resumable"])
+"""What a resumed run may change: where it computes and reads, never what it computes."""
 
 
 def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -205,107 +291,12 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
 
 
-# ---- settings in words ----
-
-
 def groups() -> dict[str, list[str]]:
     """The names of the settings by group, in order; `preset`, which is chosen and not set, is in none."""
-    result: dict[str, list[str]] = {}
-    starts = {first: group for group, first in GROUPS.items()}
-    for name in NAMES[1:]:
-        if name in starts:
-            result[starts[name]] = members = []
-        members.append(name)
-    return result
+    return {group: [name for name in NAMES if about(name)["group"] == group] for group in GROUPS}
 
 
 def differing_settings(config: Config, other: Config) -> tuple[str, ...]:
-    """The names of the settings that change a run's result and differ between the two.
-
-    Free are the seed, where the images come from (data sets are told apart by their content), how they are loaded, what
-    computes them, and when a run is evaluated and saved.
-    """
-    by_group = groups()
-    free = {"data", "mirror", "seed", *by_group["loader"], *by_group["engine"], *by_group["evaluation and checkpoints"]}
-    names = [name for group in by_group.values() for name in group if name not in free]
+    """The names of the settings that change a run's result and differ between the two, group by group."""
+    names = [name for group in groups().values() for name in group if about(name)["changes_result"]]
     return tuple(name for name in names if getattr(config, name) != getattr(other, name))
-
-
-def allowed(name: str) -> str:
-    """What the setting `name` may be: type and bounds, or choices."""
-    info = Config.model_fields[name]
-    extra = _extra(name)
-    if extra["allowed"]:
-        return extra["allowed"]
-    if words := choices(name):
-        return "one of " + ", ".join(words)
-    if info.annotation is bool:
-        return "true or false"
-    return ("an integer" if info.annotation is int else "a number") + _bounds(info)
-
-
-def _bounds(info: FieldInfo) -> str:
-    limits = {key: getattr(m, key) for m in info.metadata for key in ("gt", "ge", "lt", "le") if hasattr(m, key)}
-    if "ge" in limits and "le" in limits:
-        return f" from {limits['ge']} to {limits['le']}"
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    return " " + ", ".join(f"{word} {limits[key]}" for key, word in words.items() if key in limits)
-
-
-def _extra(name: str) -> dict[str, str]:
-    extra = Config.model_fields[name].json_schema_extra
-    assert isinstance(extra, dict)
-    return {key: str(value) for key, value in extra.items()}
-
-
-def choices(name: str) -> tuple[str, ...]:
-    annotation = Config.model_fields[name].annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else tuple(_extra(name)["values"].split())
-
-
-def nearest_setting(key: str, others: Sequence[str] = ()) -> str | None:
-    """The setting, or the one of `others`, that somebody who wrote `key` probably meant."""
-    name = key.lower().replace("-", "_")
-    return _HABITS.get(name) or nearest(name, (*NAMES, *others))
-
-
-def format_value(value: object) -> str:
-    """`value` as TOML writes it."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(format_value(v) for v in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k} = {format_value(v)}" for k, v in value.items()) + "}"
-    return str(value)
-
-
-def parse_value(name: str, text: str) -> object:
-    """The value that `text`, from the command line, means for the setting `name`; `text` itself if it means none."""
-    annotation = Config.model_fields[name].annotation
-    try:
-        if annotation is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if annotation in (int, float):
-            return annotation(text)
-        if get_origin(annotation) is tuple:
-            return tuple(float(part) for part in text.split(","))
-    except (ValueError, KeyError):
-        pass
-    return text
-
-
-def to_toml(config: Config, origins: Mapping[str, str] | None = None) -> str:
-    """All settings, as a file that `resolve` reads back to the same `Config`; with `origins`, each names its own."""
-    lines = ["[settings]", _toml_line(config, "preset", origins)]
-    for group, names in groups().items():
-        lines += ["", f"# {group}"] + [_toml_line(config, name, origins) for name in names]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_line(config: Config, name: str, origins: Mapping[str, str] | None) -> str:
-    line = f"{name} = {format_value(getattr(config, name))}"
-    origin = (origins or {}).get(name, "")
-    return f"{line:<36}# {origin}" if origin else line

@@ -1,8 +1,8 @@
 """The only place where chance enters an epoch: (seed, epoch) -> order, crops, flips, MixUp pairs and lambdas.
 
-Every draw comes from a stream of its own, so that switching MixUp on leaves the order and the crops of a run as they
-were: trials with the same seed are paired. Nothing else in training draws a random number, which is why a resumed run,
-a compiled one and a captured graph all see the same batches.
+Every kind of draw has a stream of its own. So switching MixUp on leaves the order and the crops of a run as they were,
+and trials with the same seed are paired. Nothing else in training draws a random number. So a resumed run, a compiled
+run and a captured graph all see the same batches.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _EVERY_EPOCH = 0  # epochs count from 1: stream 0 is for draws that hold for a w
 
 @dataclass(frozen=True)
 class EpochDraws:
-    """What chance decides for one epoch of `num_images` images in batches of `batch_size`, the last one partial.
+    """What chance decides for one epoch of `num_images` images in batches of `batch_size`; the last may be smaller.
 
-    Arguments:
+    Args:
         index: int64 [num_images], the image at each position of the epoch; a permutation.
-        top, left: int64 [num_images] in [0, 2 * padding], the crop's corner in the padded image.
+        top: int64 [num_images] in [0, 2 * padding], the crop's first row in the padded image.
+        left: int64 [num_images] in [0, 2 * padding], the crop's first column.
         flip: bool [num_images], whether the crop is mirrored left to right.
-        partner: int64 [num_images], the position within the same batch of the image to mix with; None without MixUp.
-        lam: float32 [num_batches], the weight of the image itself, one a batch; None without MixUp.
+        partner: int64 [num_images], the image to mix with, as its position within the same batch; None without MixUp.
+        lam: float32 [num_batches], for each batch the weight of the image itself; None without MixUp.
     """
 
     index: NDArray[np.int64]
@@ -53,10 +54,17 @@ def draw_epoch(
     flip: Flip = "random",
     mixup_alpha: float = 0.0,
 ) -> EpochDraws:
-    """Draws one epoch (counted from 1); the same arguments give the same draws on every device and in every process.
+    """Draws one epoch. The same arguments give the same draws on every device and in every process.
 
-    `flip="alternating"` draws each image's side once a run and mirrors it every other epoch, so that two epochs in a
-    row show both sides of every image (Keller Jordan, airbench).
+    Args:
+        seed: the run's.
+        epoch: counted from 1.
+        num_images: of the training split.
+        batch_size: images a step.
+        crop_padding: pixels on each side before the crop.
+        flip: `random`, `none`, or `alternating`: each image's side is drawn once a run and mirrored every other epoch,
+            so that two epochs in a row show both sides of every image (Keller Jordan, airbench).
+        mixup_alpha: of the Beta distribution of lambda; 0 switches MixUp off.
     """
     index = _stream(seed, epoch, _ORDER).permutation(num_images)
     top, left = _stream(seed, epoch, _CROP).integers(0, 2 * crop_padding, (2, num_images), endpoint=True)
@@ -79,5 +87,14 @@ def draw_epoch(
 
 
 def draw_seeds(seed: int, epoch: int, num_images: int) -> NDArray[np.uint32]:
-    """uint32 [num_images]: a seed for the transforms of each position, where a library draws crop and flip itself."""
+    """A seed for the transforms of each position of an epoch, for a library that draws crop and flip itself.
+
+    Args:
+        seed: the run's.
+        epoch: counted from 1.
+        num_images: of the training split.
+
+    Returns:
+        uint32 [num_images].
+    """
     return _stream(seed, epoch, _SEEDS).integers(0, 2**32, num_images, dtype=np.uint32)

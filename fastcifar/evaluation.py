@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -104,11 +105,23 @@ def measure_test(session: Session, dataset: Dataset) -> tuple[Means, Predictions
     means = session.evaluate(dataset.test, see)
     labels, predicted, confidence, of_label = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
     return means, {
-        "labels": labels.astype("int16"),
-        "predicted": predicted.astype("int16"),
+        "labels": labels,
+        "predicted": predicted,
         "confidence": confidence.astype("float32"),
         "label_probability": of_label.astype("float32"),
+        **places_of(dataset),
     }
+
+
+def places_of(dataset: Dataset) -> Predictions:
+    """What joins predictions to images and class numbers to names: see `fastcifar.run.predictions`."""
+    test = dataset.test
+    found: Predictions = {"class_names": np.array(dataset.class_names, dtype=np.str_)}
+    if test.files is not None:
+        found["places"] = np.array(test.files, dtype=np.str_)
+    elif test.places is not None:
+        found["places"] = test.places
+    return found
 
 
 def same_images(run: RunFolder, config: Config) -> Dataset:

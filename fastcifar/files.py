@@ -1,4 +1,8 @@
-"""Files that a crash leaves whole: written aside, forced to disk, and put in place in one step."""
+"""Files that a crash leaves whole, and refusals of the system in words.
+
+A file is written aside, forced to disk, and put in place in one step. A file is read only if it is one: a named pipe
+would be waited for, a device would never end.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,84 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
+
+LARGEST = 2**30
+"""Bytes that `read` takes at most, if nothing else is said."""
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+"""What lies at a path that is no file, by `stat.S_IFMT` of its mode."""
+
+
+def read(path: Path, most: int = LARGEST) -> bytes:
+    """Reads a file as a whole.
+
+    Args:
+        path: the file.
+        most: how many bytes it may have.
+
+    Returns:
+        Its content.
+
+    Raises:
+        OSError: what the system says; also that `path` is no file, or has more than `most` bytes.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, where a file is wanted", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, where at most {most:,} make sense", str(path))
+    return path.read_bytes()
+
+
+def holds(path: Path) -> bool:
+    """Whether something is at `path`, be it a broken link.
+
+    Raises:
+        OSError: the system does not let us look.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def refusal(path: Path, problem: OSError | ValueError) -> str:
+    """Why the system refuses a path, in words.
+
+    Args:
+        path: what was asked for.
+        problem: what the system or Python said.
+
+    Returns:
+        Such as `Permission denied (the folder /home/other lets nobody else in)`.
+    """
+    if not isinstance(problem, OSError):  # such as a NUL in a name
+        return str(problem)
+    reason = problem.strerror or str(problem)
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        for folder in reversed(path.absolute().parents):
+            if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+                return f"{reason} (the folder {folder} does not let this user in)"
+        above = next((folder for folder in path.absolute().parents if os.path.isdir(folder)), None)
+        if above is not None and not os.path.lexists(path) and not os.access(above, os.W_OK):
+            return f"{reason} (this user may not write to the folder {above})"
+    if problem.errno == errno.ENAMETOOLONG:
+        longest = max(path.parts, key=lambda part: len(os.fsencode(part)), default="")
+        return f"{reason} (a name of {len(os.fsencode(longest))} bytes, a path of {len(os.fsencode(path))})"
+    return reason
 
 
 def write(path: Path, content: bytes) -> None:
@@ -108,4 +186,4 @@ def explained(path: Path, num_bytes: int, advice: str = "") -> Iterator[None]:
             need = f"{num_bytes / 2**20:,.1f} MiB are needed, {free} free"
             text = f"no room to write {path}: {need} ({problem.strerror}). {advice}"
             raise FastcifarError(text.rstrip()) from problem
-        raise FastcifarError(f"{path} cannot be written: {problem.strerror or problem}.") from problem
+        raise FastcifarError(f"{path} cannot be written: {refusal(path, problem)}.") from problem

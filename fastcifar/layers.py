@@ -4,6 +4,7 @@ derives from, then a user's own file, then the command line. Problems of all lay
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fastcifar.config import (
-    NAMES,
-    VALUE_HABITS,
-    Config,
-    allowed,
-    choices,
-    conflicts,
-    format_value,
-    nearest_setting,
-    parse_value,
-)
+from fastcifar.config import NAMES, Config, conflicts
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.text import did_you_mean, nearest, one_line, printable
+from fastcifar.spelling import allowed, format_value, nearest_setting, nearest_value, option_hint, parse_value
+from fastcifar.text import did_you_mean, is_utf8, nearest, one_line, printable, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +24,7 @@ else:
     import tomli as tomllib
 
 COMMAND_LINE = "command line"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -144,9 +137,10 @@ def _override_layer(overrides: Sequence[tuple[str, str]], problems: list[str], o
         if name in NAMES:
             values[name], written[name] = parse_value(name, text), f"--{key} {text or format_value(text)}"
         else:
-            match = nearest_setting(name, [option.replace("-", "_") for option in options])
-            hint = did_you_mean(match and match.replace("_", "-"), "--") or "; `fastcifar train --help` lists them"
-            problems.append(f"{COMMAND_LINE}: {one_line(f'--{key} {text}'.rstrip())}: there is no such option{hint}")
+            problems.append(
+                f"{COMMAND_LINE}: {one_line(f'--{key} {text}'.rstrip())}: there is no such option"
+                f"{option_hint(name, options) or '; `fastcifar train --help` lists them'}"
+            )
     return _Layer(COMMAND_LINE, values, written)
 
 
@@ -176,10 +170,11 @@ def _wrong_value(layer: _Layer, key: str) -> str:
     value = layer.settings[key]
     hint = ""
     if isinstance(value, str):
-        word = value.lower()
-        hint = did_you_mean(nearest(VALUE_HABITS.get(word, word), choices(key)))
+        hint = did_you_mean(nearest_value(key, value))
         if not isinstance(parse_value(key, value), str):
             hint = ", without quotes"
+        if not is_utf8(value):
+            hint = ", in UTF-8; rename it, or give it a link with another name"
     return f"{layer.entry(key)}: expected {allowed(key)}{hint}"
 
 
@@ -195,13 +190,18 @@ def presets_folder() -> Path:
     raise FastcifarError(f"the presets are missing: no configs/ in {here} or {here.parent}; install fastcifar again")
 
 
+def preset_names() -> list[str]:
+    """The names of all presets, sorted."""
+    return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
 def preset_path(name: str, entry: str, problems: list[str]) -> Path | None:
-    names = sorted(path.stem for path in presets_folder().glob("*.toml"))
+    names = preset_names()
     if name in names:
         return presets_folder() / f"{name}.toml"
     hint = did_you_mean(nearest(name, names))
     if name.endswith(".toml"):
-        hint = f"; did you mean --config {one_line(name)}?"
+        hint = did_you_mean(quoted(name), "--config ")
     problems.append(f"{entry}: there is no such preset{hint} (the presets are {', '.join(names)})")
     return None
 
@@ -245,10 +245,15 @@ def _chain(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> lis
     return [*_chain(base, problems, above), file]
 
 
+def _decoded(content: bytes) -> str:
+    """The text of a file, in UTF-8, without the byte order mark that some editors write before it."""
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8").replace("\r\n", "\n")
+
+
 def read(path: Path, problems: list[str]) -> _File | None:
     where = f"configs/{path.name}" if path.parent == presets_folder() else printable(str(path))
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(_decoded(path.read_bytes()))
     except FileNotFoundError:
         preset = f"--preset {path.name}" if (presets_folder() / f"{path.name}.toml").is_file() else None
         problems.append(f"{where}: there is no such file{did_you_mean(preset)}")
@@ -257,7 +262,8 @@ def read(path: Path, problems: list[str]) -> _File | None:
         problems.append(f"{where}: cannot be read: {error.strerror}")
         return None
     except UnicodeDecodeError as error:
-        problems.append(f"{where}: is not a TOML file: byte {error.start} is not UTF-8")
+        kind = " (it looks like UTF-16: save it as UTF-8)" if error.object[:2] in _UTF16 else ""
+        problems.append(f"{where}: is not a TOML file: byte {error.start} is not UTF-8{kind}")
         return None
     except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, too deep a nesting
         problems.append(f"{where}: is not a TOML file: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEAST_FOR_INTERVAL = 3
 """Of two values Student's interval is 12.7 standard errors to each side: it says nothing."""
@@ -27,7 +27,17 @@ class Sample:
 
     @property
     def n(self) -> int:
+        """How many values there are."""
         return len(self.values)
+
+    def within(self, low: float, high: float) -> Sample:
+        """The same with the interval cut at what the quantity can be, such as 0 and 1 for an accuracy.
+
+        Student's interval knows no such limits. Where it is cut, the values are too few or too far apart for it.
+        """
+        if self.interval is None:
+            return self
+        return replace(self, interval=(max(self.interval[0], low), min(self.interval[1], high)))
 
 
 def describe(values: Sequence[float]) -> Sample:

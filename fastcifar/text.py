@@ -1,15 +1,43 @@
-"""Words for people: the nearest match, a line that holds anything, a path that can be pasted."""
+"""Words for people: the nearest match, a line that holds anything, a path to be pasted, any text in any encoding."""
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+ANY_STREAM = "fastcifar.readable"
+"""The name of the error handler (`errors=` of a text stream) with which any text can be written in any encoding."""
 
-def nearest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The one of `words` that somebody who wrote `word` probably meant.
+_ASCII = {
+    "±": "+/-",
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "×": "x",
+    "→": "->",
+    "≥": ">=",
+    "≤": "<=",
+    "µ": "u",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "•": "*",
+    "━": "-",
+    "─": "-",
+    "╸": "-",
+    "╺": "-",
+}
+"""What stands for a character of ours where a stream cannot hold it."""
+
+
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `words` that somebody who wrote `word` probably meant; small and capital letters are the same.
 
     Args:
         word: what was written.
@@ -19,7 +47,11 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str | None:
     Returns:
         The most alike of `words`, or None where none is alike enough.
     """
-    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)), None)
+    known: dict[str, str] = {}
+    for candidate in words:
+        known.setdefault(candidate.casefold(), candidate)
+    matches = difflib.get_close_matches(word.casefold(), list(known), n=1, cutoff=cutoff)
+    return known[matches[0]] if matches else None
 
 
 def did_you_mean(word: str | None, before: str = "") -> str:
@@ -35,9 +67,41 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` with escapes in place of what cannot be printed on a line."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return text if text.isprintable() else _as_bytes(text.encode("unicode_escape").decode())
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a UTF-8 file can hold `text`: the name of a file may have bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def quoted(path: str | Path) -> str:
     """`path` as a shell reads it, for a command that a message suggests."""
-    return shlex.quote(str(path))
+    text = str(path)
+    if not text.isprintable():
+        escaped = {"\\": "\\\\", "'": "\\'"}
+        return "$'" + "".join(escaped.get(character) or printable(character) for character in text) + "'"
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def _as_bytes(escaped: str) -> str:
+    r"""`escaped` with `\xff` for `\udcff`: Python reads the byte ff of a name that is not UTF-8 as the latter."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", escaped)
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    """The error handler `ANY_STREAM`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    words = []
+    for character in error.object[error.start : error.end]:
+        escaped = _as_bytes(character.encode("unicode_escape").decode())
+        words.append(_ASCII.get(character, escaped))
+    return "".join(words), error.end
+
+
+codecs.register_error(ANY_STREAM, _readable)

@@ -18,43 +18,68 @@ from fastcifar.data.dataset import Dataset, Split
 from fastcifar.engines import Means
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import measure_test, same_images
+from fastcifar.loaders import check_available
 from fastcifar.model import count_parameters
+from fastcifar.run import failure
 from fastcifar.run.clock import Clocks
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
 from fastcifar.session import Session
 from fastcifar.target import Target
+from fastcifar.text import quoted
 from fastcifar.ui.display import LOADING, Display
 
 Record = dict[str, Any]
 
 
-def train(config: Config, out: Path | None, command: Sequence[str]) -> Path:
-    """Trains one model by `config` and returns its run folder: `out`, or runs/<preset>/<time>-s<seed>.
+def train(config: Config, out: Path | None, command: Sequence[str], *, progress: bool = True) -> Path:
+    """Trains one model, and writes what it finds to a new run folder.
 
-    Errors: any `FastcifarError`; on SIGINT and SIGTERM the state is saved first (`InterruptedRunError`).
+    Args:
+        config: the settings; `auto` is settled, and a path of images is made absolute, before they are recorded.
+        out: the run folder, new or empty; None makes runs/<preset>/<time>-s<seed>.
+        command: what the user ran, for the record.
+        progress: whether the progress is shown; notes are shown in any case.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        FastcifarError: any of them, recorded in the run folder if there is one by then. On SIGINT, SIGTERM and SIGHUP
+            the state is saved first (`InterruptedRunError`).
     """
-    target = Target.of(config)
+    target = Target.of(config.model_copy(update={"data": sources.absolute(config.data)}))
     if out is not None:
         RunFolder.check_unused(out)  # before a download, and before it would be made
-    with Display() as display:
+    with Display(shown=progress) as display:
         display.phase(LOADING)
-        dataset = sources.load(config.data, mirror=config.mirror)
+        dataset = sources.load(target.config.data, mirror=config.mirror, progress=progress)
         splits = _split(dataset, target.config)
+        check_available(target, len(splits[0]))
         run = RunFolder.create(target.config, out, command, dataset.digest, note=display.note)
-        with run.locked():
+        with run.locked(), failure.recorded(run.path):
             return _fit(run, target, dataset, splits, display)
 
 
-def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str]) -> Path:
-    """Continues the run in `path` from its last checkpoint as if it had never stopped.
+def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], *, progress: bool = True) -> Path:
+    """Goes on with the run in `path` from its last checkpoint, as if it had never stopped.
 
-    `overrides` may name settings that don't touch the result, `config.RESUMABLE`; data is then another copy of the same
-    images.
+    Args:
+        path: the run folder.
+        overrides: settings that do not touch the result, those of `config.RESUMABLE`; `data` is another copy of the
+            same images.
+        command: what the user ran.
+        progress: as for `train`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        FastcifarError: as for `train`.
     """
-    with Display() as display:
+    with Display(shown=progress) as display:
         run = RunFolder.open(path, note=display.note)
-        with run.locked():
+        with run.locked(), failure.recorded(run.path):
             if run.summary() is not None:
                 raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
             target = Target.of(run.config.model_copy(update=dict(overrides)))
@@ -169,5 +194,5 @@ def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
 
 def _interrupted(run: RunFolder, number: int, where: str) -> InterruptedRunError:
     name = signal.Signals(number).name
-    go_on = f"saved at {where}; go on with: fastcifar train --resume {run.path}"
+    go_on = f"saved at {where}; go on with: fastcifar train --resume {quoted(run.path)}"
     return InterruptedRunError(f"stopped by {name}: {go_on}", number)

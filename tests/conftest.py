@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is loaded: beside other programs threads that wait by spinning make a test of a second one of a minute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

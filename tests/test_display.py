@@ -1,14 +1,19 @@
 """What a person sees: the right numbers, in columns, on stderr, and at no cost to the training loop."""
 
+import errno
 import io
+import os
 import re
+import subprocess
 import sys
+import textwrap
 import time
 from typing import Any
 
 import pytest
 
 from fastcifar.run.names import EPOCH_KEYS
+from fastcifar.ui import notes
 from fastcifar.ui.display import LOADING, Display, format_seconds
 
 
@@ -199,13 +204,126 @@ def test_stdout_stays_for_results(
         assert sys.stdout is stdout
 
 
-def test_training_outlives_whoever_watched(clock: Clock) -> None:
-    class Gone(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
+def refusing(kind: type[io.StringIO], error: Exception) -> io.StringIO:
+    """A stream of `kind` that nobody reads any more."""
 
-    with Display(Gone(), clock) as display:
+    def refuse(*_: object) -> int:
+        raise error
+
+    stream = kind()
+    stream.write = stream.flush = refuse  # type: ignore[method-assign, assignment]
+    return stream
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal], ids=["plain", "live"])
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(), OSError(errno.EIO, "gone"), OSError(errno.ENOSPC, "full"), ValueError("closed file")],
+    ids=["head", "closed terminal", "full disk", "closed file"],
+)
+def test_training_outlives_whoever_watched(
+    clock: Clock, terminal: Terminal, kind: type[io.StringIO], error: Exception
+) -> None:
+    with Display(refusing(kind, error), clock) as display:
+        display.phase("warming up")
         show_run(display, clock, 3, 100.0)
+        display.note("nobody reads this")
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["plain", "live"])
+def test_training_outlives_a_closed_stderr(clock: Clock, monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # `2>&-`
+    with Display(None, clock) as display:
+        show_run(display, clock, 2, 100.0)
+    notes.note("nobody reads this")
+
+
+@pytest.mark.parametrize("kind", ["full", "a closed terminal", "closed"])
+def test_no_stderr_changes_the_exit_code(kind: str) -> None:
+    """The bug: what stderr could not take is flushed again at the interpreter's end, which then exits with 120."""
+    script = """
+        import sys
+        from fastcifar.ui.display import Display
+        from fastcifar.ui.notes import note
+        with Display() as display:
+            display.start(3, 100)
+            for epoch in (1, 2, 3):
+                display.images(100)
+            note("x")
+        print("done")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    if kind == "closed":
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    elif kind == "full":
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True)
+    else:
+        master, slave = os.openpty()
+        os.close(master)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=slave, text=True, env={**os.environ, "TERM": "vt"}
+        )
+        os.close(slave)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.parametrize("kind", ["closed", "gone"])
+def test_what_is_printed_to_stderr_raises_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bug: with `2>&-` what was meant for stderr came among the results, with a full disk it ended the command."""
+    before = None if kind == "closed" else refusing(io.StringIO, OSError(errno.EIO, "gone"))
+    monkeypatch.setattr(sys, "stderr", before)
+    with notes.unfailing_stderr():
+        print("an error", file=sys.stderr, flush=True)
+        notes.note("a note")
+        with Display() as display:
+            display.phase("warming up")
+    assert sys.stderr is before
+    assert capsys.readouterr().out == ""
+
+
+def test_what_the_encoding_lacks_is_written_as_escapes(clock: Clock) -> None:
+    raw = io.BytesIO()
+    with Display(io.TextIOWrapper(raw, encoding="ascii"), clock) as display:
+        display.note("caf\u00e9 \u732b")
+    assert raw.getvalue() == b"note: caf\\xe9 \\u732b\n"
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal], ids=["plain", "live"])
+def test_a_name_gives_the_terminal_no_orders(clock: Clock, terminal: Terminal, kind: type[io.StringIO]) -> None:
+    file = kind()
+    with Display(file, clock) as display:
+        display.note("class \x1b]0;owned\x07 \x9b31m \r gone \u202e")
+    assert not set("\x07\x9b\r\u202e") & set(file.getvalue()) and "]0;owned" in file.getvalue()
+    assert "\x1b]0" not in file.getvalue()
+
+
+def test_a_note_without_a_display_gives_no_orders_either(capsys: pytest.CaptureFixture[str]) -> None:
+    notes.note("class \x1b[31m")
+    assert capsys.readouterr().err == "note: class \\x1b[31m\n"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 59])
+def test_a_narrow_terminal_cuts_nothing(
+    columns: int, terminal: Terminal, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Display(terminal, clock) as display:
+        display.start(3, 400)
+        clock.now += 2
+        display.images(400)
+        display.epoch(record(1))
+        display.images(200)
+        clock.now += 2
+        assert display._live is not None
+        display._live.refresh()
+        words = " ".join(terminal.words().split())
+    for shown in ("epoch 2/3", "loss 1.7617", "val 43.71%", "100 images/s", "0:04 left"):
+        assert shown in words, words
+    assert "\u2026" not in words
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["plain", "live"])

@@ -36,6 +36,25 @@ def test_the_facts_are_plain_and_true(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["memory_gib"] > 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    """TORCHDYNAMO_DISABLE TORCH_COMPILE_DISABLE TORCHINDUCTOR_MAX_AUTOTUNE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE PYTORCH_JIT
+    PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF OMP_NUM_THREADS MKL_CBWR MKL_NUM_THREADS ONEDNN_MAX_CPU_ISA
+    ONEDNN_DEFAULT_FPMATH_MODE DNNL_MAX_CPU_ISA ATEN_CPU_CAPABILITY CUDA_VISIBLE_DEVICES CUDA_LAUNCH_BLOCKING
+    CUBLAS_WORKSPACE_CONFIG CUDNN_LOGINFO_DBG NVIDIA_TF32_OVERRIDE KMP_AFFINITY GOMP_CPU_AFFINITY MALLOC_ARENA_MAX
+    LD_PRELOAD LD_LIBRARY_PATH GLIBC_TUNABLES TRITON_INTERPRET FASTCIFAR_ISA OPENBLAS_NUM_THREADS NCCL_DEBUG CXX
+    LRU_CACHE_CAPACITY AOT_INDUCTOR_DEBUG_COMPILE PYTHONHASHSEED PYTHONOPTIMIZE""".split(),
+)
+def test_every_variable_that_changes_what_runs_is_recorded(name: str) -> None:
+    """The bug: TORCHDYNAMO_DISABLE=1 ran a compiled engine eagerly, and nothing of the run said so."""
+    assert environment.variables({name: "1", "HOME": "/home/somebody", "MY_OMP_X": "1"}) == {name: "1"}
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_API_KEY", "TORCH_HUB_TOKEN", "CUDA_PASSWORD", "GITHUB_TOKEN", "PATH"])
+def test_no_secret_is_recorded(name: str) -> None:
+    assert environment.variables({name: "secret"}) == {}
+
+
 @pytest.mark.skipif(not hasattr(torch.cpu, "_is_amx_tile_supported"), reason="this torch cannot tell")
 def test_the_instruction_sets_are_those_that_torch_finds() -> None:
     cpu = environment.cpu()

@@ -11,18 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors text stats files signals machine ops config layers presets ui
-    run.names run.facts run.environment run.clock run.telemetry
-    run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
-    data.notes data.accepted data.dataset data.published data.decoded data.canonical data.cache data.pickles
-    data.cifar_files data.archives data.npz data.image_folder data.layouts data.download data.procedural data.sources
+    errors text paths stats files signals machine ops config spelling layers presets ui
+    run.names run.failure run.facts run.environment run.clock run.telemetry
+    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
+    data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
+    data.pickles data.cifar_files data.archives data.npz data.images data.image_folder data.layouts data.download
+    data.procedural data.sources
     draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
     measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs measuring.layer_times
     measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text measuring.profile
     measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
     measuring.ablation_progress measuring.ablation
-    report study.folder study.finding study.plan study.progress study.compare study.conduct
-    cli __main__
+    report studies.folder studies.finding studies.plan studies.progress studies.compare studies.conduct
+    datasets api cli __main__
 """.split()
 """A module imports only modules to its left. A name stands for a module, or for a folder and all modules in it."""
 

@@ -8,7 +8,9 @@ from tiny import tiny_config, write_tiny
 
 from fastcifar import trainer
 from fastcifar.errors import UsageError
+from fastcifar.loaders import check_available
 from fastcifar.loaders.dali import import_dali
+from fastcifar.target import Target
 
 
 def test_missing_dali_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -29,3 +31,10 @@ def test_a_broken_dali_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UsageError, match="libdali.so"):
         import_dali()
+
+
+def test_missing_dali_is_said_before_a_run_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(UsageError, match=r"pip install 'fastcifar\[dali\]'"):
+        check_available(Target(tiny_config(loader="dali")), 100)
+    check_available(Target(tiny_config()), 100)

@@ -3,20 +3,29 @@
 import contextlib
 import csv
 import errno
+import gc
+import hashlib
+import io
 import itertools
 import json
 import os
 import random
+import re
 import resource
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -25,9 +34,10 @@ from hypothesis import strategies as st
 from fastcifar import files
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
-from fastcifar.run.checkpoint import Checkpoint
+from fastcifar.run.checkpoint import Checkpoint, check_training_state
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import EPOCH_KEYS
+from fastcifar.run.schema import Pointer
 
 CONFIG = Config(preset="quick", device="cpu", seed=3)
 FILES = ("checkpoint.json", "checkpoint-*/tensors.safetensors", "checkpoint-*/state.json")
@@ -264,13 +274,56 @@ def test_a_csv_that_lags_behind_is_written_anew(run: RunFolder) -> None:
             assert (run.path / "metrics.csv").read_bytes() == whole
 
 
-def test_damage_before_the_last_line_is_refused(run: RunFolder) -> None:
-    run.append(record(1))
-    run.append(record(2))
+DAMAGES = {
+    "not JSON": lambda line: "#" + line,
+    "a flipped key": lambda line: line.replace("train_loss", "train_lost"),
+    "text for a number": lambda line: line.replace("0.05", '"0.05"'),
+    "a flag for a number": lambda line: line.replace("0.05", "true"),
+    "no epoch": lambda line: line.replace('"epoch": 2', '"epoch": null'),
+    "epoch 0": lambda line: line.replace('"epoch": 2', '"epoch": 0'),
+    "a later epoch": lambda line: line.replace('"epoch": 2', '"epoch": 6'),
+    "an epoch again": lambda line: line.replace('"epoch": 2', '"epoch": 1'),
+    "a huge number": lambda line: line.replace("0.05", "1" + "0" * 400),
+    "a number of 5,000 digits": lambda line: line.replace("0.05", "1" * 5000),
+    "an accuracy above 1": lambda line: line.replace('"train_accuracy": 0.1', '"train_accuracy": 1.1'),
+    "deep nesting": lambda line: "[" * 100_000 + "]" * 100_000,
+    "a list": lambda line: "[1, 2]",
+    "bytes": lambda line: "\0\x1b[31m",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_line_stops_nothing(
+    run: RunFolder, damage: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the curves depend on a line: it is dropped with a note, and the file that held it is kept."""
+    for epoch in range(1, 6):
+        run.append(record(epoch))
+    run.close()
     path = run.path / "metrics.jsonl"
-    path.write_bytes(b"#" + path.read_bytes())
-    with pytest.raises(CheckpointError, match="metrics.jsonl, line 1, is damaged"):
-        RunFolder.open(run.path)
+    lines = path.read_text().splitlines()
+    lines[1] = damage(lines[1])
+    path.write_text("\n".join([*lines, ""]))
+    whole = path.read_bytes()
+    again = RunFolder.open(run.path)
+    assert [kept["epoch"] for kept in again.records][-3:] == [3, 4, 5]
+    assert path.read_bytes() == whole  # opening changes nothing
+    with again.locked():
+        again.append(record(6))
+    err = capsys.readouterr().err
+    assert err.count("metrics.jsonl is damaged: line ") == 1 and "only the curves depend on it" in err
+    assert "\x1b" not in err
+    assert (run.path / "metrics.jsonl.damaged").read_bytes() == whole
+    assert [kept["epoch"] for kept in RunFolder.open(run.path).records] == [1, 3, 4, 5, 6]
+    assert [row["epoch"] for row in rows(run)] == ["1", "3", "4", "5", "6"]
+    assert capsys.readouterr().err == ""
+
+
+def test_many_damaged_lines_are_one_note(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run.close()
+    (run.path / "metrics.jsonl").write_text("x\n" * 300 + json.dumps(record(1)) + "\n")
+    assert len(RunFolder.open(run.path).records) == 1
+    assert capsys.readouterr().err.count("note: ") == 1
 
 
 def test_a_line_that_does_not_fit_is_taken_back(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,8 +380,11 @@ json_values = st.recursive(
 )
 
 
+names = st.text().filter(lambda name: name != "__metadata__")  # refused: safetensors keeps it for itself
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(state=st.dictionaries(st.text(), json_values, max_size=4), names=st.lists(st.text(), max_size=4, unique=True))
+@given(state=st.dictionaries(st.text(), json_values, max_size=4), names=st.lists(names, max_size=4, unique=True))
 def test_state_comes_back_exactly(run: RunFolder, state: dict[str, Any], names: list[str]) -> None:
     run.save_checkpoint({name: torch.tensor(i) for i, name in enumerate(names)}, state)
     tensors, again = run.load_checkpoint()
@@ -355,8 +411,8 @@ def test_a_reader_meets_a_writer(run: RunFolder, monkeypatch: pytest.MonkeyPatch
     run.save_checkpoint(*saved(1))
     reader, read = RunFolder.open(run.path), Checkpoint._read_checked
 
-    def read_late(self: Checkpoint, pointer: dict[str, Any], name: str) -> bytes:
-        if pointer["folder"] == "checkpoint-1" and name == "state.json":
+    def read_late(self: Checkpoint, pointer: Pointer, name: str) -> bytes:
+        if pointer.folder == "checkpoint-1" and name == "state.json":
             run.save_checkpoint(*saved(2))
         return read(self, pointer, name)
 
@@ -429,6 +485,367 @@ def test_a_run_may_move(run: RunFolder, tmp_path: Path) -> None:
     run.close()
     run.path.rename(tmp_path / "moved")
     assert loaded_version(RunFolder.open(tmp_path / "moved")) == 1
+
+
+# Predictions
+
+
+def said(num_images: int = 6, classes: int = 3) -> dict[str, Any]:
+    labels = np.arange(num_images) % classes
+    return {
+        "labels": labels,
+        "predicted": labels,
+        "confidence": np.full(num_images, 0.5, np.float32),
+        "label_probability": np.full(num_images, 0.5, np.float32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(2, np.int16), (32767, np.int16), (32768, np.int32), (2**31, np.int64)], ids=str
+)
+def test_class_numbers_are_as_wide_as_they_need_to_be(run: RunFolder, largest: int, dtype: Any) -> None:
+    """The bug: label 40,000 was -25,536. Files of sets with fewer classes stay as they were."""
+    arrays = said()
+    arrays["labels"] = np.array([0, 1, 2, 0, 1, largest])
+    run.write_predictions(arrays)
+    found = RunFolder.open(run.path).predictions()
+    assert found is not None
+    assert found["labels"].tolist() == [0, 1, 2, 0, 1, largest]
+    assert (found["labels"].dtype, found["predicted"].dtype) == (dtype, dtype)
+
+
+def test_class_names_and_places_stand_beside_the_predictions(run: RunFolder) -> None:
+    names = ["\u732b", "a,b\n", "caf\udce9"]  # the last one is not UTF-8 on disk
+    places = np.array([3, 1, 2, 0, 5, 4])
+    run.write_predictions(said() | {"class_names": np.array(names), "places": places})
+    found = RunFolder.open(run.path).predictions()
+    assert found is not None
+    assert found["class_names"].tolist() == names and found["places"].tolist() == places.tolist()
+    with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:  # as anybody reads it
+        assert arrays["class_names"][arrays["labels"][1]] == names[1]
+
+
+def test_predictions_of_an_earlier_version_are_read(run: RunFolder) -> None:
+    arrays = {name: array.astype("int16") if array.dtype.kind == "i" else array for name, array in said().items()}
+    np.savez_compressed(run.path / "predictions.npz", **arrays)
+    found = RunFolder.open(run.path).predictions()
+    assert found is not None and found.keys() == arrays.keys()
+
+
+def no_member(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arrays: {key: array for key, array in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_member("labels"), "it has no labels"),
+        (lambda arrays: arrays | {"predicted": arrays["predicted"][1:]}, r"predicted has the shape \(5,\)"),
+        (lambda arrays: arrays | {"labels": arrays["labels"].astype(float)}, "labels is of another type"),
+        (lambda arrays: arrays | {"confidence": np.array(["x"] * 6)}, "confidence is of another type"),
+        (lambda arrays: arrays | {"labels": arrays["labels"] - 1}, "a class number is below 0"),
+        (lambda arrays: arrays | {"class_names": np.array(["a"])}, "class_names does not name class 2"),
+        (lambda arrays: arrays | {"places": np.array([{}] * 6)}, "is damaged"),
+    ],
+    ids=["no labels", "fewer", "float labels", "text", "negative", "too few names", "pickled objects"],
+)
+def test_odd_predictions_are_refused(run: RunFolder, damage: Callable[[Any], Any], message: str) -> None:
+    np.savez(run.path / "predictions.npz", **damage(said()))
+    with pytest.raises(CheckpointError, match=f"predictions.npz is damaged: .*{message}|{message}.*Delete it"):
+        RunFolder.open(run.path).predictions()
+
+
+def test_predictions_that_claim_too_much_are_refused(run: RunFolder) -> None:
+    """A few bytes that would unpack to more than the memory holds, and a member that is no array."""
+    with zipfile.ZipFile(run.path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
+        archive.writestr("labels.npy", header.getvalue())
+    with pytest.raises(CheckpointError, match="Delete it"):
+        RunFolder.open(run.path).predictions()
+    with zipfile.ZipFile(run.path / "predictions.npz", "w") as archive:
+        archive.writestr("labels", b"abc")
+    with pytest.raises(CheckpointError, match="Delete it"):
+        RunFolder.open(run.path).predictions()
+
+
+# What a run's files may be, and what its folder may refuse
+
+READERS: dict[str, Callable[[RunFolder], object]] = {
+    "config.toml": lambda run: RunFolder.open(run.path),
+    "environment.json": lambda run: RunFolder.open(run.path),
+    "metrics.jsonl": lambda run: RunFolder.open(run.path),
+    "summary.json": lambda run: run.summary(),
+    "predictions.npz": lambda run: run.predictions(),
+    "checkpoint.json": lambda run: run.load_checkpoint(),
+    "checkpoint-1/state.json": lambda run: run.load_checkpoint(),
+    "checkpoint-1/tensors.safetensors": lambda run: run.load_checkpoint(),
+}
+
+
+@pytest.fixture
+def whole(run: RunFolder) -> RunFolder:
+    run.append(record(1))
+    run.save_checkpoint(*saved(1))
+    run.write_summary({"test_accuracy": 0.5})
+    run.write_predictions(said())
+    return run
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a socket", "huge"])
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    whole: RunFolder, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = whole.path / name
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a socket":
+        monkeypatch.chdir(path.parent)  # a socket's path may have 107 bytes
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    else:
+        path.write_bytes(content)
+        os.truncate(path, 2**40)
+    with pytest.raises((CheckpointError, UsageError), match=re.escape(str(path)) + ".*(" + kind + "|bytes|looked for)"):
+        READERS[name](whole)
+
+
+JSON_DAMAGES = {
+    "deep nesting": b'{"run_id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a number of 5,000 digits": b'{"run_id": ' + b"1" * 5_000 + b"}",
+    "numbers for text": b'{"run_id": 1, "dataset_digest": 2, "format": 1, "folder": 3, "parameters": "3"}',
+    "text for numbers": b'{"test_accuracy": "0.5", "format": "1"}',
+    "true": b"true",
+    "other bytes": b"\xff\xfe\0\0",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("damage", JSON_DAMAGES.values(), ids=JSON_DAMAGES)
+@pytest.mark.parametrize("name", ["environment.json", "summary.json", "checkpoint.json", "config.toml"])
+def test_every_damage_is_an_error_of_ours(whole: RunFolder, name: str, damage: bytes) -> None:
+    (whole.path / name).write_bytes(damage)
+    with pytest.raises(FastcifarError, match=name):
+        READERS[name](whole)
+
+
+def test_cut_settings_are_not_made_up_from_defaults(run: RunFolder) -> None:
+    path = run.path / "config.toml"
+    lines = path.read_text().splitlines()
+    for count in (0, 1, 2, 10, len(lines) // 2):
+        path.write_text("\n".join(lines[:count]))
+        with pytest.raises(CheckpointError, match="config.toml is damaged: it has no .*(seed|precision)"):
+            RunFolder.open(run.path)
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as an editor of Windows saves it
+    assert RunFolder.open(run.path).config == CONFIG
+
+
+def test_a_summary_is_of_its_types(whole: RunFolder) -> None:
+    for bad in ('"0.5"', "1.5", "true", "[1]"):
+        (whole.path / "summary.json").write_text(f'{{"test_accuracy": {bad}}}')
+        with pytest.raises(CheckpointError, match="test_accuracy: .*train --resume"):
+            whole.summary()
+
+
+def test_a_fact_that_is_damaged_is_left_out(whole: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only people read of a run's environment stops nothing."""
+    path = whole.path / "environment.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"cpu": 7, "threads": {"torch": "2"}, "command": "train"}))
+    again = RunFolder.open(whole.path)
+    assert again.id == whole.id and not {"cpu", "threads", "command"} & again.environment.keys()
+    assert "threads.torch: expected a valid integer" in capsys.readouterr().err
+
+
+def test_a_command_that_is_not_utf8_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fastcifar", "train", "--data", os.fsdecode(b"caf\xe9")]
+    RunFolder.create(CONFIG, tmp_path / "run", command, "digest").close()
+    assert RunFolder.open(tmp_path / "run").environment["command"] == command
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("state", [b"{}", b'{"tensors": [1], "state": {}}', b'{"tensors": ["x"], "state": {}}', b"[]"])
+def test_a_state_with_its_digest_may_still_be_wrong(whole: RunFolder, state: bytes) -> None:
+    """As after an edit by hand of both files."""
+    (whole.path / "checkpoint-1/state.json").write_bytes(state)
+    pointer = json.loads((whole.path / "checkpoint.json").read_text())
+    pointer["files"]["state.json"] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    (whole.path / "checkpoint.json").write_text(json.dumps(pointer))
+    with pytest.raises(CheckpointError, match="has its digests but cannot be read.*nothing was loaded"):
+        whole.load_checkpoint()
+
+
+STATE = {
+    "epoch": 3,
+    "step": 5,
+    "clocks": {"train_seconds": 1.0, "compile_seconds": 0.0, "process_seconds": 2.0},
+    "scaler": {},
+    "telemetry": {"joules": 0.0, "seconds": 0.0, "integrated": False},
+}
+
+
+def test_a_training_state_of_the_run_is_taken(tmp_path: Path) -> None:
+    assert check_training_state(STATE, tmp_path, 3, 6) == (3, 5)
+    assert check_training_state(STATE | {"epoch": 4, "step": 0}, tmp_path, 3, 6) == (4, 0)
+    of_version_01 = {key: value for key, value in STATE.items() if key != "telemetry"}
+    assert check_training_state(of_version_01, tmp_path, 3) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 0}, "epoch: expected greater than or equal to 1, 0 found"),
+        ({"epoch": 99}, "it goes on at epoch 99, and the run has 3"),
+        ({"step": 6}, "it goes on at step 6 of epoch 3, whose last step is 5"),
+        ({"epoch": 4}, "it goes on at step 5 of epoch 4, whose last step is 0"),
+        ({"step": -1}, "step: "),
+        ({"epoch": "3"}, "epoch: expected a valid integer"),
+        ({"epoch": True}, "epoch: "),
+        ({"clocks": {}}, 'it has no "clocks.train_seconds"'),
+        ({"clocks": 1}, "clocks: "),
+        ({"scaler": None}, "scaler: "),
+        ({"telemetry": {"joules": "many"}}, "telemetry.joules: "),
+    ],
+    ids=str,
+)
+def test_a_training_state_of_no_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message + ".*train anew with"):
+        check_training_state(STATE | change, tmp_path, 3, 6)
+
+
+def test_a_training_state_needs_its_keys(tmp_path: Path) -> None:
+    for name in ("epoch", "step", "clocks", "scaler"):
+        with pytest.raises(CheckpointError, match=f'it has no "{name}"'):
+            check_training_state({key: value for key, value in STATE.items() if key != name}, tmp_path, 3, 6)
+
+
+def test_a_users_copy_of_a_checkpoint_is_not_removed(run: RunFolder) -> None:
+    """The bug: whatever was called checkpoint-* was taken for a leftover."""
+    run.save_checkpoint(*saved(1))
+    shutil.copytree(run.path / "checkpoint-1", run.path / "checkpoint-1-best")
+    run.save_checkpoint(*saved(2))
+    assert sorted(path.name for path in run.path.glob("checkpoint-*")) == ["checkpoint-1-best", "checkpoint-2"]
+
+
+@pytest.mark.parametrize("last", range(1, 8))
+def test_a_run_killed_before_its_settings_were_written_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """It can't be resumed: --out takes its folder, whatever of it was written."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        count = 0
+
+        def killed(path: Path, content: bytes) -> None:
+            nonlocal count
+            count += 1
+            path.write_bytes(content[: len(content) // 2] if count == last else content)
+            if count == last:
+                raise Killed
+
+        patch.setattr(files, "write", killed)
+        if last <= 4:
+            with pytest.raises(Killed):
+                RunFolder.create(CONFIG, out, [], "digest")
+        else:
+            RunFolder.create(CONFIG, out, [], "digest").close()
+            (out / "config.toml").unlink()
+    gc.collect()  # a process that was killed holds no lock
+    with pytest.raises(UsageError, match=f"one was begun there.*--out {out}"):
+        RunFolder.open(out)
+    RunFolder.check_unused(out)
+    with RunFolder.create(CONFIG, out, [], "digest").locked():
+        assert RunFolder.open(out).config == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("thesis.tex", "x"),
+        ("metrics.jsonl", '{"epoch": 1}\n'),
+        ("environment.json", '{"run_id": "?"}'),
+        ("metrics.csv", "mine"),
+    ],
+)
+def test_a_folder_with_something_else_in_it_is_not_one(tmp_path: Path, name: str, content: str) -> None:
+    out = tmp_path / "run"
+    RunFolder.create(CONFIG, out, [], "digest").close()
+    (out / "config.toml").unlink()
+    (out / name).write_text(content)
+    for refuses in (RunFolder.check_unused, lambda path: RunFolder.create(CONFIG, path, [], "digest")):
+        with pytest.raises(UsageError, match="is not empty"):
+            refuses(out)
+    assert (out / name).read_text() == content
+
+
+def test_a_hint_can_be_pasted(tmp_path: Path) -> None:
+    out = tmp_path / "my runs" / "it's one"
+    RunFolder.create(CONFIG, out, [], "digest").close()
+    with pytest.raises(UsageError, match="Continue it with --resume") as caught:
+        RunFolder.create(CONFIG, out, [], "digest")
+    assert str(out) in shlex.split(str(caught.value).split("--resume ")[1].split(", or")[0])
+    with pytest.raises(CheckpointError, match="train anew") as missing:
+        RunFolder.open(out).load_checkpoint()
+    assert str(out / "config.toml") in shlex.split(str(missing.value).split("`")[1])
+
+
+TOO_LONG = "a" * 300
+
+
+@pytest.mark.parametrize("name", [TOO_LONG, f"x/{TOO_LONG}", "a\0b"], ids=["long", "below", "NUL"])
+def test_an_impossible_name_is_an_error_of_ours(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for use in (
+        RunFolder.open,
+        RunFolder.check_unused,
+        lambda out: RunFolder.create(CONFIG, out, [], "digest"),
+    ):
+        with pytest.raises(UsageError):
+            use(path)
+    assert not (tmp_path / "x" / TOO_LONG[:10]).exists()
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a run in it, which lets this user not in; also if this user is root, whom nothing stops."""
+    folder = tmp_path / "closed"
+    RunFolder.create(CONFIG, folder / "run", [], "digest").close()
+    (folder / "run" / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
+    folder.chmod(0)
+    if os.access(folder, os.X_OK):
+        inside = str(folder) + "/"
+
+        def refused(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+                if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(inside):
+                    raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+                return real(path, *args, **kwargs)
+
+            return call
+
+        for name in ("stat", "lstat", "mkdir", "open", "scandir", "listdir"):
+            monkeypatch.setattr(os, name, refused(getattr(os, name)))
+        monkeypatch.setattr(os, "access", lambda path, mode: not f"{os.fspath(path)}/".startswith(inside))
+    yield folder
+    monkeypatch.undo()
+    folder.chmod(0o700)
+
+
+def test_a_folder_that_lets_nobody_in_is_named(closed: Path) -> None:
+    for use in (
+        RunFolder.open,
+        RunFolder.check_unused,
+        lambda out: RunFolder.create(CONFIG, out, [], "digest"),
+        lambda out: RunFolder.check_unused(out / "deeper" / "new"),
+        lambda out: RunFolder.create(CONFIG, out / "deeper" / "new", [], "digest"),
+    ):
+        with pytest.raises(UsageError, match=rf"Permission denied \(the folder {closed} does not let this user in\)"):
+            use(closed / "run")
 
 
 # Failing and dying while saving

@@ -22,18 +22,19 @@ import pytest
 from fake_run import DIGEST
 from tiny import write_tiny
 
+from fastcifar.cli import arguments
 from fastcifar.cli import main as cli
 from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
 from fastcifar.presets import TRIALS, load_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study import conduct as study
-from fastcifar.study import folder as study_folder
-from fastcifar.study.conduct import Result, conduct
-from fastcifar.study.folder import Study, Trial
-from fastcifar.study.plan import Request, plan
-from fastcifar.study.progress import Progress
+from fastcifar.studies import conduct as study
+from fastcifar.studies import folder as study_folder
+from fastcifar.studies.conduct import Result, conduct
+from fastcifar.studies.folder import Study, Trial
+from fastcifar.studies.plan import Request, plan
+from fastcifar.studies.progress import Progress
 
 TESTS = Path(__file__).resolve().parent
 OUT = Path("s")
@@ -47,7 +48,13 @@ class Report:
         self.calls: list[tuple[list[Path], dict[str, PlannedRun]]] = []
 
     def write_report(
-        self, runs: Sequence[Path], out: Path, *, planned: Sequence[PlannedRun] = (), data: str | None = None
+        self,
+        runs: Sequence[Path],
+        out: Path,
+        *,
+        planned: Sequence[PlannedRun] = (),
+        data: str | None = None,
+        note: Callable[[str], None] = print,
     ) -> Path:
         self.calls.append((list(runs), {run.name: run for run in planned}))
         return out / "index.html"
@@ -217,9 +224,9 @@ def test_wrong_numbers(capsys: pytest.CaptureFixture[str], argv: str, message: s
 def test_seeds(text: str, seeds: tuple[int, ...] | None) -> None:
     if seeds is None:
         with pytest.raises(ValueError):
-            cli._seeds(text)
+            arguments.seeds(text)
     else:
-        assert cli._seeds(text) == seeds
+        assert arguments.seeds(text) == seeds
 
 
 def test_folders_of_other_things_are_refused() -> None:
@@ -385,7 +392,7 @@ def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
         from types import SimpleNamespace
         from fastcifar.cli import main as cli
         from fastcifar.data import sources
-        from fastcifar.study import conduct as study
+        from fastcifar.studies import conduct as study
         sources.load = lambda data, mirror="": SimpleNamespace(digest={DIGEST!r})
         study.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
         sys.exit(cli.main("study final constant --seeds 1 --epochs 3 --out s".split()))
@@ -582,6 +589,6 @@ def test_on_a_terminal_one_live_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_study_imports_no_torch() -> None:
-    script = "import sys, fastcifar.study.conduct, fastcifar.study.compare; print('torch' in sys.modules)"
+    script = "import sys, fastcifar.studies.conduct, fastcifar.studies.compare; print('torch' in sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=TESTS.parent)
     assert done == "False\n"

@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_config, write_tiny
 
 from fastcifar import trainer
-from fastcifar.cli import main as cli
+from fastcifar.cli import train as cli
 from fastcifar.errors import InterruptedRunError
 from fastcifar.run import telemetry
 from fastcifar.run.folder import RunFolder

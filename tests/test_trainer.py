@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import tiny_config, weights, write_tiny
 
-from fastcifar import trainer
+from fastcifar import session, trainer
 from fastcifar.config import Config
 from fastcifar.engines import Engine
 from fastcifar.errors import (
@@ -310,6 +310,71 @@ def test_a_diverged_run_stops_and_says_so(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Makes a weight NaN right after the given step, counted from 1 over the whole run."""
+    taken = 0
+    images = Display.images
+
+    def count(self: Display, n: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            with torch.no_grad():
+                ENGINES[-1].model.head.weight[0, 0] = float("nan")
+        images(self, n)
+
+    build = session.build_engine
+    monkeypatch.setattr(session, "build_engine", lambda *args: ENGINES.append(build(*args)) or ENGINES[-1])
+    monkeypatch.setattr(Display, "images", count)
+
+
+ENGINES: list[Any] = []
+
+
+@pytest.mark.parametrize("how", ["amid an epoch, then SIGTERM", "after an epoch's last step", "in the last epoch"])
+def test_nothing_that_is_not_finite_is_saved_over_a_good_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The bug: a NaN amid an epoch, then SIGTERM: "saved, go on with --resume", and the good checkpoint was gone."""
+    step = {"amid an epoch, then SIGTERM": STEPS + 2, "after an epoch's last step": 2 * STEPS}.get(how, 3 * STEPS)
+    config = tiny_config(data, eval_every=1 if how == "in the last epoch" else 3)
+    with monkeypatch.context() as patch, pytest.raises(NonFiniteError) as caught:
+        poison(patch, step)
+        if "SIGTERM" in how:
+            stop_at(patch, step + 1)
+        trainer.train(config, tmp_path / "run", [])
+    assert caught.value.exit_code == 5
+    kept = RunFolder.open(tmp_path / "run")
+    tensors, state = kept.load_checkpoint()
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert (state["epoch"], state["step"]) == ((3, 0) if how == "in the last epoch" else (2, 0))
+    assert kept.summary() is None
+    resumed = trainer.resume(tmp_path / "run", {}, [])
+    assert same_weights(resumed, trainer.train(config, tmp_path / "whole", [])), "what was kept goes on as if nothing"
+
+
+@pytest.mark.parametrize("settings", [{"lr": 100.0}, {"std": (1e-30, 1e-30, 1e-30)}], ids=["lr", "std"])
+def test_a_loss_that_only_validation_sees_is_no_success(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """The bug: exit code 0 and a validation and test loss of NaN."""
+    with pytest.raises(NonFiniteError) as caught:
+        trainer.train(tiny_config(data, epochs=1, batch_size=100, **settings), tmp_path / "run", [])
+    assert caught.value.exit_code == 5 and "is not finite after epoch 1" in str(caught.value)
+    assert RunFolder.open(tmp_path / "run").summary() is None
+
+
+def test_all_images_can_be_trained_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer.train(tiny_config(data, val_size=0, epochs=2), tmp_path / "run", [])
+    assert "nothing is validated" in capsys.readouterr().err
+    assert [(r["val_loss"], r["val_accuracy"]) for r in records(run)] == [(None, None)] * 2
+    summary = RunFolder.open(run).summary()
+    assert summary is not None and summary["val_accuracy"] is None and 0 <= summary["test_accuracy"] <= 1
+    header, first, _ = (run / "metrics.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), first.split(","), strict=True))["val_accuracy"] == ""
+    with pytest.raises(UsageError, match="val_size = 0.*--split test"):
+        evaluate_run(run, "val")
+    assert evaluate_run(run)["recorded_accuracy"] == summary["test_accuracy"]
+
+
 @pytest.mark.parametrize("where", ["warm_up", "train_step"])
 @pytest.mark.parametrize(
     "error",
@@ -382,9 +447,14 @@ def test_without_a_compiler_the_compiled_engine_explains_itself(data: Path, tmp_
 def test_predictions_belong_to_the_test_accuracy_and_are_made_again_when_missing(data: Path, tmp_path: Path) -> None:
     run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", ["test"])
     found = predictions(run)
+    names = found.pop("class_names")
     assert {name: array.dtype.name for name, array in found.items()} == {
         "labels": "int16", "predicted": "int16", "confidence": "float32", "label_probability": "float32",
+        "places": "int64",
     }  # fmt: skip
+    assert names.tolist() == ["class 0", "class 1", "class 2", "class 3"]
+    with np.load(data) as source:  # whose rows are in another order than the predictions
+        assert np.array_equal(source["test_labels"][found["places"]], found["labels"])
     right = found["predicted"] == found["labels"]
     summary = RunFolder.open(run).summary()
     assert summary is not None and right.mean() == pytest.approx(summary["test_accuracy"], abs=1e-9)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fastcifar.cli.arguments import Parser, count, parsed, positive, split_settings
+from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings
 from fastcifar.errors import InterruptedRunError, UsageError
 
 SUMMARY = "measure what each engine, precision, loader, ... is worth in images/s on this machine"
@@ -29,17 +27,23 @@ def run(parser: Parser, argv: list[str]) -> int:
         default=1.0,
         help="length of each of the three windows of a process [1]",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder for the results [runs/ablate/TIME]")
+    parser.add_argument("--out", metavar="DIR", type=path, help="the folder for the results [runs/ablate/TIME]")
     parser.add_argument("--no-attribution", action="store_true", help="the grid only")
     args, rest = parser.parse_known_args(argv)
-    settings, problems = split_settings(rest)
-    if problems:
-        raise UsageError("\n".join(problems))
+    given = read_settings(rest)
+    for name, _ in given.settings:
+        if name in ("preset", "config"):
+            given.problems.append(
+                f"command line: --{name}: nothing to choose here: ablate varies the settings that change the speed; "
+                "set others with --KEY VALUE, such as --width-mult 0.5"
+            )
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
 
     from fastcifar.measuring import ablation, ablation_text
 
     result = ablation.ablate(
-        settings,
+        given.settings,
         repeats=args.repeats,
         window_seconds=args.seconds,
         out=args.out,

@@ -1,13 +1,18 @@
-"""How the words of a command line become arguments: the parser, the types of its arguments, and settings as options."""
+"""How the words of a command line become arguments: the parser, the types of arguments, and settings as options."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
+from fastcifar import paths
 from fastcifar.errors import UsageError
-from fastcifar.text import did_you_mean, nearest
+from fastcifar.text import did_you_mean, nearest, one_line, quoted
+
+_TRUTHS = ("true", "false", "yes", "no", "on", "off", "0", "1")
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,18 +30,25 @@ class Parser(argparse.ArgumentParser):
         return [name.removeprefix("--") for name in names if name.startswith("--")]
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command that takes no settings.
+
+        Raises:
+            UsageError: for all arguments that the command does not know, a line each.
+        """
         args, unknown = self.parse_known_args(argv)
         problems = []
-        for before, word in zip(["", *unknown], unknown, strict=False):
-            if word.startswith("-"):
-                name = word.partition("=")[0]
-                hint = did_you_mean(nearest(name.strip("-"), self.options(), 0.6), "--") or f" (see {self.prog} --help)"
-                problems.append(f"{name}: there is no such option{hint}")
-            elif not before.startswith("-"):
-                problems.append(f"{word}: unexpected argument (see {self.prog} --help)")
+        for option, value in _pieces(unknown):
+            if option:
+                hint = did_you_mean(nearest(option.strip("-"), self.options()), "--") or f" (see {self.prog} --help)"
+                problems.append(f"{one_line(option)}: there is no such option{hint}")
+            else:
+                problems.append(f"{one_line(value or '')}: unexpected argument (see {self.prog} --help)")
         if problems:
             raise UsageError("\n".join(problems))
         return args
+
+
+# ---- the types of arguments ----
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -44,7 +56,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def check(text: str) -> str:
         if text not in choices:
-            hint = did_you_mean(nearest(text, choices, 0.6))
+            hint = did_you_mean(nearest(text, choices))
             raise argparse.ArgumentTypeError(f"{text!r}: expected {' or '.join(choices)}{hint}")
         return text
 
@@ -63,59 +75,193 @@ def parsed(parse: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     return check
 
 
+def path(text: str) -> Path:
+    """The `type` of every argument that is a path, by the rule of `paths.given`."""
+    try:
+        return paths.given(text)
+    except FileNotFoundError as error:
+        raise argparse.ArgumentTypeError(f"{one_line(text) or repr(text)}: {error.strerror}") from None
+
+
 def count(text: str) -> int:
+    """A whole number from 1 to 10,000, for `parsed`."""
     if not 1 <= int(text) <= 10_000:
         raise ValueError
     return int(text)
 
 
 def positive(text: str) -> float:
+    """A finite number above 0, for `parsed`."""
     if not 0 < float(text) < float("inf"):
         raise ValueError
     return float(text)
 
 
 def seeds(text: str) -> tuple[int, ...]:
+    """The seeds 0 to N-1 of `N`, or those named as in `3,4,5`; for `parsed`."""
     if "," not in text:
         return tuple(range(count(text)))
-    seeds = sorted({int(part) for part in text.split(",")})
-    if not 0 <= seeds[0] <= seeds[-1] < 2**32:
+    named = sorted({int(part) for part in text.split(",")})
+    if not 0 <= named[0] <= named[-1] < 2**32:
         raise ValueError
-    return tuple(seeds)
+    return tuple(named)
 
 
-def split_settings(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """`--key value`, `--key=value` and, for a setting that is true or false, a bare `--key`, as pairs; and problems."""
-    from fastcifar.config import Config, allowed
-    from fastcifar.text import one_line
+# ---- settings ----
 
+
+@dataclass(frozen=True)
+class Given:
+    """What the words say that a parser does not know.
+
+    Args:
+        names: the words that stand alone and mean something.
+        settings: pairs of a setting's name, as typed, and its value.
+        problems: what is wrong, a line each.
+    """
+
+    names: list[str]
+    settings: list[tuple[str, str]]
+    problems: list[str]
+
+
+def read_settings(words: Sequence[str], why_not: Callable[[str], str] | None = None) -> Given:
+    """Reads `--key value`, `--key=value` and, for a setting that is true or false, `--key` and `--no-key`.
+
+    Args:
+        words: those that the parser does not know.
+        why_not: says of a word that stands alone why it means nothing here; empty where it means something. Without it,
+            no word may stand alone.
+    """
+    from fastcifar.config import Config
+    from fastcifar.spelling import allowed
+
+    names: list[str] = []
     pairs: list[tuple[str, str]] = []
     problems: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
+    for option, value in _pieces(words):
+        key = option.removeprefix("--")
         field = Config.model_fields.get(key.replace("-", "_"))
-        if not word.startswith("--") or not key:
-            problems.append(f"command line: {one_line(word)}: unexpected argument; settings are given as --KEY VALUE")
-        elif equals:
+        switched_off = _switched_off(key)
+        if not option.startswith("--") or not key:
+            word = option or value or ""
+            unexpected = "unexpected argument; settings are given as --KEY VALUE"
+            reason = why_not(word) if why_not and not option else unexpected
+            if reason:
+                problems.append(f"command line: {one_line(word)}: {reason}")
+            else:
+                names.append(word)
+        elif switched_off and value is not None:
+            problems.append(
+                f"command line: {option} {one_line(value)}: --no-... takes no value; "
+                f"give {option} or --{switched_off} {value}"
+            )
+        elif switched_off:
+            pairs.append((switched_off, "false"))
+        elif value is not None:
             pairs.append((key, value))
-        elif rest and not rest[0].startswith("--"):
-            pairs.append((key, rest.pop(0)))
         elif field is not None and field.annotation is bool:
             pairs.append((key, "true"))
         elif field is not None:
             problems.append(f"command line: --{key}: the value is missing; expected {allowed(key.replace('-', '_'))}")
         else:
             pairs.append((key, ""))
-    return pairs, problems
+    return Given(names, pairs, problems)
 
 
-def split_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that stand alone, and the options with their values."""
-    names: list[str] = []
-    options: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        value = before.startswith("--") and "=" not in before and not word.startswith("--")
-        (options if value or word.startswith("--") else names).append(word)
-    return names, options
+def _pieces(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Each option with its value, None where it has none; a word that stands alone has an empty option."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            yield "", word
+        elif equals:
+            yield option, value
+        elif rest and not rest[0].startswith("--") and _is_value(rest[0], word):
+            yield word, rest.pop(0)
+        else:
+            yield word, None
+
+
+def _is_value(word: str, option: str) -> bool:
+    """Whether `word` after `option` is its value. After a switch, the name of a preset or of a file stands alone."""
+    from fastcifar.config import Config
+
+    key = option.removeprefix("--")
+    field = Config.model_fields.get(key.replace("-", "_"))
+    if _switched_off(key):
+        return word.lower() in _TRUTHS
+    if field is not None and field.annotation is bool and word.lower() not in _TRUTHS:
+        return not _is_start(word)
+    return True
+
+
+def _switched_off(key: str) -> str:
+    """The setting, as typed, that `--no-KEY` sets to false; empty where the key is another one."""
+    from fastcifar.config import Config
+
+    name = key.replace("_", "-").removeprefix("no-")
+    field = Config.model_fields.get(name.replace("-", "_"))
+    return name if name != key.replace("_", "-") and field is not None and field.annotation is bool else ""
+
+
+# ---- where the settings start: a preset, and one's own file ----
+
+
+@dataclass(frozen=True)
+class Start:
+    """The preset and the file that the settings start from; None where none is named."""
+
+    preset: str | None
+    file: Path | None
+
+
+def add_start(parser: Parser, preset: str, config: str) -> None:
+    """Gives `parser` the options --preset and --config with these lines of help."""
+    parser.add_argument("--preset", metavar="NAME", help=preset)
+    parser.add_argument("--config", metavar="FILE", type=path, help=config)
+
+
+def why_no_start(word: str) -> str:
+    """For `read_settings`: why a word that stands alone is neither a preset nor a settings file; empty if it is one."""
+    from fastcifar.layers import preset_names
+
+    if _is_start(word):
+        return ""
+    if match := nearest(word, preset_names()):
+        return f"there is no such preset{did_you_mean(match)}"
+    there = paths.given(word)
+    if (there / "config.toml").is_file():
+        return f"unexpected argument; settings are given as --KEY VALUE{did_you_mean(quoted(word), '--resume ')}"
+    if there.exists():
+        return f"unexpected argument; settings are given as --KEY VALUE{did_you_mean(quoted(word), '--data ')}"
+    return "unexpected argument; settings are given as --KEY VALUE"
+
+
+def start_of(args: argparse.Namespace, given: Given) -> Start:
+    """The preset and the file, named by option or by a word that stands alone.
+
+    Args:
+        args: what a parser after `add_start` read.
+        given: the other words; a second preset or file is added to its problems.
+    """
+    presets: list[str] = []
+    files: list[str] = []
+    for name in given.names:
+        (files if name.endswith(".toml") else presets).append(name)
+    for what, words, option in (("preset", presets, args.preset), ("settings file", files, args.config)):
+        named = [*words, *([f"--{'preset' if what == 'preset' else 'config'} {option}"] if option is not None else [])]
+        if len(named) > 1:
+            several = "; `fastcifar study` trains several" if what == "preset" else ""
+            shown = " and ".join(map(one_line, map(str, named)))
+            given.problems.append(f"command line: {shown}: give one {what}{several}")
+    preset = args.preset if args.preset is not None else next(iter(presets), None)
+    return Start(preset, args.config if args.config is not None else paths.given(files[0]) if files else None)
+
+
+def _is_start(word: str) -> bool:
+    from fastcifar.layers import preset_names
+
+    return word.endswith(".toml") or word in preset_names()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 
-from fastcifar.cli.arguments import Parser
+from fastcifar.cli.arguments import Parser, path
 from fastcifar.ui.tables import print_table
 
 SUMMARY = "show runs side by side, each against the first"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a study for all its runs")
+    parser.add_argument("runs", metavar="RUN", type=path, nargs="+", help="a run folder, or a study for all its runs")
     parser.add_argument("--each", action="store_true", help="a column for every run, not for all seeds together")
     args = parser.parse(argv)
 
-    from fastcifar.study.compare import blocks, columns, legend, load, table
+    from fastcifar.studies.compare import blocks, columns, legend, load, table
 
     cols = columns(load(args.runs), args.each)
     print("\n".join(legend(cols)))

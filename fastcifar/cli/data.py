@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fastcifar.cli.arguments import Parser, one_of
 from fastcifar.errors import UsageError
-from fastcifar.text import did_you_mean, nearest
+from fastcifar.text import did_you_mean, nearest, one_line, quoted
 from fastcifar.ui.tables import print_table
 
 SUMMARY = "look at images (data info), or download a published set (data get)"
@@ -17,7 +17,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument("action", type=one_of("info", "get"), metavar="info|get", help="what to do")
     parser.add_argument("source", nargs="?", metavar="NAME|PATH", help="cifar100, cifar10, procedural or a path")
     parser.add_argument("--mirror", default="", metavar="URL", help="download from here, not from the official address")
-    args = parser.parse(argv)
+    args = parser.parse(_with_action(argv))
     if args.source is None and args.action == "get":
         raise UsageError("data get: the name is missing: cifar100 or cifar10")
 
@@ -34,7 +34,7 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     if args.action == "get" and source not in PUBLISHED:
         names = tuple(PUBLISHED)
-        raise UsageError(f"data get {source}: expected {' or '.join(names)}{did_you_mean(nearest(source, names, 0.6))}")
+        raise UsageError(f"data get {source}: expected {' or '.join(names)}{did_you_mean(nearest(source, names))}")
     dataset = sources.load(source, mirror=args.mirror)
     superclasses = f" in {len(dataset.superclass_names)} superclasses" if dataset.superclass_names else ""
     print(f"{dataset.name}: {dataset.num_classes} classes{superclasses}")
@@ -53,6 +53,18 @@ def run(parser: Parser, argv: list[str]) -> int:
     print()
     print_table(["", *splits], rows)
     return 0
+
+
+def _with_action(argv: list[str]) -> list[str]:
+    """`argv`; refused, with the action that is meant, where it begins with what `data info` looks at."""
+    first = argv[0] if argv else ""
+    if first and not first.startswith("-") and not nearest(first, ("info", "get")):
+        name = nearest(first, ("cifar100", "cifar10", "procedural"), 0.8) or first
+        raise UsageError(
+            f"data {one_line(first)}: expected info or get{did_you_mean(quoted(name), 'data info ')} "
+            "(see fastcifar data --help)"
+        )
+    return argv
 
 
 def _spread(low: int, high: int) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fastcifar.cli.arguments import Parser, one_of
+from fastcifar.cli.arguments import Parser, one_of, path
 
 SUMMARY = "measure the accuracy of a finished run again"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument("run", metavar="RUN", type=path, help="the run folder")
     parser.add_argument("--split", type=one_of("val", "test"), default="test", metavar="val|test", help="[test]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [the run's own, if present]")
     parser.add_argument("--data", metavar="PATH", help="where the same images lie now [where the run had them]")

@@ -5,16 +5,22 @@ Nothing heavy is imported before a command runs: `fastcifar --help` needs neithe
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import fastcifar
+from fastcifar import paths
 from fastcifar.cli import ablate, compare, data, doctor, evaluate, presets, profile, report, study, train
 from fastcifar.cli.arguments import Parser
-from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.text import did_you_mean, nearest
+from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.paths import refused
+from fastcifar.run import failure
+from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line
+from fastcifar.ui.notes import unfailing_stderr
 
 HELP = """\
 usage: fastcifar COMMAND [OPTION ...]
@@ -63,11 +69,48 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
+_HABITS = {
+    "resume": "train --resume",
+    "continue": "train --resume",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "bench": "ablate",
+    "benchmark": "ablate",
+    "download": "data get",
+    "info": "data info",
+    "get": "data get",
+    "list": "presets",
+    "help": "--help",
+    "version": "--version",
+    "-v": "--version",
+}
+"""Commands of other programs, by what does the same here."""
+
+VARIABLES = (
+    "FASTCIFAR_DATA",
+    "FASTCIFAR_DEBUG",
+    "FASTCIFAR_ISA",
+    "FASTCIFAR_STUDY_JOBS",
+    "FASTCIFAR_CUDA",
+    "FASTCIFAR_CUDA_ARCHS",
+    "FASTCIFAR_TEST_DATA",
+)
+"""The environment variables of the program, of its installation and of its tests."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` (default: the process's arguments) names, and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _write_anything()
+    with unfailing_stderr():
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
     try:
-        code = _run(words)
+        _name_misspelt_variables()
+        with failure.recorded_where_asked():
+            code = _run(words)
         if sys.stdout is not None:  # None where a service closed it
             sys.stdout.flush()
         return code
@@ -82,6 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_left():
             return 141
+        if isinstance(error, OSError) and (ours := _of_a_given_path(error, words)):
+            _show_traceback_if_debugging()
+            print(f"fastcifar: {ours}", file=sys.stderr)
+            return ours.exit_code
         return _report(error, words)
 
 
@@ -98,12 +145,51 @@ def _run(words: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         known = [*COMMANDS, "--help", "--version"]
-        raise UsageError(f"{name}: expected a command: {', '.join(COMMANDS)}{did_you_mean(nearest(name, known, 0.6))}")
+        match = _HABITS.get(name.lower()) or nearest(name, known, 0.65)
+        raise UsageError(f"{one_line(name)}: expected a command: {', '.join(COMMANDS)}{did_you_mean(match)}")
     command = COMMANDS[name]
     try:
         return command.run(Parser(name, command.summary), rest)
     except SystemExit as end:  # argparse, having printed the help
         return end.code if isinstance(end.code, int) else 0
+
+
+def _write_anything() -> None:
+    """Makes both streams take any text: what an encoding such as ASCII lacks is written as +/- or as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
+            stream.reconfigure(errors=ANY_STREAM)
+
+
+def _name_misspelt_variables() -> None:
+    """Tells of an environment variable that fastcifar does not read and whose name is near one that it does."""
+    for name in sorted(os.environ):
+        if name.startswith("FASTCIFAR_") and name not in VARIABLES and (match := nearest(name, VARIABLES, 0.85)):
+            print(f"fastcifar: {name} is not read{did_you_mean(match)}", file=sys.stderr)
+
+
+def _of_a_given_path(error: OSError, words: Sequence[str]) -> FastcifarError | None:
+    """`error` as one of ours, if the system refused a path that the user gave or one that is taken by default.
+
+    This is the one place for it: a command need not expect what a file system can say.
+    """
+    values = {word: word.partition("=")[2] if word.startswith("-") else word for word in words}
+    given = [path for value in values.values() if (path := _path(value))]
+    data = [_path(words[1 + i]) for i, word in enumerate(words[:-1]) if word in ("--data", "info")]
+    data += [_path(value) for word, value in values.items() if word.startswith("--data=")]
+    data += [_path(os.environ.get("FASTCIFAR_DATA", ""))]
+    if text := refused(error, [path for path in data if path]):
+        return DataError(text)
+    defaults = [Path("runs"), Path("report"), _path(os.environ.get("TMPDIR", ""))]
+    text = refused(error, [path for path in (*given, *defaults) if path])
+    return UsageError(text) if text else None
+
+
+def _path(text: str) -> Path | None:
+    try:
+        return paths.given(text)
+    except (OSError, ValueError):
+        return None
 
 
 def _reader_has_left() -> bool:

@@ -44,7 +44,7 @@ def run(parser: Parser, argv: list[str]) -> int:
 
 
 def _changes(preset: Preset) -> str:
-    from fastcifar.config import format_value
+    from fastcifar.spelling import format_value
 
     own = " ".join(f"{key}={format_value(value)}" for key, value in preset.own_settings.items())
     return f"{preset.base or 'the defaults'}{' + ' + own if own else ''}"
@@ -65,8 +65,9 @@ def expected_accuracy(preset: Preset, metric: Metric) -> str:
 
 
 def _show_preset(preset: Preset) -> int:
-    from fastcifar.config import Config, format_value
+    from fastcifar.config import Config
     from fastcifar.layers import presets_folder
+    from fastcifar.spelling import format_value
 
     about = preset.about
     print(f"{preset.name}: {about.summary}\n")

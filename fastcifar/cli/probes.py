@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fastcifar
+from fastcifar import machine
 from fastcifar.errors import UsageError
 from fastcifar.run import environment
+from fastcifar.text import quoted
 
 TORCH_MIN = (2, 10)
 PACKAGES = {
@@ -37,9 +39,13 @@ PACKAGES = {
     "platformdirs": "platformdirs",
     "filelock": "filelock",
     "PIL": "pillow",
+    "jinja2": "jinja2",
     "pynvml": "nvidia-ml-py",
 }
 """What pyproject.toml requires beside torch: module -> distribution."""
+
+_SETS = {"avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX512_BF16", "amx": "AMX"}
+"""Levels of `machine.CPU_LEVELS`, as their makers write them."""
 
 _DATA_GIB, _RUN_GIB = 1.0, 0.5  # the archive, its decoded copy and a margin; checkpoints, two at a time, and the rest
 
@@ -90,14 +96,14 @@ def _packages() -> Iterator[Finding]:
         else:
             missing.append(distribution)
     if missing:
-        advice = f"{shlex.quote(sys.executable)} -m pip install {' '.join(missing)}"
+        advice = f"{quoted(sys.executable)} -m pip install {' '.join(missing)}"
         yield Finding("problem", "packages", f"missing: {', '.join(missing)}", advice, fatal=True)
     else:
         yield Finding("ok", "packages", ", ".join(found))
 
 
 def _torch() -> Iterator[Finding]:
-    pip = f"{shlex.quote(sys.executable)} -m pip install 'torch>={'.'.join(map(str, TORCH_MIN))}'"
+    pip = f"{quoted(sys.executable)} -m pip install 'torch>={'.'.join(map(str, TORCH_MIN))}'"
     try:
         import torch
     except Exception as error:  # a broken installation raises OSError and others
@@ -112,17 +118,23 @@ def _torch() -> Iterator[Finding]:
 
 
 def _cpu() -> Iterator[Finding]:
-    cpu = environment.cpu()
-    known = [name for name in ("avx2", "avx512", "amx") if cpu[name]]
-    sets = ", ".join({"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX"}[name] for name in known) or "no AVX2"
-    cores = cpu["usable_cores"] or cpu["logical_cores"]
-    text = f"{cpu['model']}, {cores:g} core{'s' * (cores != 1)}, {environment.memory_gib()} GiB of memory, {sets}"
-    if cpu["amx"]:
-        yield Finding("ok", "cpu", f"{text}: bf16 is fast")
-    elif cpu["amx"] is None:
+    processor = machine.cpu()
+    cores = environment.usable_cores() or os.cpu_count() or 1
+    sets = ", ".join(_SETS[level] for level in machine.CPU_LEVELS[1:] if processor.has(level)) or "no AVX2"
+    text = f"{processor.model}, {cores:g} core{'s' * (cores != 1)}, {environment.memory_gib()} GiB of memory, {sets}"
+    if processor.level is None:
         yield Finding("note", "cpu", f"{text}: its instruction sets are not known on {platform.system()}")
+    elif processor.has_fast_bf16:
+        yield Finding("ok", "cpu", f"{text}: bf16 is fast, and precision = auto takes it")
+    elif processor.has("avx512_bf16"):
+        limit = f"ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA')}"
+        yield Finding(
+            "note", "cpu", f"{text}: with {limit} bf16 is slower than fp32, which precision = auto takes", "Unset it."
+        )
     else:
-        yield Finding("note", "cpu", f"{text}: without AMX bf16 is slower than fp32, which precision = auto takes")
+        yield Finding(
+            "note", "cpu", f"{text}: without AVX512_BF16 or AMX bf16 is slower than fp32, which precision = auto takes"
+        )
 
 
 def _threads() -> Iterator[Finding]:
@@ -228,7 +240,7 @@ def _triton() -> Iterator[Finding]:
     if _spec("triton"):
         yield Finding("ok", "triton", f"{_version('triton')}, for engine = compiled on CUDA")
     elif torch.version.cuda:
-        advice = f"{shlex.quote(sys.executable)} -m pip install triton (torch names the version it wants)"
+        advice = f"{quoted(sys.executable)} -m pip install triton (torch names the version it wants)"
         yield Finding("problem", "triton", "not installed: engine = compiled on CUDA needs it", advice)
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fastcifar.cli.arguments import Parser, count, parsed, split_settings
+from fastcifar.cli.arguments import (
+    Parser,
+    Start,
+    add_start,
+    count,
+    parsed,
+    path,
+    read_settings,
+    start_of,
+    why_no_start,
+)
 from fastcifar.errors import UsageError
 from fastcifar.ui.tables import print_table
 
@@ -12,28 +20,30 @@ SUMMARY = "show where the time of a training step goes, and how near each layer 
 
 
 def run(parser: Parser, argv: list[str]) -> int:
-    parser.usage = "fastcifar profile [--preset NAME] [--KEY VALUE ...] [--steps N] [--out DIR]"
+    parser.usage = "fastcifar profile [PRESET | FILE.toml] [--KEY VALUE ...] [--steps N] [--out DIR]"
     parser.epilog = (
         "The steps are those of a training run, on images of random bytes: no data is needed. --KEY VALUE sets what "
         "`fastcifar train --help` lists, such as --engine eager or --batch-size 512. DIR gets the tables, two "
         "pictures, and a trace for https://ui.perfetto.dev or chrome://tracing."
     )
-    parser.add_argument("--preset", metavar="NAME", default="final", help="whose settings to start from [final]")
+    add_start(parser, "whose settings to start from [final]", "start from the settings in your own TOML file")
     parser.add_argument(
         "--steps", metavar="N", type=parsed(count, "a number from 1"), default=10, help="steps to profile [10]"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder for the results [runs/profile/TIME-...]")
+    parser.add_argument("--out", metavar="DIR", type=path, help="the folder for the results [runs/profile/TIME-...]")
     args, rest = parser.parse_known_args(argv)
-    settings, problems = split_settings(rest)
+    given = read_settings(rest, why_no_start)
+    start = start_of(args, given)
 
     from fastcifar.layers import resolve_layers
 
     try:
-        config = resolve_layers(args.preset, None, settings, parser.options()).config
+        preset = "final" if start == Start(None, None) else start.preset
+        config = resolve_layers(preset, start.file, given.settings, parser.options()).config
     except UsageError as error:
-        problems.append(str(error))
-    if problems:
-        raise UsageError("\n".join(problems))
+        given.problems.append(str(error))
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
 
     from fastcifar.measuring import profile, profile_text
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastcifar.cli.arguments import Parser
+from fastcifar.cli.arguments import Parser, path
 
 SUMMARY = "write the page of finished runs or of a study: tables, figures and verdicts beside the report's"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
     parser.usage = "fastcifar report RUN ... [--out DIR] [--data PATH]\n"
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run, a study, or a folder that holds runs")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the page goes [report, or STUDY/report]")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=path, help="a run, a study, or a folder that holds runs")
+    parser.add_argument("--out", metavar="DIR", type=path, help="where the page goes [report, or STUDY/report]")
     parser.add_argument("--data", metavar="PATH", help="where the same images lie now [where the runs had them]")
     args = parser.parse(argv)
 
@@ -22,11 +22,12 @@ def run(parser: Parser, argv: list[str]) -> int:
         parse_overrides([("data", args.data)], ["data"])
 
     from fastcifar.report.writing import write_report
-    from fastcifar.study.finding import find_runs
-    from fastcifar.study.folder import REPORT, STUDY
+    from fastcifar.studies.finding import find_runs
+    from fastcifar.studies.folder import REPORT, STUDY
+    from fastcifar.ui.notes import note
 
     runs, planned = find_runs(args.runs)
     own = len(args.runs) == 1 and (args.runs[0] / STUDY).is_file()
     out = args.out or (args.runs[0] / REPORT if own else Path(REPORT))
-    print(f"report  {write_report(runs, out, planned=planned, data=args.data)}")
+    print(f"report  {write_report(runs, out, planned=planned, data=args.data, note=note)}")
     return 0

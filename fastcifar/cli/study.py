@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcifar.cli.arguments import Parser, count, parsed, positive, seeds, split_names, split_settings
+from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.ui.tables import print_table
 
 if TYPE_CHECKING:
-    from fastcifar.study.conduct import Result
+    from fastcifar.studies.conduct import Result
 
 SUMMARY = "train all trials of the report with several seeds, and write the report"
 
@@ -28,7 +28,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument(
         "--seeds", metavar="N", type=parsed(seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the study's folder [runs/study, runs/study-quick]")
+    parser.add_argument("--out", metavar="DIR", type=path, help="the study's folder [runs/study, runs/study-quick]")
     parser.add_argument(
         "--epochs-scale", metavar="X", type=parsed(positive, scale), help="shrinks every run: 0.1 is a tenth [1]"
     )
@@ -40,24 +40,23 @@ def run(parser: Parser, argv: list[str]) -> int:
         "quick one a core, at most 4]",
     )
     args, rest = parser.parse_known_args(argv)
-    names, words = split_names(rest)
-    settings, problems = split_settings(words)
-    if problems:
-        raise UsageError("\n".join(problems))
+    given = read_settings(rest, lambda word: "")  # the study checks the trials' names
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
 
-    from fastcifar.study.conduct import conduct
-    from fastcifar.study.plan import Request
+    from fastcifar.studies.conduct import conduct
+    from fastcifar.studies.plan import Request
 
-    quick = "quick" in names
-    trials = tuple(name for name in names if name != "quick")
-    request = Request(trials, quick, args.seeds, args.epochs_scale, settings, [*parser.options(), "quick"])
+    quick = "quick" in given.names
+    trials = tuple(name for name in given.names if name != "quick")
+    request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
     return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
 
 
 def _print_study(result: Result) -> int:
     """A line a trial and where the page lies; what failed is the error of the command."""
     from fastcifar.run.folder import RunFolder
-    from fastcifar.study.compare import mean_sd
+    from fastcifar.studies.compare import mean_sd
 
     rows = []
     for trial in result.study.trials:
@@ -65,7 +64,8 @@ def _print_study(result: Result) -> int:
         summaries = [RunFolder.open(run.path).summary() or {} for run in runs if run.state == "finished"]
         cells = [f"{len(summaries)} of {len(runs)}"]
         for key in ("val_accuracy", "test_accuracy"):
-            cells.append(mean_sd([100 * summary[key] for summary in summaries], ".2f") if summaries else "-")
+            values = [100 * summary[key] for summary in summaries if summary.get(key) is not None]
+            cells.append(mean_sd(values, ".2f") if values else "-")
         rows.append([trial, *cells])
     print_table(["trial", "runs", "val accuracy %", "test accuracy %"], rows)
     print(f"\nstudy   {result.study.path}")

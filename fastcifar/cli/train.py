@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcifar.cli.arguments import Parser, split_settings
+from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_settings, start_of, why_no_start
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
+from fastcifar.text import one_line, quoted
 
 if TYPE_CHECKING:
     from fastcifar.config import Config
@@ -22,60 +24,95 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
-    parser.usage = "fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    parser.usage += (
+        "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
+    )
     parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
-    parser.add_argument("--preset", metavar="NAME", help="start from the settings of a preset (see: fastcifar presets)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="start from the settings in your own TOML file")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the run folder; default: runs/PRESET/TIME-sSEED")
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with the run in this folder")
+    add_start(
+        parser,
+        "start from the settings of a preset (see: fastcifar presets)",
+        "start from the settings in your own TOML file",
+    )
+    parser.add_argument("--out", metavar="DIR", type=path, help="the run folder; default: runs/PRESET/TIME-sSEED")
+    parser.add_argument("--resume", metavar="RUN", type=path, help="go on with the run in this folder")
     parser.add_argument("--print-config", action="store_true", help="print the settings that would be used, and stop")
     if "-h" in argv or "--help" in argv:
         print(parser.format_help() + "\n" + describe_settings(), end="")
         return 0
     args, rest = parser.parse_known_args(argv)
     command = ["fastcifar", "train", *argv]
-    settings, problems = split_settings(rest)
+    given = read_settings(rest, why_no_start)
     if args.resume is not None:
-        return _resume(parser, args, settings, problems, command)
+        return _resume(parser, args, given, command)
 
-    from fastcifar.config import to_toml
     from fastcifar.layers import resolve_layers
-    from fastcifar.text import one_line
+    from fastcifar.spelling import to_toml
 
+    start = start_of(args, given)
     try:
-        resolved = resolve_layers(args.preset, args.config, settings, parser.options())
+        resolved = resolve_layers(start.preset, start.file, given.settings, parser.options())
     except UsageError as error:
-        problems.append(str(error))
-    if problems:
-        raise UsageError("\n".join(problems))
+        given.problems.append(str(error))
+    if given.problems:
+        raise UsageError("\n".join(given.problems))
     if args.print_config:
         print(f"# {one_line(shlex.join(command))}")
         print(f"# layers, the later ones win: {', '.join(('defaults', *resolved.layers))}")
         print(to_toml(resolved.config, resolved.origins), end="")
         return 0
 
+    _announce(resolved.config, named=start != Start(None, None), out=args.out)
+
     from fastcifar import trainer
 
     return _print_result(trainer.train(resolved.config, args.out, command))
 
 
-def _resume(
-    parser: Parser,
-    args: argparse.Namespace,
-    settings: list[tuple[str, str]],
-    problems: list[str],
-    command: list[str],
-) -> int:
+def _announce(config: Config, *, named: bool, out: Path | None) -> None:
+    """Says on stderr what a run will do that nobody may have meant: the long training of the defaults, and a download.
+
+    Args:
+        config: the settings of the run.
+        named: whether a preset or a file was named. Where one was, only a download is told.
+        out: the run folder that was asked for.
+    """
+    from fastcifar.data.cache import default_folder
+    from fastcifar.data.sources import download_size
+
+    if not named:
+        where = quoted(out) if out is not None else f"a new folder in runs/{config.preset}"
+        _tell(
+            f"no preset is named, so the defaults are trained: {config.epochs} epochs on {one_line(config.data)}, "
+            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}"
+        )
+    if size := download_size(config.data):
+        _tell(
+            f"{config.data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded to {default_folder()} "
+            "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
+        )
+    if not named:
+        _tell("`fastcifar train quick` is a small first run, with nothing to download")
+
+
+def _tell(text: str) -> None:
+    print(f"fastcifar: {text}", file=sys.stderr, flush=True)
+
+
+def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:
     from fastcifar.config import RESUMABLE
     from fastcifar.layers import parse_overrides
 
+    problems = given.problems
+    for word in given.names:
+        problems.append(f"command line: {one_line(word)}: not together with --resume, which continues a run as it is")
     for name in ("preset", "config", "out", "print_config"):
         if getattr(args, name):
             option = "--" + name.replace("_", "-")
             problems.append(f"command line: {option}: not together with --resume, which continues a run as it is")
     overrides = {}
     try:
-        overrides = parse_overrides(settings, RESUMABLE, parser.options())
+        overrides = parse_overrides(given.settings, RESUMABLE, parser.options())
     except UsageError as error:
         problems.append(str(error))
     if problems:
@@ -89,7 +126,8 @@ def _resume(
 def describe_settings() -> str:
     """All settings by group: option, meaning, what is allowed and the default."""
 
-    from fastcifar.config import Config, allowed, groups
+    from fastcifar.config import Config, groups
+    from fastcifar.spelling import allowed
 
     indent = 25
     width = min(shutil.get_terminal_size().columns, 110)

@@ -6,3 +6,7 @@ ACCEPTED = (
     "cifar-10-binary.tar.gz), the folder extracted from one, an .npz (train_images, train_labels, test_images, "
     "test_labels), or an image folder ({train,test}/<class>/*.png)"
 )
+SAVE_AS_NPZ = (
+    "make an .npz of it: np.savez(FILE, train_images=..., train_labels=..., test_images=..., test_labels=...), "
+    "images as uint8 [N, 32, 32, 3]"
+)

@@ -8,8 +8,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,39 +17,74 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar import files
 from fastcifar.data.notes import note
+from fastcifar.data.paths import user_path
 from fastcifar.errors import DataError
 
-FORMAT = "1"  # goes up when entries written before can no longer be used: they are then made anew
+FORMAT = "2"  # goes up when entries written before can no longer be used: they are then made anew
+FORMAT_WITHOUT_PLACES = "1"  # has the right images, but not where each lies in its source
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Arrays by name, and what belongs to them as JSON."""
+    """What one source holds once decoded.
+
+    Attributes:
+        arrays: Arrays by name.
+        meta: What belongs to them, as JSON takes it.
+    """
 
     arrays: Mapping[str, NDArray[Any]]
     meta: Mapping[str, Any]
 
 
+class NoHomeError(DataError):
+    """There is no place for a cache, as this user has no home folder."""
+
+
 def default_folder() -> Path:
-    """``$FASTCIFAR_DATA``, else the user's cache folder (``~/.cache/fastcifar`` on Linux)."""
+    """Where decoded data is kept unless the caller says otherwise.
+
+    Returns:
+        ``$FASTCIFAR_DATA``, else the user's cache folder (``~/.cache/fastcifar`` on Linux). It need not exist yet.
+
+    Raises:
+        NoHomeError: Neither is known.
+        DataError: FASTCIFAR_DATA names the home folder of nobody.
+    """
     if chosen := os.environ.get("FASTCIFAR_DATA"):
-        return Path(chosen).expanduser()
+        return user_path(chosen, "FASTCIFAR_DATA")
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("fastcifar"))
+    try:
+        return Path(platformdirs.user_cache_dir("fastcifar"))
+    except RuntimeError as error:
+        raise NoHomeError(
+            "there is no folder to keep data in: HOME is not set, and this user has no entry in the system's list. "
+            "FASTCIFAR_DATA=FOLDER names one."
+        ) from error
 
 
-def cached(folder: Path, name: str, fingerprint: str, build: Callable[[], Entry]) -> Entry:
-    """The entry ``name``, from ``folder`` if it holds it whole and of this ``fingerprint``, else from ``build()``.
+def cached(
+    folder: Path, name: str, fingerprint: str, build: Callable[[], Entry], formats: Collection[str] = (FORMAT,)
+) -> Entry:
+    """One entry of the cache, made first if it has to be.
 
-    A damaged entry is made anew, with a note; so is one whose fingerprint differs. Where the folder cannot be written,
-    ``build()`` is used without keeping its result, with a note. A full disk raises DataError.
+    Args:
+        folder: The cache. Where it cannot be written, the entry is made without being kept, with a note.
+        name: The entry's name.
+        fingerprint: What the entry was made from; an entry with another is made anew.
+        build: Makes the entry.
+        formats: The formats of entries that will do. A damaged entry is made anew, with a note.
+
+    Raises:
+        DataError: ``build`` raised it, the disk is full, or the entry is there but cannot be read.
     """
     path = folder / f"{name}.safetensors"
-    if entry := _read(path, fingerprint):
+    if entry := _read(path, fingerprint, formats):
         return entry
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,15 +98,31 @@ def cached(folder: Path, name: str, fingerprint: str, build: Callable[[], Entry]
         )
         return build()
     with held:
-        if entry := _read(path, fingerprint, tell=True):  # made by another process meanwhile?
+        if entry := _read(path, fingerprint, formats, tell=True):  # made by another process meanwhile?
             return entry
         entry = build()
-        _write(path, fingerprint, entry)
+        _write(path, fingerprint, entry, alone=not isinstance(held, nullcontext))
     return entry
 
 
+def holds(folder: Path, name: str, fingerprint: str, formats: Collection[str] = (FORMAT,)) -> bool:
+    """Whether the cache has an entry of this fingerprint, by its header alone: it may still turn out to be damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / f"{name}.safetensors", framework="np") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return False
+    return header.get("format") in formats and header.get("fingerprint") == fingerprint
+
+
 def hold(folder: Path, name: str) -> AbstractContextManager[object]:
-    """Take ``folder/.NAME.lock`` against every other process, saying so when it has to be waited for."""
+    """Take ``folder/.NAME.lock`` against every other process, saying so when it has to be waited for.
+
+    Raises:
+        OSError: The lock's file cannot be written.
+    """
     import filelock
 
     lock = filelock.FileLock(folder / f".{name}.lock")
@@ -80,6 +131,9 @@ def hold(folder: Path, name: str) -> AbstractContextManager[object]:
     except filelock.Timeout:
         note(f"waiting for another process that is preparing {name} in {folder}")
         return lock.acquire()
+    except NotImplementedError:  # some network file systems
+        note(f"{folder} knows no locks: two processes that start at once may both prepare {name}")
+        return nullcontext()
 
 
 def cannot_write(path: Path, error: OSError) -> DataError:
@@ -95,11 +149,7 @@ def cannot_write(path: Path, error: OSError) -> DataError:
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut, where the system can."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.sync(folder)
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], meta: str) -> str:
@@ -110,41 +160,41 @@ def _checksum(arrays: Mapping[str, NDArray[Any]], meta: str) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, fingerprint: str, tell: bool = False) -> Entry | None:
-    """The entry, or None where there is none that is whole and of this fingerprint."""
+def _read(path: Path, fingerprint: str, formats: Collection[str], tell: bool = False) -> Entry | None:
+    """The entry, or None where there is none that is whole, of this fingerprint and of one of these formats."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}
-        if header.get("format") != FORMAT or header.get("fingerprint") != fingerprint:
+        if header.get("format") not in formats or header.get("fingerprint") != fingerprint:
             return None
         arrays = load_file(path)
         if _checksum(arrays, header["meta"]) != header["sha256"]:
             raise ValueError("its content does not match its checksum")
         return Entry(arrays, json.loads(header["meta"]))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # writing a new one then works, or says why not
         return None
     except OSError as error:
-        raise DataError(f"cannot read the cached data {path}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot read the cached data {path}: {error.strerror or error}. "
+            "FASTCIFAR_DATA=FOLDER keeps the data in another folder."
+        ) from error
     except (SafetensorError, ValueError, KeyError) as error:
         if tell:
             note(f"the cached data {path} is damaged ({error}): making it anew")
         return None
 
 
-def _write(path: Path, fingerprint: str, entry: Entry) -> None:
+def _write(path: Path, fingerprint: str, entry: Entry, alone: bool) -> None:
     from safetensors.numpy import save
 
     meta = json.dumps(entry.meta)
     header = {"format": FORMAT, "fingerprint": fingerprint, "meta": meta, "sha256": _checksum(entry.arrays, meta)}
-    unfinished = path.with_name(f".{path.stem}.tmp")  # ours alone: the lock is held
+    unfinished = path.with_name(f".{path.stem}.tmp" if alone else f".{path.stem}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("wb") as file:
-            file.write(save(dict(entry.arrays), metadata=header))
-            file.flush()
-            os.fsync(file.fileno())
+        files.write(unfinished, save(dict(entry.arrays), metadata=header))
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.accepted import SAVE_AS_NPZ
 from fastcifar.data.dataset import SPLITS
-from fastcifar.data.decoded import Decoded, check_labels, text_of
+from fastcifar.data.decoded import Decoded, check_labels, name_of
+from fastcifar.data.notes import listed
 from fastcifar.data.pickles import PlainArray, unpickle
 from fastcifar.errors import DataError
 
@@ -101,8 +103,8 @@ def _read_pickle(
     table = unpickle(content, where)
     rows = table.get("data")
     if not isinstance(rows, PlainArray):
-        raise DataError(f"{where}: no array under the key 'data'; found {', '.join(map(repr, table)) or 'nothing'}")
-    images = _from_planes(rows.to_numpy(where))
+        raise DataError(f"{where}: no array under the key 'data'; found {listed([repr(key) for key in table])}")
+    images = _from_planes(rows.rows(where))
     keys = ("fine_labels", "coarse_labels") if superclasses else ("labels", "labels")
     fine, coarse = (_label_list(table, key, len(images), where) for key in keys)
     return images, fine, coarse
@@ -110,10 +112,15 @@ def _read_pickle(
 
 def _label_list(table: Mapping[str, Any], key: str, count: int, where: str) -> NDArray[np.int64]:
     values = table.get(key)
+    if isinstance(values, PlainArray):
+        values = values.whole_numbers()
+    elif isinstance(values, tuple):
+        values = list(values)
     if not isinstance(values, list) or len(values) != count or not all(type(value) is int for value in values):
         raise DataError(f"{where}: {key!r} is not a list of {count:,} whole numbers, one an image")
     if values and not 0 <= min(values) <= max(values) < 2**31:
-        raise DataError(f"{where}: {key!r} holds a label out of range")
+        wrong = min(values) if min(values) < 0 else max(values)
+        raise DataError(f"{where}: {key!r} holds a label out of range: {wrong}")
     return np.array(values, dtype=np.int64)
 
 
@@ -123,7 +130,7 @@ def _published_names(
     found: list[tuple[str, ...] | None]
     if version.binary:
         found = [
-            tuple(text_of(line, f"{where}: {name}") for line in files[name].splitlines() if line.strip())
+            tuple(name_of(line, f"{where}: {name}") for line in files[name].splitlines() if line.strip())
             if name in files
             else None
             for name in version.names
@@ -139,7 +146,7 @@ def _published_names(
             values = table.get(key)
             if not isinstance(values, list) or not values:
                 raise DataError(f"{where}: {name} has no list of names under {key!r}")
-            found.append(tuple(text_of(value, f"{where}: {name}") for value in values))
+            found.append(tuple(name_of(value, f"{where}: {name}") for value in values))
     return found[0], found[1] if len(found) > 1 else None
 
 
@@ -154,5 +161,8 @@ def _superclass_of(
     if (wrong := np.flatnonzero(table[fine] != above)).size:
         label = int(fine[wrong[0]])
         seen = sorted(set(above[fine == label].tolist()))
-        raise DataError(f"{where}: images of class {label} lie in several superclasses: {seen}")
+        raise DataError(
+            f"{where}: images of class {label} lie in several superclasses: {seen}. Labels that were changed "
+            f"afterwards (as in CIFAR-100N) have none; to train on them, {SAVE_AS_NPZ}"
+        )
     return tuple(table.tolist())

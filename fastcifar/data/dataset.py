@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +15,48 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 ``[N, 32, 32, 3]`` RGB, C-contiguous, and their labels, int64 ``[N]``."""
+    """Some images with their labels, and where each image lies in its source.
+
+    Attributes:
+        images: uint8 ``[N, 32, 32, 3]`` RGB, C-contiguous.
+        labels: int64 ``[N]``.
+        places: int64 ``[N]``, the index of each image in the source as it lies there: the row of the split's array in
+            an .npz or a CIFAR file (the five files of CIFAR-10 count as one after the other); in an image folder, the
+            index in the list of the split's files sorted by class name, then by file name. None where not known.
+        files: In an image folder, the path of each image below the folder, such as ``test/cat/007.png``, made fit to
+            be shown by ``notes.printable``. None for every other source.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    places: NDArray[np.int64] | None = None
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, index: NDArray[np.integer[Any]]) -> "Split":
+        """The images at ``index``, int ``[M]``, in that order, with all that belongs to them."""
+        return Split(
+            self.images[index],
+            self.labels[index],
+            None if self.places is None else self.places[index],
+            None if self.files is None else tuple(self.files[i] for i in index.tolist()),
+        )
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits in canonical order, and what their labels mean.
+    """Both splits in canonical order (see ``canonical``), and what their labels mean.
 
-    ``digest`` is the SHA-256 of the content, the same for any order and layout of the same images and labels.
-    ``superclass_names`` and ``superclass_of`` (an index a class) are empty where superclasses are not known.
+    Attributes:
+        name: The name of a published set, or that of the file or folder.
+        train: The training images.
+        test: The test images.
+        class_names: The name of each class, sorted; a label is an index into it.
+        superclass_names: Empty where superclasses are not known.
+        superclass_of: The index of each class's superclass; empty where superclasses are not known.
+        digest: The SHA-256 of the content, the same for any order and layout of the same images and labels.
     """
 
     name: str
@@ -41,35 +69,50 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return len(self.class_names)
 
     def train_val(self, val_size: int, split_seed: int) -> tuple[Split, Split]:
-        """Split off ``val_size`` random training images for validation: ``(train, val)``, disjoint, not stratified.
+        """Split off random training images for validation, not stratified.
 
-        A pure function of the content, ``val_size`` and ``split_seed`` (a whole number from 0). The validation images
-        of a smaller ``val_size`` are among those of a larger one. Raises UsageError.
+        The result depends on nothing but the content and the two arguments. The validation images of a smaller
+        ``val_size`` are among those of a larger one.
+
+        Args:
+            val_size: How many images validate; with 0, all of them train and the split for validation is empty.
+            split_seed: A whole number from 0.
+
+        Returns:
+            The images to train on, and those to validate on.
+
+        Raises:
+            UsageError: Either argument is out of range.
         """
         count = len(self.train)
         if not 0 <= val_size < count:
+            allowed = f"0 to {count - 1}" if count > 1 else "0"
             raise UsageError(
-                f"val_size = {val_size}: {self.name} has {count:,} training images; allowed: 0 to {count - 1}"
+                f"val_size = {val_size}: {self.name} has {count:,} training images; allowed: {allowed}. "
+                "--val-size N sets it, and with 0 every one of them is trained on."
             )
         if split_seed < 0:
             raise UsageError(f"split_seed = {split_seed}: allowed: whole numbers from 0")
         # Sorting raw Philox output: Generator.permutation may change between versions of NumPy, this may not.
         keys = np.random.Philox(np.random.SeedSequence(split_seed)).random_raw(count)
         order = np.argsort(keys, kind="stable")
-        val, train = order[:val_size], order[val_size:]
-        images, labels = self.train.images, self.train.labels
-        return Split(images[train], labels[train]), Split(images[val], labels[val])
-
-
-def split_digest(split: Split) -> str:
-    """SHA-256 of a split's images and labels, the same for any order of them."""
-    return sorted_by_content(split)[1]
+        return self.train.take(order[val_size:]), self.train.take(order[:val_size])
 
 
 def sorted_by_content(split: Split) -> tuple[NDArray[np.intp], str]:
+    """The canonical order of a split, and the digest that names its content.
+
+    Args:
+        split: Images and labels in any order.
+
+    Returns:
+        The indices, intp ``[N]``, that put its images in order of the SHA-256 of their bytes and label, and the
+        SHA-256 of those in that order.
+    """
     count = len(split)
     labels = split.labels.astype("<i8")
     pairs = zip(split.images, labels, strict=True)
@@ -78,7 +121,13 @@ def sorted_by_content(split: Split) -> tuple[NDArray[np.intp], str]:
     return np.array(order, dtype=np.intp), hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
+def split_digest(split: Split) -> str:
+    """SHA-256 of a split's images and labels, the same for any order of them."""
+    return sorted_by_content(split)[1]
+
+
 def joined(digests: Mapping[str, str]) -> str:
+    """The ``Dataset.digest`` of splits whose digests are ``{"train": ..., "test": ...}``."""
     return hashlib.sha256("".join(digests[split] for split in SPLITS).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,29 +11,88 @@ from numpy.typing import NDArray
 from fastcifar.data.dataset import SPLITS
 from fastcifar.errors import DataError
 
+MOST_CLASSES = 2**16  # that labels without names may mean: one wild label would otherwise ask for terabytes
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images and labels of both splits as found: any order, names and superclasses only where the layout has them."""
+    """Images and labels of both splits as they lie in the source.
 
-    images: Mapping[str, NDArray[np.uint8]]  # "train", "test": [N, 32, 32, 3]
-    labels: Mapping[str, NDArray[np.int64]]  # [N]
+    Attributes:
+        images: For "train" and "test", uint8 ``[N, 32, 32, 3]``.
+        labels: For "train" and "test", int64 ``[N]``, each from 0 to ``num_classes - 1``.
+        num_classes: How many classes there are; some may have no image.
+        class_names: In order of the labels; None where the layout has no names.
+        superclass_of: The superclass of each class, -1 for a class without images; None where the layout has none.
+        superclass_names: None where the layout has none.
+        files: For "train" and "test", each image's path below the folder; None where images are no files of their own.
+        notes: What the user should be told of the source.
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    labels: Mapping[str, NDArray[np.int64]]
     num_classes: int
     class_names: tuple[str, ...] | None = None
-    superclass_of: tuple[int, ...] | None = None  # -1 for a class without images
+    superclass_of: tuple[int, ...] | None = None
     superclass_names: tuple[str, ...] | None = None
+    files: Mapping[str, tuple[str, ...]] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def describe(array: NDArray[Any]) -> str:
+    """Type and shape, such as ``uint8 [100, 32, 32, 3]``."""
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def whole_numbers(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
+    """Labels of any integer type as int64.
+
+    Args:
+        labels: ``[N]``.
+        where: What to call them in a message.
+
+    Raises:
+        DataError: They are no whole numbers ``[N]``, or one of them is beyond int64.
+    """
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        hint = ""
+        if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iu":
+            hint = "; labels[:, 0] makes it so"
+        elif labels.ndim == 2 and labels.dtype.kind in "biuf":
+            hint = "; labels.argmax(axis=1) makes it so if each row marks one class"
+        elif labels.dtype.kind in "bf":
+            hint = "; labels.astype(int) makes it so if none has a fraction"
+        elif labels.dtype.kind in "US":
+            hint = "; names, label_numbers = np.unique(labels, return_inverse=True) gives label_names and numbers"
+        raise DataError(f"{where} is {describe(labels)}, not whole numbers [N]{hint}")
+    if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
+        raise DataError(f"{where} holds label {int(labels.max())}; allowed: 0 to {MOST_CLASSES - 1}")
+    return labels.astype(np.int64)
 
 
 def check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | None, where: Path) -> int:
-    """How many classes there are: ``num_classes``, else as many as the labels, which must start at 0, tell."""
+    """Check that every label is the number of a class.
+
+    Args:
+        labels: For "train" and "test", int64 ``[N]``.
+        num_classes: How many classes are named; None where none is.
+        where: The source, for messages.
+
+    Returns:
+        ``num_classes``, else as many classes as the labels, which must start at 0, tell.
+
+    Raises:
+        DataError: A split is empty, or a label is out of range.
+    """
     for split in SPLITS:
         if not len(labels[split]):
             raise DataError(f"{where}: the {split} split holds no image")
         low, high = int(labels[split].min()), int(labels[split].max())
-        if low < 0 or (num_classes is not None and high >= num_classes):
+        limit = num_classes if num_classes is not None else MOST_CLASSES
+        if low < 0 or high >= limit:
+            hint = " (images that are to be ignored have to be left out)" if low == -1 else ""
             wrong = low if low < 0 else high
-            allowed = f"0 to {num_classes - 1}" if num_classes is not None else "0 and above"
-            raise DataError(f"{where}: label {wrong} in the {split} split; allowed: {allowed}")
+            raise DataError(f"{where}: label {wrong} in the {split} split; allowed: 0 to {limit - 1}{hint}")
     if num_classes is not None:
         return num_classes
     if first := min(int(labels[split].min()) for split in SPLITS):
@@ -40,11 +100,21 @@ def check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | Non
     return 1 + max(int(labels[split].max()) for split in SPLITS)
 
 
-def text_of(value: object, where: str) -> str:
+def name_of(value: object, where: str) -> str:
+    """A class's name as text.
+
+    Args:
+        value: A str, or bytes in UTF-8.
+        where: The source, for messages.
+
+    Raises:
+        DataError: ``value`` is no text, or an empty one.
+    """
     try:
         text = value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         text = None
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: {value!r} is not a name")
+        shown = repr(value)
+        raise DataError(f"{where}: {shown if len(shown) <= 80 else shown[:77] + '...'} is not a name")
     return text.strip()

@@ -35,13 +35,12 @@ def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, tit
     it under its published name. ``use`` raises DataError on content it does not accept; such a file is not kept.
     """
     address = mirror_address(url, mirror)
-    kept = folder / f"{title}.download"
+    kept = kept_file(folder, title)
     if kept.exists():
         try:
             return use(kept)
         except DataError as error:
             note(f"the copy downloaded before is of no use ({error}): downloading it again")
-            kept.unlink(missing_ok=True)
     if address.startswith("file:"):
         try:
             return use(Path(url2pathname(urlsplit(address).path)))
@@ -71,6 +70,11 @@ def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, tit
     _validator_file(part).unlink(missing_ok=True)
     sync_folder(folder)
     return result
+
+
+def kept_file(folder: Path, title: str) -> Path:
+    """Where ``obtain`` keeps a file that it has downloaded."""
+    return folder / f"{title}.download"
 
 
 def mirror_address(url: str, mirror: str) -> str:

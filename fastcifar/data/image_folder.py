@@ -1,79 +1,128 @@
-"""An image folder, {train,test}/<class>/*.png or any other format of Pillow -> arrays."""
+"""An image folder, {train,test}/<class>/*.png or any other format of ``images.FORMATS`` -> arrays."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import stat
+import unicodedata
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastcifar.data.dataset import SPLITS
 from fastcifar.data.decoded import Decoded
-from fastcifar.data.notes import nearest, note
+from fastcifar.data.images import OTHER_SUFFIXES, SUFFIXES, open_images
+from fastcifar.data.notes import listed, nearest
+from fastcifar.data.paths import is_litter
 from fastcifar.errors import DataError
 
 
 def read_image_folder(folder: Path) -> Decoded:
-    class_names = {split: sorted(p.name for p in (folder / split).iterdir() if p.is_dir()) for split in SPLITS}
+    """Images and labels of an image folder.
+
+    Hidden entries and those that systems leave behind are skipped, and so are files that are no images; the notes say
+    so where it may matter.
+
+    Args:
+        folder: Holds train/ and test/, each with one folder a class.
+
+    Raises:
+        DataError: The classes of both splits differ, a class has no image, or an image is not to be taken.
+        OSError: A folder cannot be read.
+    """
+    notes, skipped = [], []
+    class_names = {}
+    for split in SPLITS:
+        inside = _kinds(folder / split)
+        if broken := [name for name, kind in inside.items() if kind == "broken link" and not is_litter(name)]:
+            raise DataError(f"{folder / split / broken[0]} is a link to nowhere: a class would be missing")
+        folders = [name for name, kind in inside.items() if kind == "folder"]
+        skipped += [f"{split}/{name}" for name in folders if is_litter(name)]
+        class_names[split] = [name for name in folders if not is_litter(name)]
+    _check_classes(folder, class_names)
+    names = class_names["train"]
+    images, labels, files, ignored = {}, {}, {}, []
+    for split in SPLITS:
+        found: list[str] = []
+        targets: list[int] = []
+        for label, name in enumerate(names):
+            usable, others = _image_files(folder, f"{split}/{name}")
+            ignored += others
+            found += usable
+            targets += [label] * len(usable)
+        files[split] = tuple(found)
+        images[split] = open_images([folder / file for file in found])
+        labels[split] = np.array(targets, dtype=np.int64)
+    if ignored:
+        notes.append(f"ignored {len(ignored)} of {folder} that are no image files, the first {folder / ignored[0]}")
+    if skipped:
+        notes.append(f"skipped {len(skipped)} hidden or system folders of {folder}, the first {skipped[0]}")
+    if unused := _other_splits(folder, set(names)):
+        notes.append(f"{folder} also holds {listed(unused)}, of which nothing is used")
+    return Decoded(images, labels, len(names), tuple(names), files=files, notes=tuple(notes))
+
+
+def entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """The entries of a folder: 60,000 in 0.2 s, where Path.glob takes 0.6 s."""
+    with os.scandir(folder) as found:
+        return list(found)
+
+
+def _kinds(folder: Path) -> dict[str, str]:
+    """Each entry, sorted by name, with what it is, links followed: file, folder, broken link or other."""
+    kinds = {}
+    for entry in sorted(entries(folder), key=lambda entry: entry.name):
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            kinds[entry.name] = "broken link"
+            continue
+        kinds[entry.name] = "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+    return kinds
+
+
+def _check_classes(folder: Path, class_names: dict[str, list[str]]) -> None:
     for split, other in (SPLITS, SPLITS[::-1]):
-        if missing := [name for name in class_names[split] if name not in class_names[other]]:
+        there = set(class_names[other])
+        if missing := [name for name in class_names[split] if name not in there]:
+            alike = {unicodedata.normalize("NFC", name) for name in there}
+            hint = nearest(missing[0], class_names[other])
+            if unicodedata.normalize("NFC", missing[0]) in alike:
+                hint = f" {other}/ has the same name in another form of Unicode: rename one of the two folders."
             raise DataError(
-                f"{folder}: class {missing[0]!r} is in {split}/ but not in {other}/ ({len(missing)} such)."
-                f"{nearest(missing[0], class_names[other])}"
+                f"{folder}: class {missing[0]!r} is in {split}/ but not in {other}/ ({len(missing)} such).{hint}"
             )
     if not class_names["train"]:
         raise DataError(f"{folder}: train/ and test/ hold no class folders")
-    images, labels, ignored = {}, {}, []
-    for split in SPLITS:
-        files, targets = [], []
-        for label, name in enumerate(class_names[split]):
-            inside = sorted(p for p in (folder / split / name).iterdir() if not p.name.startswith("."))
-            usable = [p for p in inside if p.suffix.lower() in _image_suffixes() and p.is_file()]
-            ignored += sorted(set(inside) - set(usable))
-            if not usable:
-                raise DataError(f"{folder / split / name} holds no image")
-            files += usable
-            targets += [label] * len(usable)
-        images[split] = _open_images(files)
-        labels[split] = np.array(targets, dtype=np.int64)
-    if ignored:
-        note(f"ignored {len(ignored)} of {folder} that are no image files, the first {ignored[0]}")
-    return Decoded(images, labels, len(class_names["train"]), tuple(class_names["train"]))
 
 
-def _image_suffixes() -> set[str]:
-    from PIL import Image
+def _image_files(folder: Path, inside: str) -> tuple[list[str], list[str]]:
+    """The image files of one class, sorted, and the other entries, both as paths below ``folder``."""
+    usable, others = [], []
+    kinds = {name: kind for name, kind in _kinds(folder / inside).items() if not is_litter(name)}
+    for name, kind in kinds.items():
+        path = f"{inside}/{name}"
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in SUFFIXES and kind in ("file", "broken link"):  # reading the link says what is wrong with it
+            usable.append(path)
+        elif suffix in OTHER_SUFFIXES and kind == "file":
+            raise DataError(f"{folder / path} is in a format that is not taken: convert it to PNG first")
+        else:
+            others.append(path)
+    if not usable:
+        hint = f", only {listed([path.rsplit('/', 1)[-1] for path in others], 3)}" if others else ""
+        hint += "; images are looked for in the class folder itself" if "folder" in kinds.values() else ""
+        raise DataError(f"{folder / inside} holds no image{hint}")
+    return usable, others
 
-    return set(Image.registered_extensions())
 
-
-def _open_images(files: Sequence[Path]) -> NDArray[np.uint8]:
-    images = np.empty((len(files), 32, 32, 3), dtype=np.uint8)
-
-    def open_chunk(start: int) -> None:
-        for i in range(start, min(start + 256, len(files))):
-            images[i] = _open_image(files[i])
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(open_chunk, range(0, len(files), 256)))  # the first problem in order of the files is raised
-    return images
-
-
-def _open_image(file: Path) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            if image.size != (32, 32):
-                raise DataError(f"{file} has {image.width}x{image.height} pixels; only 32x32 is taken")
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise DataError(f"{file} holds {frames} pictures: which one is meant?")
-            if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() != (255, 255):
-                raise DataError(f"{file} is partly transparent: lay it on a colour first")
-            if image.mode not in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"):
-                raise DataError(f"{file} is of mode {image.mode}, which has no exact 8-bit RGB")
-            return np.asarray(image.convert("RGB"))
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        raise DataError(f"{file} is damaged or no image ({error})") from error
+def _other_splits(folder: Path, names: set[str]) -> list[str]:
+    """Folders beside train/ and test/ that look like a third split: by their name, or by the classes they hold."""
+    found = []
+    for entry in sorted(entries(folder), key=lambda entry: entry.name):
+        if entry.name in SPLITS or is_litter(entry.name) or not entry.is_dir():
+            continue
+        try:
+            if entry.name.lower().startswith("val") or names & set(os.listdir(entry)):
+                found.append(f"{entry.name}/")
+        except OSError:
+            continue  # a folder that cannot be read is none of ours
+    return found

@@ -5,63 +5,78 @@ import hashlib
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.data.accepted import ACCEPTED, ARCHIVE_SUFFIXES
-from fastcifar.data.archives import read_archive
+from fastcifar.data.archives import LARGEST_FILE, read_archive
 from fastcifar.data.cifar_files import EXTRACTED, VERSIONS, Version, read_published
 from fastcifar.data.dataset import SPLITS
 from fastcifar.data.decoded import Decoded
-from fastcifar.data.image_folder import read_image_folder
-from fastcifar.data.notes import nearest
-from fastcifar.data.npz import read_npz
+from fastcifar.data.foreign import foreign_kind, foreign_zip
+from fastcifar.data.image_folder import entries, read_image_folder
+from fastcifar.data.notes import listed, nearest
+from fastcifar.data.npz import KEYS, read_npz
+from fastcifar.data.paths import is_litter, kind_of, read_bytes, reading
 from fastcifar.errors import DataError
 
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What the system says of a file that cannot be read, as a DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-
-
-def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
+_NOTHING = os.stat_result((0,) * 10)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One set of images on this machine, recognised but not yet read."""
+    """One set of images on this machine, recognised but not yet read.
+
+    Attributes:
+        path: The file or folder.
+        layout: "archive", "npz", "image folder" or the title of a published version.
+        version: The published version whose files lie in the folder, if they do.
+    """
 
     path: Path
-    layout: str  # "archive", "npz", "image folder" or the title of a published version
+    layout: str
     version: Version | None = None
 
     def fingerprint(self) -> str:
-        """A digest of the names, sizes and times of its files: another one means that they must be read anew."""
-        with _reading(self.path):
-            if self.path.is_file():
-                files = [("", self.path.stat())]
-            elif self.version:
-                present = (self.path / name for name in self.version.required + self.version.names)
-                files = [(file.name, file.stat()) for file in present if file.is_file()]
-            else:  # os.scandir: 60,000 images in 0.2 s, where Path.glob takes 0.6 s
-                folders = [(s, folder) for s in SPLITS for folder in _entries(self.path / s) if folder.is_dir()]
-                files = [(f"{s}/{f.name}/{file.name}", file.stat()) for s, f in folders for file in _entries(f)]
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
-        for name, stat in sorted(files, key=lambda file: file[0]):
-            digest.update(f"\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        """A digest that changes when any of the source's files does: then they must be read anew.
+
+        It is made of each file's name, size, times and inode. A program can set the time of writing (tar, mv and
+        touch do), but not the time of the last change to the inode, nor the inode's number.
+
+        Raises:
+            DataError: A file or folder cannot be read.
+        """
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()) + f"\0{self.layout}".encode())
+        with reading(self.path):
+            for name, about in sorted(self._files()):
+                digest.update(b"\0" + name)
+                for number in (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino):
+                    digest.update(f"\0{number}".encode())
         return digest.hexdigest()
+
+    def _files(self) -> list[tuple[bytes, os.stat_result]]:
+        """What ``read`` looks at: names below the path, each with what the system says of it."""
+        if self.path.is_file():
+            return [(b"", self.path.stat())]
+        if self.version:
+            present = (self.path / name for name in self.version.required + self.version.names)
+            return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
+        # Folders that are not read count by their names, because the notes tell of them.
+        found = [(os.fsencode(entry.name), _NOTHING) for entry in entries(self.path) if _is_folder(entry)]
+        for split in SPLITS:
+            for folder in entries(self.path / split):
+                inside = os.fsencode(f"{split}/{folder.name}")
+                found.append((inside, _NOTHING))
+                if is_litter(folder.name) or not _is_folder(folder):
+                    continue
+                for entry in entries(folder):
+                    if not entry.name.startswith("."):
+                        found.append((inside + b"/" + os.fsencode(entry.name), _about(entry)))
+        return found
 
     def read(self) -> Decoded:
         """All images and labels, checked. Raises DataError."""
-        with _reading(self.path):
+        with reading(self.path):
             if self.layout == "npz":
                 return read_npz(self.path)
             if self.layout == "archive":
@@ -69,60 +84,148 @@ class Source:
             if self.version is None:
                 return read_image_folder(self.path)
             paths = (self.path / name for name in self.version.required + self.version.names)
-            return read_published(self.version, {p.name: p.read_bytes() for p in paths if p.is_file()}, self.path)
+            files = {path.name: read_bytes(path, LARGEST_FILE) for path in paths if path.is_file()}
+            return read_published(self.version, files, self.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
+
+
+def _about(entry: os.DirEntry[str]) -> os.stat_result:
+    """What the system says of a link's target, or of the link itself where it leads nowhere."""
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)
+
+
+# ---------------------------------------------------------------------------------------------------- recognising
 
 
 def locate(path: Path) -> Source:
-    """Recognise what ``path`` holds: a file, a folder, or a folder that holds one such. Raises DataError."""
-    with _reading(path):
-        if not path.exists():
-            siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(f"no such file or folder: {path}.{nearest(path.name, siblings)}")
-        if not path.is_file():
+    """Recognise what a path holds.
+
+    Args:
+        path: A file, a folder, or a folder that holds one such.
+
+    Raises:
+        DataError: Nothing is there, it cannot be read, it is in no layout of fastcifar, or it holds several.
+    """
+    with reading(path):
+        kind = kind_of(path)
+        if kind == "folder":
             return _locate_in_folder(path)
+        if kind == "nothing":
+            raise DataError(_not_there(path))
+        if kind != "file":
+            raise DataError(f"{path} is {kind}, and images are read from files and folders alone")
         if source := _locate_file(path):
             return source
-        raise DataError(f"{path} is neither an .npz nor a tar archive.{_part_of(path)} Accepted: {ACCEPTED}.")
+        hint = _part_of(path)
+        if not hint and (foreign := _foreign(path)):
+            hint = f" It is {foreign[0]}: {foreign[1]}."
+        raise DataError(f"{path} is neither an .npz nor a tar archive.{hint} Accepted: {ACCEPTED}.")
+
+
+def _not_there(path: Path) -> str:
+    if path.is_symlink():
+        return f"{path} is a link to {os.readlink(path)}, which is not there"
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
+    return f"no such file or folder: {path}.{nearest(path.name, siblings)}"
 
 
 def _locate_in_folder(path: Path) -> Source:
     found = _locate_folder(path)
+    unreadable = []
     if not found:
         for child in sorted(path.iterdir()):
-            if child.is_dir():
-                found += _locate_folder(child)
-            elif child.name.endswith((".npz", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
-                found.append(source)
+            if is_litter(child.name):
+                continue
+            try:
+                if child.is_dir():
+                    found += _locate_folder(child)
+                elif child.name.endswith((".npz", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
+                    found.append(source)
+            except OSError as error:  # one closed folder on a disk is no reason to find nothing
+                unreadable.append(f"{child.name} ({error.strerror})")
     folders = {source.path.name for source in found}
     found = [s for s in found if EXTRACTED.get(s.path.name.split(".")[0]) not in folders - {s.path.name}]
     if len(found) == 1:
         return found[0]
     if found:
-        listed = "".join(f"\n  {source.path}  ({source.layout})" for source in found)
-        raise DataError(f"{path} holds more than one set of images; name one of them:{listed}")
-    raise _nothing_found(path)
+        shown = "".join(f"\n  {source.path}  ({source.layout})" for source in found[:20])
+        more = f"\n  and {len(found) - 20:,} more" if len(found) > 20 else ""
+        raise DataError(f"{path} holds more than one set of images; name one of them:{shown}{more}")
+    raise _nothing_found(path, unreadable)
 
 
 def _part_of(path: Path) -> str:
     """`` Name its folder...`` where ``path`` is one piece of a whole beside it, else nothing."""
-    for source in _locate_folder(path.parent):
+    try:
+        sources = _locate_folder(path.parent)
+    except OSError:
+        return ""
+    for source in sources:
         if path.name in (source.version.required + source.version.names if source.version else SPLITS):
             return f" It is one part of {path.parent} ({source.layout}): name that folder."
     return ""
 
 
 def _locate_file(path: Path) -> Source | None:
-    if zipfile.is_zipfile(path):
-        return Source(path, "npz")
-    if path.name.endswith(ARCHIVE_SUFFIXES) or _is_tar(path):
+    if kind_of(path) != "file":  # opening a pipe waits for ever
+        return None
+    names = _zip_names(path)
+    if names is not None:
+        if _has_key(names) or path.name.endswith(".npz") or foreign_zip(names) is None:
+            return Source(path, "npz")
+        return None
+    if _is_tar(path):
         return Source(path, "archive")
+    if path.name.endswith(ARCHIVE_SUFFIXES):  # read_archive says what is wrong with it, unless it is something else
+        foreign = _foreign(path)
+        return None if foreign and not foreign[0].endswith("no tar archive") else Source(path, "archive")
     return None
+
+
+def _zip_names(path: Path) -> list[str] | None:
+    """The names of a zip's members, none if it is damaged; None if the file is no zip."""
+    if not zipfile.is_zipfile(path):
+        return [] if path.name.endswith(".npz") and path.stat().st_size and _starts_as_zip(path) else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # zipfile raises many kinds on damaged files; read_npz says what is wrong
+        return [f"{KEYS[0]}.npy"]
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _has_key(names: list[str]) -> bool:
+    return any(name.removesuffix(".npy") in KEYS for name in names)
+
+
+def _foreign(path: Path) -> tuple[str, str] | None:
+    names = _zip_names(path)
+    if names is not None:
+        return foreign_zip(names)
+    with path.open("rb") as file:
+        return foreign_kind(file.read(512))
 
 
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except (OSError, EOFError):
+    except Exception:  # the decompressors raise many kinds on damaged files
         return False
 
 
@@ -136,15 +239,15 @@ def _locate_folder(folder: Path) -> list[Source]:
     return found
 
 
-def _nothing_found(path: Path) -> DataError:
+def _nothing_found(path: Path, unreadable: list[str]) -> DataError:
     names = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     hints = (hint for name in names if (hint := _hint(path, name)))
     hint = _part_of(path).lstrip() or next(hints, "")
+    closed = f"\n  cannot be looked into: {listed(unreadable)}" if unreadable else ""
     return DataError(
         f"{path} holds no images that fastcifar knows.\n"
         f"  looked for: {ACCEPTED}\n"
-        f"  found: {shown or 'nothing'}" + (f"\n  {hint}" if hint else "")
+        f"  found: {listed(names)}{closed}" + (f"\n  {hint}" if hint else "")
     )
 
 
@@ -156,6 +259,9 @@ def _hint(path: Path, name: str) -> str:
     versions = {required: version for version in VERSIONS for required in version.required}
     if name == plain and plain in versions:
         missing = [other for other in versions[plain].required if not (path / other).is_file()]
+        if plain in missing:
+            kind = kind_of(path / plain)
+            return f"{plain} is {'a link to nothing' if kind == 'nothing' else kind}, not a file"
         return f"{plain} belongs to {versions[plain].title}, but {', '.join(missing)} is missing"
     wanted = [*SPLITS, *EXTRACTED.values()] if name != plain else list(versions)
     near = difflib.get_close_matches(plain.lower(), wanted, 1, 0.75)

@@ -1,12 +1,14 @@
-"""Pickles without their danger: only byte strings, numbers, lists, dicts and one plain array are built from them."""
+"""Pickles without their danger: only byte strings, numbers, lists, dicts and plain arrays are built from them."""
 
 import io
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.accepted import SAVE_AS_NPZ
 from fastcifar.errors import DataError
 
 
@@ -19,14 +21,23 @@ class PlainArray:
     def __setstate__(self, state: object) -> None:
         self.state = state
 
-    def to_numpy(self, where: str) -> NDArray[np.uint8]:
-        """The rows, uint8 [N, 3072]."""
+    def rows(self, where: str) -> NDArray[np.uint8]:
+        """The array as uint8 ``[N, 3072]``. Raises DataError if it is another."""
         match self.state:
-            case (_, (int() as rows, 3072), _DType(code="u1"), False | 0, bytes() as raw) if len(raw) == rows * 3072:
-                return np.frombuffer(raw, dtype=np.uint8).reshape(rows, 3072)
+            case (_, (int() as rows, 3072), _DType(code="u1"), fortran, bytes() as raw) if len(raw) == rows * 3072:
+                return np.frombuffer(raw, dtype=np.uint8).reshape(rows, 3072, order="F" if fortran else "C")
             case (_, shape, _DType(code=code), *_):
                 raise DataError(f"{where}: 'data' is an array of {shape} {code}, not N x 3072 bytes (u1) in rows")
         raise DataError(f"{where}: 'data' is not a plain array")
+
+    def whole_numbers(self) -> list[int] | None:
+        """The array as a list of whole numbers, if it has one dimension and they are."""
+        match self.state:
+            case (_, (int() as count,), _DType() as dtype, _, bytes() as raw):
+                numpy_type = dtype.of_whole_numbers()
+                if numpy_type is not None and len(raw) == count * numpy_type.itemsize:
+                    return [int(value) for value in np.frombuffer(raw, numpy_type)]
+        return None
 
 
 class _DType:
@@ -34,9 +45,46 @@ class _DType:
 
     def __init__(self, code: object = "", *_: object) -> None:
         self.code = code.decode("latin1") if isinstance(code, bytes) else code
+        self.order = "<"
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and alignment: nothing that one-byte numbers need."""
+        """Take down the byte order; the rest says nothing of plain numbers."""
+        match state:
+            case (_, "<" | b"<" | ">" | b">" as order, *_):
+                self.order = order.decode() if isinstance(order, bytes) else order
+
+    def of_whole_numbers(self) -> np.dtype[Any] | None:
+        """NumPy's own type, if this is one of integers."""
+        if isinstance(self.code, str) and re.fullmatch("[iu][1248]", self.code):
+            return np.dtype(self.order + self.code)
+        return None
+
+
+class _FromBuffer:
+    """Stands in for numpy's _frombuffer, by which pickle protocol 5 makes an array."""
+
+    def __new__(cls, buffer: object = b"", dtype: object = None, shape: object = (), order: object = "C") -> Any:
+        if not isinstance(buffer, bytes | bytearray):
+            raise pickle.UnpicklingError(f"an array of a {type(buffer).__name__}")
+        array = PlainArray()
+        array.state = (1, shape, dtype, order in ("F", b"F"), bytes(buffer))
+        return array
+
+    def __setstate__(self, state: object) -> None:
+        """There so that no pickle can set attributes of the class."""
+
+
+class _Scalar:
+    """Stands in for numpy's scalar, by which a number that came out of an array is written."""
+
+    def __new__(cls, dtype: object = None, raw: object = b"") -> Any:
+        numpy_type = dtype.of_whole_numbers() if isinstance(dtype, _DType) else None
+        if numpy_type is None or not isinstance(raw, bytes) or len(raw) != numpy_type.itemsize:
+            raise pickle.UnpicklingError("a NumPy number that is no whole number")
+        return int(np.frombuffer(raw, numpy_type)[0])
+
+    def __setstate__(self, state: object) -> None:
+        """There so that no pickle can set attributes of the class."""
 
 
 class _Bytes:
@@ -48,7 +96,7 @@ class _Bytes:
         return text.encode("latin1")
 
     def __setstate__(self, state: object) -> None:
-        """There, like the others', so that no pickle can set attributes of the class."""
+        """There so that no pickle can set attributes of the class."""
 
 
 class _Unpickler(pickle._Unpickler):
@@ -61,21 +109,41 @@ class _Unpickler(pickle._Unpickler):
     _ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): PlainArray,
         ("numpy._core.multiarray", "_reconstruct"): PlainArray,
+        ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
+        ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
+        ("numpy.core.multiarray", "scalar"): _Scalar,
+        ("numpy._core.multiarray", "scalar"): _Scalar,
         ("numpy", "ndarray"): PlainArray,
         ("numpy", "dtype"): _DType,
         ("_codecs", "encode"): _Bytes,
     }
 
     def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global. Raises DataError for every global that has none."""
         try:
             return self._ALLOWED[module, name]
         except KeyError:
+            wanted = f"{module}.{name}"
             raise DataError(
-                f"it asks for {module}.{name}, which no CIFAR file needs. It was not run; get the data from elsewhere"
+                f"it asks for {wanted if len(wanted) <= 80 else wanted[:77] + '...'}, which no CIFAR file needs. "
+                f"It was not run; get the data from elsewhere, or if you trust the file, read it yourself and "
+                f"{SAVE_AS_NPZ}"
             ) from None
 
 
 def unpickle(content: bytes, where: str) -> dict[str, Any]:
+    """The table that a CIFAR pickle holds.
+
+    Args:
+        content: The bytes of the file.
+        where: What to call the file in a message.
+
+    Returns:
+        Its values by key as text; an array is a ``PlainArray``.
+
+    Raises:
+        DataError: The pickle is damaged, asks for anything but plain data, or holds no table.
+    """
     try:
         table = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except DataError as error:

@@ -47,6 +47,7 @@ class Published:
     counts: Mapping[str, int]
     digests: Mapping[str, str] | None = None  # split_digest of each split; None where no copy was at hand to take it
     archive_md5s: tuple[str, ...] = ()  # as published, for want of digests; only told of, as any repacking changes them
+    archive_bytes: int = 0  # the size of the archive at ``url``
 
     @property
     def digest(self) -> str | None:
@@ -75,6 +76,7 @@ CIFAR100 = Published(
     tuple(sorted(CIFAR100_SUPERCLASS_OF)),
     {"train": 50_000, "test": 10_000},
     CIFAR100_DIGESTS,
+    archive_bytes=169_001_437,
 )
 CIFAR10 = Published(
     "cifar10",
@@ -82,5 +84,6 @@ CIFAR10 = Published(
     ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     {"train": 50_000, "test": 10_000},
     archive_md5s=("c58f30108f718f92721af3b95e74349a", "c32a1d4ab5d03f1284b67883e8d87530"),  # python, binary version
+    archive_bytes=170_498_071,
 )
 PUBLISHED = {published.name: published for published in (CIFAR100, CIFAR10)}

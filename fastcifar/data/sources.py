@@ -1,19 +1,24 @@
 """Where images come from: a name or a path -> Dataset, in one canonical order, decoded once and cached."""
 
 import hashlib
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.data import download, layouts, procedural
-from fastcifar.data.cache import Entry, cached, default_folder
+from fastcifar.data.cache import FORMAT, FORMAT_WITHOUT_PLACES, Entry, NoHomeError, cached, default_folder, holds
 from fastcifar.data.canonical import in_canonical_order
 from fastcifar.data.dataset import SPLITS, Dataset, Split
 from fastcifar.data.decoded import Decoded
-from fastcifar.data.notes import nearest, note
+from fastcifar.data.notes import message, nearest, note, printable
+from fastcifar.data.paths import kind_of, reading, user_path
 from fastcifar.data.published import PUBLISHED, Published
 from fastcifar.errors import DataError
 
@@ -21,67 +26,181 @@ NAMES = (*PUBLISHED, "procedural")
 
 
 def load(data: str, *, mirror: str = "", cache: Path | None = None, progress: bool = True) -> Dataset:
-    """The images that ``data`` names: cifar100, cifar10, procedural, or a path to any layout of ``layouts.ACCEPTED``.
+    """The images that a name or a path stands for.
 
-    A published set is downloaded if the cache lacks it, from its official address or from ``mirror``: the http, https
-    or file URL of the archive or of the folder that holds it. ``cache`` is the folder of the decoded copies (default:
-    ``$FASTCIFAR_DATA``, else the user's cache folder). Raises DataError.
+    Notes on the source (files that were ignored, classes without images) go to stderr each time it is loaded.
+
+    Args:
+        data: cifar100, cifar10, procedural, or a path to any layout of ``accepted.ACCEPTED``.
+        mirror: Where to download a published set from if the cache lacks it: the http, https or file URL of the
+            archive or of the folder that holds it. Empty: its official address.
+        cache: The folder of the decoded copies. None: ``$FASTCIFAR_DATA``, else the user's cache folder.
+        progress: Whether a download shows how far it is.
+
+    Raises:
+        DataError: The images cannot be found, fetched, read or trusted.
+        UsageError: ``mirror`` is no URL.
     """
-    folder = cache if cache is not None else default_folder()
-    if data == "procedural":
-        return _from_entry(cached(folder, data, procedural.DIGEST, lambda: _to_entry(_procedural())))
-    if data in PUBLISHED:
-        return load_published(PUBLISHED[data], mirror=mirror, cache=folder, progress=progress)
-    path = Path(data).expanduser()
-    if not path.exists() and len(path.parts) < 2:
-        names = [*NAMES, *(p.name for p in Path().iterdir())]
-        raise DataError(
-            f"data = {data!r} is neither a data set ({', '.join(NAMES)}) nor a file or folder here."
-            f"{nearest(data, names)}"
-        )
-    source = layouts.locate(path)
-    return _from_entry(cached(folder, _entry_name(source.path), source.fingerprint(), lambda: _decode(source)))
+    with _told(data):
+        if data in PUBLISHED:
+            folder = cache if cache is not None else default_folder()
+            return load_published(PUBLISHED[data], mirror=mirror, cache=folder, progress=progress)
+        folder_or_none = cache if cache is not None else _folder_if_any()
+        if data == "procedural":
+            if folder_or_none is None:
+                return _procedural()
+            return _from_entry(cached(folder_or_none, data, procedural.DIGEST, lambda: _to_entry(_procedural())))
+        source = layouts.locate(_existing_path(data))
+        if folder_or_none is None:
+            return _from_entry(_decode(source))
+        name, fingerprint = _entry_name(source.path), source.fingerprint()
+        return _from_entry(cached(folder_or_none, name, fingerprint, lambda: _decode(source)))
+
+
+def absolute(data: str) -> str:
+    """What to write down so that ``load`` finds the same images from every working folder.
+
+    Args:
+        data: As for ``load``.
+
+    Returns:
+        A name as it is; a path made absolute, with ``~`` expanded and links kept.
+
+    Raises:
+        DataError: ``data`` is no path (see ``paths.user_path``), or the working folder is gone.
+    """
+    if data in NAMES:
+        return data
+    path = user_path(data)
+    with reading(path):
+        return str(path.absolute())
+
+
+def download_size(data: str, *, cache: Path | None = None) -> int:
+    """How many bytes ``load`` would download, 0 if none.
+
+    Args:
+        data: As for ``load``.
+        cache: As for ``load``.
+    """
+    if data not in PUBLISHED:
+        return 0
+    published = PUBLISHED[data]
+    folder = cache if cache is not None else _folder_if_any(tell=False)
+    if folder is None:
+        return published.archive_bytes
+    with reading(folder):
+        kept = download.kept_file(folder / "downloads", published.name).exists()
+        held = holds(folder, published.name, str(published.digests), (FORMAT, FORMAT_WITHOUT_PLACES))
+        return 0 if kept or held else published.archive_bytes
 
 
 def load_published(published: Published, *, mirror: str, cache: Path, progress: bool) -> Dataset:
-    """``published`` from the cache, else from the archive in it, else downloaded; kept if ``check`` accepts it."""
+    """``published`` from the cache, else from the archive in it, else downloaded; kept if ``check`` accepts it.
+
+    Args:
+        published: The set.
+        mirror: As for ``load``.
+        cache: The folder of the decoded copies and of the archive.
+        progress: As for ``load``.
+
+    Raises:
+        DataError: The set cannot be fetched, or what was fetched is another.
+        UsageError: ``mirror`` is no URL.
+    """
 
     def build() -> Entry:
         def decode(path: Path) -> Entry:
-            dataset = in_canonical_order(layouts.locate(path).read(), published.name)
+            decoded = layouts.locate(path).read()
+            dataset = in_canonical_order(decoded, published.name)
             published.check(dataset)
+            notes = list(decoded.notes)
             if published.archive_md5s and _md5(path) not in published.archive_md5s:
-                note(
+                notes.append(
                     f"classes, counts and shapes are those of {published.name}, but this is not byte for byte an "
                     "archive as published: packed anew, or altered"
                 )
-            return _to_entry(dataset)
+            return _to_entry(dataset, notes)
 
         return download.obtain(
             published.url, mirror, cache / "downloads", decode, title=published.name, progress=progress
         )
 
-    return _from_entry(cached(cache, published.name, str(published.digests), build))
+    # An entry written before places were kept is as good as a new one where making that would need the network.
+    archive_is_here = download.kept_file(cache / "downloads", published.name).exists()
+    formats = (FORMAT,) if archive_is_here else (FORMAT, FORMAT_WITHOUT_PLACES)
+    return _from_entry(cached(cache, published.name, str(published.digests), build, formats))
 
 
 def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else ""
 
 
-def _decode(source: layouts.Source) -> Entry:
+@contextmanager
+def _told(data: str) -> Iterator[None]:
+    """Turn whatever the system or the memory refuses into a DataError, fit for a terminal and short."""
     try:
-        dataset = in_canonical_order(source.read(), source.path.name.split(".")[0] or "images")
+        with reading(Path(data.replace("\0", " "))):
+            yield
+    except DataError as error:
+        if (text := message(str(error))) != str(error):
+            raise type(error)(text) from error
+        raise
+    except MemoryError as error:
+        raise DataError(f"{message(data)} does not fit in this machine's memory") from error
+
+
+def _folder_if_any(tell: bool = True) -> Path | None:
+    try:
+        return default_folder()
+    except NoHomeError as error:
+        if tell:
+            note(f"{error} Decoding without a cache.")
+        return None
+
+
+def _existing_path(data: str) -> Path:
+    path = user_path(data)
+    if len(path.parts) < 2 and kind_of(path) == "nothing" and not path.is_symlink():
+        names = [*NAMES, *os.listdir()]
+        raise DataError(
+            f"data = {data!r} is neither a data set ({', '.join(NAMES)}) nor a file or folder here."
+            f"{nearest(data, names)}"
+        )
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- cache entries
+
+
+def _decode(source: layouts.Source) -> Entry:
+    before = source.fingerprint()
+    try:
+        decoded = source.read()
+        dataset = in_canonical_order(decoded, printable(source.path.name.split(".")[0]) or "images")
     except DataError as error:
         where = "" if str(source.path) in str(error) else f"{source.path}: "
         raise DataError(f"{where}{error}") from error
+    if source.fingerprint() != before:
+        raise DataError(f"{source.path} changed while it was read: start again once nothing writes to it")
+    notes = list(decoded.notes)
     for published in PUBLISHED.values():
         if dataset.class_names == published.class_names:
             try:
                 published.check(dataset)
                 dataset = replace(dataset, name=published.name)
             except DataError as error:
-                note(f"{source.path} has the classes of {published.name}, but {error}: accuracies do not compare")
-    return _to_entry(dataset)
+                notes.append(
+                    f"{source.path} has the classes of {published.name}, but {error}: accuracies do not compare"
+                )
+    empty = np.flatnonzero(np.bincount(dataset.train.labels, minlength=dataset.num_classes) == 0)
+    if empty.size:
+        notes.append(
+            f"{source.path}: labels go from 0 to {dataset.num_classes - 1}, but {len(empty):,} of these "
+            f"{dataset.num_classes:,} classes have no training image, the first {dataset.class_names[empty[0]]!r}; the "
+            "network has an output for each of them all the same"
+        )
+    return _to_entry(dataset, notes)
 
 
 def _procedural() -> Dataset:
@@ -98,32 +217,50 @@ def _procedural() -> Dataset:
 def _entry_name(path: Path) -> str:
     """A file name for the cache that tells its source: two paths never share one."""
     readable = re.sub(r"[^A-Za-z0-9-]+", "-", path.name.split(".")[0])[:40].strip("-")
-    return f"{readable or 'images'}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    return f"{readable or 'images'}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
 
 
-def _to_entry(dataset: Dataset) -> Entry:
+def _to_entry(dataset: Dataset, notes: list[str] | None = None) -> Entry:
     arrays: dict[str, NDArray[Any]] = {}
     for name in SPLITS:
-        split = getattr(dataset, name)
+        split: Split = getattr(dataset, name)
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
+        if split.places is not None:
+            arrays[f"{name}_places"] = split.places
+        if split.files is not None:
+            arrays[f"{name}_files"] = np.frombuffer("\n".join(split.files).encode(), np.uint8)
     meta = {
         "name": dataset.name,
         "class_names": dataset.class_names,
         "superclass_names": dataset.superclass_names,
         "superclass_of": dataset.superclass_of,
         "digest": dataset.digest,
+        "notes": notes or [],
     }
     return Entry(arrays, meta)
 
 
 def _from_entry(entry: Entry) -> Dataset:
-    arrays, meta = entry.arrays, entry.meta
+    meta = entry.meta
+    for text in meta.get("notes", ()):
+        note(text)
     return Dataset(
         meta["name"],
-        Split(arrays["train_images"], arrays["train_labels"]),
-        Split(arrays["test_images"], arrays["test_labels"]),
+        _split_of(entry, "train"),
+        _split_of(entry, "test"),
         tuple(meta["class_names"]),
         tuple(meta["superclass_names"]),
         tuple(meta["superclass_of"]),
         meta["digest"],
+    )
+
+
+def _split_of(entry: Entry, name: str) -> Split:
+    arrays = entry.arrays
+    files = arrays.get(f"{name}_files")
+    return Split(
+        arrays[f"{name}_images"],
+        arrays[f"{name}_labels"],
+        arrays.get(f"{name}_places"),
+        None if files is None else tuple(files.tobytes().decode().split("\n")),  # a name that is printable has none
     )

@@ -1,6 +1,6 @@
 """Where batches come from: loaders behind one protocol, and the batches of an evaluation."""
 
-from fastcifar.loaders.build import build_loader
+from fastcifar.loaders.build import build_loader, check_available
 from fastcifar.loaders.host import HostLoader
 from fastcifar.loaders.protocol import Loader, eval_batches
 from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentation_of
@@ -12,5 +12,6 @@ __all__ = [
     "ResidentLoader",
     "augmentation_of",
     "build_loader",
+    "check_available",
     "eval_batches",
 ]

@@ -11,6 +11,29 @@ from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentatio
 from fastcifar.target import Target
 
 
+def check_available(target: Target, num_images: int) -> None:
+    """Refuses a loader that cannot work here. To be called before a run folder is made.
+
+    Args:
+        target: its config says which loader.
+        num_images: of the training split.
+
+    Raises:
+        UsageError: a package that the loader needs is missing or broken.
+        LoaderError: this process may not open enough files, or TMPDIR is too long for the loader's worker processes.
+    """
+    if target.config.loader == "torchvision":
+        from fastcifar.loaders.torchvision_import import import_torchvision
+        from fastcifar.loaders.workers import check_processes, num_workers
+
+        import_torchvision()
+        check_processes(num_workers(target.config, num_images))
+    elif target.config.loader == "dali":
+        from fastcifar.loaders.dali import import_dali
+
+        import_dali()
+
+
 def build_loader(
     split: Split, target: Target, note: Callable[[str], None], *, augmentation: Augmentation | None = None
 ) -> Loader:

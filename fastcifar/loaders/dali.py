@@ -23,7 +23,14 @@ from fastcifar.target import Target
 
 
 def import_dali() -> Any:
-    """The module nvidia.dali. Errors: `UsageError` if it is missing or broken."""
+    """Imports nvidia.dali.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: it is missing or broken.
+    """
     try:
         dali = importlib.import_module("nvidia.dali")
         importlib.import_module("nvidia.dali.fn")

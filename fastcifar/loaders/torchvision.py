@@ -26,13 +26,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws, draw_seeds
-from fastcifar.errors import LoaderError
 from fastcifar.loaders.ordered import OrderedLoader
 from fastcifar.loaders.torchvision_import import import_torchvision
-from fastcifar.run import environment
+from fastcifar.loaders.workers import check_processes, explained, num_workers
 from fastcifar.target import Target
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _DATASET = "fastcifar.loaders.torchvision_dataset"
 
 Item = tuple[int, int, bool]
@@ -48,7 +47,7 @@ class TorchvisionLoader(OrderedLoader):
 
     Raises:
         UsageError: torchvision is missing.
-        LoaderError: a worker process is gone, or shared memory is full.
+        LoaderError: a worker process is gone or cannot be started, or shared memory is full.
     """
 
     def __init__(self, split: Split, target: Target) -> None:
@@ -57,15 +56,16 @@ class TorchvisionLoader(OrderedLoader):
         import_torchvision()
         from fastcifar.loaders.torchvision_dataset import AugmentedImages
 
-        with _explained():  # one copy for all processes
+        workers = num_workers(config, self.num_images)
+        check_processes(workers)
+        with explained():  # one copy for all processes
             images = torch.from_numpy(split.images).clone().share_memory_()  # type: ignore[no-untyped-call]
-        cores = max(1, int(environment.usable_cores() or 1))
         self._order = _Order(self.batch_size)
-        with _as_many_workers_as_asked_for():
+        with explained(), _as_many_workers_as_asked_for():
             self._loader: DataLoader[Any] | None = DataLoader(
                 AugmentedImages(images, torch.from_numpy(split.labels), config),
                 batch_sampler=self._order,
-                num_workers=min(config.loader_workers or cores, self.num_batches),
+                num_workers=workers,
                 worker_init_fn=_settle_in,
                 multiprocessing_context=_clean_processes(),
                 persistent_workers=True,
@@ -84,7 +84,7 @@ class TorchvisionLoader(OrderedLoader):
         self._order.first_step = first_step
         others = multiprocessing.active_children()
         try:
-            with _explained(), _as_many_workers_as_asked_for():
+            with explained(), _as_many_workers_as_asked_for():
                 self._batches = iter(self._loader)  # the first time it starts the workers, later it calls them back
         finally:
             if self._at_exit is None:
@@ -94,7 +94,7 @@ class TorchvisionLoader(OrderedLoader):
 
     def _fetch(self, step: int) -> tuple[Tensor, Tensor]:
         assert self._batches is not None
-        with _explained():
+        with explained():
             images, labels = next(self._batches)
         return images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
@@ -132,9 +132,9 @@ def _clean_processes() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_DATASET])
-    # Ctrl-C and a batch system's SIGTERM go to all processes of a job. This one finishes its step and saves its state,
-    # for which it needs its workers: they inherit the block.
-    resource_tracker.ensure_running()  # it unblocks the two signals when it starts
+    # Ctrl-C, a batch system's SIGTERM and a closed terminal's SIGHUP go to all processes of a job. This one ends its
+    # step and saves its state, for which it needs its workers: they inherit the block.
+    resource_tracker.ensure_running()  # it unblocks two of the signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         forkserver.ensure_running()
@@ -162,17 +162,3 @@ def _as_many_workers_as_asked_for() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         yield
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:  # what a dead process leaves behind
-        text = str(error)
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in text and "shared memory" not in text:
-            raise
-        raise LoaderError(
-            "loader = torchvision: a worker process is gone, or shared memory is full: lower --loader-workers, or make "
-            f"/dev/shm larger (docker run --shm-size=8g), and go on with --resume ({text or type(error).__name__})"
-        ) from error

@@ -1,4 +1,4 @@
-"""The data set of the torchvision loader, as a worker process imports it: torchvision comes with it, on any torch."""
+"""The data set of the torchvision loader. A worker process imports this module, and torchvision with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torchvision.transforms import functional  # noqa: E402
 class AugmentedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """RandomCrop, RandomHorizontalFlip, ToTensor and Normalize over PIL images, as every tutorial writes it.
 
-    An item is asked for as (image, seed, mirrored): the seed is that of the transforms, so that a sample is the same in
-    whatever process it is made; mirrored is for `flip = alternating`, whose side the epoch's draws decide.
+    The key of an item is (image, seed, mirrored). The transforms draw from the seed, so that a sample is the same
+    whichever process makes it. `mirrored` is for `flip = alternating`, where the epoch's draws decide the side.
 
-    Arguments:
+    Args:
         images: uint8 [N, S, S, 3], in memory that the worker processes share.
         labels: int64 [N].
         config: crop_padding, flip, mean and std are read.

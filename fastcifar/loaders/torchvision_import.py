@@ -13,12 +13,16 @@ from fastcifar.errors import UsageError
 
 
 def import_torchvision() -> Any:
-    """The torchvision module, beside any torch.
+    """Imports torchvision, beside any torch.
 
-    Only CUDA builds of torchvision are on PyPI. Beside a CPU torch the registration of its compiled operators fails;
-    its datasets, transforms and models need none of them, so a second import goes without.
+    Only CUDA builds of torchvision are on PyPI. Beside a CPU torch the registration of its compiled operators fails.
+    Its datasets, transforms and models need none of them, so a second import leaves them out.
 
-    Errors: `UsageError` if it is missing or broken.
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: it is missing or broken.
     """
     try:
         try:

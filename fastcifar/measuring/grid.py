@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from fastcifar import ops
-from fastcifar.config import Config, parse_value
+from fastcifar.config import Config
 from fastcifar.errors import UsageError
 from fastcifar.layers import from_dict, resolve, resolve_layers
 from fastcifar.loaders import augmentation_of
 from fastcifar.measuring.cell import NUM_IMAGES, Cell, Measurement
+from fastcifar.spelling import parse_value
 from fastcifar.target import Target, fast_precisions, find_device
 
 AXES = ("engine", "precision", "loader", "memory_format", "batch_size", "tuned", "compile_mode")

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from fastcifar.report.as_csv import to_csv
 from fastcifar.report.document import NOTHING, Block, Document, Heading, Panel, Table
+from fastcifar.report.markup import Piece, pieces
 
 MARK = '<meta name="generator" content="fastcifar report">'
 """Tells our pages from others', which are not overwritten."""
@@ -67,10 +68,16 @@ def _attribute(text: str) -> Markup:
 
 
 def _marked(text: str) -> Markup:
-    escaped = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", html.escape(text))
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escaped)
-    return Markup(re.sub(r"\[([^\]]+)\]\((#[\w.-]+)\)", r'<a href="\2">\1</a>', escaped))
+    return Markup("".join(_piece(piece) for piece in pieces(text)))
+
+
+def _piece(piece: Piece) -> str:
+    if piece.kind == "bold":
+        return f"<b>{_marked(piece.text)}</b>"
+    if piece.kind == "link":
+        return f'<a href="{html.escape(piece.target)}">{_marked(piece.text)}</a>'
+    escaped = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", html.escape(piece.text))
+    return f"<code>{escaped}</code>" if piece.kind == "code" else escaped
 
 
 def _csv_as_base64(table: Table) -> str:

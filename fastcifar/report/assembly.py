@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import fastcifar
@@ -17,6 +17,7 @@ from fastcifar.report.curves import curves_figure
 from fastcifar.report.document import MARKDOWN, Block, Bullets, Document, Heading, Paragraph
 from fastcifar.report.effects import comparisons
 from fastcifar.report.findings import accuracy_blocks, error_blocks
+from fastcifar.report.markup import code, plain
 from fastcifar.report.predictions import Predictions, read_all
 from fastcifar.report.provenance import reproduce_blocks, shortened
 from fastcifar.report.reproduction import report_chapters
@@ -27,18 +28,43 @@ from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import LEAST_FOR_INTERVAL
 
 
-def build_document(runs: Sequence[Path], *, planned: Sequence[PlannedRun] = (), data: str | None = None) -> Document:
-    """The page's content, before any of it is written."""
+def build_document(
+    runs: Sequence[Path],
+    *,
+    planned: Sequence[PlannedRun] = (),
+    data: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Document:
+    """The page's content, before any of it is written.
+
+    Args:
+        runs: run folders. A run that cannot be used is named on the page, with the reason.
+        planned: what a study wanted, for the page to say what is missing.
+        data: where the images lie now, if not where the runs had them. Without the images there are no pictures.
+        note: receives what the page lacks, a line for each cause.
+
+    Raises:
+        UsageError: no run is finished.
+    """
     results = read_results(runs, planned)
     dataset, problem = _images(results, data)
-    predictions, problems = read_all(results.trials, data)
+    predictions, problems = read_all(results.trials, data, dataset)
+    for text in results.notes:
+        note(text)
+    for absence in results.absences:
+        if absence.state == "unreadable":
+            note(f"{absence.path} is left out of the page: {absence.reason}")
+    if dataset is None:
+        note(f"the page has no pictures of the images, which were not at hand: {problem}")
+    for run, why in problems.items():
+        note(f"{run}: the page does not say what the model gets wrong: {why}")
     parents = {path.parent for path in runs}
     whole = all(config.parent in runs for parent in parents for config in parent.glob(f"*/{CONFIG}"))
     named = sorted(parents) if whole else runs  # a folder stands for the runs in it
     command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in named)])
     blocks: list[Block] = [
         *_head(results),
-        *report_chapters(results, dataset, shortened(problem)),
+        *report_chapters(results, dataset, plain(shortened(problem))),
         *comparisons(results),
         *beyond_chapters(results, dataset, predictions, problems, command),
         Paragraph(_made_by()),
@@ -48,7 +74,9 @@ def build_document(runs: Sequence[Path], *, planned: Sequence[PlannedRun] = (), 
 
 def _title(results: Results) -> str:
     if any(trial.is_comparable for trial in results.trials):
-        return "MobileNet on CIFAR-100: the report, reproduced"
+        there = len({trial.name for trial in results.trials if trial.is_comparable} & set(TRIALS))
+        part = "" if there == len(TRIALS) else f" in part ({there} of {len(TRIALS)} trials)"
+        return f"MobileNet on CIFAR-100: the report, reproduced{part}"
     if all(trial.digest == procedural.DIGEST for trial in results.trials):
         return "The study in small, on procedural images"
     if all(trial.is_cifar100 for trial in results.trials):
@@ -70,8 +98,10 @@ def _head(results: Results) -> list[Block]:
         Paragraph(
             "**How to read it.** All numbers are those of the last epoch. `±` is the standard deviation over n seeds, "
             "and the interval is the 95 % interval of their mean (Student's t), given from "
-            f"{LEAST_FOR_INTERVAL} seeds on. A verdict says whether **our mean** lies **inside**, **above** or "
-            "**below** the range that the report's number and the reproductions span. The split into training and "
+            f"{LEAST_FOR_INTERVAL} seeds on. An interval of an accuracy is cut at 0 and 100 %, one of a loss at 0: "
+            "Student's t knows no limits. A verdict says whether **our mean** lies **inside**, **above** or "
+            "**below** the range that the report's number and the reproductions span. Each of their numbers is one "
+            "run; where n is 1, so is ours, and the verdict compares two single numbers. The split into training and "
             "validation is the same for all seeds: the spread over seeds does not cover the variance of the split, nor "
             "that of the images drawn (a share near 50 % of 10,000 images has a standard error of 0.5 points)."
         ),
@@ -84,7 +114,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _incomparable(results: Results) -> list[Block]:
-    """Why trials get no verdict, if any does not."""
+    """Names the trials that get no verdict, and why."""
     reasons: dict[str, list[str]] = {}
     for trial in results.trials:
         why = []
@@ -94,9 +124,9 @@ def _incomparable(results: Results) -> list[Block]:
             why.append(f"images that are not CIFAR-100 (digest {trial.digest[:12]})")
         if trial.preset is None:
             why.append("settings of no preset")
-        why += [f"`{change}`" for change in trial.changes]
+        why += [code(change) for change in trial.changes]
         if why:
-            reasons.setdefault(", ".join(why), []).append(trial.label)
+            reasons.setdefault(", ".join(why), []).append(plain(trial.label))
     if not reasons:
         return []
     told = "; ".join(f"{', '.join(labels)}: {why}" for why, labels in reasons.items())
@@ -112,12 +142,17 @@ def _incomplete(results: Results) -> list[Block]:
     if missing:
         items.append(f"**No finished run** of {', '.join(missing)}.")
     if len(set(counts.values())) > 1:
-        items.append("**Seeds differ by trial**: " + ", ".join(f"{name} {n}" for name, n in counts.items()) + ".")
+        items.append(
+            "**Seeds differ by trial**: " + ", ".join(f"{plain(name)} {n}" for name, n in counts.items()) + "."
+        )
     items += [
-        f"**{shortened(a.name)}** ({a.state}): {shortened(a.reason)}." for a in results.absences if a.state != "missing"
+        f"**{plain(shortened(a.name))}** ({a.state}): {plain(shortened(a.reason))}."
+        for a in results.absences
+        if a.state != "missing"
     ]
-    if not_begun := [a.name for a in results.absences if a.state == "missing"]:
+    if not_begun := [plain(a.name) for a in results.absences if a.state == "missing"]:
         items.append(f"**Not begun**: {'; '.join(not_begun)}.")
+    items += [f"**Note**: {plain(shortened(text))}." for text in results.notes]
     if not items:
         return []
     finished = f"{len(results.runs)} of {len(results.planned)} planned runs are finished." if results.planned else ""
@@ -131,11 +166,19 @@ def beyond_chapters(
     problems: Mapping[str, str],
     command: str,
 ) -> list[Block]:
-    """`predictions` by trial's label; `problems` by run, where there are none; `command` makes this page."""
+    """What the report does not have: what the models get wrong, what the runs cost, and how each was made.
+
+    Args:
+        results: the runs.
+        dataset: the images of the first trial, if they are at hand.
+        predictions: by a trial's label, those of its runs.
+        problems: by run, why it has no predictions.
+        command: makes this page.
+    """
     blocks: list[Block] = [Heading(2, "Test accuracy of every trial", "test-accuracy"), *accuracy_blocks(results)]
     blocks += [Heading(2, "What the models get wrong", "errors")]
     if problems:
-        told = "; ".join(f"{run}: {shortened(problem)}" for run, problem in problems.items())
+        told = "; ".join(f"{plain(run)}: {plain(shortened(problem))}" for run, problem in problems.items())
         blocks.append(Paragraph(f"Without predictions of single images, and not in this chapter: {told}.", "warning"))
     by_trial = {trial.label: trial for trial in results.trials}
     # One data set a page: another's classes are not comparable.
@@ -151,14 +194,15 @@ def beyond_chapters(
         blocks.append(Heading(2, "Trials that are not the report's", "other-trials"))
         for i, trial in enumerate(others, 1):
             changes = f" ({', '.join(trial.changes)})" if trial.changes and trial.label == trial.name else ""
-            blocks.append(curves_figure(None, f"other-{i}", f"{trial.label}{changes}: loss and accuracy", [trial]))
+            caption = f"{plain(trial.label + changes)}: loss and accuracy"
+            blocks.append(curves_figure(None, f"other-{i}", caption, [trial]))
     blocks += [Heading(2, "Time, speed and energy", "cost"), *cost_blocks(results)]
     blocks += [Heading(2, "How to reproduce each number", "reproduce"), *reproduce_blocks(results, command)]
     return blocks
 
 
 def _images(results: Results, data: str | None) -> tuple[Dataset | None, str]:
-    """The images of the first trial, wherever a run says they lie, or why not."""
+    """The images of the first trial, wherever a run says they lie; or None, and why."""
     digest = results.trials[0].digest
     places = [data] if data else list(dict.fromkeys(run.config.data for run in results.runs if run.digest == digest))
     problems = []

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from fastcifar.report import figures
 from fastcifar.report.document import Block, Figure, Table
 from fastcifar.report.drawing import colour_of
+from fastcifar.report.markup import plain
 from fastcifar.report.predictions import NUM_BINS, Predictions
 from fastcifar.report.results import Trial
-from fastcifar.report.wording import mean_and_sd, span
+from fastcifar.report.wording import file_name, label, mean_and_sd, span
 from fastcifar.stats import describe
 
 
 def calibration_blocks(trials: Sequence[Trial], predictions: Mapping[str, list[Predictions]]) -> list[Block]:
     panels, rows, data = [], [], []
+    names: list[str] = []
     for trial in trials:
         runs = predictions[trial.label]
-        errors = describe([run.reliability().expected_calibration_error for run in runs])
+        errors = describe([run.reliability().expected_calibration_error for run in runs]).within(0, 1)
         confidence = describe([float(run.confidence.mean()) for run in runs])
         accuracy = describe([float(run.correct.mean()) for run in runs])
         gap = confidence.mean - accuracy.mean
@@ -27,14 +28,15 @@ def calibration_blocks(trials: Sequence[Trial], predictions: Mapping[str, list[P
             f"Reliability diagram of {trial.label}: expected calibration error {100 * errors.mean:.2f} %, "
             f"mean confidence {100 * confidence.mean:.2f} %, accuracy {100 * accuracy.mean:.2f} %"
         )
-        name = "calibration-" + re.sub(r"[^\w.-]+", "-", trial.label)
-        title = f"{trial.label}, ECE {100 * errors.mean:.1f} %"
+        name = f"calibration-{file_name(trial.label, names)}"
+        names.append(name.removeprefix("calibration-"))
+        title = f"{label(trial.label, 24)}, ECE {100 * errors.mean:.1f} %"
         colour = colour_of(trial.name)
         panels.append(figures.draw_reliability(name, title, Predictions.pooled(runs).reliability(), colour, alt))
         loss = trial.sample("test_loss")
         rows.append(
             [
-                trial.label,
+                plain(trial.label),
                 str(errors.n),
                 mean_and_sd(errors, "accuracy"),
                 span(errors.interval, "accuracy"),

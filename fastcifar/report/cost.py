@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastcifar.report.document import NOTHING, Block, Paragraph, Table
+from fastcifar.report.markup import plain
 from fastcifar.report.results import Results, Run
 from fastcifar.ui.display import format_seconds
 
@@ -17,12 +18,12 @@ def cost_blocks(results: Results) -> list[Block]:
             rate, joules = run.images_per_second, run.value("energy_joules")
             rows.append(
                 [
-                    f"{trial.label}, seed {run.config.seed}",
+                    f"{plain(trial.label)}, seed {run.config.seed}",
                     _clock(seconds),
                     _clock(process),
                     NOTHING if rate is None else f"{rate:,.0f}",
                     _energy(run, joules),
-                    device_of(run),
+                    plain(device_of(run)),
                     f"{run.config.engine}, {run.config.precision}",
                     str(run.concurrent),
                 ]

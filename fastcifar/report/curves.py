@@ -8,12 +8,23 @@ from fastcifar.presets import Metric
 from fastcifar.report import figures
 from fastcifar.report.document import Figure, Paragraph
 from fastcifar.report.drawing import colour_of
+from fastcifar.report.markup import plain
 from fastcifar.report.results import CURVES, Trial
 from fastcifar.report.wording import METRIC_NAMES, number
 
 
 def curves_figure(number: int | None, name: str, caption: str, trials: Sequence[Trial | None]) -> Figure | Paragraph:
-    """Loss and accuracy of training and validation, one line a trial; in words if there is no run."""
+    """Loss and accuracy of training and validation over the epochs.
+
+    Args:
+        number: that of the report's figure; None for a figure that the report does not have.
+        name: of the figure on the page.
+        caption: in the marks of the document.
+        trials: a line each; None for a trial without a finished run.
+
+    Returns:
+        The figure, or a sentence where no trial has a finished run.
+    """
     present = [trial for trial in trials if trial is not None]
     title = f"**Figure {number}.** {caption}" if number else f"**{caption}**"
     if not present:
@@ -32,12 +43,14 @@ def curves_figure(number: int | None, name: str, caption: str, trials: Sequence[
                     ends.append(f"{trial.label} {METRIC_NAMES[key]} {_between(points, metric)}")
         alt = f"{what.capitalize()} over the epochs, from the first to the last: {'; '.join(ends)}"
         panels.append(figures.draw_curves(f"{name}-{what}", what, curves, alt))
-    seeds = ", ".join(f"{trial.label} n = {trial.n}" for trial in present)
+    seeds = ", ".join(f"{plain(trial.label)} n = {trial.n}" for trial in present)
     missing = len(trials) - len(present)
     note = f" {missing} of the {len(trials)} trials have no finished run." if missing else ""
     band = " Lines are means over the seeds, bands reach from the lowest to the highest." if any(
         trial.n > 1 for trial in present
     ) else ""  # fmt: skip
+    if without := [plain(trial.label) for trial in present if not trial.config.val_size]:
+        note += f" Trained without validation images: {', '.join(without)}."
     return Figure(name, f"{title} ({seeds}).{band}{note}", panels)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastcifar.report.document import Panel
+from fastcifar.ui.drawing import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,8 +54,6 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
@@ -70,7 +69,6 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "legend.frameon": False,
     "svg.fonttype": "none",
-    "svg.hashsalt": "fastcifar",
     "image.interpolation": "none",
     "image.composite_image": False,
 }
@@ -80,19 +78,26 @@ def colour_of(name: str) -> str:
     """The trial's colour in the light, the same in every drawing of every page."""
     if name in COLOURS:
         return COLOURS[name][0]
-    return _OTHERS[sum(name.encode()) % len(_OTHERS)][0]
+    return _OTHERS[sum(name.encode("utf-8", "surrogatepass")) % len(_OTHERS)][0]
 
 
 def draw(
     name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None], *, wide: bool = False
 ) -> Panel:
-    """The panel that `paint` draws on a figure of `size` inches."""
-    from matplotlib import rc_context
+    """Makes a drawing.
+
+    Args:
+        name: of its file, without the ending.
+        alt: what it shows, for who cannot see it.
+        size: inches, across and down.
+        paint: draws on the empty figure that it is given.
+        wide: it is not to be shrunk to the width of a phone, but scrolled.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    with rc_context(_STYLE):
+    with styled(_STYLE):
         # Space at the sides: a reader's font may be wider than the one measured with.
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
         FigureCanvasSVG(figure)

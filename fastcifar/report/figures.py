@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 from fastcifar.report.document import Panel
 from fastcifar.report.drawing import COLOURS, GRID, INK, PAPER, SOFT, WIDTH, draw
 from fastcifar.report.predictions import Reliability
+from fastcifar.report.wording import label, width
 from fastcifar.stats import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+MOST_BARS = 500
+"""Of one drawing."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,12 @@ def draw_curves(name: str, what: str, curves: Sequence[Curve], alt: str) -> Pane
         else:
             axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
-        handles = [Line2D([], [], color=colour, linewidth=2, label=trial) for trial, colour in _named(curves).items()]
-        handles.append(Line2D([], [], color=INK, linewidth=1.8, label="validation"))
+        handles = [
+            Line2D([], [], color=colour, linewidth=2, label=label(trial, 48))
+            for trial, colour in _named(curves).items()
+        ]
+        if any(curve.points for curve in curves if not curve.is_train):
+            handles.append(Line2D([], [], color=INK, linewidth=1.8, label="validation"))
         handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (4, 2)), label="training"))
         if any(curve.published is not None for curve in curves):
             for shape, kind in (("D", "validation"), ("s", "training")):
@@ -96,7 +105,10 @@ def draw_class_shares(name: str, shares: NDArray[np.float64], alt: str) -> Panel
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         classes = np.arange(len(shares))
-        axes.bar(classes, 100 * shares, width=0.8, color=COLOURS["lr-0.05"][0])
+        if len(shares) <= MOST_BARS:
+            axes.bar(classes, 100 * shares, width=0.8, color=COLOURS["lr-0.05"][0])
+        else:  # one outline: a bar each would be a page of megabytes
+            axes.stairs(100 * shares, np.arange(len(shares) + 1) - 0.5, fill=True, color=COLOURS["lr-0.05"][0])
         axes.axhline(100 / len(shares), color=INK, linewidth=1, linestyle=(0, (4, 2)))
         axes.set_xlabel("class, in order of name")
         axes.set_ylabel("% of the training images")
@@ -156,7 +168,7 @@ def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt:
         axes.tick_params(length=0)
         _bare(axes)
 
-    longest = max(len(line) for label in labels for line in label.split("\n"))
+    longest = max(width(line) for text in labels for line in text.split("\n"))
     beside = WIDTH - 0.2 - 0.095 * longest  # inches left for the pictures by labels of this font
     return draw(name, alt, (WIDTH, 0.1 + 0.25 * bool(title) + beside * rows / columns), paint)
 
@@ -202,7 +214,7 @@ def draw_dots(name: str, rows: Sequence[Row], axis: str, alt: str, *, zero: bool
                 low, high = (scale * value for value in row.sample.interval)
                 axes.plot([low, high], [place + 0.22] * 2, color=row.colour, linewidth=2)
             axes.plot([mean], [place + 0.22], "D", color=row.colour, markersize=5.5)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_yticks(range(len(rows)), [label(row.label, 48) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if zero else f"{value:g}"))
         axes.set_xlabel(axis)
@@ -260,8 +272,8 @@ def draw_confusion(
         axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
         edges = np.cumsum([0, *(count for _, count in blocks)])
         axes.imshow(tinted(share))
-        axes.set_yticks((edges[1:] + edges[:-1]) / 2 - 0.5, [label for label, _ in blocks], fontsize=9)
-        axes.set_xticks((edges[1:] + edges[:-1]) / 2 - 0.5, [label for label, _ in blocks], fontsize=9, rotation=90)
+        axes.set_yticks((edges[1:] + edges[:-1]) / 2 - 0.5, [name for name, _ in blocks], fontsize=9)
+        axes.set_xticks((edges[1:] + edges[:-1]) / 2 - 0.5, [name for name, _ in blocks], fontsize=9, rotation=90)
         axes.tick_params(length=0)
         axes.grid(visible=False)
         for edge in edges:
@@ -303,4 +315,4 @@ def draw_reliability(name: str, title: str, reliability: Reliability, colour: st
 
 def series(results: Mapping[str, float]) -> str:
     """`a 1.00 %, b 2.00 %`, for the text that stands for a drawing."""
-    return ", ".join(f"{label} {100 * value:.2f} %" for label, value in results.items())
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in results.items())

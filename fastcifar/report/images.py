@@ -10,8 +10,9 @@ from fastcifar.data.dataset import Dataset, info
 from fastcifar.data.published import CIFAR100
 from fastcifar.report import course, figures
 from fastcifar.report.document import NOTHING, Block, Figure, Heading, Paragraph, Table
+from fastcifar.report.markup import plain
 from fastcifar.report.results import Results
-from fastcifar.report.wording import words
+from fastcifar.report.wording import label, named, words
 
 
 def data_chapter(results: Results, dataset: Dataset | None, problem: str) -> list[Block]:
@@ -36,18 +37,23 @@ def data_chapter(results: Results, dataset: Dataset | None, problem: str) -> lis
             else "The images are not CIFAR-100: the report's numbers are beside ours for their place only."
         )
     )
-    counts = np.bincount(train.labels, minlength=dataset.num_classes)
+    everywhere = np.concatenate([dataset.train.labels, dataset.test.labels])
+    there = np.unique(everywhere)  # a class without any image has no share
+    counts = np.bincount(train.labels, minlength=dataset.num_classes)[there]
     shares = counts / counts.sum()
     low, high = int(counts.argmin()), int(counts.argmax())
-    least, most = (f"{counts[i]} images of {words(dataset.class_names[i])}" for i in (low, high))
+    least, most = (f"{counts[i]} images of {words(dataset.class_names[there[i]])}" for i in (low, high))
     alt = (
-        f"Share of each of {dataset.num_classes} classes in the {len(train):,} training images: from "
+        f"Share of each of {len(there)} classes in the {len(train):,} training images: from "
         f"{100 * shares[low]:.2f} % ({least}) to {100 * shares[high]:.2f} % ({most})"
     )
+    least, most = (f"{counts[i]} images of {named(dataset.class_names[there[i]])}" for i in (low, high))
+    empty = dataset.num_classes - len(there)
+    gaps = f" {empty:,} classes have a number and no image, and are left out." if empty else ""
     caption = (
         f"**Figure 4.** Proportion of each class in the training images after the split ({len(train):,} for training, "
         f"{len(val):,} for validation, seed {config.split_seed}, not stratified): from {least} to {most}; "
-        f"{len(train) / dataset.num_classes:g} would be even. The report shows a picture without numbers."
+        f"{len(train) / len(there):g} would be even. The report shows a picture without numbers.{gaps}"
     )
     blocks.append(Figure("figure-04", caption, [figures.draw_class_shares("figure-04", shares, alt)]))
     return blocks
@@ -61,10 +67,13 @@ def _samples_figure(dataset: Dataset) -> Figure:
             (name, [i for i, above in enumerate(dataset.superclass_of) if above == place][:5])
             for place, name in enumerate(dataset.superclass_names)
         ]
-        rows = [(name, [int(np.flatnonzero(labels == i)[0]) for i in members]) for name, members in groups]
+        rows = [
+            (name, [int(at[0]) for i in members if len(at := np.flatnonzero(labels == i))]) for name, members in groups
+        ]
         what = "the first training image of five classes of each superclass"
     else:
-        rows = [(name, np.flatnonzero(labels == i)[:5].tolist()) for i, name in enumerate(dataset.class_names[:20])]
+        first = np.unique(labels)[:20].tolist()
+        rows = [(dataset.class_names[i], np.flatnonzero(labels == i)[:5].tolist()) for i in first]
         what = "the first training images of each class"
     rows = [(name, (members * 5)[:5]) for name, members in rows if members]
     half = -(-len(rows) // 2)
@@ -72,22 +81,21 @@ def _samples_figure(dataset: Dataset) -> Figure:
     for number, part in enumerate((rows[:half], rows[half:]), 1):
         if part:
             sheet = np.stack([images[members] for _, members in part])
-            names = [words(name) for name, _ in part]
-            alt = f"Pictures of 32 by 32 pixels, a row each of {', '.join(names)}"
-            labels_shown = [textwrap.fill(name, 21) for name in names]
+            alt = f"Pictures of 32 by 32 pixels, a row each of {', '.join(words(name) for name, _ in part)}"
+            labels_shown = [textwrap.fill(label(name), 21) for name, _ in part]
             panels.append(figures.draw_sheet(f"figure-01-{number}", sheet, labels_shown, alt))
-    name = "CIFAR-100" if dataset.digest == CIFAR100.digest else f"the data set {dataset.name}"
+    name = "CIFAR-100" if dataset.digest == CIFAR100.digest else f"the data set {plain(dataset.name)}"
     caption = f"**Figure 1.** Examples of {name}: {what}, in the data set's canonical order."
     return Figure("figure-01", caption, panels)
 
 
 def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
-    found = info(dataset)["train"]
+    train = info(dataset)["train"]
     theirs = course.TABLE_1
     lines = [
-        ("mean", "mean", found.mean, theirs["mean"]),
-        ("std of an image, mean over the images", "image_std", found.image_std, theirs["std"]),
-        ("std over all pixels", "std", found.std, None),
+        ("mean", "mean", train.mean, theirs["mean"]),
+        ("std of an image, mean over the images", "image_std", train.image_std, theirs["std"]),
+        ("std over all pixels", "std", train.std, None),
     ]
     rows, data = [], []
     for title, key, ours, report in lines:
@@ -103,6 +111,6 @@ def _statistics_table(dataset: Dataset, is_cifar100: bool) -> Table:
             data.append(record | {"report": report[channel] if report else None, "verdict": same})
     columns = ["red, green, blue", "ours", "report", "verdict"]
     caption = (
-        f"**Table 1.** Mean and standard deviation of each colour channel over the {found.count:,} training images"
+        f"**Table 1.** Mean and standard deviation of each colour channel over the {train.count:,} training images"
     )
     return Table("table-01", caption, columns, rows, data)

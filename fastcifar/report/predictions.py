@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.dataset import Dataset
 from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.report.results import Run, Trial
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.names import PREDICTIONS
 
 NUM_BINS = 15
 """Of confidence, equally wide: as in Guo et al., On Calibration of Modern Neural Networks (2017)."""
@@ -23,11 +25,19 @@ _SAME_ACCURACY = 0.002
 
 @dataclass(frozen=True)
 class Predictions:
-    """An entry a test image, in canonical order: label, predicted class, and the probability of the latter."""
+    """What a run's model says of each of N test images, in the data set's canonical order.
+
+    Attributes:
+        labels: int64 [N], the classes that the data set states.
+        predicted: int64 [N], the classes that the model gives.
+        confidence: float64 [N], the probability of the predicted class, from 0 to 1.
+        class_names: the name of each class, by its number; empty where the file does not say them.
+    """
 
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def pooled(cls, runs: Sequence[Predictions]) -> Predictions:
@@ -36,7 +46,13 @@ class Predictions:
             np.concatenate([run.labels for run in runs]),
             np.concatenate([run.predicted for run in runs]),
             np.concatenate([run.confidence for run in runs]),
+            runs[0].class_names,
         )
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the highest class number."""
+        return 1 + max(int(part.max(initial=-1)) for part in (self.labels, self.predicted))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -83,24 +99,45 @@ class Pair:
 
 
 def read_predictions(run: Run, data: str | None) -> Predictions:
-    """From the run folder; for an older run computed from its checkpoint, and written there.
+    """The predictions in a run folder; for an older run computed from its checkpoint, and written there.
 
-    `data` is where the same images lie now, if not where the run had them. Errors: FastcifarError.
+    Args:
+        run: a finished run.
+        data: where the same images lie now, if not where the run had them.
+
+    Raises:
+        CheckpointError: there are none, they are damaged, or they are not those of this run.
+        FastcifarError: they cannot be computed, for want of the images or of PyTorch.
     """
     arrays: Mapping[str, NDArray[Any]] | None = RunFolder.open(run.path, note=lambda text: None).predictions()
     if arrays is None:
         arrays = _from_checkpoint(run.path, data)
-    try:
-        labels, predicted, confidence = (arrays[name] for name in ("labels", "predicted", "confidence"))
-    except KeyError as error:
-        raise CheckpointError(f"{run.path}: its predictions lack {error}") from error
-    found = Predictions(labels.astype(np.int64), predicted.astype(np.int64), confidence.astype(np.float64))
+    found = _checked(arrays, run.path)
     recorded, accuracy = run.value("test_accuracy"), float(found.correct.mean())
     if recorded is not None and abs(recorded - accuracy) > _SAME_ACCURACY:
         raise CheckpointError(
             f"{run.path}: its predictions give {accuracy:.2%} test accuracy, its summary says {recorded:.2%}"
         )
     return found
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
+    """The arrays as predictions, if they can be those of a run.
+
+    Raises:
+        CheckpointError: they are of no image, or a probability is none.
+    """
+    labels, predicted, confidence = (arrays[name] for name in ("labels", "predicted", "confidence"))
+    problem = "" if len(labels) else "they are of no image"
+    if not ((confidence >= 0) & (confidence <= 1.001)).all():  # NaN included; sums of float32 go a little above 1
+        problem = "they hold a probability that is not between 0 and 1"
+    if problem:
+        raise CheckpointError(
+            f"{path}: its predictions cannot be used: {problem}. Remove {path / PREDICTIONS}: while the run has its "
+            "checkpoint, they are made again"
+        )
+    names = tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else ()
+    return Predictions(labels.astype(np.int64), predicted.astype(np.int64), confidence.astype(np.float64), names)
 
 
 def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]:
@@ -112,19 +149,38 @@ def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]
     return found
 
 
-def read_all(trials: Sequence[Trial], data: str | None) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
-    """By trial's label, the predictions of its runs; by run, why there are none."""
+def read_all(
+    trials: Sequence[Trial], data: str | None, dataset: Dataset | None = None
+) -> tuple[dict[str, list[Predictions]], dict[str, str]]:
+    """The predictions of every run.
+
+    Args:
+        trials: whose runs are read.
+        data: where the images lie now, if not where the runs had them.
+        dataset: images, if they are at hand. Predictions for runs that were trained on them must have their labels.
+
+    Returns:
+        The predictions by the label of their trial, and by run why there are none.
+    """
     found: dict[str, list[Predictions]] = {}
     problems: dict[str, str] = {}
     for trial in trials:
         for run in trial.runs:
             try:
                 predictions = read_predictions(run, data)
+                if dataset is not None and run.digest == dataset.digest:
+                    _check_labels(predictions, dataset, run.path)
             except FastcifarError as error:
                 problems[f"{trial.label}, seed {run.config.seed}"] = str(error).replace("\n", " ")
             else:
                 found.setdefault(trial.label, []).append(predictions)
     return found, problems
+
+
+def _check_labels(predictions: Predictions, dataset: Dataset, path: Path) -> None:
+    """Raises CheckpointError where a run's predictions are not of the test images of its data set."""
+    if not np.array_equal(predictions.labels, dataset.test.labels):
+        raise CheckpointError(f"{path}: the labels in its {PREDICTIONS} are not those of the test images")
 
 
 def group_means(values: NDArray[Any], group: NDArray[np.int64], num_groups: int) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from fastcifar.report.cost import device_of
 from fastcifar.report.document import NOTHING, Block, Paragraph, Table
+from fastcifar.report.markup import code, plain
 from fastcifar.report.results import Results
 
 
@@ -16,20 +17,21 @@ def reproduce_blocks(results: Results, command: str) -> list[Block]:
     for trial in results.trials:
         for run in trial.runs:
             facts = run.environment
-            words_typed = [shortened(str(word)) for word in facts.get("command", [])]
-            code = _commit(facts.get("source"))
+            typed = facts.get("command")
+            words_typed = [shortened(str(word)) for word in (typed if isinstance(typed, list) else [])]
+            source = _commit(facts.get("source"))
             versions = f"Python {facts.get('python')}, torch {facts.get('torch')}, numpy {facts.get('numpy')}"
             rows.append(
                 [
-                    f"{trial.label}, seed {run.config.seed}",
-                    f"`{shlex.join(words_typed)}`",
-                    f"fastcifar {facts.get('fastcifar')}, {code}; {versions}",
-                    f"{device_of(run)}; engine {run.config.engine}, {run.config.precision}",
-                    str(facts.get("date", NOTHING))[:16].replace("T", " "),
+                    f"{plain(trial.label)}, seed {run.config.seed}",
+                    code(shlex.join(words_typed)),
+                    plain(f"fastcifar {facts.get('fastcifar')}, {source}; {versions}"),
+                    plain(f"{device_of(run)}; engine {run.config.engine}, {run.config.precision}"),
+                    plain(str(facts.get("date", NOTHING))[:16].replace("T", " ")),
                 ]
             )
             record: dict[str, object] = {"trial": trial.label, "seed": run.config.seed}
-            record |= {"command": shlex.join(words_typed), "fastcifar": facts.get("fastcifar"), "commit": code}
+            record |= {"command": shlex.join(words_typed), "fastcifar": facts.get("fastcifar"), "commit": source}
             record |= {key: facts.get(key) for key in ("python", "torch", "numpy", "platform", "date")}
             record |= {"device": device_of(run), "engine": run.config.engine, "precision": run.config.precision}
             data.append(record | {"dataset_digest": run.digest, "run_id": facts.get("run_id"), "folder": run.path.name})
@@ -45,7 +47,7 @@ def reproduce_blocks(results: Results, command: str) -> list[Block]:
             "data info` prints it)."
         ),
         Table("runs", caption, columns, rows, data),
-        Paragraph(f"This page: `{command}`."),
+        Paragraph(f"This page: {code(command)}."),
     ]
 
 

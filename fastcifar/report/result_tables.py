@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastcifar.presets import TRIALS, Metric, find_preset
 from fastcifar.report.course import ResultTable, SettingsTable
 from fastcifar.report.document import NOTHING, Table
+from fastcifar.report.markup import plain
 from fastcifar.report.results import Results, Trial, published_span, verdict
 from fastcifar.report.wording import METRIC_NAMES, mean_and_sd, number, span
 from fastcifar.stats import Sample
@@ -13,7 +14,7 @@ RESULT_COLUMNS = ("quantity", "n", "ours, mean ± sd", "95 % interval", "report"
 
 
 def settings_table(table: SettingsTable, results: Results) -> Table:
-    """A row a trial: ours, and where it differs the report's beside it."""
+    """A row for each trial: our settings, and the report's where they differ."""
     rows, data = [], []
     for name, stated in table.rows.items():
         trial = results.trial(name)
@@ -34,10 +35,11 @@ def _plain(value: object) -> str:
 
 
 def result_table(table: ResultTable, results: Results) -> Table:
+    """A row for each metric of each trial: ours, the report's, the reproductions', and the verdict."""
     rows, data = [], []
     for metric in table.metrics:
         for name in table.trials:
-            row, record = _result_row(name, results.trial(name), metric)
+            row, record = _result_row(name, results.trial(name), metric, results)
             rows.append([f"{METRIC_NAMES[metric]}, {name}", *row])
             data.append(record)
     caption = f"**Table {table.number}.** {table.caption}"
@@ -45,7 +47,7 @@ def result_table(table: ResultTable, results: Results) -> Table:
 
 
 def overview_table(results: Results) -> Table:
-    """Validation and test accuracy of every trial, those without a run included."""
+    """Validation and test accuracy of every trial. A trial of the report that has no run has its row too."""
     rows, data = [], []
     names = [*TRIALS, *(trial.name for trial in results.trials)]
     labelled: list[tuple[str, str, Trial | None]] = []
@@ -54,25 +56,40 @@ def overview_table(results: Results) -> Table:
         labelled += [(name, trial.label if trial else name, trial) for trial in found or [None]]
     for metric in ("val_accuracy", "test_accuracy"):
         for name, label, trial in labelled:
-            row, record = _result_row(name, trial, metric, label)
-            rows.append([f"{METRIC_NAMES[metric]}, {label}", *row])
+            row, record = _result_row(name, trial, metric, results, label)
+            rows.append([f"{METRIC_NAMES[metric]}, {plain(label)}", *row])
             data.append(record)
     caption = "Accuracy of every trial after its last epoch. The test images were looked at once a run, at its end"
     return Table("accuracy", f"**All trials.** {caption}", RESULT_COLUMNS, rows, data)
 
 
-def _result_row(name: str, trial: Trial | None, metric: Metric, label: str = "") -> tuple[list[str], dict[str, object]]:
+def _result_row(
+    name: str, trial: Trial | None, metric: Metric, results: Results, label: str = ""
+) -> tuple[list[str], dict[str, object]]:
+    """The cells after the first, and the same for the CSV.
+
+    Args:
+        name: the preset.
+        trial: its runs; None where none has finished.
+        metric: of the last epoch.
+        results: say which runs failed.
+        label: what the page calls the trial, if not by the preset.
+    """
     sample = trial.sample(metric) if trial else None
     if trial is not None and trial.preset is None:
         report, reproductions = None, None
     else:
         report, reproductions = published(name, metric)
     told = judged = "no run" if trial is None else verdict(trial, metric)
-    if trial is not None and judged in ("inside", "above", "below"):
+    if trial is None and (failed := results.failures(name)):
+        judged += f": {len(failed)} [failed](#top)"
+    elif trial is not None and sample is not None and judged in ("inside", "above", "below"):
         limits = published_span(trial, metric)
         assert limits is not None
         single = limits[0] == limits[1]
         judged += f" the report's {number(limits[0], metric)}" if single else f" {span(limits, metric)}"
+        if sample.n == 1:
+            judged += ": one run against one" if single else ": one run"
     cells = [
         str(sample.n) if sample else "0",
         mean_and_sd(sample, metric),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastcifar.config import Config, differing_settings
 from fastcifar.data.published import CIFAR100
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.presets import TRIALS, Metric, Preset, find_preset
-from fastcifar.run import facts
+from fastcifar.run import facts, failure
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample, describe, paired_effect
@@ -54,8 +55,9 @@ class Run:
     @property
     def concurrent(self) -> int:
         """How many runs shared the machine, as a study says that starts several side by side."""
-        text = self.environment.get("variables", {}).get("FASTCIFAR_STUDY_JOBS", "1")
-        return int(text) if str(text).isdigit() else 1
+        variables = self.environment.get("variables")
+        text = str(variables.get("FASTCIFAR_STUDY_JOBS", "1")) if isinstance(variables, Mapping) else "1"
+        return int(text) if re.fullmatch("[0-9]{1,6}", text) else 1
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,12 @@ class Trial:
         return {seed: value for seed, value in values.items() if value is not None}
 
     def sample(self, metric: str) -> Sample | None:
-        """A metric of the last epoch over the seeds; None if no run has it."""
+        """A metric of the last epoch over the seeds; None if no run has it.
+
+        The interval is cut at what the metric can be: 0 and 1 for an accuracy, 0 for a loss.
+        """
         values = list(self.by_seed(metric).values())
-        return describe(values) if values else None
+        return describe(values).within(0, 1 if _is_share(metric) else math.inf) if values else None
 
     def curve(self, key: str) -> list[tuple[int, float, float, float]]:
         """(epoch, mean, lowest, highest over the seeds) of each epoch that every run has."""
@@ -113,12 +118,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Absence:
-    """A run that is not among the results, and why."""
+    """A run that is not among the results, and why.
+
+    Attributes:
+        name: what the page calls it.
+        path: its folder.
+        state: `failed`, `unfinished`, `cut`, `missing`, `unreadable` or `left out`.
+        reason: in one line.
+        trial: the preset; empty where it is not known.
+    """
 
     name: str
     path: Path
     state: str
     reason: str
+    trial: str = ""
 
 
 @dataclass
@@ -129,30 +143,43 @@ class Results:
         trials: those of the report first and in its order, then others.
         absences: runs that were given or planned, and don't count.
         planned: what a study wanted; empty for a page made of runs that were named.
+        notes: what reading the runs had to say, such as that a damaged line was left out.
     """
 
     trials: list[Trial]
     absences: list[Absence] = field(default_factory=list)
     planned: Sequence[PlannedRun] = ()
+    notes: Sequence[str] = ()
 
     def trial(self, name: str) -> Trial | None:
         """The trial that stands for the preset `name`: the first, which has the preset's own settings if any has."""
         return next((trial for trial in self.trials if trial.name == name), None)
 
+    def failures(self, name: str) -> list[Absence]:
+        """The failed runs of the preset `name`."""
+        return [absence for absence in self.absences if (absence.trial, absence.state) == (name, "failed")]
+
     @property
     def runs(self) -> list[Run]:
+        """All finished runs, trial by trial."""
         return [run for trial in self.trials for run in trial.runs]
 
 
 def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> Results:
-    """The results in the run folders `paths`; what cannot be used is told in `absences`.
+    """The results in run folders; what cannot be used is told in `absences`.
 
-    Errors: UsageError if no folder holds a finished run.
+    Args:
+        paths: run folders.
+        planned: what a study wanted.
+
+    Raises:
+        UsageError: no folder holds a finished run.
     """
     runs: list[Run] = []
     absences: list[Absence] = []
+    notes: list[str] = []
     for path in dict.fromkeys(paths):
-        found = _read_run(path)
+        found = _read_run(path, notes.append)
         if isinstance(found, Absence):
             absences.append(found)
             continue
@@ -161,18 +188,18 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
             runs.append(found)
         else:
             reason = f"the same trial and seed as {twin.path}: two runs of one seed are not two samples"
-            absences.append(Absence(found.name, path, "left out", reason))
+            absences.append(Absence(found.name, path, "left out", reason, found.config.preset))
     seen = {absence.path.resolve() for absence in absences} | {path.resolve() for path in paths}
     for plan in planned:
         if plan.state != "finished" and plan.path.resolve() not in seen:
             reached = "" if plan.state == "missing" else f"{plan.epochs_done} of {plan.epochs} epochs done"
             reason = "; ".join(filter(None, (reached, plan.reason))) or "not begun"
-            absences.append(Absence(f"{plan.trial}, seed {plan.seed}", plan.path, plan.state, reason))
+            absences.append(Absence(f"{plan.trial}, seed {plan.seed}", plan.path, plan.state, reason, plan.trial))
     absences = [_with_reason(absence, planned) for absence in absences]
     if not runs:
         lines = [f"{absence.path}: {absence.state}: {absence.reason}" for absence in absences]
         raise UsageError("\n".join(["there is no finished run to report on", *lines]))
-    return Results(_trials(runs), absences, planned)
+    return Results(_trials(runs), absences, planned, notes)
 
 
 def changes_of(config: Config, preset: Config) -> tuple[str, ...]:
@@ -181,14 +208,28 @@ def changes_of(config: Config, preset: Config) -> tuple[str, ...]:
 
 
 def effect(before: Trial | None, after: Trial | None, metric: str) -> Sample | str:
-    """`after` minus `before`, paired over seeds, or why there is none."""
+    """The effect of a step, paired over seeds, or why there is none.
+
+    Args:
+        before, after: the two trials, None where a trial has no finished run.
+        metric: of the last epoch.
+
+    Returns:
+        The differences `after` - `before`, a seed each. The interval of a difference of accuracies is cut at -1 and 1.
+    """
     if before is None or after is None:
         return "no run of either" if before is after else "a run of one of them is missing"
     if before.digest != after.digest:
         return "trained on different images"
     if before.changes != after.changes:
         return "the runs differ in more: " + ", ".join(sorted({*before.changes} ^ {*after.changes}))
-    return paired_effect(before.by_seed(metric), after.by_seed(metric)) or "no seed in common"
+    values = before.by_seed(metric), after.by_seed(metric)
+    if not all(values):
+        return "not measured"
+    found = paired_effect(*values)
+    if found is None:
+        return "no seed in common"
+    return found.within(-1, 1) if _is_share(metric) else found
 
 
 def verdict(trial: Trial, metric: Metric) -> str:
@@ -213,10 +254,9 @@ def published_span(trial: Trial, metric: Metric) -> tuple[float, float] | None:
     return (min(numbers), max(numbers)) if numbers else None
 
 
-def _read_run(path: Path) -> Run | Absence:
-    notes: list[str] = []
+def _read_run(path: Path, note: Callable[[str], None]) -> Run | Absence:
     try:
-        folder = RunFolder.open(path, note=notes.append)
+        folder = RunFolder.open(path, note=note)
         summary = folder.summary()
     except FastcifarError as error:
         return Absence(path.name, path, "unreadable", str(error).replace("\n", " "))
@@ -228,7 +268,9 @@ def _read_run(path: Path) -> Run | Absence:
         state, reason = "failed", f"the training loss is not finite in epoch {last['epoch']}"
     else:
         state, reason = "unfinished", f"{last.get('epoch', 0)} of {config.epochs} epochs done"
-    return Absence(f"{config.preset}, seed {config.seed}", path, state, reason)
+        if (told := failure.read(path)) is not None:
+            state, reason = "failed", f"{reason}; {told.reason}"
+    return Absence(f"{config.preset}, seed {config.seed}", path, state, reason, config.preset)
 
 
 def _with_reason(absence: Absence, planned: Sequence[PlannedRun]) -> Absence:
@@ -236,7 +278,7 @@ def _with_reason(absence: Absence, planned: Sequence[PlannedRun]) -> Absence:
     plan = next((plan for plan in planned if plan.path.resolve() == absence.path.resolve()), None)
     if plan is None or plan.state != "failed" or not plan.reason or plan.reason in absence.reason:
         return absence
-    return Absence(absence.name, absence.path, "failed", f"{absence.reason}; {plan.reason}")
+    return replace(absence, state="failed", reason=f"{absence.reason}; {plan.reason}")
 
 
 def _same_draw(one: Run, other: Run) -> bool:
@@ -280,6 +322,10 @@ def _preset(name: str) -> Preset | None:
         return find_preset(name)
     except UsageError:
         return None
+
+
+def _is_share(metric: str) -> bool:
+    return metric.endswith("accuracy")
 
 
 def _is_number(value: object) -> bool:

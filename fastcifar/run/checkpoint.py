@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -21,15 +20,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from fastcifar import files
 from fastcifar.errors import CheckpointError
-from fastcifar.run.encoding import check_plain, read_json, to_json
+from fastcifar.run import schema
+from fastcifar.run.encoding import check_plain, to_json
 from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, METRICS_JSONL, POINTER, STATE, TENSORS
+from fastcifar.text import quoted
 
 if TYPE_CHECKING:
     import torch
-
-FORMAT = 1
 
 
 class Checkpoint:
@@ -44,8 +45,16 @@ class Checkpoint:
         self._folder, self._run_id = folder, run_id
 
     def exists(self) -> bool:
-        """Whether one was ever saved; whether it is sound is for `load` to say."""
-        return (self._folder / POINTER).exists()
+        """Whether one was ever saved; whether it is sound is for `load` to say.
+
+        Raises:
+            CheckpointError: the system does not let us look.
+        """
+        path = self._folder / POINTER
+        try:
+            return files.holds(path)
+        except OSError as problem:
+            raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}.") from problem
 
     def save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint. On any failure, and if the process is killed at any point, the old one stays whole.
@@ -65,11 +74,11 @@ class Checkpoint:
             TENSORS: _to_safetensors(tensors),
             STATE: to_json({"tensors": list(tensors), "state": dict(state)}),
         }
-        current = self._pointer()["folder"] if self.exists() else None
+        current = self._pointer().folder if self.exists() else None
         self._remove(but=current)  # what a killed writer left
         folder = self._folder / f"checkpoint-{1 + int(current.rpartition('-')[2]) if current else 1}"
         pointer = {
-            "format": FORMAT,
+            "format": schema.FORMAT,
             "run_id": self._run_id,
             "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "folder": folder.name,
@@ -117,69 +126,112 @@ class Checkpoint:
                     raise CheckpointError(f"{problem.filename} is missing. {self._advice}") from None
         try:
             tensors = safetensors.torch.load(contents[TENSORS])
-            saved = json.loads(contents[STATE])
-            return {name: tensors[name] for name in saved["tensors"]}, saved["state"]
-        except (safetensors.SafetensorError, ValueError, LookupError, TypeError) as problem:
-            path = self._folder / pointer["folder"]
-            raise CheckpointError(f"{path} has its digests but cannot be read: {problem}. {self._advice}") from problem
+            saved = schema.check(schema.parse(contents[STATE]), schema.State)
+            return {name: tensors[name] for name in saved.tensors}, saved.state
+        except (safetensors.SafetensorError, ValueError, LookupError, TypeError, MemoryError) as problem:
+            path = self._folder / pointer.folder
+            why = "; ".join(schema.problems(problem)[:3]) if isinstance(problem, ValidationError) else str(problem)
+            raise CheckpointError(f"{path} has its digests but cannot be read: {why}. {self._advice}") from problem
+
+    @property
+    def _config(self) -> str:
+        """config.toml, as a shell takes it."""
+        return quoted(self._folder / CONFIG)
 
     @property
     def _advice(self) -> str:
         return (
             "Restore the run folder from a copy, or train anew with "
-            f"`fastcifar train --config {self._folder / CONFIG}`; nothing was loaded."
+            f"`fastcifar train --config {self._config}`; nothing was loaded."
         )
 
-    def _pointer(self) -> dict[str, Any]:
+    def _pointer(self) -> schema.Pointer:
         path = self._folder / POINTER
-        if not path.exists():
+        if not self.exists():
             raise CheckpointError(
                 f"{self._folder} has no checkpoint: {path} was looked for. The run ended before its first one was "
-                f"saved; train anew with `fastcifar train --config {self._folder / CONFIG}`."
+                f"saved; train anew with `fastcifar train --config {self._config}`."
             )
-        pointer = read_json(path, self._advice)
-        if pointer.get("format") != FORMAT:
+        pointer = schema.read_object(path, self._advice)
+        if pointer.get("format") != schema.FORMAT:
             raise CheckpointError(
-                f"{path} has format {pointer.get('format')!r}; this fastcifar reads format {FORMAT}. {self._advice}"
+                f"{path} has format {pointer.get('format')!r}; this fastcifar reads format {schema.FORMAT}. "
+                f"{self._advice}"
             )
         if pointer.get("run_id") != self._run_id:
             raise CheckpointError(
                 f"{path} belongs to another run (its run_id is {pointer.get('run_id')!r}; {ENVIRONMENT} here says "
                 f"{self._run_id!r}). {self._advice}"
             )
-        found = pointer.get("files")
-        if not (
-            re.fullmatch(r"checkpoint-[1-9][0-9]*", str(pointer.get("folder")))
-            and isinstance(found, dict)
-            and all(isinstance(found.get(name), dict) for name in (TENSORS, STATE))
-        ):
-            raise CheckpointError(f"{path} is damaged: it names no checkpoint. {self._advice}")
-        return pointer
-
-    def _read_checked(self, pointer: dict[str, Any], name: str) -> bytes:
-        path = self._folder / str(pointer["folder"]) / name
-        expected = pointer["files"][name]
         try:
-            content = path.read_bytes()
+            return schema.check(pointer, schema.Pointer)
+        except ValidationError as error:
+            what = "; ".join(schema.problems(error)[:3])
+            raise CheckpointError(f"{path} is damaged: it names no checkpoint ({what}). {self._advice}") from error
+
+    def _read_checked(self, pointer: schema.Pointer, name: str) -> bytes:
+        path = self._folder / pointer.folder / name
+        expected = pointer.files.tensors if name == TENSORS else pointer.files.state
+        try:
+            size = path.stat().st_size
+            content = files.read(path, expected.bytes) if size == expected.bytes else b""
         except FileNotFoundError:
             raise
         except OSError as problem:
-            raise CheckpointError(f"{path} cannot be read: {problem.strerror}. {self._advice}") from problem
-        if len(content) != expected.get("bytes"):
+            reason = files.refusal(path, problem)
+            raise CheckpointError(f"{path} cannot be read: {reason}. {self._advice}") from problem
+        if size != expected.bytes:
             raise CheckpointError(
-                f"{path} is damaged: it has {len(content):,} bytes, {expected.get('bytes')} were saved. {self._advice}"
+                f"{path} is damaged: it has {size:,} bytes, {expected.bytes} were saved. {self._advice}"
             )
-        if (digest := hashlib.sha256(content).hexdigest()) != expected.get("sha256"):
+        if (digest := hashlib.sha256(content).hexdigest()) != expected.sha256:
             raise CheckpointError(
                 f"{path} is damaged or of another run: its SHA-256 is {digest[:12]}..., not "
-                f"{str(expected.get('sha256'))[:12]}... as saved. {self._advice}"
+                f"{expected.sha256[:12]}... as saved. {self._advice}"
             )
         return content
 
     def _remove(self, but: str | None) -> None:
         for folder in self._folder.glob("checkpoint-*"):
-            if folder.name != but:
+            # A folder of another name, such as a user's copy, is not ours.
+            if folder.name != but and re.fullmatch(schema.FOLDER, folder.name):
                 shutil.rmtree(folder, ignore_errors=True)  # what stays now goes with the next save
+
+
+def check_training_state(
+    state: Mapping[str, Any], folder: Path, epochs: int, num_batches: int | None = None
+) -> tuple[int, int]:
+    """Where a saved training state goes on, refused if it is none or lies outside the run.
+
+    Args:
+        state: what the trainer saved beside the tensors.
+        folder: the run folder, for messages.
+        epochs: of the whole run.
+        num_batches: of an epoch; None where it is not known.
+
+    Returns:
+        The epoch, 1 to `epochs` + 1, and the step of it, 0 to `num_batches` - 1, that come next.
+
+    Raises:
+        CheckpointError: a key is missing or of another type, or the epoch or the step is not of this run.
+    """
+    problem = ""
+    try:
+        found = schema.check(dict(state), schema.TrainingState)
+    except ValidationError as error:
+        problem = "; ".join(schema.problems(error)[:3])
+    else:
+        last = (num_batches or 2**63) - 1 if found.epoch <= epochs else 0
+        if found.epoch > epochs + 1:
+            problem = f"it goes on at epoch {found.epoch}, and the run has {epochs}"
+        elif found.step > last:
+            problem = f"it goes on at step {found.step} of epoch {found.epoch}, whose last step is {last}"
+    if problem:
+        raise CheckpointError(
+            f"the training state in {folder} is damaged: {problem}. Restore the run folder from a copy, or train anew "
+            f"with `fastcifar train --config {quoted(folder / CONFIG)}`; nothing was changed."
+        )
+    return found.epoch, found.step
 
 
 def _to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:

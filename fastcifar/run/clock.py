@@ -16,7 +16,7 @@ _IMPORTED = time.monotonic()
 class Clocks:
     """The times of a run, all in seconds. Those of a resumed run go on where its last checkpoint left them.
 
-    Arguments:
+    Args:
         device: waited for at both ends of `training()`.
 
     Attributes:
@@ -30,6 +30,7 @@ class Clocks:
 
     @contextmanager
     def training(self) -> Iterator[None]:
+        """Counts the time inside as training. The device is idle at both ends."""
         wait(self._device)
         start = time.perf_counter()
         try:
@@ -40,26 +41,31 @@ class Clocks:
 
     @property
     def process_seconds(self) -> float:
-        """From the start of the process to now, and those of the processes before it up to their last checkpoint."""
+        """From the start of this process to now, with the time of the run's earlier processes to their checkpoints."""
         return self._earlier_seconds + process_seconds()
 
     def state(self) -> dict[str, float]:
+        """The three times, for a checkpoint and for the summary."""
         keys = ("train_seconds", "compile_seconds", "process_seconds")
         return {key: getattr(self, key) for key in keys}
 
     def restore(self, state: Mapping[str, float]) -> None:
+        """Goes on from what `state()` gave."""
         self.train_seconds, self.compile_seconds = state["train_seconds"], state["compile_seconds"]
         self._earlier_seconds = state["process_seconds"]
 
 
 def wait(device: torch.device) -> None:
-    """Returns when `device` has done all that it was given."""
+    """Returns when the device has finished all work that was given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def process_seconds() -> float:
-    """Seconds since this process was started, interpreter and imports included (Linux; elsewhere since the import)."""
+    """Seconds since the start of this process, with interpreter and imports.
+
+    Only Linux tells when a process was started: elsewhere it is since the import of this module.
+    """
     try:
         started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):

@@ -13,22 +13,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"train": "#0072B2", "val": "#D55E00", "lr": "#444444"}
-"""From Okabe and Ito, Color Universal Design (2008): told apart with any colour vision, and by lightness in print."""
+"""From Okabe and Ito, Color Universal Design (2008). Anybody can tell them apart, and in grey print they differ too."""
 
 Curves = dict[str, list[tuple[int, float]]]
 """`train`, `val` or `lr` -> (epoch, value)."""
 
-_LOG_FROM = 8.0  # highest loss over lowest, from which a linear axis flattens the end of the curves
-_MARKERS_UP_TO = 30  # points; also makes a single one visible
+_LOG_FROM = 8.0  # highest loss over lowest; above it a linear axis would flatten the end of the curves
+_MARKERS_UP_TO = 30  # points of a curve; a single point is visible only by its marker
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path_stem: Path, title: str) -> list[Path]:
-    """Draws `path_stem`.svg and `path_stem`.png from a run's epochs and returns their paths.
+    """Draws `path_stem`.svg and `path_stem`.png from a run's epochs.
 
     Args:
-        records: at least one, with the keys of `run.EPOCH_KEYS`. What is None or not finite is left out.
+        records: at least one, with the keys of `names.EPOCH_KEYS`. What is None or not finite is left out.
         path_stem: where the pictures go, without the ending.
         title: stands above the picture.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ValueError: there is no record.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -60,7 +66,12 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path_stem: Path, title: st
 
 
 def _curves(records: Sequence[Mapping[str, Any]], **keys: str) -> Curves:
-    """Those that have a point."""
+    """The curves that have a point, each under its name.
+
+    Args:
+        records: the epochs.
+        **keys: for each curve the key of its values.
+    """
     curves = {
         kind: [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
         for kind, key in keys.items()
@@ -90,7 +101,7 @@ def _plot(axes: Axes, name: str, curves: Curves) -> None:
 
 
 def _label_ends(axes: Axes, curves: Curves, form: str) -> None:
-    """Writes each curve's name and last value at its end, in its colour; moves two labels apart that would overlap."""
+    """Writes each curve's name and last value at its end, in its colour. Two labels that would overlap move apart."""
     apart = 28  # points: two lines of text
     to_points = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     ends = sorted((axes.transData.transform(points[-1])[1] * to_points, kind) for kind, points in curves.items())

@@ -7,10 +7,8 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from fastcifar.errors import CheckpointError
 from fastcifar.run.names import EPOCH_KEYS
 
 
@@ -55,39 +53,6 @@ def to_csv(records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None =
         writer.writeheader()
     writer.writerows(records)
     return text.getvalue().encode()
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file; nothing where there is none.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem.strerror}.") from problem
-
-
-def read_json(path: Path, advice: str = "Restore it from a copy.") -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        CheckpointError: there is no such file, or it holds something else; the message ends with `advice`.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing. {advice}") from None
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem.strerror}. {advice}") from problem
-    except ValueError as problem:
-        raise CheckpointError(f"{path} is damaged: {problem}. {advice}") from problem
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: an object was expected, {type(value).__name__} found. {advice}")
-    return value
 
 
 def shortened(line: bytes) -> str:

@@ -16,20 +16,28 @@ import fastcifar
 from fastcifar import machine
 
 VARIABLES = re.compile(
-    "(FASTCIFAR|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|TORCH|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|NVIDIA|MALLOC)_.*"
-    "|TORCHINDUCTOR_.*|LD_PRELOAD|GLIBC_TUNABLES"
+    "(FASTCIFAR|OMP|GOMP|KMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|(PY)?TORCH[A-Z]*|AOT|INDUCTOR|FUNCTORCH|TRITON|CUTLASS|CUDA"
+    "|CUBLAS|CUBLASLT|CUDNN|NCCL|NVIDIA|DALI|MALLOC|MIMALLOC|JEMALLOC|TCMALLOC)_.*"
+    "|LRU_CACHE_CAPACITY|MALLOC_CONF|LD_PRELOAD|LD_LIBRARY_PATH|GLIBC_TUNABLES|CC|CXX|CFLAGS|CXXFLAGS|TF32_OVERRIDE"
+    "|PYTHON(OPTIMIZE|HASHSEED|MALLOC|PATH)"
 )
-"""The environment variables that change speed or bits; no other is recorded."""
+"""The environment variables that change what runs, its speed or its bits; no other is recorded."""
+
+_SECRET = re.compile(".*(KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH).*")
+"""Variables that are never recorded, such as NVIDIA_API_KEY: run folders are published."""
 
 DECISIVE = ("torch", "device", "gpu.name", "gpu.driver", "gpu.cudnn", "cpu.model", "threads.torch")
-"""Where any of these differs, the same seed may give other bits."""
+"""If one of these differs, the same seed may give other bits."""
 
 
 def collect(device: str) -> dict[str, Any]:
-    """The facts of this process, as JSON holds them. Imports torch; initialises CUDA only for a run on it.
+    """The facts of this process, as JSON holds them. Imports torch, and initialises CUDA only for a run on it.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`. `gpu` is null for the CPU.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        date, versions, commit, platform, device, gpu (None for the CPU), cpu, memory_gib, threads and variables.
     """
     import numpy
     import torch
@@ -49,8 +57,14 @@ def collect(device: str) -> dict[str, Any]:
         "cpu": cpu(),
         "memory_gib": memory_gib(),
         "threads": {"torch": torch.get_num_threads(), "torch_interop": torch.get_num_interop_threads()},
-        "variables": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
+        "variables": variables(os.environ),
     }
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Those of the environment's variables that change what runs, its speed or its bits, in alphabetical order."""
+    found = {name: value for name, value in sorted(environ.items()) if VARIABLES.fullmatch(name)}
+    return {name: value for name, value in found.items() if not _SECRET.fullmatch(name)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -65,7 +79,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 @functools.cache  # the code that this process runs does not change
 def commit(folder: Path) -> dict[str, Any] | None:
-    """The commit of the checkout whose root is `folder`, and whether tracked files differ from it; None elsewhere."""
+    """The commit of a checkout, and whether tracked files differ from it.
+
+    Args:
+        folder: the checkout's root.
+
+    Returns:
+        None if `folder` is no such root; a reason in place of the commit if git does not tell it.
+    """
     if not (folder / ".git").exists():  # an installed package is not asked for the commit of a repository around it
         return None
     try:
@@ -90,7 +111,7 @@ def cpu() -> dict[str, Any]:
 
 
 def usable_cores() -> float | None:
-    """What this process may use: its affinity, and below that a container's quota (which may be a fraction)."""
+    """How many cores this process may use: those of its affinity, or a container's quota, which may be a fraction."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = re.fullmatch(r"(\d+) (\d+)\n", _read("/sys/fs/cgroup/cpu.max"))
     if quota and allowed:
@@ -99,7 +120,7 @@ def usable_cores() -> float | None:
 
 
 def memory_gib() -> float | None:
-    """Main memory, or a container's limit where that is less."""
+    """Main memory in GiB, or a container's limit if that is less; None where the system does not tell."""
     try:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -109,7 +130,11 @@ def memory_gib() -> float | None:
 
 
 def driver() -> str:
-    """The NVIDIA driver's version. Raises what NVML raises where there is none."""
+    """The NVIDIA driver's version.
+
+    Raises:
+        Exception: whatever NVML and its Python package raise where there is no driver.
+    """
     import pynvml
 
     pynvml.nvmlInit()

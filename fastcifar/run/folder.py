@@ -25,16 +25,19 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from fastcifar import files
-from fastcifar.config import Config, to_toml
+from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import from_dict
-from fastcifar.run import finding
+from fastcifar.run import finding, schema
 from fastcifar.run.checkpoint import Checkpoint
-from fastcifar.run.encoding import check_plain, read_bytes, read_json, to_json
+from fastcifar.run.encoding import check_plain, to_json
 from fastcifar.run.environment import collect, differences
 from fastcifar.run.metrics import Metrics
-from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, LOCK, SUMMARY
+from fastcifar.run.names import ADVICE, ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY
 from fastcifar.run.predictions import read_predictions, write_predictions
+from fastcifar.spelling import to_toml
+from fastcifar.text import quoted
+from fastcifar.ui import notes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,11 +47,6 @@ else:
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
-
-
-def print_note(text: str) -> None:
-    """The default place for what a user should know but that stops nothing: a line on stderr."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 class RunFolder:
@@ -73,7 +71,7 @@ class RunFolder:
         command: Sequence[str],
         dataset_digest: str,
         *,
-        note: Callable[[str], None] = print_note,
+        note: Callable[[str], None] = notes.note,
     ) -> RunFolder:
         """Makes the folder of a new run and locks it.
 
@@ -106,27 +104,28 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: str | Path, *, note: Callable[[str], None] = print_note) -> RunFolder:
+    def open(cls, path: str | os.PathLike[str], *, note: Callable[[str], None] = notes.note) -> RunFolder:
         """Opens the folder of an earlier run. Changes nothing in it.
 
-        A half-written last line of the metrics, left by a crash, is dropped with a note.
+        A damaged line of the metrics, and a last one that a crash has cut off, is dropped with a note.
+
+        Args:
+            path: the run folder.
+            note: receives what a user should know but that stops nothing.
+
+        Returns:
+            The run, not locked.
 
         Raises:
-            UsageError: there is no run at `path`; the message names the nearest one.
-            CheckpointError: there is one, but its settings, environment or metrics are damaged.
+            UsageError: there is no run at `path`, or none that this user may read; the message names the nearest one.
+            CheckpointError: there is one, but its settings or its environment are damaged.
         """
         path = Path(path)
-        if not (path / CONFIG).is_file():
+        if not finding.is_run(path):
             raise finding.no_run(path)
-        try:
-            settings = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            raise CheckpointError(f"{path / CONFIG} cannot be read: {problem}.") from problem
-        facts = read_json(path / ENVIRONMENT)
-        for key in ("run_id", "dataset_digest"):
-            if not isinstance(facts.get(key), str):
-                raise CheckpointError(f'{path / ENVIRONMENT} is damaged: it has no "{key}". Restore it from a copy.')
-        run = cls(path, from_dict(settings, str(path / CONFIG)), facts, note)
+        config = _read_config(path / CONFIG)
+        facts = schema.read(path / ENVIRONMENT, schema.Environment, note=note)
+        run = cls(path, config, facts, note)
         run._metrics.read()
         return run
 
@@ -134,11 +133,13 @@ class RunFolder:
     def check_unused(out: Path) -> None:
         """Refuses what `create` would refuse to write to, without making it.
 
+        Args:
+            out: the folder that a user has given for a new run.
+
         Raises:
-            UsageError: `out` is a file, or a folder that holds something.
+            UsageError: `out` is a file, a folder that holds something, or out of this user's reach.
         """
-        if out.exists():
-            finding.given_folder(out)
+        finding.check_given(out)
 
     @property
     def id(self) -> str:
@@ -178,7 +179,7 @@ class RunFolder:
             try:
                 self._lock.acquire(blocking=False)
             except filelock.Timeout:
-                owner = read_bytes(self.path / LOCK).decode(errors="replace").strip() or "another process"
+                owner = _owner(self.path / LOCK)
                 raise UsageError(
                     f"{self.path} is in use: {owner} is writing to it. "
                     "Wait until it ends or stop it; a run has one writer at a time."
@@ -237,7 +238,19 @@ class RunFolder:
         Raises:
             CheckpointError: summary.json is damaged.
         """
-        return read_json(self.path / SUMMARY) if (self.path / SUMMARY).exists() else None
+        path = self.path / SUMMARY
+        try:
+            if not files.holds(path):
+                return None
+        except OSError as problem:
+            raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}.") from problem
+        advice = f"Restore it from a copy, or remove it and make it again: fastcifar train --resume {self._quoted}"
+        return schema.read(path, schema.Summary, advice)
+
+    @property
+    def _quoted(self) -> str:
+        """The folder, as a shell takes it."""
+        return quoted(self.path)
 
     def write_predictions(self, predictions: Mapping[str, NDArray[Any]]) -> None:
         """Writes predictions.npz; see `predictions.write_predictions`."""
@@ -262,3 +275,34 @@ class RunFolder:
             curves.draw_curves(self.records, self.path / "curves", f"{self.config.preset}, seed {self.config.seed}")
         except Exception as problem:
             self._note(f"the curves were not drawn: {type(problem).__name__}: {problem}")
+
+
+def _read_config(path: Path) -> Config:
+    """The settings in a run's config.toml. A name that is not UTF-8 is written there in its own bytes.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    advice = schema.COPY
+    try:
+        text = files.read(path, 2**20).decode("utf-8-sig", errors="surrogateescape")
+        settings = tomllib.loads(text)
+    except OSError as problem:
+        raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}. {advice}") from problem
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be read: it is nested too deeply. {advice}") from None
+    except ValueError as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem}. {advice}") from problem
+    inner = settings.get("settings", settings)
+    if isinstance(inner, dict) and (missing := [name for name in ALWAYS_WRITTEN if name not in inner]):
+        raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}. {advice}")
+    return from_dict(settings, str(path))
+
+
+def _owner(lock: Path) -> str:
+    """Who holds a lock, as the holder wrote it there."""
+    try:
+        text = files.read(lock, 1000).decode(errors="replace").strip()
+    except OSError:
+        text = ""
+    return text if text.isprintable() and text else "another process"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fastcifar import files
 from fastcifar.errors import CheckpointError, FastcifarError
-from fastcifar.run.encoding import check_plain, columns_of, read_bytes, shortened, to_csv, to_jsonl
+from fastcifar.run import schema
+from fastcifar.run.encoding import check_plain, columns_of, shortened, to_csv, to_jsonl
 from fastcifar.run.names import ADVICE, EPOCH_KEYS, METRICS_CSV, METRICS_JSONL
 
 
@@ -29,39 +32,72 @@ class Metrics:
     def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
         self._jsonl, self._csv, self._note = folder / METRICS_JSONL, folder / METRICS_CSV, note
         self.records, self._torn = [], False
+        self._damaged: list[str] = []  # a line of metrics.jsonl each: where, why and what
+        self._said = ""
 
     def create(self) -> None:
         """Writes both files, without an epoch."""
         self._write()
 
     def read(self) -> None:
-        """Reads metrics.jsonl. A last line that a crash has cut off is dropped with a note.
+        """Reads metrics.jsonl. A damaged line is dropped with a note: only the curves depend on it.
 
         Raises:
-            CheckpointError: an earlier line is damaged.
+            CheckpointError: the file cannot be read.
         """
-        self.records, self._torn = [], False
-        *lines, tail = read_bytes(self._jsonl).split(b"\n")
+        self.records, self._torn, self._damaged = [], False, []
+        *lines, tail = _content(self._jsonl).split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-                record["epoch"] += 0
-            except (ValueError, TypeError, KeyError) as problem:
+                record = schema.parse(line)
+                schema.check(record, schema.Record)
+            except ValidationError as error:
+                self._drop(number, line, "; ".join(schema.problems(error)[:3]))
+            except ValueError:
                 if number == len(lines) and not tail:  # a power cut may leave the right length and the wrong bytes
                     tail = line
-                    break
-                raise CheckpointError(
-                    f"{self._jsonl}, line {number}, is damaged: {shortened(line)}. Restore the file from a copy, or "
-                    "delete the line: only the curves depend on it."
-                ) from problem
-            self.records.append(record)
+                else:
+                    self._drop(number, line, "it is no JSON")
+            else:
+                self._add(number, line, record)
+        text = ""
+        if self._damaged:
+            first, more = self._damaged[0], len(self._damaged) - 1
+            others = f", and {more} more line{'s' * (more > 1)}" if more else ""
+            text = f"{self._jsonl} is damaged: {first}{others}. Dropped: only the curves depend on it."
         if tail:
             self._torn = True
-            self._note(f"{self._jsonl}: the last line was cut off by a crash and is dropped: {shortened(tail)}")
+            text = f"{self._jsonl}: the last line was cut off by a crash and is dropped: {shortened(tail)}"
+        if text and text != self._said:  # a run is read when it is opened, and again when it is locked
+            self._note(text)
+        self._said = text
+
+    def _add(self, number: int, line: bytes, record: dict[str, Any]) -> None:
+        """Puts a record behind the others. Of two that are out of order the one is dropped that does not fit."""
+        before = [kept["epoch"] for kept in self.records[-2:]]
+        if not before or before[-1] < record["epoch"]:
+            self.records.append(record)
+        elif len(before) == 1 or before[0] < record["epoch"]:
+            self._drop(number - 1, to_jsonl(self.records[-1:]), f"its epoch is not below {record['epoch']}")
+            self.records[-1] = record
+        else:
+            self._drop(number, line, f"its epoch is not above {before[-1]}")
+
+    def _drop(self, number: int, line: bytes, why: str) -> None:
+        self._damaged.append(f"line {number} ({why}): {shortened(line.strip())}")
 
     def repair(self) -> None:
-        """Writes both files anew where they do not hold the records."""
-        if self._torn or read_bytes(self._csv) != to_csv(self.records):
+        """Writes both files anew where they do not hold the records. Of damaged lines a copy is kept.
+
+        Raises:
+            FastcifarError: a file cannot be written.
+        """
+        if self._damaged:
+            names = (f"{self._jsonl.name}.damaged{'' if n == 1 else n}" for n in itertools.count(1))
+            copy = next(path for name in names if not files.holds(path := self._jsonl.with_name(name)))
+            files.replace(copy, _content(self._jsonl), ADVICE)
+            self._note(f"the file with the damaged line is kept as {copy}")
+        if self._torn or self._damaged or _content(self._csv) != to_csv(self.records):
             self._write()
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -104,4 +140,18 @@ class Metrics:
     def _write(self) -> None:
         files.replace(self._jsonl, to_jsonl(self.records), ADVICE)
         files.replace(self._csv, to_csv(self.records), ADVICE)
-        self._torn = False
+        self._torn, self._damaged = False, []
+
+
+def _content(path: Path) -> bytes:
+    """A file's content; nothing where there is no file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return files.read(path)
+    except FileNotFoundError:
+        return b""
+    except OSError as problem:
+        raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}.") from problem

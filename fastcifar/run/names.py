@@ -12,5 +12,11 @@ EPOCH_KEYS = (
 """What every line of the metrics holds, in this order. Accuracies go from 0 to 1, `train_seconds` is the training clock
 since epoch 1, and `val_*` are null where the epoch was not evaluated."""
 
+ALWAYS_WRITTEN = (
+    "preset", "data", "val_size", "split_seed", "mean", "std", "crop_padding", "flip", "mixup_alpha", "width_mult",
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "seed", "device", "precision", "engine",
+)  # fmt: skip
+"""Settings that every version has written to config.toml. A file without one was cut, and a default is no answer."""
+
 ADVICE = "What was saved before is intact: make room, then continue with --resume."
 """What a run's message about a full disk ends with."""

@@ -1,7 +1,7 @@
 """What the GPU does while it trains, read through NVML: utilisation, memory, power, clock, throttling and joules.
 
-NVML is asked by a thread of its own, once a second and in training only, and the energy counter at both ends of
-training. None of it touches CUDA, so that neither a step nor the capture of one can feel it.
+A thread asks NVML once a second, and only while the run trains. The energy counter is read where training begins and
+where it ends. None of it calls CUDA, so it disturbs neither a step nor the capture of a step in a graph.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ THROTTLE_REASONS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One reading; None for what this GPU does not tell."""
+    """One reading of the GPU. None stands for what this GPU does not tell.
+
+    Args:
+        utilization: 0 to 1.
+        memory_gib: in use on the whole device.
+        watts: drawn now.
+        sm_mhz: the clock of the multiprocessors.
+        throttle: bits of `THROTTLE_REASONS`.
+    """
 
     utilization: float | None
     memory_gib: float | None
@@ -43,19 +51,20 @@ class Sample:
 
 
 class Telemetry:
-    """The GPU's side of a run; a context manager, whose end is the thread's. It raises nothing into training.
+    """The GPU's side of a run. It raises nothing into training.
 
-    On a CPU there is nothing to tell, and `epoch` and `summary` are empty. On a GPU without NVML they are too, and one
-    note says why; an error of NVML's in mid-run is noted once, and what is measured after it is None.
+    It is a context: its thread ends with it. On a CPU there is nothing to tell, and `epoch` and `summary` are empty. On
+    a GPU without NVML they are empty too, and one note says why. An error of NVML in mid-run is noted once, and what is
+    measured after it is None.
 
-    Arguments:
-        device: where the run trains; found in NVML by its UUID, because NVML numbers GPUs without regard to
+    Args:
+        device: where the run trains. NVML finds it by its UUID, because NVML numbers GPUs without regard to
             CUDA_VISIBLE_DEVICES.
-        note: receives what a user should know.
+        note: receives what a user should know but that stops nothing.
 
     Attributes:
-        joules, seconds: used in `training()`, and how long that was, where it could be measured; those of a resumed
-            run go on where its last checkpoint left them.
+        joules: the energy used in `training()`, where it could be measured.
+        seconds: the time in `training()` that `joules` covers. A resumed run goes on with both.
     """
 
     def __init__(self, device: torch.device, note: Callable[[str], None]) -> None:
@@ -96,7 +105,11 @@ class Telemetry:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Counts what is used inside. Whoever enters and leaves it has the device idle: put it around the clock's."""
+        """Counts the energy used inside.
+
+        The device must be idle at both ends, or the energy of unfinished work is counted wrongly. `Clocks.training`
+        waits for the device, so: `with telemetry.training(), clocks.training():`.
+        """
         if self._thread is None and self._gpu is not None:
             self._thread = threading.Thread(target=self._watch, name="telemetry", daemon=True)
             self._thread.start()
@@ -109,9 +122,10 @@ class Telemetry:
     def epoch(self) -> dict[str, float | str | None]:
         """What an epoch's line of the metrics gets: means over the samples in training since the last call.
 
-        gpu_utilization (0 to 1), gpu_memory_gib (the most; of the whole device), gpu_power_watts, gpu_sm_mhz,
-        gpu_throttle (reasons in words, or `none`), and energy_joules of the training so far. None where nothing was
-        sampled, as in an epoch of less than a second.
+        Returns:
+            gpu_utilization (0 to 1), gpu_memory_gib (the most, of the whole device), gpu_power_watts, gpu_sm_mhz,
+            gpu_throttle (reasons in words, or `none`), and energy_joules of the training so far. A value is None where
+            nothing was sampled, as in an epoch of less than a second.
         """
         if not self._has_columns:
             return {}
@@ -129,8 +143,12 @@ class Telemetry:
         }
 
     def summary(self) -> dict[str, float | str | None]:
-        """What the run's summary gets: energy_joules and the energy_seconds of training that they cover, where they
-        come from (`counter`, or `power samples` for any part of them), and means over the samples of this process."""
+        """What the run's summary gets.
+
+        Returns:
+            energy_joules, the energy_seconds of training that they cover, energy_source (`counter`, or `power samples`
+            if any part of them was integrated), and means over the samples of this process.
+        """
         if not self._has_columns and not self.seconds:
             return {}
         source = "power samples" if self._was_integrated else "counter"
@@ -146,15 +164,16 @@ class Telemetry:
         }
 
     def state(self) -> dict[str, float | bool]:
+        """The energy so far, for a checkpoint."""
         return {"joules": self.joules, "seconds": self.seconds, "integrated": self._was_integrated}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state()`; from nothing where the run began without telemetry."""
+        """Goes on from what `state()` gave; from nothing if the run began without telemetry."""
         self.joules, self.seconds = state.get("joules", 0.0), state.get("seconds", 0.0)
         self._was_integrated = state.get("integrated", False)
 
     def _begin(self) -> int | None:
-        """Opens the window; the energy counter in millijoules, where there is one."""
+        """Opens the window. Returns the energy counter in millijoules; None without one."""
         with self._lock:
             self._power = []
             return self._read_ends()
@@ -181,9 +200,9 @@ class Telemetry:
             self._note(f"GPU telemetry ends here: {_reason(error)}")
 
     def _read_ends(self) -> int | None:
-        """The counter; without one, a sample of the power is added to the window, which may be shorter than a second.
+        """Reads the counter. Without one it adds a sample of the power to the window, which may be under a second.
 
-        Nothing else is read here: this is between two epochs, where the loop waits for it.
+        It reads nothing else, because training waits for it.
         """
         if self._gpu is None:
             return None
@@ -197,7 +216,7 @@ class Telemetry:
             return None
 
     def _watch(self) -> None:
-        """The thread."""
+        """What the thread does: a sample each second of training."""
         while not self._closing.wait(SECONDS_BETWEEN_SAMPLES):
             with self._lock:
                 if self._power is None or self._gpu is None:
@@ -217,7 +236,7 @@ class Telemetry:
                         self._sums[name] = total + value, count + 1
 
     def _fail(self, error: Exception) -> None:
-        """Ends all readings; the note is left to the training thread."""
+        """Ends all readings. The training thread tells of it, in `_end`."""
         self._gpu, self._error = None, error
 
 
@@ -251,7 +270,7 @@ class _Gpu:
         return None if milliwatts is None else milliwatts / 1e3
 
     def millijoules(self) -> int | None:
-        """Used since the driver was loaded."""
+        """The energy used since the driver was loaded; None without a counter."""
         value: int | None = self._ask("TotalEnergyConsumption")
         return value
 
@@ -259,7 +278,7 @@ class _Gpu:
         self._nvml.nvmlShutdown()
 
     def _ask(self, name: str, *arguments: Any) -> Any:
-        """nvmlDeviceGet<name>; None for what this GPU or its driver does not tell."""
+        """Calls nvmlDeviceGet<name>. None is what this GPU or its driver does not tell."""
         nvml = self._nvml
         try:
             return getattr(nvml, f"nvmlDeviceGet{name}")(self._handle, *arguments)
@@ -268,7 +287,12 @@ class _Gpu:
 
 
 def _integral(power: list[tuple[float, float]], seconds: float) -> float:
-    """Joules of a window by the trapezoidal rule over its (seconds, watts), stretched to the window's length."""
+    """The joules of a window, by the trapezoidal rule over its samples, scaled to the whole window.
+
+    Args:
+        power: (seconds, watts) of each sample; one at least.
+        seconds: the length of the window.
+    """
     (first, watts), (last, _) = power[0], power[-1]
     if last == first:
         return watts * seconds

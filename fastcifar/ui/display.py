@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -15,32 +15,45 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fastcifar.text import printable
+from fastcifar.ui import notebook
+from fastcifar.ui.notes import unfailing
+
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 1.0  # quicker epochs are left out here; metrics.csv has them all
 SECONDS_BETWEEN_SIGNS = 60.0  # of life within a long epoch, where there is no terminal
 
 _WIDTHS = {"lr": 8, "train loss": 10, "train acc": 9, "val loss": 8, "val acc": 7, "images/s": 9, "left": 8}
 LOADING = "loading data"
-"""The phase that may download, with a progress bar of its own. It gets no live line: two would overwrite each other."""
+"""The phase that may download, with a bar of its own. It gets no live line: the two would overwrite each other."""
 _TRAINING = "training"
+_SHORTEST_BAR = 10
+"""Columns that a progress bar needs to say something."""
 
 
 class Display:
-    """The progress of one run; a context manager, because a terminal must be left as it was found.
+    """The progress of one run. It is a context, because a terminal must be left as it was found.
 
-    `images` does no more than count. On a terminal a thread of rich's draws four times a second, so that a long phase
-    is seen to be alive; elsewhere an epoch gets a line, and a long one a line a minute.
+    `images` only counts. On a terminal a thread of rich draws four times a second, so that a person sees that a long
+    phase is alive. Elsewhere each epoch gets a line, and a long epoch a line a minute. Nothing that the stream refuses
+    reaches the run.
 
     Args:
         file: where to write; stderr if not given.
         clock: seconds, for the time left and the throttling.
+        shown: whether anything but notes is written.
     """
 
-    def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._clock = file or sys.stderr, clock
+    def __init__(
+        self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic, *, shown: bool = True
+    ) -> None:
+        self._file, self._clock = unfailing(sys.stderr if file is None else file), clock
         terminal = self._file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self._console = Console(file=self._file, force_terminal=True, highlight=False) if terminal else None
+        stream = cast(TextIO, self._file)
+        self._shown = shown
+        self._console = Console(file=stream, force_terminal=True, highlight=False) if terminal else None
         self._live: Live | None = None
+        self._bar = notebook.Bar() if shown and file is None and notebook.is_here() else None
         self._phase, self._phase_start = "", clock()
         self._record: Mapping[str, Any] = {}
         self._val_accuracy: float | None = None
@@ -78,34 +91,40 @@ class Display:
         self._count = self._rate_count = 0
         self._epoch_count = -start_image
         self._start = self._rate_start = now
-        self._last_line, self._next_sign = now - SECONDS_BETWEEN_LINES, now + SECONDS_BETWEEN_SIGNS
+        self._last_line = now - SECONDS_BETWEEN_LINES
+        self._next_sign = now + (SECONDS_BETWEEN_SIGNS if self._bar is None else 0.0)
         self._phase = _TRAINING
         self._go_live()
-        if start_epoch <= epochs:
+        if start_epoch <= epochs and self._bar is None:
             self._print(self._line("epoch", dict(zip(_WIDTHS, _WIDTHS, strict=True)), "bold"))
 
     def images(self, count: int) -> None:
-        """Counts `count` more training images of the current epoch; well under a microsecond."""
+        """Counts `count` more training images of the current epoch. It takes well under a microsecond."""
         self._count += count
         if self._phase is not _TRAINING:
             self._phase = _TRAINING
             self._rate_count, self._rate_start = self._count, self._clock()
         if self._live is None and self._clock() >= self._next_sign:
+            if self._bar is not None:
+                self._show_bar()
+                return
             self._next_sign = self._clock() + SECONDS_BETWEEN_SIGNS
             share = (self._count - self._epoch_count) / self._images_per_epoch
             speed, left = self._images_per_second(), format_seconds(self._seconds_left())
             self._print(Text(f"{self._epoch}/{self._epochs} at {share:.0%}, {speed:,.0f} images/s, {left} left"))
 
     def phase(self, name: str) -> None:
-        """Says what goes on beside training, such as `LOADING`, `compiling`, `validating`; `images` ends it."""
+        """Says what goes on beside training, such as `LOADING`, `compiling`, `validating`. `images` ends the phase."""
         self._phase, self._phase_start = name, self._clock()
         if name != LOADING:
             self._go_live()
-        if self._live is None and not 1 <= self._epoch <= self._epochs:
+        if self._bar is not None:
+            self._show_bar()
+        elif self._live is None and not 1 <= self._epoch <= self._epochs:
             self._print(Text(f"{name} ..."))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Ends an epoch with its record, whose keys are `run.EPOCH_KEYS`."""
+        """Ends an epoch with its record. The record's keys are `run.names.EPOCH_KEYS`."""
         now, last = self._clock(), record["epoch"] == self._epochs
         self._record, self._epoch = record, record["epoch"] + 1
         if record["val_accuracy"] is not None:
@@ -113,6 +132,9 @@ class Display:
         self._epoch_count = self._rate_count = self._count
         self._rate_start, self._next_sign = now, now + SECONDS_BETWEEN_SIGNS
         self._phase = _TRAINING
+        if self._bar is not None:
+            self._show_bar()
+            return
         if now - self._last_line < SECONDS_BETWEEN_LINES and not last:
             return
         self._last_line = now
@@ -128,11 +150,15 @@ class Display:
         self._print(self._line(f"{record['epoch']}/{self._epochs}", cells))
 
     def note(self, text: str) -> None:
-        """A line that stays, for what the user should know but that stops nothing."""
-        self._print(Text.assemble(("note: ", "yellow"), text))
+        """Prints a line that stays, for what the user should know but that stops nothing.
+
+        Args:
+            text: the line. Characters in it that a terminal would obey are written as escapes.
+        """
+        self._print(Text.assemble(("note: ", "yellow"), printable(text)), is_note=True)
 
     def _go_live(self) -> None:
-        if self._console is not None and self._live is None:
+        if self._shown and self._console is not None and self._live is None:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._render,
@@ -142,13 +168,33 @@ class Display:
             )
             self._live.start()
 
+    def _show_bar(self) -> None:
+        """Replaces the notebook's bar."""
+        assert self._bar is not None
+        self._next_sign = self._clock() + 1 / REDRAWS_PER_SECOND
+        total = self._epochs * self._images_per_epoch
+        done = (self._epoch - 1) * self._images_per_epoch + self._count - self._epoch_count if total else 0
+        self._bar.show(min(done / total, 1.0) if total else 0.0, "  ".join(self._words()))
+
+    def _words(self) -> list[str]:
+        """What is said beside the notebook's bar."""
+        words = [f"epoch {min(self._epoch, self._epochs)}/{self._epochs}"] if self._epochs else []
+        if self._record:
+            words.append(f"loss {_loss(self._record['train_loss'])}")
+            accuracy, split = self._val_accuracy, "val"
+            if accuracy is None:
+                accuracy, split = self._record["train_accuracy"], "train"
+            words.append(f"{split} {_percent(accuracy)}")
+        words.append(f"{self._images_per_second():,.0f} images/s" if self._phase is _TRAINING else self._phase)
+        return [*words, f"{format_seconds(self._seconds_left())} left"] if self._epochs and self._count else words
+
     def _seconds_left(self) -> float:
-        """Until the last epoch's end, at this process's own pace so far, validation and checkpoints included."""
+        """Seconds to the last epoch's end at this process's pace so far, with validation and checkpoints; or NaN."""
         left = (self._epochs - self._epoch + 1) * self._images_per_epoch - (self._count - self._epoch_count)
         return left * (self._clock() - self._start) / self._count if self._count else float("nan")
 
     def _images_per_second(self) -> float:
-        """Of the stretch of training that is running; of the epoch before in its first second."""
+        """The speed since training last began or went on; in the first second of that, the speed of the last epoch."""
         seconds = self._clock() - self._rate_start
         if seconds >= 1 or "images_per_second" not in self._record:
             return (self._count - self._rate_count) / seconds if seconds else 0.0
@@ -178,19 +224,23 @@ class Display:
             cells.append(Text(self._phase + (f" {format_seconds(seconds)}" if seconds >= 1 else "")))
         if self._epochs and self._count:
             cells.append(Text(f"{format_seconds(self._seconds_left())} left", "cyan"))
+        words = [cell for cell in cells if isinstance(cell, Text)]
+        if self._console is not None and self._console.width < sum(word.cell_len + 2 for word in words) + _SHORTEST_BAR:
+            return Text("  ").join(words)  # wrapped, without the bar: nothing is cut
         for cell in cells:
             line.add_column(no_wrap=True, ratio=1 if isinstance(cell, ProgressBar) else None)
         line.add_row(*cells)
         return line
 
-    def _print(self, text: Text) -> None:
+    def _print(self, text: Text, *, is_note: bool = False) -> None:
+        if not (self._shown or is_note):
+            return
         if self._console is not None:
             self._console.print(text, soft_wrap=True)
             return
-        try:
-            print(text.plain, file=self._file, flush=True)
-        except (OSError, ValueError):
-            # Whoever watched is gone (`2>&1 | head`, a closed terminal): hours of training must not end with them.
+        self._file.write(f"{text.plain}\n")
+        self._file.flush()
+        if self._file.is_gone:
             self._next_sign = float("inf")
 
 

@@ -26,7 +26,8 @@ logarithmic one a formatter of its own."""
 def styled(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
     """Draws in this project's style until the context ends.
 
-    Characters that no font here has are drawn as boxes, without a warning for each.
+    Characters that no font here has are drawn as boxes, and a name that leaves no room for the picture is drawn all the
+    same, without a warning of matplotlib's.
 
     Args:
         style: settings of matplotlib that go over `STYLE`.
@@ -34,7 +35,8 @@ def styled(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
     from matplotlib import rc_context
 
     with rc_context({**STYLE, **(style or {})}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):
+            warnings.filterwarnings("ignore", harmless, UserWarning)
         yield
 
 

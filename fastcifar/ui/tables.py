@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
+_BETWEEN = 2  # columns between two cells
+_EDGES, _BETWEEN_DRAWN = 2, 3  # of the table that rich draws: at both ends, and between two columns
+_LEAST = 12  # columns in which a wrapped cell can still be read
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table fitted to the terminal; elsewhere aligned columns that are never cut or wrapped."""
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: str = "settings") -> None:
+    """Prints a table: fitted to a terminal; elsewhere in aligned columns that are never cut or wrapped.
+
+    On a terminal that is too narrow for the columns, each row is printed as a block with a line for each cell.
+
+    Args:
+        header: the title of each column.
+        rows: the cells of each row, one for each title.
+        wrapped: the title of the column whose cells may be wrapped on a terminal.
+    """
     if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        for row in (header, *rows):
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for line in aligned(header, rows):
+            print(line)
+        return
+    columns = shutil.get_terminal_size().columns
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    least = [min(width, _LEAST) if title == wrapped else width for title, width in zip(header, widths, strict=True)]
+    if sum(least) + _BETWEEN_DRAWN * (len(least) - 1) + _EDGES > columns:
+        for line in _blocks(header, rows, columns):
+            print(line)
         return
 
     from rich import box
@@ -20,7 +40,34 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in header:
-        table.add_column(title, no_wrap=title != "settings", overflow="fold")
+        table.add_column(title, no_wrap=title != wrapped, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in columns, as wide as its widest cells."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        (" " * _BETWEEN).join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    """The lines of a table with a block for each row: its first cell, then the title and text of each other cell."""
+    indent = _BETWEEN + max(map(len, header[1:]), default=0) + _BETWEEN
+    lines: list[str] = []
+    for row in rows:
+        lines += ["", *textwrap.wrap(row[0], columns, break_on_hyphens=False)]
+        for title, cell in zip(header[1:], row[1:], strict=True):
+            begin = f"{'':{_BETWEEN}}{title}".ljust(indent)
+            if columns - indent < len(title):  # hardly any room beside the titles: the text goes below
+                lines.append(begin.rstrip())
+                begin = " " * 2 * _BETWEEN
+            after = " " * len(begin)
+            lines += textwrap.wrap(
+                cell, columns, initial_indent=begin, subsequent_indent=after, break_on_hyphens=False
+            ) or [begin.rstrip()]
+    return lines[1:]

@@ -30,12 +30,14 @@ import fastcifar
 from fastcifar import signals
 from fastcifar.config import RESUMABLE
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
+from fastcifar.run import failure
 from fastcifar.run.environment import usable_cores
 from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study.folder import LOGS, REPORT, RUNS, Study
-from fastcifar.study.plan import Request, check_runs, plan
-from fastcifar.study.progress import Progress
+from fastcifar.studies.folder import LOGS, REPORT, RUNS, Study
+from fastcifar.studies.plan import Request, check_runs, plan
+from fastcifar.studies.progress import Progress
+from fastcifar.text import quoted
 
 QUICK_JOBS = 4
 """The most that `study quick` runs side by side by default: each process holds a copy of PyTorch."""
@@ -66,11 +68,19 @@ class Result:
 def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
     """Trains what `request` asks for in the study folder `out`, `jobs` runs side by side, and writes the report.
 
+    Args:
+        out: the study folder, new or that of an earlier study, which goes on.
+        request: what is asked for.
+        jobs: how many runs train side by side; None leaves it to the machine.
+
     Raises:
-        UsageError: the request is wrong, contradicts the study in `out`, or another study is at work there.
+        UsageError: the request is wrong, contradicts the study in `out`, or another study is at work there; or the
+            place of the page holds a page that is not ours.
         DataError: the images cannot be had.
         InterruptedRunError: on SIGINT, SIGTERM and SIGHUP, after every run has saved its state and ended.
     """
+    from fastcifar.report.ownership import check_folder
+
     study, wanted = plan(out, request)
     digests = _digests(study, wanted)
     with _locked(out):
@@ -79,6 +89,7 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
             study.trials[name] = replace(study.trials[name], dataset_digest=digest)
         runs = [run for run in study.planned() if run.name in wanted]
         check_runs(study)
+        check_folder(out / REPORT)  # before days of training
         for folder in (RUNS, LOGS):
             (out / folder).mkdir(exist_ok=True)
         study.failures = {name: why for name, why in study.failures.items() if name not in wanted}
@@ -94,7 +105,8 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
             from fastcifar.report.writing import write_report
 
             paths = finished + [run.path for run in planned if run.state != "finished" and run.epochs_done]
-            page = write_report(paths, out / REPORT, planned=planned, data=study.settings.get("data"))
+            data = study.settings.get("data")
+            page = write_report(paths, out / REPORT, planned=planned, data=data, note=progress.note)
             return Result(study, planned, failed, page)
 
 
@@ -199,8 +211,12 @@ class _Job:
 
     run: PlannedRun
     log: Path
-    log_start: int = 0
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def record(self) -> Path:
+        """Where the command line of the run says why it failed."""
+        return self.log.with_suffix(".failure.json")
 
     def ended(self) -> bool:
         return not _in_use(self.run.path) if self.process is None else self.process.poll() is not None
@@ -210,19 +226,14 @@ class _Job:
         return 0 if self.process is None else int(self.process.returncode)
 
     def reason(self) -> str:
-        """Why it failed: its last words, or the signal that killed it."""
+        """Why it failed, in one line: the signal that ended it, or what its record says (see `run.failure`)."""
         if self.code < 0:
             return f"killed by {_signal_name(-self.code)}"
-        with open(self.log, "rb") as file:
-            file.seek(self.log_start)
-            lines = file.read().decode(errors="replace").splitlines()
-        said: list[str] = []
-        for line in reversed(lines):
-            if line.startswith("fastcifar: "):
-                said.insert(0, line.removeprefix("fastcifar: "))
-            elif said:
-                break
-        return "; ".join(said) or f"exit code {self.code}" + (f": {lines[-1]}" if lines else "")
+        if self.code in _STOPPED:
+            return f"stopped by {_signal_name(self.code - 128)}"
+        if (told := failure.read(self.record)) is not None:
+            return told.reason
+        return f"exit code {self.code}: it left no record of the reason, but its log may tell"
 
 
 def _signal_name(number: int) -> str:
@@ -254,14 +265,13 @@ def _start(study: Study, run: PlannedRun, device: str, jobs: int) -> _Job:
     with open(job.log, "ab") as log:
         log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: fastcifar {shlex.join(words)}\n".encode())
         log.flush()
-        job.log_start = log.tell()
         # In a session of its own: Ctrl-C reaches the study, which passes it on once; a second would cut the save.
         job.process = subprocess.Popen(
             [*PROGRAM, *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_environment(jobs),
+            env=_environment(jobs) | {failure.VARIABLE: str(job.record)},
             start_new_session=True,
         )
     return job
@@ -270,7 +280,7 @@ def _start(study: Study, run: PlannedRun, device: str, jobs: int) -> _Job:
 def _clear(path: Path) -> None:
     """Removes what a process leaves that was killed while it made its run folder, and nothing else."""
     if path.is_dir():
-        made = {ENVIRONMENT, METRICS_JSONL, METRICS_CSV, LOCK}
+        made = {ENVIRONMENT, METRICS_JSONL, METRICS_CSV, LOCK, failure.FAILURE}
         if not {entry.name.removesuffix(".new") for entry in path.iterdir()} <= {*made, CONFIG}:
             raise UsageError(f"{path} holds no run and is not empty: move it away")
         shutil.rmtree(path)
@@ -310,6 +320,8 @@ def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], 
                     job = jobs.pop(place)
                     run = next(r for r in study.planned() if r.name == job.run.name)
                     if run.state == "finished":
+                        with contextlib.suppress(OSError):
+                            job.record.unlink(missing_ok=True)
                         progress.finished(run)
                     elif stop.number:
                         continue
@@ -329,7 +341,7 @@ def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], 
         done = sum(run.state == "finished" for run in study.planned())
         raise InterruptedRunError(
             f"stopped by {_signal_name(stop.number)}: {done} of {len(study.planned())} runs are finished, the others "
-            f"saved; go on with: fastcifar study --out {shlex.quote(str(study.path))}",
+            f"saved; go on with: fastcifar study --out {quoted(study.path)}",
             stop.number,
         )
 

@@ -23,6 +23,7 @@ from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
 from fastcifar.layers import resolve
 from fastcifar.presets import load_preset
+from fastcifar.run import failure
 from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 from fastcifar.run.planned import PlannedRun, State
 
@@ -89,7 +90,7 @@ class Study:
             return cls(path, quick, scale, dict(content["settings"]), trials, dict(content["failures"]))
         except OSError as problem:
             raise CheckpointError(f"{file} cannot be read: {problem.strerror}.") from problem
-        except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
             raise CheckpointError(
                 f"{file} is damaged ({problem!r}). The runs beside it are intact: remove it and give the command of "
                 "the study again."
@@ -148,6 +149,8 @@ class Study:
             state = "finished"
         elif run.name in self.failures:
             state, reason = "failed", self.failures[run.name]
+        elif (told := failure.read(run.path)) is not None:
+            state, reason = "failed", told.reason
         elif (run.path / CONFIG).is_file():
             state = "cut"
         return PlannedRun(trial, seed, run.path, run.epochs, state, done, reason)
@@ -160,13 +163,14 @@ def last_record(run: Path) -> dict[str, Any] | None:
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("epoch"), int):
                 return record
-        except ValueError:  # cut off by a crash, or being written
+        except (ValueError, RecursionError):  # cut off by a crash, or being written
             continue
     return None
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:
     try:
-        yield from reversed(path.read_bytes().splitlines())
+        if path.is_file():  # and no pipe, which would be waited for
+            yield from reversed(path.read_bytes().splitlines())
     except OSError:
         return

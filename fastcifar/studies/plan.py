@@ -12,7 +12,8 @@ from fastcifar.layers import resolve_layers
 from fastcifar.presets import TRIALS, find_preset, load_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
-from fastcifar.study.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
+from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
+from fastcifar.text import one_line, quoted
 
 SEEDS = (0, 1, 2)
 """The default: the fewest that give an effect an interval."""
@@ -82,6 +83,8 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
     for key, instead in {"seed": "--seeds", "preset": "the trials' names, without --preset"}.items():
         if settings.pop(key, None) is not None:
             problems.append(f"command line: --{key}: a study takes {instead}")
+    if (file := settings.pop("config", None)) is not None:
+        problems.append(f"command line: --config {one_line(file)}: {_of_own_settings(file)}")
     if request.epochs_scale is not None and "epochs" in settings:
         problems.append("command line: --epochs and --epochs-scale: give one of the two")
     good = []
@@ -89,7 +92,10 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
         try:
             good.append(find_preset(name).name)
         except UsageError as error:
-            problems.append(str(error).replace("preset", "trial", 1))
+            own = name.endswith(".toml") or "/" in name
+            problems.append(
+                f"{one_line(name)}: {_of_own_settings(name)}" if own else str(error).replace("preset", "trial", 1)
+            )
     try:
         if good:  # a setting that is wrong in itself is wrong in every trial
             pairs = [(key, text) for key, text in request.settings if key.replace("-", "_") in settings]
@@ -99,6 +105,14 @@ def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
     if problems:
         raise UsageError("\n".join(problems))
     return settings
+
+
+def _of_own_settings(file: str) -> str:
+    """What is possible with a settings file of the user's own."""
+    return (
+        "a study trains presets, and no settings file yet. Give its settings to all trials with --KEY VALUE (such as "
+        f"--epochs 30), or train it alone, a seed at a time: fastcifar train --config {quoted(file)} --seed 0"
+    )
 
 
 def _check_folder(out: Path) -> None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcifar.config import RESUMABLE, Config, format_value
-from fastcifar.errors import UsageError
+from fastcifar.config import RESUMABLE, Config
+from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.run import facts as run_facts
 from fastcifar.run.folder import RunFolder
-from fastcifar.run.names import CONFIG
+from fastcifar.spelling import format_value
 from fastcifar.stats import describe
-from fastcifar.study.folder import STUDY, Study
+from fastcifar.studies.finding import find_runs
+from fastcifar.ui.notes import note as print_note
 
 _Value = Callable[[RunFolder], "float | None"]
 
@@ -58,23 +59,29 @@ class _Row:
         return f"{text} ({mean - base:+{self.format}})"
 
 
-def load(paths: Sequence[Path]) -> list[RunFolder]:
-    """The runs at `paths`, each a run folder or a study, which stands for those of its runs that have begun.
+def load(paths: Sequence[Path], note: Callable[[str], None] = print_note) -> list[RunFolder]:
+    """The runs at `paths`: run folders, studies, and folders that hold runs (see `finding.find_runs`).
+
+    Args:
+        paths: as typed.
+        note: receives which damaged runs of a study or of a folder are left out.
 
     Raises:
         UsageError: there is no run at a path, or there are fewer than two in all.
-        CheckpointError: a run's records are damaged.
+        CheckpointError: the records of a run that is itself among `paths` are damaged.
     """
-    found: dict[Path, RunFolder] = {}
-    for path in paths:
-        folders = [path]
-        if (path / STUDY).is_file():
-            folders = [run.path for run in Study.open(path).planned() if (run.path / CONFIG).is_file()]
-        for folder in folders:
-            found.setdefault(folder.resolve(), RunFolder.open(folder))
+    folders, _ = find_runs(paths)
+    found: list[RunFolder] = []
+    for folder in folders:
+        try:
+            found.append(RunFolder.open(folder, note=note))
+        except CheckpointError as problem:
+            if folder in paths:
+                raise
+            note(f"{folder} is left out: {problem}")
     if len(found) < 2:
         raise UsageError(f"compare: two runs are needed, or a study with two; found {len(found)}")
-    return list(found.values())
+    return found
 
 
 def columns(runs: Sequence[RunFolder], each: bool = False) -> list[Column]:
@@ -186,7 +193,7 @@ def _results(cols: Sequence[Column]) -> list[list[str]]:
     def of_summary(key: str, scale: float = 1.0) -> _Value:
         def value(run: RunFolder) -> float | None:
             found = (summaries[run.path] or {}).get(key)
-            return None if found is None else scale * found
+            return scale * found if isinstance(found, (int, float)) else None
 
         return value
 

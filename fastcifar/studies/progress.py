@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
-from fastcifar.study.folder import Study, last_record
+from fastcifar.studies.folder import Study, last_record
 from fastcifar.ui.display import REDRAWS_PER_SECOND, SECONDS_BETWEEN_SIGNS, format_seconds
 
 
@@ -87,7 +87,8 @@ class Progress:
         self._ended.add(run.name)
         self._next_sign = self._clock() + SECONDS_BETWEEN_SIGNS
         summary = RunFolder.open(run.path, note=lambda _: None).summary() or {}
-        cells = [f"{split} {summary[key]:.2%}" for split in ("val", "test") if (key := f"{split}_accuracy") in summary]
+        accuracies = {split: summary.get(f"{split}_accuracy") for split in ("val", "test")}
+        cells = [f"{split} {value:.2%}" for split, value in accuracies.items() if isinstance(value, (int, float))]
         took, left = format_seconds(summary.get("process_seconds", float("nan"))), self._seconds_left()
         count = f"{len(self._ended):>{len(str(len(self._epochs)))}}/{len(self._epochs)}"
         width = max(map(len, self._epochs))
@@ -105,6 +106,10 @@ class Progress:
             return
         with contextlib.suppress(OSError, ValueError):  # whoever watched is gone: the study goes on
             print(text, file=self._file, flush=True)
+
+    def note(self, text: str) -> None:
+        """What a user should know but that stops nothing."""
+        self.line(f"note: {text}")
 
     def phase(self, name: str) -> None:
         """Says what comes after training."""

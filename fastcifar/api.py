@@ -1,0 +1,298 @@
+"""The face for Python: settings, runs and studies as objects. `import fastcifar as fc` has all of it.
+
+Errors are those of the command line, as exceptions: any `fastcifar.errors.FastcifarError`, with the same text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcifar.config import RESUMABLE, Config
+from fastcifar.errors import UsageError
+from fastcifar.layers import from_dict, parse_overrides, resolve
+from fastcifar.presets import load_preset
+from fastcifar.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fastcifar.model import MobileNet
+
+StrPath = str | os.PathLike[str]
+
+
+def preset(name: str, /, **settings: object) -> Config:
+    """The settings of a preset or of your own file, with some of them replaced.
+
+    Args:
+        name: a preset (`fastcifar presets` lists them), or the path of a TOML file that ends in `.toml`.
+        **settings: any setting by its name, such as `lr=0.1, seed=3`; `help(fc.Config)` lists them.
+
+    Returns:
+        Immutable settings, checked.
+
+    Raises:
+        UsageError: no preset has that name, or a setting is unknown or out of its bounds; the message names the
+            nearest one.
+    """
+    base = resolve(None, Path(name), []) if name.endswith(".toml") else load_preset(name)
+    return from_dict({**base.model_dump(), **settings}, f"preset {name!r}")
+
+
+def train(config: Config, out: StrPath | None = None, *, progress: bool = True) -> Run:
+    """Trains one model, and returns its run.
+
+    In the main thread SIGINT (Ctrl-C, a notebook's stop button), SIGTERM and SIGHUP save the state first; the run goes
+    on with `fc.load(folder).resume()`. Elsewhere no signal is touched.
+
+    Args:
+        config: the settings, from `preset` or `Config(...)`.
+        out: the run folder, new or empty; None makes runs/PRESET/TIME-sSEED.
+        progress: whether a progress line, or in a notebook a progress bar, is shown; notes are shown in any case.
+
+    Raises:
+        UsageError: a setting does not fit this machine or the images, or `out` holds something.
+        DataError: the images cannot be had.
+        NonFiniteError: the loss became infinite or not a number.
+        DeviceMemoryError: the device's memory is too small.
+        InterruptedRunError: a signal stopped the run after its state was saved.
+    """
+    from fastcifar import trainer
+
+    folder = None if out is None else Path(out)
+    return load(trainer.train(config, folder, _as_command(config, folder), progress=progress))
+
+
+def load(path: StrPath) -> Run:
+    """The run in the folder `path`, finished or not. Nothing in it is changed.
+
+    Raises:
+        UsageError: there is no run at `path`; the message names the nearest one.
+        CheckpointError: its settings, environment or metrics are damaged.
+    """
+    return Run(RunFolder.open(Path(path)))
+
+
+def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", data: str | None = None) -> Evaluation:
+    """Measures the accuracy of a run's saved model again.
+
+    Args:
+        run: a run, or the path of its folder.
+        split: `test`, or `val`: the training images that the run held out.
+        device: `auto` is the run's own, if this machine has it; else `cpu`, `cuda` or `cuda:N`.
+        data: where the same images lie now, if not where the run had them.
+
+    Raises:
+        UsageError: there is no such split or device.
+        CheckpointError: the checkpoint is damaged, or the images are others than the run's.
+        DataError: the images cannot be had.
+    """
+    from fastcifar.evaluation import evaluate_run
+
+    if split not in ("test", "val"):
+        raise UsageError(f"split = {split!r}: expected 'test' or 'val'")
+    path = run.path if isinstance(run, Run) else Path(run)
+    return Evaluation(**evaluate_run(path, split, device, data))
+
+
+def study(
+    *trials: str,
+    seeds: int | Sequence[int] = 3,
+    out: StrPath = "runs/study",
+    quick: bool = False,
+    epochs_scale: float | None = None,
+    jobs: int | None = None,
+    **settings: object,
+) -> Study:
+    """Trains several trials with several seeds, each run in a process of its own, and writes the report.
+
+    The same call again goes on with a study that was cut; more trials or seeds extend it.
+
+    Args:
+        *trials: presets; none are the eight trials of the course report.
+        seeds: a number of seeds, from 0 on, or the seeds themselves.
+        out: the study's folder.
+        quick: trains small models on procedural images, on the CPU: minutes for all eight.
+        epochs_scale: shrinks every run: 0.1 is a tenth of its epochs.
+        jobs: runs side by side; None is one a GPU, and one on a CPU.
+        **settings: set in every run, such as `data="cifar-100-python.tar.gz"`.
+
+    Raises:
+        UsageError: a trial or setting is unknown, or the folder holds another study.
+        DataError: the images cannot be had.
+        InterruptedRunError: a signal stopped the study after every run had saved its state.
+    """
+    from fastcifar.studies.conduct import conduct
+    from fastcifar.studies.plan import Request
+
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    pairs = [(name, _as_text(value)) for name, value in settings.items()]
+    result = conduct(Path(out), Request(trials, quick, numbers, epochs_scale, pairs), jobs)
+    finished = [load(run.path) for run in result.runs if run.state == "finished"]
+    failed = {run.name: run.reason for run in result.failed}
+    return Study(result.study.path, result.page, finished, failed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        split: `test` or `val`.
+        num_images: how many images it has.
+        loss: mean cross-entropy, in nats.
+        accuracy: 0 to 1.
+        recorded_accuracy: what the run recorded; None if it was cut before it did.
+        epoch: the last whole epoch of the checkpoint.
+        step: how many steps of the next epoch were taken.
+        device: where it was measured.
+    """
+
+    split: str
+    num_images: int
+    loss: float
+    accuracy: float
+    recorded_accuracy: float | None
+    epoch: int
+    step: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study has come to.
+
+    Args:
+        path: its folder.
+        page: the report, an HTML file; None where no run has finished.
+        runs: those that have finished.
+        failed: why a run failed, by its name.
+    """
+
+    path: Path
+    page: Path | None
+    runs: list[Run]
+    failed: Mapping[str, str]
+
+
+class Run:
+    """A run folder, read.
+
+    Attributes:
+        path: the folder.
+        config: the settings that were used, no longer `auto`.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.path, self.config = folder.path, folder.config
+
+    def __repr__(self) -> str:
+        accuracy = self.summary.get("test_accuracy")
+        state = "not finished" if accuracy is None else f"test accuracy {accuracy:.2%}"
+        return f"<Run {self.path}: {state}>"
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The result, as summary.json has it: `test_accuracy` (0 to 1), `train_seconds`, ...; empty before the end."""
+        return self._folder.summary() or {}
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """An epoch each: `epoch`, `lr`, `train_loss`, `val_accuracy`, `images_per_second`, ...; see metrics.csv."""
+        return [dict(record) for record in self._folder.records]
+
+    def model(self) -> MobileNet:
+        """The trained model, on the CPU, in evaluation mode: of the moving average of the weights where one was kept.
+
+        Returns:
+            A module that takes what `normalize` gives, float32 [N, 3, 32, 32], and returns logits, [N, num_classes].
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is damaged.
+        """
+        from fastcifar.checkpoint import load_model
+
+        return load_model(self._folder)
+
+    def normalize(self, images: NDArray[np.uint8]) -> Tensor:
+        """Images as the run's model takes them.
+
+        Args:
+            images: uint8 [N, 32, 32, 3], RGB.
+
+        Returns:
+            float32 [N, 3, 32, 32]: scaled to 0..1, less the run's mean, divided by its deviation.
+        """
+        import torch
+
+        from fastcifar.augment import normalization_table, normalize
+
+        table = normalization_table(self.config.mean, self.config.std)
+        return normalize(torch.from_numpy(images), table, torch.float32)
+
+    def predictions(self, data: str | None = None) -> dict[str, NDArray[Any]]:
+        """What the model says of each test image.
+
+        Read from predictions.npz; for a finished run that has none, computed from its checkpoint and written there.
+
+        Args:
+            data: where the same images lie now, if not where the run had them.
+
+        Returns:
+            Arrays by name: `labels`, `predicted` (class numbers, [N]), `confidence`, `label_probability` (float32 [N]),
+            and what else `fastcifar.run.predictions` lists.
+        """
+        from fastcifar.evaluation import predictions
+
+        return predictions(self.path, data)
+
+    def resume(self, *, progress: bool = True, **overrides: object) -> Run:
+        """Goes on with a run that was cut, as if it had never stopped.
+
+        Args:
+            progress: as for `train`.
+            **overrides: settings that do not touch the result, such as `data` or `device`.
+
+        Raises:
+            UsageError: the run is finished, or an override would change the result.
+            CheckpointError: the checkpoint is damaged.
+        """
+        from fastcifar import trainer
+
+        words = [(name, _as_text(value)) for name, value in overrides.items()]
+        checked = parse_overrides(words, RESUMABLE)
+        command = ["fastcifar", "train", "--resume", str(self.path), *_as_options(checked)]
+        return load(trainer.resume(self.path, checked, command, progress=progress))
+
+
+def _as_command(config: Config, out: Path | None) -> list[str]:
+    """The command line that does the same, for the record."""
+    words = ["fastcifar", "train"]
+    try:
+        base = load_preset(config.preset)
+        words += ["--preset", config.preset]
+    except UsageError:  # settings of the user's own
+        base = Config()
+    different = {name: value for name, value in config.model_dump().items() if value != getattr(base, name)}
+    different.pop("preset", None)
+    return [*words, *_as_options(different), *([] if out is None else ["--out", str(out)])]
+
+
+def _as_options(settings: Mapping[str, object]) -> Iterator[str]:
+    for name, value in settings.items():
+        yield "--" + name.replace("_", "-")
+        yield _as_text(value)
+
+
+def _as_text(value: object) -> str:
+    """A setting's value as the command line takes it."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(_as_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,176 @@
+"""One image file -> 32 x 32 pixels, if it has one meaning in 8-bit RGB; every other file is refused by name.
+
+Pillow takes the upper eight of sixteen bits, drops transparency, and picks one picture of several, without a word. What
+it would have to choose, a person has to.
+"""
+
+import functools
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar.data.foreign import foreign_kind
+from fastcifar.data.paths import read_bytes
+from fastcifar.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "TGA", "PCX", "SGI", "QOI", "JPEG2000", "AVIF")
+SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .mpo .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm .tga .icb .vda "
+    ".vst .pcx .sgi .rgb .rgba .bw .qoi .jp2 .j2k .jpx .jpf .jpc .j2c .avif .avifs".split()
+)
+OTHER_SUFFIXES = frozenset(  # pictures too, of formats whose depth or transparency is not known to be read right
+    ".ico .cur .icns .psd .dds .im .xbm .xpm .msp .pcd .pxr .fit .fits .fli .flc .dcx .blp .ftc .ftu .gbr .ras".split()
+)
+_LARGEST_IMAGE = 64 * 2**20  # bytes; 32 x 32 pixels without compression have 3,072
+_MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "PA")
+_ORIENTATION = 0x0112
+_UPRIGHT = (None, 1)
+
+
+def open_images(files: Sequence[Path]) -> NDArray[np.uint8]:
+    """Decode image files.
+
+    Args:
+        files: N files.
+
+    Returns:
+        uint8 ``[N, 32, 32, 3]`` RGB.
+
+    Raises:
+        DataError: A file cannot be read or is not to be taken; of several, the first in order of ``files``.
+    """
+    images = np.empty((len(files), 32, 32, 3), dtype=np.uint8)
+
+    def open_chunk(start: int) -> None:
+        for i in range(start, min(start + 256, len(files))):
+            images[i] = open_image(files[i])
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # Pillow's: every file is either taken as it is, or refused
+        list(pool.map(open_chunk, range(0, len(files), 256)))
+    return images
+
+
+def open_image(file: Path) -> NDArray[np.uint8]:
+    """Decode one image file to uint8 ``[32, 32, 3]`` RGB. Raises DataError."""
+    from PIL import Image, UnidentifiedImageError
+
+    content = read_bytes(file, _LARGEST_IMAGE)
+    try:
+        with Image.open(io.BytesIO(content), formats=_installed_formats()) as image:
+            if reason := _reason_to_refuse(image, content):
+                raise DataError(f"{file} {reason}")
+            if _may_be_transparent(image):
+                rgba = image.convert("RGBA")
+                if rgba.getchannel("A").getextrema() != (255, 255):
+                    raise DataError(f"{file} is partly transparent: lay it on a colour first")
+                return np.asarray(rgba.convert("RGB"))
+            if _has_a_fourth_byte(image, content):
+                raise DataError(f"{file} may be partly transparent (a fourth byte a pixel): lay it on a colour first")
+            return np.asarray(image.convert("RGB"))
+    except (DataError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{file} has far more than 32x32 pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        kind = foreign_kind(content[:512])
+        reason = f"it is {kind[0]}" if kind else f"in none of the formats {', '.join(FORMATS)}"
+        raise DataError(f"{file} is damaged or no image ({reason})") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise DataError(f"{file} is damaged or no image ({error})") from error
+
+
+@functools.cache
+def _installed_formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
+    """Why an image has no single meaning as 32 x 32 pixels of 8-bit RGB; empty if it has one."""
+    if image.size != (32, 32):
+        return f"has {image.width}x{image.height} pixels; only 32x32 is taken"
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        return f"holds {frames} pictures: which one is meant?"
+    if image.mode not in _MODES:
+        return f"is of mode {image.mode}, which has no exact 8-bit RGB"
+    if (bits := _bits(image, content)) > 8:
+        return f"has {bits} bits a channel, and only 8 are taken: convert it first"
+    if image.format == "TIFF":
+        return _reason_to_refuse_tiff(image)
+    if _orientation(image) not in _UPRIGHT:
+        return (
+            f"is to be shown turned or mirrored (EXIF orientation {_orientation(image)}): which one is meant? "
+            "Turn its pixels, or remove the tag"
+        )
+    return ""
+
+
+def _bits(image: Any, content: bytes) -> int:
+    """How many bits the file has a channel, 8 where its format has no more."""
+    match image.format:
+        case "PNG":
+            return content[content.index(b"IHDR") + 12]  # behind the chunk's name, width and height
+        case "TIFF":
+            return max(_tag(image, 258, (1,)))
+        case "PPM":
+            highest = image.tile[0][3]  # the arguments of the decoder: a mode, or a mode and the highest value
+            return 16 if isinstance(highest, tuple) and int(highest[-1]) > 255 else 8
+        case "SGI":
+            return 8 * content[3]
+        case "JPEG2000":
+            if size := re.search(rb"\xff\x4f\xff\x51.{36}(..)", content, re.DOTALL):
+                channels = content[size.end() : size.end() + 3 * int.from_bytes(size[1], "big") : 3]
+                return 1 + max((channel & 0x7F for channel in channels), default=7)
+        case "AVIF":
+            if (at := content.find(b"av1C")) >= 0 and content[at + 6] & 0x40:
+                return 12 if content[at + 6] & 0x20 else 10
+    return 8
+
+
+def _reason_to_refuse_tiff(image: "Image.Image") -> str:
+    if set(_tag(image, 339, (1,))) - {1, 4}:  # SampleFormat: 1 is unsigned, 4 is undefined
+        return "has signed or floating-point numbers: convert it to 8 bits without a sign first"
+    if 0 in _tag(image, 338, ()):  # ExtraSamples
+        return "has a channel beyond red, green and blue whose meaning it does not say: remove it first"
+    return ""
+
+
+def _tag(image: Any, number: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    value = image.tag_v2.get(number, default)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _may_be_transparent(image: "Image.Image") -> bool:
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info or palette.endswith("A")
+
+
+def _has_a_fourth_byte(image: Any, content: bytes) -> bool:
+    """Whether a BMP of 32 bits a pixel makes use of those that its format calls unused: some programs put alpha there.
+
+    The bytes are the same all over if nothing is meant.
+    """
+    if image.format not in ("BMP", "DIB") or not image.tile or image.tile[0][3][0] != "BGRX":
+        return False
+    start = image.tile[0][2]
+    return len(set(content[start + 3 : start + 4 * 32 * 32 : 4])) > 1
+
+
+def _orientation(image: "Image.Image") -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # the pixels are whole even if the text beside them is not
+        return None

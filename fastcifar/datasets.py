@@ -1,0 +1,12 @@
+"""Data sets from Python: the same images, in the same order, that `--data` gives a run.
+
+import fastcifar as fc
+
+cifar = fc.datasets.load("cifar100")
+cifar.train.images.shape, cifar.class_names[cifar.train.labels[0]]
+"""
+
+from fastcifar.data.dataset import Dataset, Split, SplitInfo, info
+from fastcifar.data.sources import load
+
+__all__ = ["Dataset", "Split", "SplitInfo", "info", "load"]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fastcifar import ops
 from fastcifar.augment import normalization_table
-from fastcifar.ops._library import references
+from fastcifar.errors import FastcifarError
+from fastcifar.ops._library import check_schema, references
 from fastcifar.ops.separable_block import merge_rows
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels")
@@ -316,6 +317,17 @@ def test_wrong_arguments_are_named(emulated: Emulated) -> None:
         emulated("dwconv3x3", x, torch.randn(3, 1, 3, 3), 1)
     with pytest.raises(RuntimeError, match="together or not at all"):
         emulated("depthwise_block", *block_arguments((1, 4, 4, 4), torch.float32), EPS, 1, torch.zeros(4), None)
+
+
+def test_the_library_declares_the_schemas_that_it_was_built_with(emulated: Emulated) -> None:
+    """Python compares them with its own, and refuses a library that was built from other sources."""
+    for name in references:
+        schema = str(getattr(torch.ops.fastcifar, name).default._schema).removeprefix("fastcifar::")
+        check_schema("fastcifar_emulated", name, schema)
+    with pytest.raises(FastcifarError, match=r"\(dwconv3x3 differs\); build it again"):
+        check_schema("fastcifar_emulated", "dwconv3x3", "dwconv3x3(Tensor x, Tensor w) -> Tensor")
+    with pytest.raises(FastcifarError, match=r"\(stem differs\); build it again"):
+        check_schema("fastcifar_emulated", "stem", "stem(Tensor x) -> Tensor")
 
 
 def test_every_op_has_cuda_kernels() -> None:

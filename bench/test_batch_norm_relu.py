@@ -1,4 +1,4 @@
-"""BN and ReLU as one op against PyTorch's two."""
+"""BN and ReLU as one op, beside PyTorch's two ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The block of evaluation against eager."""
+"""The block of evaluation, beside eager."""
 
 from __future__ import annotations
 

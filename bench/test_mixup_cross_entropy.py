@@ -1,4 +1,4 @@
-"""The loss of a step with its gradient and what it reports: one op each way against eager's dozen."""
+"""The loss of a step, its gradient and its counts: one op each way, beside a dozen ops of eager."""
 
 from __future__ import annotations
 

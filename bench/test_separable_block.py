@@ -1,8 +1,8 @@
 """A whole MobileNet block, forward and backward: two BN, two ReLU, the depthwise and the pointwise convolution.
 
-Cut where engine = fused cuts the network: from one pointwise product's raw output to the next one's. fastcifar's is
-`depthwise_block` with the library's product, beside it `separable_block`, which has the product too (kernels on CUDA
-only); against eager and, on the CPU with --full, torch.compile.
+The network is cut where engine = fused cuts it: a case goes from the raw output of one pointwise product to that of the
+next. `depthwise_block` with the library's product is timed beside eager; on CUDA also beside `separable_block`, which
+holds the product too, and torch.compile; on the CPU beside torch.compile with --full.
 """
 
 from __future__ import annotations

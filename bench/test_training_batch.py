@@ -1,4 +1,4 @@
-"""Gather, crop, flip, normalise and mix a batch with its labels: one op against the same in eager PyTorch."""
+"""Gather, crop, flip, normalise and mix a batch with its labels: one op, beside the same in eager PyTorch."""
 
 from __future__ import annotations
 

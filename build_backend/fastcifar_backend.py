@@ -1,8 +1,8 @@
-"""setuptools' build backend, with build requirements that depend on what is there.
+"""setuptools' build backend, with build requirements that depend on the machine.
 
-torch: not asked for where the environment that is installed into has one (a fixed requirement would make pip put a
-second torch, with GBs of CUDA libraries, into its isolated build environment), nor where there is no compiler for it.
-nvcc: NVIDIA's own wheels (104 MB), when FASTCIFAR_CUDA=wheel asks for them.
+torch is required only where there is a compiler and the environment that fastcifar is installed into has no torch. A
+fixed requirement would make pip put a second torch, with GBs of CUDA libraries, into its isolated build environment.
+nvcc is required where FASTCIFAR_CUDA=wheel asks for it: NVIDIA's own wheels, 104 MB.
 """
 
 import importlib.util

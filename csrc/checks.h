@@ -19,8 +19,8 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Which kernels are asked: those for CUDA also take float16. (Not the tensors' device: the CUDA kernels also run on
-// host memory, under the emulator of tests/.)
+// For which kernels the arguments are: those for CUDA also take float16. (It is not the tensors' device: under the
+// emulator of tests/ the CUDA kernels run on host memory.)
 enum class Backend { cpu, cuda };
 
 inline std::string shape_text(const Tensor& t) {
@@ -131,7 +131,7 @@ inline Tensor empty_per_channel(const Tensor& like, int64_t channels) {
   return torch::stable::empty({sizes, 1}, ScalarType::Float, std::nullopt, like.device());
 }
 
-// In place of a gradient that nobody asked for.
+// Stands for a gradient that is not wanted.
 inline Tensor no_gradient(const Tensor& like) {
   const int64_t sizes[1] = {0};
   return torch::stable::empty({sizes, 1}, like.scalar_type(), std::nullopt, like.device());

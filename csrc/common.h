@@ -1,5 +1,5 @@
-// Element types and shapes shared by the CPU kernels, the CUDA kernels and the host emulation of the latter.
-// No torch and no CUDA header: compiles with g++ and nvcc.
+// Element types and shapes for the CPU kernels, the CUDA kernels and the emulator that runs the CUDA kernels on the
+// host. It includes no header of torch or CUDA, and compiles with g++ and nvcc.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -91,13 +91,13 @@ inline constexpr int kTargetBlocks = 264;
 inline constexpr int kMaxInlineRows = 72;
 
 // How many rows of partial moments a separable_block leaves for the next one, of `pixels` pixels and `channels`
-// channels. Each row is one GPU block's. The CPU leaves as many (all but the first empty), because PyTorch asks for one
-// shape on every device. fastcifar/ops/separable_block.py says the same.
+// channels. On a GPU each block writes one row. The CPU returns as many, all but the first empty: an op has the same
+// shapes on every device. fastcifar/ops/separable_block.py computes the same number.
 inline int64_t moment_rows(int64_t pixels, int64_t channels) {
   const int64_t tiles = (pixels + kTileM - 1) / kTileM, columns = (channels + kTileN - 1) / kTileN;
-  const int64_t blocks = kTargetBlocks / columns, most = blocks < 1                ? 1
-                                                         : blocks < kMaxInlineRows ? blocks
-                                                                                   : kMaxInlineRows;
+  int64_t most = kTargetBlocks / columns;
+  if (most < 1) most = 1;
+  if (most > kMaxInlineRows) most = kMaxInlineRows;
   return tiles < most ? tiles : most;
 }
 

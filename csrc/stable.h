@@ -1,8 +1,9 @@
 // Include this before any torch/csrc/stable header.
 //
-// Where a call into libtorch fails (out of memory, say), the stable headers for torch < 2.13 throw "API call failed at
-// ops.h, line N" and libtorch's own message is lost. torch 2.13 exports a getter for it: it is asked for weakly, so that
-// the same library still loads on 2.10 to 2.12, where the message goes to stderr only.
+// Where a call into libtorch fails (out of memory, for example), the stable headers for torch < 2.13 throw "API call
+// failed at ops.h, line N", and libtorch's own message is lost. torch 2.13 exports a function that returns the
+// message. It is a weak symbol here, so that the same library still loads on 2.10 to 2.12: there the message goes to
+// stderr only.
 #pragma once
 #include <torch/csrc/stable/macros.h>
 

@@ -1,4 +1,4 @@
-"""Builds csrc/cuda/ as a library of CPU ops, `torch.ops.fastcifar_emulated`: see emu/cuda_emu.h."""
+"""Builds csrc/cuda/ as a library of CPU ops, `torch.ops.fastcifar_emulated` (see emu/cuda_emu.h)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recove
 
 
 def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple[str, str]] | None = None) -> Path:
-    """The library of the given ops (default: all), compiled with `flags`; each object is kept until its sources change.
+    """Builds a library of the CUDA ops for the CPU. Each object is kept until its sources change.
 
-    `edits` plants bugs: in the file of csrc/ of that name the first text is replaced by the second.
+    Args:
+        flags: for the compiler, beside FLAGS.
+        ops: the stems of the ops; by default all.
+        edits: bugs to plant: in the file of csrc/ of each name the first text is replaced by the second.
+
+    Returns:
+        The library's path.
     """
     kernels = sorted((CSRC / "cuda").glob("*.cu"))
     ops = ops or tuple(path.stem for path in kernels if path.with_name(f"{path.stem}_op.cpp").exists())

@@ -1,7 +1,7 @@
-"""Inputs and the yardstick for the tests of the compiled ops.
+"""Inputs for the tests of the compiled ops, and the check that holds a result to float64.
 
-Run as a program it checks every op on a few shapes: so the tests force one instruction set after the other, which a
-process chooses once.
+Run as a program it checks every op on a few shapes. A process chooses its instruction set once, so that the tests start
+this program for each of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Arguments = tuple[Any, ...]
 
 
 def activation(shape: Iterable[int], dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    """Off centre, as what a BN meets: random numbers of mean 1 and deviation 2, the same on every device."""
+    """Random numbers of mean 1 and deviation 2, off centre as the input of a BN; the same on every device."""
     x = torch.randn(tuple(shape)).mul(2).add(1).to(dtype)
     return x.to(memory_format=torch.channels_last).to(device)
 
@@ -74,9 +74,9 @@ def depthwise_block_arguments(shape: Shape, dtype: torch.dtype, stride: int, dev
 
 
 def away_from_the_kink(grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """`grad` of ReLU(BN(x)) without the numbers whose sign float32 and float64 may see differently.
+    """`grad`, a gradient of ReLU(BN(x)), set to 0 where float32 and float64 may differ in the sign of BN(x).
 
-    One of them, 2.5e-8 from zero in a 40x129x5x7 block, moved the gradient of five pixels by 2.
+    One such number, a BN(x) of 2.5e-8 in a 40x129x5x7 block, moved the gradient of five pixels by 2.
     """
     x, gamma, beta, mean, var = in_float64((x, gamma, beta, mean, var))
     return grad.masked_fill(normalize(x, gamma, beta, mean, var, EPS).abs() < 1e-5, 0)
@@ -118,7 +118,7 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
 
 
 def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterator[tuple[str, Arguments]]:
-    """separable_block without and with the moments of its input, and its backward; block: (u, ..., beta1)."""
+    """separable_block without and with the moments of its input, and its backward. `block`: (u, ..., beta1)."""
     u, *parameters = block
     n, c, h, w = u.shape
     pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
@@ -160,7 +160,7 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 
 def rounding_between_passes(arguments: Arguments) -> float:
-    """What the gradient of u differs by where that of its BN's output was rounded to u's dtype."""
+    """How far the gradient of u is off because the gradient of its BN's output was rounded to u's dtype."""
     grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1, eps, stride = in_float64(arguments)
     positive = normalize(y, gamma1, beta1, mean1, var1, eps) > 0
     grad_y, _, _ = normalize_backward(grad_z * positive, y, gamma1, mean1, var1, eps)
@@ -171,17 +171,17 @@ def rounding_between_passes(arguments: Arguments) -> float:
 
 
 def block_of(arguments: Arguments) -> Arguments:
-    """The arguments of `_depthwise_block_backward` in those of `_separable_block_backward`."""
+    """What `_separable_block_backward` with `arguments` gives to the `_depthwise_block_backward` inside it."""
     grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *others = arguments
     grad_z = torch.einsum("nohw,oc->nchw", grad_v.double(), pointwise.double().flatten(1))
     return grad_z, u, y, gamma0, beta0, w, gamma1, beta1, *others
 
 
 def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
-    """Calls an op and holds each output to float64: no further from it than the plain PyTorch reference is.
+    """Calls an op and checks that each output is as close to float64 as the output of its plain PyTorch reference is.
 
-    The reference runs in the op's own dtypes. The slack is for a few roundings in another order, and in a block for the
-    numbers that an inner ReLU passes or not as float32 or float64 decides their sign. A block's backward may also round
+    The reference runs in the op's own dtypes. Some slack allows for roundings in another order, and in a block for
+    numbers close to 0 that an inner ReLU lets through in float32 and not in float64. A block's backward may also round
     once between its two passes, as eager does between two ops.
     """
     got = as_tuple((call or getattr(torch.ops.fastcifar, name))(*arguments))

@@ -19,7 +19,7 @@ SHAPES = [(2, 3, 5, 7), (2, 65, 2, 2), (3, 34, 4, 4), (1, 6, 33, 31), (150, 2, 1
 
 
 def launches(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
-    """Every op with arguments on the CPU. float16 has no kernels there: it takes those of bfloat16."""
+    """Every op with arguments on the CPU. float16 has no kernels there: its arguments are those of bfloat16."""
     on_cpu = torch.bfloat16 if dtype == torch.float16 else dtype
     for shape in SHAPES:
         for stride in (1, 2):

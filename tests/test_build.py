@@ -69,7 +69,7 @@ def test_libraries_run_on_older_systems(library: Path) -> None:
 
 
 def test_wide_registers_stay_in_the_kernels_compiled_for_them() -> None:
-    """Else the first old CPU to reach such a function stops with SIGILL."""
+    """The bug: an old CPU that reaches a function with such a register ends with SIGILL."""
     if "avx2" not in build_record("cpu").get("isas", ()) or not list(ROOT.glob("csrc/cpu/*_kernel.cpp")):
         pytest.skip("no kernels for several instruction sets here")
     listing = subprocess.check_output(["objdump", "-d", "--no-show-raw-insn", str(PACKAGE / "_C.abi3.so")], text=True)
@@ -114,6 +114,7 @@ class Project:
         self.bin = root / "bin"
         self.env = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(root), "CUDA_HOME": str(root / "cuda")}
         shutil.copy(ROOT / "setup.py", root)
+        shutil.copytree(ROOT / "build_backend", root / "build_backend")
         shutil.copy(ROOT / "pyproject.toml", root)
         self.write("README.md", "")
         self.write("LICENSE", "")
@@ -279,7 +280,7 @@ def test_wrong_settings_are_refused(project: Project, env: dict[str, str], messa
 
 
 def test_an_editable_install_is_refused_too(project: Project) -> None:
-    """setuptools goes on after an error in build_py there, and would install a package with nothing built."""
+    """setuptools ignores an error in an editable build_py, and would install a package with nothing built."""
     shutil.rmtree(project.root / "torch")
     project.write("torch/version.py", "__version__ = '2.9.1'\n")
     project.write("torch/__init__.py", "")

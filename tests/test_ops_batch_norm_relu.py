@@ -75,7 +75,7 @@ def test_any_layout(device: str, dtype: torch.dtype) -> None:
 
 @kinds
 def test_statistics_far_from_zero(device: str, dtype: torch.dtype) -> None:
-    """The variance of numbers around 1000 with deviation 2: the difference of two large squares would lose it."""
+    """Numbers around 1000 with deviation 2: as the difference of two large squares their variance would be lost."""
     torch.manual_seed(0)
     x = (torch.randn(40, 70, 8, 8, device=device).mul(2).add(1000)).to(dtype).to(memory_format=torch.channels_last)
     _, mean, var = batch_norm_relu(x, torch.ones(70, device=device), torch.zeros(70, device=device), EPS)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the ops: many runs to the same bit, and graphs that are captured once and replayed."""
+"""What only a GPU can show of the ops: many runs give the same bits, and a captured graph can be replayed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ in_both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def every_call(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Arguments]]:
-    """Every op, with layers of the network at batch 16: many blocks of threads at work."""
+    """Every op on layers of the network at batch 16, so that many blocks of threads are at work."""
     torch.manual_seed(0)
     for channels, size, stride in ((32, 32, 1), (64, 32, 2), (256, 8, 1), (512, 4, 1), (1024, 2, 1)):
         shape = (16, channels, size, size)
@@ -159,7 +159,7 @@ def test_separable_block_is_a_composition(
 
 
 def test_every_op_has_a_launch_here() -> None:
-    """The lists above hold all ops: one added later is watched too."""
+    """The lists above hold every op: an op that is added later is tested too."""
     schemas = {op.split("::")[1].split(".")[0] for op in torch._C._dispatch_get_all_op_names() if "fastcifar::" in op}
     listed = {name for name, _ in op_launches.launches(torch.float32)}
     assert listed == schemas - {"_cpu_isa"}

@@ -20,7 +20,7 @@ IMAGES = 50
 def arguments(
     batch_size: int, padding: int, mixed: bool, size: int = 32, device: str = "cpu", step: int = 1, batches: float = 2.5
 ) -> dict[str, Any]:
-    """An epoch of `batches` batches, and a step of it."""
+    """The arguments of an epoch of `batches` batches, and the number of one step."""
     num = int(batches * batch_size)
     starts = torch.arange(num) // batch_size * batch_size
     lengths = (num - starts).clamp(max=batch_size)
@@ -42,7 +42,7 @@ def arguments(
 
 
 def by_parts(given: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The same out of slices of the draws."""
+    """The same batch, made of slices of the draws."""
     step = int(given["step"])
     rows = slice(step * given["batch_size"], step * given["batch_size"] + given["rows"])
     index, top, left, flip = (given[name][rows] for name in ("index", "top", "left", "flip"))
@@ -79,7 +79,7 @@ def test_a_batch_of_none(device: str) -> None:
 
 @devices
 def test_the_step_is_read_when_the_op_runs(device: str) -> None:
-    """What a captured graph rests on: the same arguments, another batch."""
+    """A captured graph needs this: the same arguments make another batch once the step has moved on."""
     given = arguments(4, 4, True, device=device, step=0) | {"dtype": torch.float32}
     first = training_batch(**given)
     given["step"] += 1

@@ -7,11 +7,11 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// Rows of a tile. The caches' prefetchers follow a walk along memory: so a pass without sums goes row by row, and one
-// with sums keeps those of a group of channels in registers over a few rows, asking for the next rows itself. (Over 64
-// rows of one vector each, the same passes ran at half the speed of a copy.)
+// Rows of a tile. A pass without sums goes row by row: the caches' prefetchers follow such a walk along memory. A pass
+// with sums keeps the sums of a group of channels in registers over a few rows, and asks for the next rows itself.
+// (With tiles of 64 rows of one vector the same passes ran at half the speed of a copy.)
 constexpr int64_t kTile = 16;
-constexpr int kGroup = kLanes == 16 ? 4 : 2;  // vectors of channels, of whose sums and factors the registers hold all
+constexpr int kGroup = kLanes == 16 ? 4 : 2;  // vectors of channels whose sums and factors fit into the registers
 
 // Calls f(row, channel, lanes) for each vector, row by row.
 template <class F>
@@ -22,8 +22,8 @@ FC_INLINE void for_rows(const Range& range, F f) {
   }
 }
 
-// Calls f(first row, number of rows, channel, Group<n>, lanes) for each tile and group of n vectors; those of the last,
-// incomplete group come one by one.
+// Calls f(first row, number of rows, channel, Group<n>, lanes) for each tile and group of n vectors. The vectors of an
+// incomplete last group come one by one.
 template <int n>
 struct Group {};
 template <class F>
@@ -80,7 +80,7 @@ void apply_affine_relu(const Range& range, int64_t channels, const T* x, const f
   });
 }
 
-// The gradient before the ReLU.
+// The gradient of x * scale + shift, from that of its ReLU.
 FC_INLINE Vec unrelu(Vec grad, Vec x, Vec scale, Vec shift) { return x * scale + shift > Vec{} ? grad : Vec{}; }
 
 template <int n, class T, class Lanes>
@@ -151,7 +151,7 @@ void apply_gradient(const Range& range, int64_t channels, const T* grad, const T
   });
 }
 
-// Calls f(channel, sum of the parts' first row, of their second).
+// Calls f(channel, sum over the parts' first rows, sum over their second rows).
 template <class F>
 FC_INLINE void for_totals(const Range& range, const Sums& sums, int64_t pitch, F f) {
   for (int64_t block = range.c0; block < range.c1; block += kBlock) {

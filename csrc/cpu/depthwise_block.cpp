@@ -11,7 +11,7 @@
 namespace {
 using namespace fastcifar;
 
-// What the steps of the op share.
+// What the passes of the op share.
 struct Block {
   DwShape s;
   Element element;
@@ -26,7 +26,7 @@ struct Block {
         parts(cut(s.N, s.C, in_rows * s.C * static_cast<int64_t>(u.element_size()))),
         columns0(Scratch::zeros(kColumns * pitch)), columns1(Scratch::zeros(kColumns * pitch)) {}
 
-  // A range of images as one of rows.
+  // The same range, counted in rows instead of images.
   static Range rows(const Range& r, int64_t per_image) { return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1}; }
 };
 

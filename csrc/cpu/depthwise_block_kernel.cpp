@@ -15,7 +15,7 @@ FC_INLINE auto affine_relu_rows(const T* x, const float* columns, int64_t pitch,
   };
 }
 
-// Rows of y's gradient, from that of z = relu(bn(y)).
+// Rows of the gradient of y, computed from the gradient of z = relu(bn(y)).
 template <class T>
 FC_INLINE auto gradient_rows(const T* grad_z, const T* y, const float* columns, int64_t pitch, int64_t width,
                              int64_t channels) {
@@ -68,7 +68,8 @@ struct AffineReluSink {
   FC_INLINE void finish() {}
 };
 
-// Slides over all images and blocks of channels of a range; make_sink(n, c, offset, lanes).
+// Convolves all images and blocks of channels of a range. make_sink(image, channel, lanes) makes what takes the
+// results.
 template <int stride, class T, class MakeSink>
 FC_INLINE void forward(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
                        int64_t pitch, float* memory, MakeSink make_sink) {
@@ -204,8 +205,8 @@ void set_output_pivot(const DwShape& s, const Range& range, const T* u, const fl
       columns1[kMean * pitch + c] += w[c] * (h > 0 ? h : 0);
     }
   }
-  // A bfloat16 less a pivot with more bits would round to the same side at each addition, and the error would grow
-  // with the number of pixels, not with its root.
+  // The pivot is rounded to T. Otherwise each difference of a bfloat16 and the pivot would be rounded to the same side,
+  // and the error of the sum would grow with the number of pixels instead of with its square root.
   for (int64_t c = range.c0; c < range.c1; ++c) {
     columns1[kMean * pitch + c] = to_f32(from_f32<T>(columns1[kMean * pitch + c]));
   }

@@ -5,7 +5,7 @@
 #include "cpu/batch_norm_relu_kernel.h"
 
 FASTCIFAR_DECLARE_KERNELS(
-    // y in the middle of the first image as y's pivot.
+    // Takes y in the middle of the first image as the pivots of y.
     void set_output_pivot(Element element, const DwShape& s, const Range& range, const void* u, const float* columns0,
                           const float* taps, int64_t pitch, float* columns1);
 
@@ -14,9 +14,8 @@ FASTCIFAR_DECLARE_KERNELS(
                                  const float* columns0, const float* taps, int64_t pitch, void* y,
                                  const float* columns1, float* sums, float* ring);
 
-    // From the gradient of z to that of relu(bn0(u)) before the ReLU, grad_h, with its two sums for bn0 in the first two
-    // rows of sums [11][pitch] and the weight's gradient in the other nine.
-    //  ring: ring_floats(Wo).
+    // Writes grad_h, the gradient of bn0(u), from the gradient of z. Adds the two sums that bn0's gradient needs to the
+    // first two rows of sums [11][pitch], and the gradient of the weight to the other nine. ring: ring_floats(Wo).
     void depthwise_block_backward(Element element, const DwShape& s, const Range& range, const void* grad_z,
                                   const void* y, const void* u, const float* columns0, const float* columns1,
                                   const float* taps, int64_t pitch, void* grad_h, float* sums, float* ring);

@@ -9,8 +9,8 @@
 namespace {
 using namespace fastcifar;
 
-// Parts of at least this much of x. Each part's sums of the weight's gradient, 36 bytes a channel, are cleared and added
-// up besides, so these are larger.
+// The least bytes of x in a part. With the weight's gradient each part also has sums, 36 bytes a channel, which are
+// cleared and added up: so those parts are larger.
 constexpr int64_t kPartBytes = 1 << 15, kSummedPartBytes = 1 << 17;
 
 Tensor forward(const Tensor& x, const Tensor& w, int64_t stride) {

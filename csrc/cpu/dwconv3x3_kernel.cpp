@@ -7,8 +7,8 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// Rows of a strip of outputs, halved for what is left at the lower border. Found by trying 1, 2 and 4: of the nine taps,
-// the sums and the columns of a strip the registers hold all.
+// Rows of outputs in a strip; what is left at the lower border is cut into strips of half as many. Found by trying 1, 2
+// and 4: the registers hold the nine taps, the sums and the columns of such a strip.
 template <int stride>
 constexpr int kStrip = stride == 1 ? 4 : 2;
 
@@ -17,7 +17,7 @@ struct Strip {
   static constexpr int count = n;
 };
 
-// Calls f(first row, Strip<n>) for strips of n rows, for the rest of half as many, and so on.
+// Calls f(first row, Strip<n>) for strips of n rows, then for strips of n / 2 rows over the rest, and so on.
 template <int n, class F>
 FC_INLINE void for_strips(int64_t rows, F f, int64_t first = 0) {
   for (; first + n <= rows; first += n) f(first, Strip<n>{});
@@ -31,7 +31,7 @@ struct Map {
   int64_t height, width, step;
 
   FC_INLINE T* row(int64_t y) const { return first + y * width * step; }
-  // Pointers to n rows from y on, to `outside` for those outside the map.
+  // Pointers to n rows from y on. Those of rows outside the map point to `outside`.
   template <int n>
   FC_INLINE auto rows(int64_t y, int offset, T* outside) const {
     struct {
@@ -40,7 +40,7 @@ struct Map {
     for (int r = 0; r < n; ++r) found.row[r] = y + r < 0 || y + r >= height ? outside : row(y + r) + offset;
     return found;
   }
-  // What follows row y in memory, be it of the next image; `n` pixels with each column.
+  // Asks for what follows row y in memory, even where that is the next image: `n` pixels a call.
   template <int n>
   FC_INLINE auto prefetch(int64_t y) const {
     constexpr bool write = !std::is_const_v<T>;

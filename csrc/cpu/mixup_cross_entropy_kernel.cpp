@@ -7,8 +7,8 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// e^x for x <= 0 to 2 units in the last place, NaN for NaN: 2^n times a polynomial (Cephes' expf). libm's takes a number
-// at a time, and was half of the op.
+// e^x for x <= 0, to 2 units in the last place; NaN for NaN. It is 2^n times a polynomial (Cephes' expf). The expf of
+// libm takes one number at a time, and took half of the op's time.
 FC_INLINE Vec exponential(Vec x) {
   const Vec to_integer = broadcast(12582912.f);  // adding 1.5 * 2^23 rounds to an integer, in the low bits
   const Vec shifted = x * broadcast(1.44269504088896341f) + to_integer, n = shifted - to_integer;

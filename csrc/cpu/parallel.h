@@ -13,7 +13,7 @@
 
 namespace fastcifar {
 
-// float32 scratch on a cache line's border.
+// float32 scratch memory that begins on a cache line.
 class Scratch {
  public:
   explicit Scratch(int64_t size) : memory_(static_cast<float*>(std::aligned_alloc(64, round_up(size * 4 + 4, 64)))) {
@@ -40,7 +40,7 @@ void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   torch::stable::parallel_for(0, parts, total_bytes < 1 << 16 ? parts : 1, f);
 }
 
-// f(range, image part) for each part, in several threads.
+// Calls f(range, number of its part by images) for each part, in several threads.
 template <class F>
 void parallel(const Cut& cut, int64_t total_bytes, const F& f) {
   parallel(cut.size(), total_bytes, [&](int64_t begin, int64_t end) {

@@ -17,7 +17,7 @@ struct Range {
 };
 
 // An even cut into `image_parts` times `channel_parts` ranges. It depends on the shape alone, never on the number of
-// threads: sums over the parts, taken in their order, are the same to the last bit wherever they are computed.
+// threads. So sums over the parts, added up in their order, are the same to the last bit everywhere.
 struct Cut {
   int64_t images, channels, image_parts, channel_parts;
 
@@ -31,25 +31,25 @@ struct Cut {
   }
 };
 
-// Rows of the kernels' ring (see tile.h) for maps of this width: a power of two, in some 20 KiB of the L1 cache.
+// Rows of the ring (see tile.h) for maps of this width: a power of two, in about 20 KiB of the L1 cache.
 inline int64_t ring_rows(int64_t width) {
   int64_t rows = 4;
   while (rows < 16 && 2 * rows * (width + 2) * kBlock <= 5120) rows *= 2;
   return rows;
 }
 
-// float32 elements of that ring and its row of zeros.
+// How many floats that ring has, with its row of zeros.
 inline int64_t ring_floats(int64_t width) { return (ring_rows(width) + 1) * (width + 2) * kBlock; }
 
-// Up to 32 parts by images, of at least `part_bytes` each; by channels too where that makes fewer than eight. For
-// kernels that walk through whole images.
+// For kernels that walk through whole images: up to 32 parts of at least `part_bytes` each, cut by images. Where that
+// makes fewer than eight parts, they are cut by channels too.
 inline Cut cut_by_images(int64_t images, int64_t channels, int64_t image_bytes, int64_t part_bytes) {
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
   const int64_t by_images = clamp(images * image_bytes / part_bytes, clamp(images, 32));
   return {images, channels, by_images, clamp(8 / by_images, blocks)};
 }
 
-// Up to 32 parts of at least 256 KiB of `image_bytes` each, by images first, then by channels.
+// Up to 32 parts of at least 256 KiB each, cut by images first, then by channels. `image_bytes`: of one image.
 inline Cut cut(int64_t images, int64_t channels, int64_t image_bytes) {
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
   const int64_t by_images = clamp(images * image_bytes >> 18, clamp(images, 32));

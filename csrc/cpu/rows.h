@@ -1,19 +1,19 @@
-// The 3x3 depthwise sweeps of the plain op, straight over memory: a strip of R rows of one vector of channels at a time,
-// all channels of a strip before the next strip. So the images are walked through from end to end, and what two strips
-// share is still in a near cache.
+// The 3x3 depthwise sweeps of the plain op. They read memory directly: one strip of R rows after another, and within a
+// strip one vector of channels after another. So the images are walked through from end to end, and the rows that two
+// strips share are still in a near cache.
 //
-// A row is a pointer to its first pixel's vector of channels; pixels lie `step` elements apart. A row outside the map
-// is a row of zeros. Borders left and right need none: what would fall on them is not computed.
+// A row is a pointer to the vector of channels of its first pixel; pixels lie `step` elements apart. For a row outside
+// the map the pointer leads to a row of zeros. Left and right of the map nothing is read: those products are left out.
 #pragma once
 #include "cpu/taps.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// Memory that will be worked on one strip later, asked for while this strip is: `bytes` with each column, in the order of
-// addresses. The strip's own order, one vector of every pixel, leaves gaps that the caches' prefetchers do not follow:
-// without this maps of 8x8 and more ran at 0.35 to 0.7 of a copy's speed, with it at 0.65 to 1; smaller ones, 4 to 8 %
-// slower with it, at 0.35 to 0.9.
+// Asks for the memory of the next strip while this strip is worked on: `bytes` with each column, in the order of
+// addresses. The strip's own order, one vector of every pixel, leaves gaps that the caches' prefetchers do not follow.
+// Maps of 8x8 and more ran at 0.35 to 0.7 of a copy's speed without this and at 0.65 to 1 with it. Smaller maps are 4
+// to 8 % slower with it, at 0.35 to 0.9 of a copy's speed.
 template <int bytes, bool write>
 struct Prefetch {
   const char* next;
@@ -28,8 +28,8 @@ FC_INLINE void load_column(const T* const* rows, int64_t at, Lanes lanes, Vec* c
   for (int r = 0; r < n; ++r) column[r] = load(rows[r] + at, lanes);
 }
 
-// R rows of the convolution with stride 1 from R + 2 rows. Each column of pixels is loaded once and added to the two or
-// three sums of each output row that it is part of.
+// R rows of the convolution with stride 1, from R + 2 rows of pixels. Each column of pixels is loaded once and added to
+// all sums that it is part of.
 template <int R, class T, class Lanes, class... Ahead>
 FC_INLINE void convolve_rows1(const T* const* in, T* const* out, int64_t width, int64_t step, const TapVectors& w,
                               Lanes lanes, Ahead&... ahead) {
@@ -52,7 +52,7 @@ FC_INLINE void convolve_rows1(const T* const* in, T* const* out, int64_t width, 
   for (int r = 0; r < R; ++r) store(out[r] + (width - 1) * step, sum[r], lanes);
 }
 
-// With stride 2, R rows from 2R + 1.
+// R rows of the convolution with stride 2, from 2R + 1 rows of pixels.
 template <int R, class T, class Lanes, class... Ahead>
 FC_INLINE void convolve_rows2(const T* const* in, T* const* out, int64_t width, int64_t step, const TapVectors& w,
                               Lanes lanes, Ahead&... ahead) {
@@ -75,9 +75,9 @@ FC_INLINE void convolve_rows2(const T* const* in, T* const* out, int64_t width, 
   }
 }
 
-// The transposed convolution with stride 2: 2R rows from R + 1 rows of gradients. Each 2x2 quad of pixels meets the 2x2
-// gradients at its own place, right, below and across: under one, two, two and four taps. An output row outside the
-// map is null.
+// The transposed convolution with stride 2: 2R rows from R + 1 rows of gradients. A quad of 2x2 pixels depends on the
+// 2x2 gradients at its place, to the right, below, and below to the right: its four pixels meet them under one, two,
+// two and four taps. The pointer of an output row outside the map is null.
 template <int R, class T, class Lanes, class... Ahead>
 FC_INLINE void convolve_transposed_rows2(const T* const* in, T* const* out, int64_t width, int64_t step,
                                          const TapVectors& w, Lanes lanes, Ahead&... ahead) {
@@ -116,7 +116,7 @@ struct TapSums {
   }
 };
 
-// From R + 2 rows of pixels and R rows of gradients of the convolution with stride 1.
+// For the convolution with stride 1, from R + 2 rows of pixels and R rows of gradients.
 template <int R, class T, class Lanes, class... Ahead>
 FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, int64_t width, int64_t step,
                                     TapSums& sums, Lanes lanes, Ahead&... ahead) {
@@ -136,7 +136,7 @@ FC_INLINE void add_weight_gradient1(const T* const* in, const T* const* grad, in
   }
 }
 
-// With stride 2, from 2R + 1 and R rows.
+// For the convolution with stride 2, from 2R + 1 rows of pixels and R rows of gradients.
 template <int R, class T, class Lanes, class... Ahead>
 FC_INLINE void add_weight_gradient2(const T* const* in, const T* const* grad, int64_t width, int64_t step,
                                     TapSums& sums, Lanes lanes, Ahead&... ahead) {

@@ -2,40 +2,76 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <vector>
-
 #include "cpu/batch_statistics.h"
-#include "cpu/data.h"
 #include "cpu/block_passes.h"
+#include "cpu/data.h"
+#include "cpu/parallel.h"
+#include "cpu/separable_block_kernel.h"
 
-// depthwise_block's kernels and the library's product, in float32: there is no kernel yet that holds both, and
-// depthwise_block with a product in the activations' dtype is the faster way.
+// depthwise_block's passes and a product of its own after them. There is no kernel yet that holds both: depthwise_block
+// with the library's product is the faster way.
 
 namespace {
 using namespace fastcifar;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The pixels of a channels_last tensor as rows of its channels, in float32.
-Tensor wide_rows(const Tensor& t) {
-  const int64_t sizes[2] = {t.size(0) * t.size(2) * t.size(3), t.size(1)};
-  const Tensor nhwc = torch::stable::transpose(torch::stable::transpose(t, 1, 2), 2, 3);
-  return torch::stable::to(torch::stable::view(nhwc, {sizes, 2}), ScalarType::Float);
+// The product's weight [out_channels, C] as it is multiplied: rounded to the activations' dtype, in float32, as it lies
+// or transposed; its rows `pitch` apart.
+struct Weight {
+  int64_t pitch;
+  Scratch memory;
+
+  Weight(const Tensor& pointwise, const Tensor& x, bool transposed)
+      : pitch(round_up(transposed ? pointwise.size(0) : pointwise.size(1), kBlock)),
+        memory(Scratch::zeros(pitch * (transposed ? pointwise.size(1) : pointwise.size(0)))) {
+    const int64_t rows = pointwise.size(0), columns = pointwise.size(1);
+    const bool narrow = element_of(x) == Element::bf16, is_f32 = element_of(pointwise) == Element::f32;
+    const auto* f32s = static_cast<const float*>(data(pointwise));
+    const auto* bf16s = static_cast<const bf16*>(data(pointwise));
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        const int64_t i = r * columns + c;
+        const float value = is_f32 ? f32s[i] : to_f32(bf16s[i]);
+        memory.get()[transposed ? c * pitch + r : r * pitch + c] = narrow ? to_f32(from_f32<bf16>(value)) : value;
+      }
+    }
+  }
+};
+
+// out = x . weight over all pixels of two channels_last tensors.
+void multiply(const Tensor& x, const Weight& weight, Tensor out) {
+  constexpr int64_t kPixels = 64;  // of a part
+  const int64_t k = x.size(1), n = out.size(1), pixels = x.size(0) * x.size(2) * x.size(3);
+  const void* xs = data(x);
+  void* outs = mutable_data(out);
+  parallel((pixels + kPixels - 1) / kPixels, pixels * (k + n) * 4, [&](int64_t begin, int64_t end) {
+    const int64_t last = end * kPixels < pixels ? end * kPixels : pixels;
+    FASTCIFAR_KERNEL(multiply_rows)(element_of(x), begin * kPixels, last, k, n, xs, weight.memory.get(), weight.pitch,
+                                    outs);
+  });
 }
 
-// The product's weight as it is multiplied, [out_channels, C]: rounded to the activations' dtype, in float32.
-Tensor matrix_of(const Tensor& pointwise, const Tensor& x) {
-  const int64_t sizes[2] = {pointwise.size(0), pointwise.size(1)};
-  const Tensor rounded = torch::stable::to(pointwise, x.scalar_type());
-  return torch::stable::to(torch::stable::view(rounded, {sizes, 2}), ScalarType::Float);
-}
-
-Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
-
-// Writes rows of float32 channels into a channels_last tensor, rounded to its dtype.
-void write_rows(const Tensor& rows, Tensor to) {
-  const int64_t sizes[4] = {to.size(0), to.size(2), to.size(3), to.size(1)};
-  const Tensor nhwc = torch::stable::view(rows, {sizes, 4});
-  torch::stable::copy_(to, torch::stable::transpose(torch::stable::transpose(nhwc, 2, 3), 1, 2));
+// The gradient of the product's weight, in its shape and dtype.
+Tensor weight_gradient(const Tensor& grad_v, const Tensor& z, const Tensor& pointwise) {
+  const int64_t m = grad_v.size(1), n = z.size(1), pixels = z.size(0) * z.size(2) * z.size(3);
+  const int64_t pitch = round_up(n, kBlock), groups = (m + 3) / 4;
+  const Scratch sums = Scratch::zeros(m * pitch);
+  const void *grads = data(grad_v), *zs = data(z);
+  parallel(groups, pixels * (m + n) * 4, [&](int64_t begin, int64_t end) {
+    const int64_t last = end * 4 < m ? end * 4 : m;
+    FASTCIFAR_KERNEL(multiply_transposed)(element_of(z), begin * 4, last, pixels, m, n, grads, zs, sums.get(), pitch);
+  });
+  const int64_t sizes[4] = {m, n, 1, 1};
+  Tensor grad = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, pointwise.device());
+  for (int64_t i = 0; i < m * n; ++i) {
+    const float value = sums.get()[i / n * pitch + i % n];
+    if (element_of(grad) == Element::f32) {
+      mutable_floats(grad)[i] = value;
+    } else {
+      static_cast<bf16*>(mutable_data(grad))[i] = from_f32<bf16>(value);
+    }
+  }
+  return grad;
 }
 
 // Mean and biased variance out of partial moments.
@@ -80,7 +116,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
   }
   block.z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   run_depthwise_block(block, eps);
-  write_rows(torch::stable::matmul(wide_rows(block.z), transposed(matrix_of(a.pointwise, u))), a.v);
+  multiply(block.z, Weight(a.pointwise, u, /*transposed=*/true), a.v);
   write_moments(a.v, a.v_rows);
   return {a.v, a.v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1};
 }
@@ -94,14 +130,10 @@ Outputs backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const T
   DepthwiseBlockBackward& block = a.block;
   const DwShape& s = block.shape;
   block.grad_z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
-  const Tensor grads = wide_rows(a.grad_v);
-  write_rows(torch::stable::matmul(grads, matrix_of(a.pointwise, u)), block.grad_z);
+  multiply(a.grad_v, Weight(a.pointwise, u, /*transposed=*/false), block.grad_z);
   Tensor z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   write_activation(block, eps, z);
-  const Tensor grad_matrix = torch::stable::matmul(transposed(grads), wide_rows(z));
-  const int64_t sizes[4] = {a.out_channels, s.C, 1, 1};
-  const Tensor grad_pointwise =
-      torch::stable::to(torch::stable::view(grad_matrix, {sizes, 4}), a.pointwise.scalar_type());
+  const Tensor grad_pointwise = weight_gradient(a.grad_v, z, a.pointwise);
   run_depthwise_block_backward(block, eps);
   return {block.grad_u,      block.grad_gamma0, block.grad_beta0, block.grad_w,
           block.grad_gamma1, block.grad_beta1,  grad_pointwise};

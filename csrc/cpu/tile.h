@@ -1,10 +1,10 @@
-// The 3x3 depthwise sweeps of the fused kernels, where each loaded pixel takes arithmetic of its own. (The plain op's,
-// without, are in rows.h.)
+// The 3x3 depthwise sweeps of the fused kernels, which compute something of each pixel as they load it. (The plain op
+// does not: its sweeps are in rows.h.)
 //
-// A block of 32 channels at a time: in bfloat16 that is one cache line a pixel. The rows that the window needs are
-// converted to float32 once, into a ring in the L1 cache with a zero pixel on either side and a row of zeros to stand
-// for those outside the image, so that the arithmetic knows no borders. A tile of several rows shares one load of the
-// nine taps and one addition to the sums over all images.
+// A sweep works on 32 channels at a time: in bfloat16 that is one cache line a pixel. The rows that the window needs
+// are converted to float32 once, into a ring in the L1 cache. The ring has a zero pixel on either side of each row,
+// and a row of zeros for the rows outside the image, so that the arithmetic needs no special case at a border. For
+// each tile of several rows the nine taps are loaded once, and its sums are added once to the sums over all images.
 #pragma once
 #include "cpu/range.h"
 #include "cpu/taps.h"
@@ -25,7 +25,7 @@ class Ring {
       memset(rows_ + (row + 1) * pitch_ - kBlock, 0, kBlock * sizeof(float));
     }
   }
-  // Row `row` of the map from its left zero pixel on; outside the map all zeros.
+  // Row `row` of the map, from the zero pixel left of it on. Rows outside the map are all zeros.
   FC_INLINE const float* operator[](int64_t row) const {
     return row < 0 || row >= height_ ? zeros_ : rows_ + (row & last_) * pitch_;
   }
@@ -38,11 +38,11 @@ class Ring {
   int64_t height_, pitch_, last_;
 };
 
-// Asks for the next image while this one is worked on. A block of channels is read with gaps, which the caches'
-// prefetchers do not follow; all blocks together read the image whole.
+// Asks for the next image while this one is worked on. The caches' prefetchers do not follow: a block of channels is
+// read with gaps, and only all blocks together read the whole image.
 class Ahead {
  public:
-  // The next image's part of a tensor, `bytes` long, in `steps` steps.
+  // Asks for the next image of a tensor, `bytes` long, in `steps` steps.
   FC_INLINE void add(const void* image, int64_t bytes, int64_t steps) {
     parts_[size_++] = {static_cast<const char*>(image), static_cast<const char*>(image) + bytes, bytes / steps + 1};
   }
@@ -63,7 +63,7 @@ class Ahead {
   int size_ = 0;
 };
 
-// Rows [next, end) into the ring. `input(row, offset, lanes)` returns a function of the column.
+// Writes rows [next, end) into the ring. `input(row, offset, lanes)` returns a function of the column.
 template <class Input>
 FC_INLINE void fill(Ring& ring, int64_t& next, int64_t end, int64_t width, int channels, Input input, Ahead& ahead) {
   if (end > ring.height()) end = ring.height();
@@ -77,11 +77,11 @@ FC_INLINE void fill(Ring& ring, int64_t& next, int64_t end, int64_t width, int c
   }
 }
 
-// The convolution of one image's block of channels. Each column of a row is loaded once and added to the two or three
-// sums that it is part of.
+// The convolution of one image's block of channels. Each column of pixels is loaded once and added to all sums that it
+// is part of.
 //
-// `taps`: float32 [9] rows of `pitch` channels, at the block's first. `make_sink(offset, lanes)` makes a sink for one
-// vector of channels and one tile of rows; it is called as sink(row, column, sum), and finish() at the tile's end.
+// `taps`: float32 [9][pitch], from the block's first channel on. `make_sink(offset, lanes)` makes what takes the
+// results of one vector of channels in one tile of rows: sink(row, column, sum) for each, then sink.finish().
 template <int stride, class Input, class MakeSink>
 FC_INLINE void convolve(Ring& ring, const DwShape& s, int channels, const float* taps, int64_t pitch, Input input,
                         Ahead& ahead, MakeSink make_sink) {
@@ -133,8 +133,8 @@ struct Tap {
   Vec value;
 };
 
-// The transposed convolution with stride 1: each pixel meets the 3x3 window of gradients around it, whose element k lies
-// under tap 8 - k. The sink is called as sink(row, column, sum of tap * gradient, Tap<8>..Tap<0>).
+// The transposed convolution with stride 1. A pixel depends on the 3x3 gradients around it; gradient k lies under tap
+// 8 - k. The sink is called as sink(row, column, sum of tap * gradient, Tap<8>, ..., Tap<0>).
 template <class Input, class MakeSink>
 FC_INLINE void convolve_transposed1(Ring& ring, const DwShape& s, int channels, const float* taps, int64_t pitch,
                                     Input input, Ahead& ahead, MakeSink make_sink) {
@@ -173,8 +173,8 @@ FC_INLINE void convolve_transposed1(Ring& ring, const DwShape& s, int channels, 
   }
 }
 
-// With stride 2 each 2x2 quad of pixels meets the 2x2 window of gradients at its own place, right, below and across:
-// under one, two, two and four taps.
+// The transposed convolution with stride 2. A quad of 2x2 pixels depends on the 2x2 gradients at its place, to the
+// right, below, and below to the right: its four pixels meet them under one, two, two and four taps.
 template <class Input, class MakeSink>
 FC_INLINE void convolve_transposed2(Ring& ring, const DwShape& s, int channels, const float* taps, int64_t pitch,
                                     Input input, Ahead& ahead, MakeSink make_sink) {

@@ -11,7 +11,7 @@ using namespace fastcifar;
 
 const int64_t* numbers(const Tensor& t) { return static_cast<const int64_t*>(data(t)); }
 
-// The batch's rows of an epoch's draws.
+// An epoch's draws from the batch's first row on, once each is known to be in range.
 const int64_t* in_range(const char* name, const Tensor& t, int64_t first, int64_t rows, int64_t most) {
   const int64_t* values = numbers(t) + first;
   for (int64_t b = 0; b < rows; ++b) {

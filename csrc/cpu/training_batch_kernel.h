@@ -12,7 +12,7 @@ struct CropTask {
   int64_t size, padding;
   const int64_t *index, *top, *left, *partner;  // of the batch's rows; partner may be null
   const bool* flip;
-  // float32 [256][3]: what a byte gives, already multiplied by its image's weight in the mix. Multiplied here, the
+  // float32 [256][3]: a byte's value, multiplied by its image's weight in the mix. If the kernel multiplied, the
   // compiler could fuse product and sum, and the result would differ from PyTorch's in the last bit.
   const float *own, *others;
   Pixel pixel;

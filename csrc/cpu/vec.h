@@ -53,12 +53,12 @@ FC_INLINE Vec broadcast(float v) { return v - Vec{}; }  // v + Vec{} would turn 
 FC_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
 FC_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }
 
-// Tiles of a long sum are summed from zero and then added to it: in float32 that is more exact than one chain.
+// Adds a part to a long sum. In float32 it is more exact to sum each part from zero than to sum in one chain.
 FC_INLINE void accumulate(float* sum, Vec part) { store(sum, load(sum) + part); }
 
 FC_INLINE Vec widen(HalfBits half) {
 #if defined(__AVX512BW__)
-  // Each number into the upper half of its lane: one instruction in place of a conversion and a shift.
+  // Moves each number into the upper half of its lane: one instruction instead of a conversion and a shift.
   const __m512i lanes = _mm512_castsi256_si512(reinterpret_cast<__m256i>(half));
   const __m512i from = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
   return reinterpret_cast<Vec>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, lanes));
@@ -126,7 +126,7 @@ FC_INLINE Vec relu(Vec v) {
 #endif
 }
 
-// v as it will be read back from memory of type T.
+// v as it will be when it is read back from memory of type T.
 template <class T>
 FC_INLINE Vec rounded(Vec v);
 template <>

@@ -1,4 +1,4 @@
-// Training-mode BatchNorm + ReLU over x [M, C]: what streams each element once, 16 bytes a thread and access.
+// BatchNorm in training mode and ReLU over x [M, C]: kernels that read each element once, 16 bytes a thread and load.
 #pragma once
 #include <algorithm>
 
@@ -14,15 +14,15 @@ inline int stream_rows(int64_t M, int64_t C, int V) {
   return std::min(ceil_div(M, lanes), std::max(1, kTargetBlocks / ceil_div(C, kBlockChannels)));
 }
 
-// f(V as a type) with the widest access for the element type and C.
+// Calls f with the number of elements a load, as a type: 16 bytes of them where C is a multiple, else 1.
 template <class T, class F>
 auto with_width(int64_t C, F f) {
   constexpr int V = 16 / sizeof(T);
   return C % V == 0 ? f(std::integral_constant<int, V>()) : f(std::integral_constant<int, 1>());
 }
 
-// Calls f(row, numbers of each input) for the rows of [M, C] that are this thread's, V channels from c on. The loads of
-// kUnroll rows come first: left to the compiler each waits for the store of the row before, because pointers may alias.
+// Calls f(row, numbers of each input) for this thread's rows of [M, C], V channels from c on. The loads of kUnroll rows
+// are written before the first use, because the compiler may not move a load over a store: their pointers may alias.
 template <int V, class T, class F, class... Inputs>
 __device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, F f, const Inputs*... inputs) {
   constexpr int kInputs = sizeof...(Inputs);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) norm_relu_kernel(const T* x, T* z, i
   for_rows<V, T>(at, M, C, c, apply, x);
 }
 
-// Partial sums of g and of g * (x - mean), g being grad_z where the ReLU let through: float [rows][2][C].
+// Partial sums of g and of g * (x - mean), float [rows][2][C]; g is grad_z where the ReLU let x through, else 0.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     norm_relu_sums_kernel(const T* grad_z, const T* x, int M, int C, const float* gamma, const float* beta,
@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kThreads)
   write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, rows);
 }
 
-// grad_x, which may be grad itself. MASKED: grad is already the gradient of the norm's output, else of the ReLU's.
-// With grad_w, its nine taps (sums 0 to 8 of the rows) are merged too, by as many rows of blocks as there are.
+// Writes grad_x, which may be grad itself. MASKED: grad is the gradient of the norm's output; otherwise of the ReLU's.
+// Where grad_w is not null, the rows of blocks also merge its nine taps, sums 0 to 8 of each row of partial sums.
 template <class T, int V, bool MASKED>
 __global__ void __launch_bounds__(kThreads)
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {

@@ -1,5 +1,6 @@
 #include "cuda/batch_norm_relu.cuh"
-#include "cuda/dwconv3x3.cuh"
+#include "cuda/dwconv3x3_backward.cuh"
+#include "cuda/dwconv3x3_forward.cuh"
 
 namespace fastcifar::cuda {
 

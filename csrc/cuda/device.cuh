@@ -81,7 +81,8 @@ __device__ __forceinline__ void load(const T* p, float (&v)[V]) {
   unpack(*reinterpret_cast<const Pack<T, V>*>(p), v);
 }
 
-// Zeros where `inside` is false: a predicate, not a branch, so that a thread has many loads in flight.
+// Loads V elements, or zeros where `inside` is false. It compiles to a predicate and not to a branch, so that a thread
+// can have many loads under way.
 template <int V, class T>
 __device__ __forceinline__ Pack<T, V> load_if(const T* p, bool inside) {
   Pack<T, V> pack;
@@ -150,8 +151,8 @@ __device__ __forceinline__ void store(T* p, float (&v)[V]) {
   *reinterpret_cast<Pack<T, V>*>(p) = pack;
 }
 
-// base + offset bytes. A 32-bit offset from a kernel argument is an addressing mode of its own and costs one addition;
-// 64-bit indexing took a third of the depthwise kernels' instructions. Tensors are smaller than 4 GiB for it.
+// base + offset bytes. A 32-bit offset from a kernel argument has an addressing mode of its own and costs one addition;
+// 64-bit indexing took a third of the depthwise kernels' instructions. This is why tensors must be smaller than 4 GiB.
 template <class T>
 __device__ __forceinline__ const T* at_byte(const T* base, uint32_t offset) {
   return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + offset);
@@ -161,7 +162,8 @@ __device__ __forceinline__ T* at_byte(T* base, uint32_t offset) {
   return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + offset);
 }
 
-// How a block's threads share out its channels: groups of V neighbouring channels, fastest, times lanes.
+// How a block's threads share its channels: neighbouring threads take neighbouring groups of V channels; the threads of
+// one group are its lanes.
 template <int V>
 struct Lanes {
   static constexpr int kGroups = kBlockChannels / V;

@@ -1,4 +1,5 @@
-#include "cuda/dwconv3x3.cuh"
+#include "cuda/dwconv3x3_backward.cuh"
+#include "cuda/dwconv3x3_forward.cuh"
 
 namespace fastcifar::cuda {
 

@@ -1,4 +1,4 @@
-#include "cuda/dwconv3x3.cuh"
+#include "cuda/dwconv3x3_forward.cuh"
 
 namespace fastcifar::cuda {
 

@@ -1,5 +1,5 @@
-// The seam between nvcc's side and g++'s: plain pointers and numbers, no torch header (nvcc parses a source once per
-// architecture) and no kernel.
+// What the sources for nvcc and the sources for g++ share: launchers that take plain pointers and numbers. No header of
+// torch, which nvcc would parse once for each architecture, and no kernel.
 #pragma once
 #if defined(FASTCIFAR_EMULATED)
 #include "cuda_emu.h"
@@ -19,13 +19,14 @@ struct PartialRows {
   int count;
 };
 
-// Where there are too many rows for the consumer's blocks to merge, a kernel merges them into one row behind the last.
+// Returns the rows as they are, or, where there are too many for each block of the next kernel to merge, the one row
+// behind the last into which a kernel merges them.
 PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream);
 PartialRows merge_sum_rows(PartialRows rows, int quantities, int C, cudaStream_t stream);
 
-// Below: one launcher an op. Activations are channels_last and of the given type, everything else float32; M counts
-// pixels over the batch. A workspace is a number of floats. Nothing may be empty, every pointer
-// lies on 16 bytes, tensors are smaller than 4 GiB.
+// Below: one launcher for each op. Activations are channels_last and of the given type, everything else is float32. M
+// is the number of pixels in the batch. A workspace is a number of floats. No tensor may be empty, every pointer lies
+// on 16 bytes, and tensors are smaller than 4 GiB.
 
 cudaError_t dwconv3x3(Dtype, const void* x, const float* w, void* y, const DwShape&, cudaStream_t);
 
@@ -53,8 +54,8 @@ struct BlockForward {
   float* workspace;
 };
 int64_t depthwise_block_workspace(const DwShape&);
-// All but z: y and the partial moments of y, in the workspace. u_rows: partial moments of u; empty: u_mean and u_var
-// are given, or the moments are computed.
+// Computes y and the partial moments of y, which it leaves in the workspace; not z. u_rows: partial moments of u; if it
+// is empty, u_mean and u_var are taken where they are given, else the moments of u are computed.
 PartialRows depthwise_with_moments(Dtype, const BlockForward&, PartialRows u_rows, const DwShape&, cudaStream_t);
 cudaError_t depthwise_block(Dtype, const BlockForward&, const DwShape&, cudaStream_t);
 
@@ -67,7 +68,7 @@ struct BlockBackward {
   float* workspace;
 };
 int64_t depthwise_block_backward_workspace(const DwShape&);
-// All but the sums of BN 1, float [count][2][C]; grad_z may have passed the ReLU already.
+// The backward from the sums of BN 1 on, which are given: float [count][2][C]. grad_z may have passed the ReLU already.
 cudaError_t depthwise_sweep(Dtype, const BlockBackward&, PartialRows sums1, const DwShape&, cudaStream_t);
 cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&, cudaStream_t);
 
@@ -96,7 +97,7 @@ cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwSh
 cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
                                   const float* scale1, const float* shift1, void* z, const DwShape&, cudaStream_t);
 
-// Rows of logits and what they should say. lam null: no MixUp, and partner_labels is labels.
+// The labels that rows of logits are compared with. Without MixUp lam is null, and partner_labels is labels.
 struct Targets {
   const int64_t *labels, *partner_labels;  // a label outside [0, classes) makes the loss NaN
   const float* lam;
@@ -110,8 +111,8 @@ cudaError_t mixup_cross_entropy(Dtype, const void* logits, const Targets&, float
 cudaError_t mixup_cross_entropy_backward(Dtype, const float* grad_loss, const void* logits, const float* normalizer,
                                          const Targets&, void* grad_logits, cudaStream_t);
 
-// A batch of an epoch: positions [step * batch_size, + rows) of the draws. partner, lam and what they give: null without
-// MixUp. Numbers out of range are clamped.
+// A batch of an epoch: the draws from position step * batch_size on, `rows` of them. Without MixUp partner, lam and
+// their outputs are null. Numbers out of range are clamped.
 struct EpochBatch {
   const uint8_t* images;  // [num_images][size][size][3]
   const int64_t *labels, *index, *top, *left;

@@ -19,7 +19,7 @@ struct LossSums {
   }
 };
 
-// Over the 32 lanes of a warp, in an order of its own.
+// The sum over the 32 lanes of a warp. Its order is fixed.
 __device__ __forceinline__ LossSums warp_sum(LossSums sums) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
@@ -50,8 +50,9 @@ __device__ __forceinline__ float logit(const T* row, int64_t label, int classes)
 
 }  // namespace
 
-// kRowLanes neighbouring threads a row. A row is read twice, the second time from the L1 cache. With one block the
-// results are final, else the blocks' sums are rows of `partials`. Sums are taken in a fixed order.
+// kRowLanes neighbouring threads work on a row. They read it twice, the second time from the L1 cache. If there is one
+// block it writes the results; otherwise each block writes its sums into a row of `partials`. The order of sums is
+// fixed.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads)
     loss_kernel(const T* logits, const Targets t, float* normalizer, LossSums* partials, const LossResults results) {

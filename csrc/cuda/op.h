@@ -8,9 +8,9 @@
 #include "checks.h"
 #include "cuda/launch.h"
 
-// An op's schemas as this library was built with them, and its kernels. The schemas go into a namespace of their own,
-// where Python compares them with its own: the ops themselves are declared by the CPU library. The emulator of the tests
-// builds these same files for CPU tensors, beside the real library.
+// The schemas that an op of this library was built with, and the op's kernels. The CPU library declares the ops; the
+// schemas here go into a namespace of their own, where Python compares them with its own. The emulator of the tests
+// builds the same files for CPU tensors, beside the real library.
 #if defined(FASTCIFAR_EMULATED)
 #define FASTCIFAR_CUDA_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar_emulated, m)
 #define FASTCIFAR_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastcifar_emulated, CPU, m)
@@ -20,13 +20,13 @@
 #endif
 
 #if !defined(FASTCIFAR_EMULATED)
-// Weak: a torch without CUDA does not have it, and the library loads there all the same (the tests look at it).
+// Weak, because a torch without CUDA does not have it; the library loads there too, and the tests look at it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 
 namespace fastcifar::cuda {
 
-// Custom ops get no device guard of their own: for as long as this lives, the tensor's device is the current one.
+// Makes the tensor's device the current one for as long as it lives: PyTorch does not do that for custom ops.
 class DeviceStream {
  public:
 #if defined(FASTCIFAR_EMULATED)
@@ -59,8 +59,8 @@ inline Dtype dtype_of(ScalarType t) {
 }
 inline Dtype dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
 
-// An activation the kernels can read: on 16 bytes (a view into another tensor may begin anywhere), less than 4 GiB
-// (they count bytes in 32 bits).
+// An activation that the kernels can read. It begins on 16 bytes (a view into another tensor may begin anywhere, and is
+// copied) and has less than 4 GiB (the kernels count bytes in 32 bits).
 inline Tensor readable(const char* op, const Tensor& t) {
   const int64_t bytes = t.numel() * (t.scalar_type() == ScalarType::Float ? 4 : 2);
   STD_TORCH_CHECK(bytes < int64_t{1} << 32, op, ": an activation of shape ", shape_text(t), " has ", bytes,
@@ -73,7 +73,7 @@ inline float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mut
 
 inline Tensor empty_floats(const Tensor& like, int64_t count) { return empty_per_channel(like, count); }
 
-// A depthwise weight in float32; where it is not, so must its gradient be computed, and rounded afterwards.
+// A depthwise weight in float32. The gradient of a narrower weight is computed in float32 too, and rounded afterwards.
 inline Tensor float_weight(const Tensor& w) {
   return w.scalar_type() == ScalarType::Float ? w : torch::stable::to(w, ScalarType::Float);
 }

@@ -1,6 +1,6 @@
-// The 1x1 convolution as three matrix products with what surrounds it in the block: BN and ReLU applied as an operand is
-// loaded, statistics and masks as the result is stored. Tensor cores (mma.sync) for the 16-bit types where rows are
-// whole 16-byte vectors, plain multiply-adds otherwise.
+// The 1x1 convolution as three matrix products, with what surrounds it in the block: BN and ReLU are applied as an
+// operand is loaded, statistics and masks are computed as the result is stored. 16-bit types whose rows are whole
+// 16-byte vectors use tensor cores (mma.sync), everything else plain multiply-adds.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -29,8 +29,8 @@ struct PointwiseArguments {
 inline constexpr int kTileK = 32, kTileThreads = 256;  // kTileM, kTileN: common.h
 static_assert(kTileThreads == kThreads, "the reductions of statistics.cuh are used");
 
-// A 16-bit operand's tile in shared memory as it lies in device memory: along K, or along the other dimension. Rows are
-// 16 bytes longer than they need be, so that ldmatrix meets no bank twice.
+// The tile of a 16-bit operand in shared memory. Its rows run as in device memory: along K, or along the other
+// dimension. They are 16 bytes longer than needed, so that ldmatrix meets no bank twice.
 template <int EXTENT, bool ALONG_K>
 struct OperandTile {
   static constexpr int kRows = ALONG_K ? EXTENT : kTileK, kColumns = ALONG_K ? kTileK : EXTENT;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const Fragment& a, u
 #endif
 }
 
-// Eight neighbouring elements through BN and ReLU, rounded to T again: what the product reads.
+// Applies BN and ReLU to eight neighbouring elements and rounds them to T again, as the product reads them.
 template <class T>
 __device__ __forceinline__ void norm_relu(Pack<T, 8>& pack, const float (&scale)[8], const float (&shift)[8]) {
   float v[8];
@@ -191,8 +191,8 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
   }
 }
 
-// Multiply-adds, for float32, for rows that are no whole vectors and for GPUs before sm_80. A thread holds 8 x 4 of the
-// tile.
+// Plain multiply-adds: for float32, for rows that are no whole vectors and for GPUs before sm_80. A thread holds 8 x 4
+// elements of the tile.
 template <class T, Product PRODUCT>
 __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, int m0, int n0, int k_begin, int k_end,
                                               float (&acc)[8][4]) {
@@ -342,7 +342,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_kernel(const Pointw
   }
 }
 
-// mean, var, scale and shift of a BN whose partial moments are known (rows null: whose mean and var are).
+// Writes mean, var, scale and shift of a BN whose partial moments are known, or, where rows is null, whose mean and var
+// are known.
 // grid: (channel blocks)
 static __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm norm, int C, float* scale, float* shift) {
   SHARED_ARRAY(float, block_scale, kBlockChannels);
@@ -367,7 +368,8 @@ struct ProductPlan {
   int columns, rows, parts;
 };
 
-// Blocks for a product; a reducing one leaves no more rows of partial results than its consumer merges on its own.
+// How many blocks a product gets. A product with statistics gets no more rows of blocks, each of which leaves a row of
+// partial results, than the next kernel merges by itself.
 inline ProductPlan product_plan(Product product, int64_t M, int64_t N, int64_t K) {
   ProductPlan p{ceil_div(N, kTileN), ceil_div(M, kTileM), 1};
   if (product == Product::kGradWeight)

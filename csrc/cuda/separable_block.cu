@@ -4,7 +4,7 @@ namespace fastcifar::cuda {
 
 namespace {
 
-// Where the parts of a workspace begin; each on 16 bytes.
+// Rounds up a number of floats, so that the next part of the workspace begins on 16 bytes.
 int64_t aligned(int64_t floats) { return (floats + 3) / 4 * 4; }
 
 // scale and shift of norm1 into the workspace.

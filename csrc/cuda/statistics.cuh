@@ -1,6 +1,6 @@
-// Per-channel reductions without atomics: a thread's sums, a block's in shared memory, one row of partial results a
-// block in device memory, and the rows merged in order by whoever needs the result: by the consuming kernel's own
-// blocks before they start, so that no kernel of its own is spent on it, unless there are too many rows.
+// Reductions for each channel, without atomics. A thread sums, a block adds its threads' sums up in shared memory and
+// writes one row of partial results, and each block of the next kernel merges the rows in their order before it starts.
+// So no kernel is launched for the merging alone, unless there are too many rows.
 #pragma once
 #include "device.cuh"
 
@@ -11,8 +11,9 @@ struct Moments {
   float count, mean, m2;
 };
 
-// Running moments of one thread, about its first value: exact to (count * epsilon) of the variance however large the
-// mean, where a plain sum of squares loses (mean / deviation)^2 digits. The first value is given to start() as well.
+// Running moments of one thread, about its first value, which is given to start() as well as to add(). The error of the
+// variance is count * epsilon of it however large the mean is; that of a plain sum of squares is (mean / deviation)^2
+// times as large.
 template <int V>
 struct RunningMoments {
   float count = 0.f, pivot[V], sum[V], squares[V];
@@ -102,7 +103,7 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
-// A block's moments, from its threads', as row blockIdx.y, for the channels from c0 on.
+// Merges the moments of a block's threads and writes them as row blockIdx.y, for the channels from c0 on.
 template <int V>
 __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V> at, int c0, int C,
                                                     float* rows) {
@@ -124,7 +125,8 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
   if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
 }
 
-// A block's Q sums a channel, from its threads', as row blockIdx.y of float [rows][Q][C], for the channels from c0 on.
+// Adds up the Q sums a channel of a block's threads and writes them as row blockIdx.y of float [rows][Q][C], for the
+// channels from c0 on.
 template <int Q, int V>
 __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
   constexpr int kLanes = Lanes<V>::kCount;
@@ -143,7 +145,7 @@ __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes
   }
 }
 
-// A training-mode BatchNorm as the kernel that applies it sees it: y = scale * x + shift.
+// A BatchNorm in training mode, as a kernel needs it to compute scale and shift of y = scale * x + shift.
 struct Norm {
   const float *gamma, *beta;
   float eps;
@@ -196,7 +198,7 @@ __device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, f
   __syncthreads();
 }
 
-// One tap of grad_w, float [C][9], for the block's channels, from the rows of partial sums.
+// Writes one tap of grad_w, float [C][9], for the block's channels: the merged rows of partial sums.
 __device__ __forceinline__ void write_grad_w(const float* rows, int num_rows, int quantities, int tap, int C,
                                              float* grad_w) {
   const int c0 = blockIdx.x * kBlockChannels;

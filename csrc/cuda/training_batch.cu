@@ -28,9 +28,9 @@ __device__ __forceinline__ void crop_pixel(const EpochBatch& a, int64_t position
 
 }  // namespace
 
-// A thread a pixel; an image's first one writes its labels. Nothing here depends on the host but shapes, so that a
-// captured launch makes the next batch when the step in device memory has moved on. Numbers out of range are clamped
-// (the host can't read them without waiting). Products and sum are rounded one by one, as PyTorch rounds them.
+// One thread for each pixel; the thread of an image's first pixel writes its labels. Only shapes come from the host, so
+// that a captured launch makes the next batch once the step in device memory has moved on. Numbers out of range are
+// clamped, because the host can't read them without waiting. Products and sum are rounded one by one, as in PyTorch.
 template <class T>
 __global__ void __launch_bounds__(kThreads) training_batch_kernel(const EpochBatch a, T* out) {
   const unsigned pixel = blockIdx.x * kThreads + threadIdx.x, size = a.size;

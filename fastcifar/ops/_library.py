@@ -139,7 +139,7 @@ def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     name = schema[: schema.index("(")]
     for device_type, namespace in _NAMESPACES.items():
         if available(device_type):
-            _check_schema(namespace, name, schema)
+            check_schema(namespace, name, schema)
     if not available("cpu"):
         _fragment.define(schema)  # type: ignore[no-untyped-call]
     for device_type in _LIBRARIES:
@@ -152,7 +152,17 @@ def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     return op
 
 
-def _check_schema(namespace: str, name: str, schema: str) -> None:
+def check_schema(namespace: str, name: str, schema: str) -> None:
+    """Compares a schema with the one that a loaded library declares.
+
+    Args:
+        namespace: where the library declares it.
+        name: of the op.
+        schema: as Python has it.
+
+    Raises:
+        FastcifarError: the two differ, or the library does not have the op.
+    """
     compiled = getattr(getattr(getattr(torch.ops, namespace), name, None), "default", None)
     if compiled is None or str(compiled._schema) != str(torch._C.parse_schema(f"{namespace}::{schema}")):
         raise FastcifarError(

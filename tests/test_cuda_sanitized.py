@@ -1,0 +1,123 @@
+"""The emulated CUDA kernels under sanitizers, and that the sanitizers and the emulator see planted bugs.
+
+Each test runs in a process of its own: a broken kernel may end its process, and two libraries can't share one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import emulator
+import pytest
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels")
+
+EMULATED = str(Path(__file__).with_name("test_cuda_emulated.py"))
+SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+torch.manual_seed(0)
+x = torch.randn(2, 34, 9, 12).contiguous(memory_format=torch.channels_last)
+w = torch.randn(34, 1, 3, 3)
+y = op.dwconv3x3(x, w, 1)
+grad_x, grad_w = op._dwconv3x3_backward(y, x, w, 1, True, True)
+xd, wd = x.double().requires_grad_(), w.double().requires_grad_()
+truth = torch.nn.functional.conv2d(xd, wd, padding=1, groups=34)
+truth_x, truth_w = torch.autograd.grad(truth, (xd, wd), y.double())
+for a, b in ((y, truth), (grad_x, truth_x), (grad_w, truth_w)):
+    assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-4), "WRONG RESULT"
+print("CORRECT")
+"""
+STEP_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+images, labels, position = torch.zeros(3, 5, 5, 3, dtype=torch.uint8), torch.arange(3), torch.arange(3)
+table = torch.zeros(256, 3)
+epoch = (images, labels, position, position * 0, position * 0, position > 3, None, None, torch.tensor(0))
+op.training_batch(*epoch, 3, 3, table, 4, torch.float32)
+logits = torch.zeros(3, 5)
+_, _, _, normalizer = op.mixup_cross_entropy(logits, labels, None, None, 0.1)
+op._mixup_cross_entropy_backward(torch.ones(()), logits, normalizer, labels, None, None, 0.1)
+print("CORRECT")
+"""
+SCRIPTS = {"dwconv3x3_forward": SCRIPT, "training_batch": STEP_SCRIPT, "mixup_cross_entropy": STEP_SCRIPT}
+# bug -> file, what it says, what it says with the bug
+PLANTED = {
+    "a load beyond the last column": (
+        "dwconv3x3_forward.cuh",
+        "static_cast<unsigned>(iw) < static_cast<unsigned>(W)",
+        "iw >= 0",
+    ),
+    "a load beyond the last row": (
+        "dwconv3x3_forward.cuh",
+        "static_cast<unsigned>(H);",
+        "static_cast<unsigned>(H + 1);",
+    ),
+    "a store beyond the last row": ("dwconv3x3_forward.cuh", "if (oh0 + r >= Ho) continue;", ""),
+    "one float of shared memory too few": (
+        "dwconv3x3_forward.cuh",
+        "taps, 9 * kBlockChannels)",
+        "taps, 9 * kBlockChannels - 1)",
+    ),
+    "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
+    "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
+}
+# What the script does not use need not be compiled.
+FLOAT_ONLY = {
+    "cuda/device.cuh": (
+        "case Dtype::kBFloat16: return f(bf16());\n    case Dtype::kFloat16: return f(fp16());",
+        "default:;",
+    )
+}
+
+
+def run_script(
+    library: Path, env: dict[str, str] | None = None, script: str = SCRIPT
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", script, str(library)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize(
+    "bug", [next(iter(PLANTED)), *(pytest.param(bug, marks=pytest.mark.slow) for bug in [*PLANTED][1:])]
+)
+def test_sanitizers_see_a_planted_bug(bug: str) -> None:
+    file, right, wrong = PLANTED[bug]
+    script = SCRIPTS[file.split(".")[0]]
+    ops_used = ("dwconv3x3",) if script is SCRIPT else ("training_batch", "mixup_cross_entropy")
+    edits = FLOAT_ONLY | {f"cuda/{file}": (right, wrong)}
+    library = emulator.build(emulator.SANITIZED, ops=ops_used, edits=edits)
+    done = run_script(library, emulator.sanitizer_environment(), script)
+    assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]
+
+
+def test_a_removed_barrier_is_seen() -> None:
+    removed = emulator.build([*emulator.PLAIN, "-DEMU_NO_BARRIER"], ops=("dwconv3x3",), edits=FLOAT_ONLY)
+    intact = emulator.build(emulator.PLAIN, ops=("dwconv3x3",), edits=FLOAT_ONLY)
+    assert run_script(intact).stdout == "CORRECT\n"
+    assert "WRONG RESULT" in run_script(removed).stderr
+
+
+@pytest.mark.parametrize(
+    "subset",
+    [
+        pytest.param(
+            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 136 or 70) or last_bit or views or entropy",
+            id="some",
+        ),
+        pytest.param("", id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_clean_under_sanitizers(subset: str) -> None:
+    env = {
+        **emulator.sanitizer_environment(),
+        "FASTCIFAR_EMULATED_LIBRARY": str(emulator.build(emulator.SANITIZED)),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-k", subset, EMULATED]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]

@@ -27,6 +27,8 @@ from fastcifar.config import Config
 from fastcifar.machine import Cpu
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 

@@ -11,6 +11,8 @@ from fastcifar import ops
 from fastcifar.errors import DeviceMemoryError, UsageError
 from fastcifar.target import Target, exists, fast_precisions, find_device
 
+pytestmark = pytest.mark.machine
+
 AUTO = {"device": "auto", "engine": "auto", "precision": "auto"}
 MACHINES = {
     "generic": ("generic", []),

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .SHELLFLAGS := -euc
-.PHONY: help setup train test test-all bench lint clean
+.PHONY: help setup train test test-all test-machines bench lint clean
 
 PYTHON ?= python3
 PRESET ?= quick
@@ -31,6 +31,16 @@ test: $(READY) ## the quick tests, six minutes on two cores
 
 test-all: $(READY) ## all tests
 	@exec $(BIN)/pytest -m "" $(ARGS)
+
+# What a processor lacks can be taken from a better one: from our kernels, from oneDNN, and from PyTorch's own.
+test-machines: $(READY) ## what depends on the machine, as two others: without AVX and one thread; with AVX2 alone
+	@FASTCIFAR_ISA=generic ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest -m 'machine and not slow' $(ARGS)
+	if grep -qsw avx2 /proc/cpuinfo; then
+	  FASTCIFAR_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/pytest -m 'machine and not slow' $(ARGS)
+	else
+	  $(SAY) 'this processor has no AVX2: the second machine is left out'
+	fi
 
 bench: $(READY) ## the benchmarks, within five minutes on two cores
 	@exec $(BIN)/pytest bench/ --benchmark-only $(ARGS)

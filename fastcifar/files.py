@@ -19,13 +19,14 @@ from fastcifar.errors import FastcifarError
 LARGEST = 2**30
 """Bytes that `read` takes at most, if nothing else is said."""
 
-_KINDS = {
+KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+"""What lies at a path that is no file, by `stat.S_IFMT` of its mode."""
 
 
 def read(path: Path, most: int = LARGEST) -> bytes:
@@ -43,7 +44,7 @@ def read(path: Path, most: int = LARGEST) -> bytes:
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise OSError(errno.EINVAL, f"it is {kind}, where a file is wanted", str(path))
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, where at most {most:,} make sense", str(path))
@@ -83,6 +84,8 @@ def refusal(path: Path, problem: OSError | ValueError) -> str:
         above = next((folder for folder in path.absolute().parents if os.path.isdir(folder)), None)
         if above is not None and not os.path.lexists(path) and not os.access(above, os.W_OK):
             return f"{reason} (this user may not write to the folder {above})"
+    if problem.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason} (raise the limit of this shell: ulimit -n 4096)"
     if problem.errno == errno.ENAMETOOLONG:
         longest = max(path.parts, key=lambda part: len(os.fsencode(part)), default="")
         return f"{reason} (a name of {len(os.fsencode(longest))} bytes, a path of {len(os.fsencode(path))})"

@@ -26,6 +26,7 @@ from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
 from fastcifar.session import Session
 from fastcifar.target import Target
+from fastcifar.text import quoted
 from fastcifar.ui.display import LOADING, Display
 
 Record = dict[str, Any]
@@ -195,5 +196,5 @@ def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
 
 def _interrupted(run: RunFolder, number: int, where: str) -> InterruptedRunError:
     name = signal.Signals(number).name
-    go_on = f"saved at {where}; go on with: fastcifar train --resume {run.path}"
+    go_on = f"saved at {where}; go on with: fastcifar train --resume {quoted(run.path)}"
     return InterruptedRunError(f"stopped by {name}: {go_on}", number)

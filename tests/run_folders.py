@@ -74,8 +74,8 @@ def predictions(labels: Sequence[int], seed: int = 0) -> dict[str, np.ndarray]:
     predicted = np.where(wrong, (true + 1) % (true.max() + 1), true)
     confidence = np.random.default_rng(seed).uniform(0.3, 0.99, len(true))
     return {
-        "labels": true.astype(np.int16),
-        "predicted": predicted.astype(np.int16),
+        "labels": true,
+        "predicted": predicted,
         "confidence": confidence.astype(np.float32),
         "label_probability": np.where(wrong, 1 - confidence, confidence).astype(np.float32),
     }

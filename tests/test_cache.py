@@ -225,3 +225,52 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
         DataError, match=r"cannot write .*file: .*FASTCIFAR_DATA=FOLDER keeps the data in another folder"
     ):
         cache.cached(tmp_path / "file", "n", "f", make)
+
+
+# ---------------------------------------------------------------------------------------------------- odd systems
+
+
+def test_entry_of_another_user_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.cached(tmp_path, "n", "f", Builder(1))
+    refused = PermissionError(13, "Permission denied")
+
+    def closed(*_: object, **__: object) -> None:
+        raise refused
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.safe_open", closed)
+        build = Builder(2)
+        assert same(cache.cached(tmp_path, "n", "f", build), make(2)) and build.calls == 1
+    assert same(cache.cached(tmp_path, "n", "f", Builder(3)), make(2))
+
+
+def test_disk_that_cannot_be_read_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("safetensors.safe_open", broken)
+    with pytest.raises(
+        DataError, match=r"cannot read the cached data .*n\.safetensors: Input/output error\. FASTCIFAR_DATA="
+    ):
+        cache.cached(tmp_path, "n", "f", make)
+
+
+def test_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", unknown)
+    build = Builder()
+    for _ in range(2):
+        assert same(cache.cached(tmp_path, "n", "f", build), make())
+    assert build.calls == 1 and [p.name for p in tmp_path.iterdir()] == ["n.safetensors"]
+    assert "knows no locks: two processes that start at once may both prepare n" in capsys.readouterr().err
+
+
+def test_holds(tmp_path: Path) -> None:
+    assert not cache.holds(tmp_path, "n", "f")
+    cache.cached(tmp_path, "n", "f", make)
+    assert cache.holds(tmp_path, "n", "f")
+    assert not cache.holds(tmp_path, "n", "g") and not cache.holds(tmp_path, "n", "f", ("0",))

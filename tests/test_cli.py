@@ -33,6 +33,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTCIFAR_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("FASTCIFAR_DATA", str(tmp_path / "data"))  # an empty one
     monkeypatch.setattr(run, "collect", lambda device: {})  # torch is not needed here
 
 
@@ -40,7 +41,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for fastcifar.trainer, and keeps what it was asked."""
 
-    def train(config: Config, out: Path | None, command: list[str]) -> Path:
+    def train(config: Config, out: Path | None, command: list[str], *, progress: bool = True) -> Path:
         stand_in.asked = (config, out, command)
         folder = RunFolder.create(config, out, command, "0" * 64)
         folder.write_summary(
@@ -49,7 +50,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
         folder.close()
         return folder.path
 
-    def resume(path: Path, overrides: dict[str, object], command: list[str]) -> Path:
+    def resume(path: Path, overrides: dict[str, object], command: list[str], *, progress: bool = True) -> Path:
         stand_in.asked = (path, overrides, command)
         return path
 
@@ -74,10 +75,11 @@ def refused(capsys: Captured, *argv: str, code: int = 2) -> list[str]:
     return [line.removeprefix("fastcifar: ") for line in lines]
 
 
-def printed(capsys: Captured, *argv: str) -> str:
+def printed(capsys: Captured, *argv: str, told: bool = False) -> str:
+    """What is on stdout. Nothing is on stderr but, if `told`, what the run will do."""
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert all(line.startswith("fastcifar: ") for line in err.splitlines()) if told else err == ""
     return out
 
 
@@ -113,6 +115,9 @@ def test_version(capsys: Captured) -> None:
     ("argv", "lines"),
     [
         ([], [f"a command is missing: {', '.join(cli.COMMANDS)} (see fastcifar --help)"]),
+        (["resume", "x"], [f"resume: expected a command: {', '.join(cli.COMMANDS)}; did you mean train --resume?"]),
+        (["help"], [f"help: expected a command: {', '.join(cli.COMMANDS)}; did you mean --help?"]),
+        (["EVALUATE"], [f"EVALUATE: expected a command: {', '.join(cli.COMMANDS)}; did you mean evaluate?"]),
         (["trian"], [f"trian: expected a command: {', '.join(cli.COMMANDS)}; did you mean train?"]),
         (["--verison"], [f"--verison: expected a command: {', '.join(cli.COMMANDS)}; did you mean --version?"]),
         (["evaluate"], ["the following arguments are required: RUN (see fastcifar evaluate --help)"]),
@@ -178,10 +183,10 @@ def test_train_prints_the_result_beside_what_to_expect(capsys: Captured, trainer
         "warm-up         8.0 s\n"
         "energy          not measured\n"
     )
-    assert "compilation     8.0 s\n" in printed(capsys, "train", "--engine", "compiled", "--out", "e")
-    out = printed(capsys, "train", "--device", "cpu", "--out", "f")
+    assert "compilation     8.0 s\n" in printed(capsys, "train", "--engine", "compiled", "--out", "e", told=True)
+    out = printed(capsys, "train", "--device", "cpu", "--out", "f", told=True)
     assert "energy          not measured (there is no GPU in this run)\n" in out
-    out = printed(capsys, "train", "--preset", "final", "--epochs", "3", "--out", "b")
+    out = printed(capsys, "train", "--preset", "final", "--epochs", "3", "--out", "b", told=True)
     assert "test accuracy   70.12%\n" in out, "a shortened trial is not compared"
     out = printed(capsys, "train", "--preset", "quick", "--data", "here.npz", "--out", "c")
     assert "test accuracy   70.12%\n" in out, "nor is other data"
@@ -263,9 +268,181 @@ def test_the_stand_in_is_called_as_the_trainer_is_defined(trainer: Any) -> None:
 def test_the_command_of_each_preset_runs_it(capsys: Captured, trainer: Any, name: str) -> None:
     about = next(preset.about for preset in list_presets() if preset.name == name)
     assert about.command.startswith("fastcifar ")
-    printed(capsys, *about.command.split()[1:])
+    printed(capsys, *about.command.split()[1:], told=True)
     config = trainer.asked[0]
     assert config.model_copy(update={"data": load_preset(name).data}) == load_preset(name)
+
+
+START = [
+    ("quick", "quick", {}),
+    ("final --lr 0.1", "final", {"lr": 0.1}),
+    ("my.toml", None, {"lr": 0.2}),
+    ("quick my.toml", "quick", {"preset": "custom", "lr": 0.2}),
+    ("./my.toml --preset quick", "quick", {"preset": "custom", "lr": 0.2}),
+    ("--nesterov quick", "quick", {"nesterov": True}),
+    ("--no-decay-norm-and-bias quick --no_tuned", "quick", {"decay_norm_and_bias": False, "tuned": False}),
+    ("--nesterov --no-nesterov quick", "quick", {}),
+    ("quick --nesterov false", "quick", {}),
+    ("~/my.toml", None, {"lr": 0.2}),
+    ("--config ~/my.toml", None, {"lr": 0.2}),
+    ("--config=~/my.toml", None, {"lr": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("words", "preset", "changes"), START)
+def test_a_preset_and_an_own_file_may_stand_alone(
+    capsys: Captured, trainer: Any, monkeypatch: pytest.MonkeyPatch, words: str, preset: str | None, changes: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("my.toml").write_text("[settings]\nlr = 0.2\n")
+    printed(capsys, "train", *words.split(), "--data", "here.npz")
+    base = load_preset(preset) if preset else Config()
+    assert trainer.asked[0] == base.model_copy(update={"data": "here.npz", **changes})
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("quick --preset final", "quick and --preset final: give one preset; `fastcifar study` trains several"),
+        ("quick final", "quick and final: give one preset; `fastcifar study` trains several"),
+        ("my.toml --config my.toml", "my.toml and --config my.toml: give one settings file"),
+        ("quick --resume here", "quick: not together with --resume, which continues a run as it is"),
+        ("quik", "quik: there is no such preset; did you mean quick?"),
+        ("Final", "Final: there is no such preset; did you mean final?"),
+        ("foo", "foo: unexpected argument; settings are given as --KEY VALUE"),
+        ("x.npz", "x.npz: unexpected argument; settings are given as --KEY VALUE; did you mean --data x.npz?"),
+        ("a/run", "a/run: unexpected argument; settings are given as --KEY VALUE; did you mean --resume a/run?"),
+        ("--no-nesterov true", "--no-nesterov true: --no-... takes no value; give --no-nesterov or --nesterov true"),
+        ("--no-nesterov=0", "--no-nesterov 0: --no-... takes no value; give --no-nesterov or --nesterov 0"),
+        ("--no-nestrov", "--no-nestrov: there is no such option; did you mean --no-nesterov?"),
+        ("--no-flip", "--no-flip: there is no such option; did you mean --flip none?"),
+        ("--no-mixup", "--no-mixup: there is no such option; did you mean --mixup-alpha 0?"),
+        ("--no-weight-decay", "--no-weight-decay: there is no such option; did you mean --weight-decay 0?"),
+        ("--no-seed", "--no-seed: there is no such option; `fastcifar train --help` lists them"),
+        ("--no-data", "--no-data: there is no such option; `fastcifar train --help` lists them"),
+        (
+            "--model resnet18",
+            "--model resnet18: there is no such option; MobileNetV1 is all there is to train; --width-mult scales it",
+        ),
+        ("--gpu 0", "--gpu 0: there is no such option; did you mean --device?"),
+        ("--device gpu1", "--device gpu1: expected auto, cpu, cuda or cuda:N; did you mean cuda:1?"),
+        ("--engine fast", "--engine fast: expected one of auto, eager, compiled, fused"),
+        ("--nesterov yes", "--nesterov yes: expected true or false; did you mean true?"),
+    ],
+)
+def test_a_hint_names_what_helps_or_nothing(capsys: Captured, trainer: Any, words: str, problem: str) -> None:
+    """The bug: --no-nesterov was answered with --nesterov, --model with --loader, fast with auto."""
+    Path("my.toml").touch()
+    Path("x.npz").touch()
+    Path("a/run").mkdir(parents=True)
+    Path("a/run/config.toml").touch()
+    assert refused(capsys, "train", *words.split()) == [f"command line: {problem}"]
+    assert trainer.asked is None
+
+
+def test_other_commands_say_what_a_preset_or_a_file_is_to_them(capsys: Captured) -> None:
+    """`ablate --preset quick` was taken, measured the defaults and said nothing."""
+    for words in (["my.toml"], ["--config", "my.toml"]):
+        (problem,) = refused(capsys, "study", *words)
+        assert "a study trains presets" in problem and "fastcifar train --config my.toml" in problem
+    for option in ("--preset", "--config"):
+        (problem,) = refused(capsys, "ablate", option, "quick")
+        assert problem.startswith(f"command line: {option}: nothing to choose here")
+    assert refused(capsys, "ablate", "quick") == [
+        "command line: quick: unexpected argument; settings are given as --KEY VALUE"
+    ]
+    assert refused(capsys, "profile", "quik") == ["command line: quik: there is no such preset; did you mean quick?"]
+    for word, meant in {"cifar100": "cifar100", "CIFAR-10": "cifar10", "my set.npz": "'my set.npz'"}.items():
+        (problem,) = refused(capsys, "data", word)
+        assert problem.startswith(f"data {word}: expected info or get; did you mean data info {meant}?")
+
+
+def test_a_run_that_nobody_chose_says_first_what_it_will_do(capsys: Captured, trainer: Any) -> None:
+    """The bug: `fastcifar train` began a download of 161 MiB and 300 epochs without a word."""
+    assert cli.main(["train"]) == 0
+    defaults, download, small = capsys.readouterr().err.splitlines()
+    assert defaults == (
+        "fastcifar: no preset is named, so the defaults are trained: 300 epochs on cifar100, batch_size 128, lr 0.05 "
+        "constant; the run goes to a new folder in runs/custom"
+    )
+    assert "cifar100 is not here yet: 161 MiB will be downloaded to " in download and "data" in download
+    assert "fastcifar train quick" in small
+    assert cli.main("train --lr 0.1 --data procedural --out".split() + ["my run"]) == 0
+    defaults, small = capsys.readouterr().err.splitlines()
+    assert "lr 0.1 constant; the run goes to 'my run'" in defaults
+    assert cli.main("train final --out b".split()) == 0
+    (download,) = capsys.readouterr().err.splitlines()
+    assert "161 MiB" in download
+    printed(capsys, *"train final --mirror file:///mnt --out d".split())
+    printed(capsys, *"train quick --out c".split())
+
+
+# ---- paths ----
+
+
+def test_every_path_of_the_command_line_follows_one_rule(
+    capsys: Captured, trainer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The bug: --out=~/x made a folder `~` here."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    for out in (["--out=~/a"], ["--out", "~/b"]):
+        printed(capsys, "train", "quick", *out)
+        assert trainer.asked[1] == home / out[-1][-1]
+    printed(capsys, "train", "--resume=~/a")
+    assert trainer.asked[0] == home / "a"
+    printed(capsys, "evaluate", "~/a")
+    assert trainer.asked[0] == home / "a" and not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["train --out", "train --resume", "train --config", "evaluate", "report", "report x --out", "compare x",
+     "study --out", "ablate --out", "profile --out"],
+)  # fmt: skip
+def test_the_home_of_nobody_is_no_folder(capsys: Captured, words: str) -> None:
+    (problem,) = refused(capsys, *words.split(), "~nosuchuser/x")
+    assert "~nosuchuser/x: no such folder: there is no user nosuchuser" in problem
+    (problem,) = refused(capsys, *words.split(), "")
+    assert "an empty path names nothing" in problem
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["train quick --out", "train --resume", "train --config", "evaluate", "report", "compare", "study quick --out",
+     "ablate --out", "profile --steps 1 --out"],
+)  # fmt: skip
+def test_a_name_that_is_too_long_is_the_users_fault(capsys: Captured, words: str) -> None:
+    assert cli.main([*words.split(), LONG]) in (2, 4)
+    err = capsys.readouterr().err
+    assert "unexpected" not in err and "File name too long" in err
+
+
+def test_a_refusal_of_the_system_names_the_path(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At one place, for whatever command: a path that was given, what lies under it, and the folders above it."""
+    denied = tmp_path / "locked" / "run"
+    for given, filename in [(denied, denied), (denied, denied / "config.toml"), (denied, tmp_path / "locked")]:
+        _command(monkeypatch, _raise(PermissionError(13, "Permission denied", str(filename))))
+        assert refused(capsys, "act", str(given)) == [f"{filename}: Permission denied"]
+        assert refused(capsys, "act", f"--out={given}") == [f"{filename}: Permission denied"]
+        assert refused(capsys, "act", "--data", str(given), code=3) == [f"{filename}: Permission denied"]
+    (tmp_path / "locked").mkdir()
+    _command(monkeypatch, _raise(PermissionError(13, "Permission denied", "runs/custom")))
+    assert refused(capsys, "act") == ["runs/custom: Permission denied"]
+    monkeypatch.setenv("FASTCIFAR_DATA", "/cache")
+    _command(monkeypatch, _raise(OSError(28, "No space left on device", b"/cache/x\xff")))
+    assert refused(capsys, "act", code=3) == ["/cache/x\\xff: No space left on device"]
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK or str(path) != str(tmp_path / "locked"))
+    _command(monkeypatch, _raise(PermissionError(13, "Permission denied", str(denied))))
+    (problem,) = refused(capsys, "act", str(denied))
+    assert problem == f"{denied}: Permission denied (the folder {tmp_path / 'locked'} does not let this user in)"
+    _command(monkeypatch, _raise(FileNotFoundError(2, "No such file or directory", "/usr/lib/thing.so")))
+    assert refused(capsys, "act", str(denied), code=1)[0].startswith("unexpected FileNotFoundError")
 
 
 # ---- evaluate, doctor ----
@@ -312,6 +489,20 @@ def test_presets_on_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch
     assert max(map(len, text.splitlines())) <= columns
     for number in ("67.30 / 69.6-70.3", "67.63 / 69.7-70.9", "final-alpha-0.5"):
         assert number in text
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60])
+def test_no_value_is_lost_on_a_narrow_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """The bug: below 60 columns the values were cut, without a mark."""
+    wide = re.split(r"\s+", printed(capsys, "presets").partition("\n\nAccuracy")[0].partition("\n")[2])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = printed(capsys, "presets").partition("\n\nAccuracy")[0]
+    assert max(map(len, text.splitlines())) <= columns
+    joined = re.sub(r"\s+", "", text)
+    assert all(word in joined for word in wide)
+    if columns >= 40:
+        assert "final\n  settings         wd-5e-4 +" in text and "  val accuracy %   67.30 / 69.6-70.3\n" in text
 
 
 def test_a_preset_in_full(capsys: Captured) -> None:
@@ -458,6 +649,73 @@ def test_as_a_program() -> None:
     done = python_m("train", "--preset", "quik")
     assert done.returncode == 2 and "did you mean quick?" in done.stderr and "Traceback" not in done.stderr
     assert python_m("--version").stdout == f"fastcifar {fastcifar.__version__}\n"
+
+
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_any_text_can_be_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: `compare` died at its plus-minus sign where stdout is ASCII."""
+    import codecs
+    import io
+
+    from fastcifar.text import ANY_STREAM
+
+    assert "70.1 ± 0.2 … 猫 \udcff".encode("ascii", ANY_STREAM) == rb"70.1 +/- 0.2 ... \u732b \xff"
+    assert "± 猫 \udcff".encode("utf-8", ANY_STREAM) == "± 猫 \\xff".encode()
+    with pytest.raises(UnicodeDecodeError):
+        codecs.decode(b"\xff", "utf-8", ANY_STREAM)
+    for name in ("stdout", "stderr"):
+        stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+        monkeypatch.setattr(sys, name, stream)
+        assert cli.main(["--version"]) == 0
+        print("± 猫", file=stream, flush=True)
+        assert stream.buffer.getvalue().endswith(rb"+/- \u732b" + b"\n")  # type: ignore[attr-defined]
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("variables", [ASCII, {"PYTHONOPTIMIZE": "2"}, {"LC_ALL": "C"}, {"PYTHONUTF8": "1"}])
+def test_as_a_program_under_other_settings(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    """PYTHONOPTIMIZE=2 takes away docstrings, which the help was made of."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for argv in (["--help"], ["train", "--help"], ["evaluate", "--help"]):
+        done = python_m(*argv)
+        assert done.returncode == 0 and done.stderr == "" and "None" not in done.stdout
+    done = python_m("train", "--preset", "猫")
+    assert done.returncode == 2 and "there is no such preset" in done.stderr
+
+
+def test_a_full_disk_under_stdout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: an error that nobody foresaw, told twice, in the program and at the interpreter's end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    with open("/dev/full", "w") as full:
+        done = python_m("--version", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "fastcifar: what was to be printed is lost: No space left on device\n"
+
+
+def test_a_misspelt_variable_is_told(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DTA", "x")
+    monkeypatch.setenv("FASTCIFAR_OF_SOMEBODY_ELSE", "x")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().err == "fastcifar: FASTCIFAR_DTA is not read; did you mean FASTCIFAR_DATA?\n"
+
+
+def test_a_hint_can_be_pasted() -> None:
+    import shlex
+
+    from fastcifar.text import quoted
+
+    for path in ("plain/run", "my runs/it's one", "-x", "~/a", "a$b;c"):
+        (word,) = shlex.split(quoted(path))
+        assert word in (path, f"./{path}")
+    done = subprocess.run(
+        ["bash", "-c", f"printf %s {quoted(os.fsdecode(b'it' + bytes([39, 255, 92, 10])))}"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout == b"it" + bytes([39, 255, 92, 10])
 
 
 def test_stdout_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:

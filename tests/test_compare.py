@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fastcifar.cli import main as cli
+from fastcifar.errors import CheckpointError
 from fastcifar.presets import load_preset
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
@@ -120,6 +121,31 @@ def test_what_cannot_be_compared(make: Any, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "fastcifar: compare: two runs are needed, or a study with two; found 1\n"
     assert cli.main(["compare", "a", "b"]) == 2
     assert "there is no run at b" in capsys.readouterr().err
+
+
+def test_a_folder_stands_for_the_runs_in_it(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: `compare study/runs` and `compare docs/study` did not work where `report` does."""
+    make("docs/study/runs/a", val=0.6)
+    make("docs/study/runs/b", lr=0.2)
+    for path in ("docs/study", "docs/study/runs"):
+        assert [str(run.path) for run in load([Path(path)])] == ["docs/study/runs/a", "docs/study/runs/b"]
+    damaged = make("docs/study/runs/c", lr=0.3)
+    (damaged / "environment.json").write_text("{")
+    notes: list[str] = []
+    assert len(load([Path("docs/study")], notes.append)) == 2
+    assert len(notes) == 1 and notes[0].startswith("docs/study/runs/c is left out: ")
+    with pytest.raises(CheckpointError, match="environment.json is damaged"):
+        load([damaged, Path("docs/study")])
+
+
+def test_runs_without_validation_images_have_no_validation(make: Any) -> None:
+    for name, size in (("a", 0), ("b", 5000)):
+        path = make(name, val_size=size)
+        if not size:
+            summary = json.loads((path / "summary.json").read_text()) | {"val_accuracy": None, "val_loss": None}
+            (path / "summary.json").write_text(json.dumps(summary))
+    rows = cells(columns(load([Path("a"), Path("b")])))
+    assert rows["val accuracy %"] == ["-", "70.00"] and rows["test accuracy %"] == ["71.00", "71.00 (+0.00)"]
 
 
 def test_a_wide_table_comes_in_parts() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fastcifar import layers as module
-from fastcifar.config import RESUMABLE, Config, groups
+from fastcifar.config import GROUPS, NAMES, RESUMABLE, Config, about, differing_settings, groups
 from fastcifar.errors import UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve, resolve_layers
 from fastcifar.presets import find_preset, list_presets, load_preset
@@ -152,12 +152,15 @@ def test_a_file_without_base_stands_on_the_preset_given_or_on_the_defaults(write
     assert resolve(None, mine, []) == Config(lr=0.2)
 
 
-def test_a_file_derives_from_another_file_beside_it(write: Any) -> None:
+def test_a_file_derives_from_another_file_beside_it(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd() / "more"))
     Path("more").mkdir()
     write('base = "quick"\n[settings]\nlr = 0.2\n', "more/first.toml")
     second = write('base = "first.toml"\n[settings]\nseed = 3\n', "more/second.toml")
     config = resolve(None, second, [])
     assert (config.data, config.lr, config.seed) == ("procedural", 0.2, 3)
+    third = write('base = "~/second.toml"\n')
+    assert resolve(None, third, []) == config
 
 
 @pytest.mark.parametrize(
@@ -246,6 +249,8 @@ def test_a_conflict_names_every_place_it_comes_from(write: Any) -> None:
         ('base = "x/../my.toml"', 'my.toml: base = "x/../my.toml": derives from itself: my.toml -> my.toml'),
         ('base = "other.toml"', 'other.toml: base = "my.toml": derives from itself: my.toml -> other.toml -> my.toml'),
         ('base = "absent.toml"', "absent.toml: there is no such file"),
+        ('base = "a\\u0000.toml"', 'my.toml: base = "a\\u0000.toml": a\\x00.toml: no path holds a NUL character'),
+        ('base = "~nosuchuser/x.toml"', 'my.toml: base = "~nosuchuser/x.toml": no such folder: there is no user'),
         ('[settings]\n"a\\nb" = "\\u0007"', 'my.toml: a\\nb = "\\\\u0007": there is no such setting; the settings'),
     ],
 )  # fmt: skip
@@ -253,6 +258,18 @@ def test_files_that_cannot_be_used(write: Any, content: str, message: str) -> No
     write('base = "my.toml"\n', "other.toml")
     (problem,) = problems(None, write(content), [])
     assert problem.startswith(message)
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_read(write: Any) -> None:
+    """Editors of Windows write them."""
+    Path("bom.toml").write_bytes(b"\xef\xbb\xbfbase = 'quick'\r\n[settings]\r\nlr = 0.02\r\n")
+    assert resolve(None, Path("bom.toml"), []) == load_preset("quick").model_copy(
+        update={"preset": "custom", "lr": 0.02}
+    )
+    Path("utf16.toml").write_bytes("[settings]\n".encode("utf-16"))
+    assert problems(None, Path("utf16.toml"), []) == [
+        "utf16.toml: is not a TOML file: byte 0 is not UTF-8 (it looks like UTF-16: save it as UTF-8)"
+    ]
 
 
 def test_files_that_cannot_be_read(write: Any, tmp_path: Path) -> None:
@@ -295,6 +312,29 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     kept = "a resumed run keeps its settings, only data, mirror, loader_workers, images_on, device, checkpoint_seconds"
     assert epochs.startswith(f"command line: --epochs 400: {kept} may change")
     assert device.startswith("command line: --device gpu: expected auto, cpu, cuda or cuda:N")
+
+
+def test_each_setting_says_what_it_changes() -> None:
+    free = {
+        "data", "mirror", "seed", *groups()["loader"], *groups()["engine"], *groups()["evaluation and checkpoints"]
+    }  # fmt: skip
+    for name in set(Config.model_fields) - {"preset"}:
+        other = Config().model_copy(update={name: object()})
+        assert differing_settings(Config(), other) == (() if name in free else (name,))
+    assert RESUMABLE == ("data", "mirror", "loader_workers", "images_on", "device", "checkpoint_seconds")
+    assert {about(name)["group"] for name in NAMES} == {"", *GROUPS}
+
+
+def test_everything_may_be_trained_on() -> None:
+    assert resolve(None, None, [("val-size", "0")]).val_size == 0
+    assert allowed("val_size") == "an integer at least 0"
+    assert str(Config.model_fields["val_size"].description).endswith("0 = train on all")
+
+
+def test_a_setting_is_switched_off_by_a_value_that_it_may_have() -> None:
+    for name in NAMES:
+        if off := about(name)["off"]:
+            assert parse_overrides([(name, off)], [name])
 
 
 def test_settings_describe_themselves() -> None:

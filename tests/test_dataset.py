@@ -79,3 +79,44 @@ def test_info_counts_what_numpy_counts(tiny: Dataset) -> None:
     np.testing.assert_allclose(train.std, pixels.std(axis=(0, 1)), rtol=1e-10)
     np.testing.assert_allclose(train.image_std, pixels.std(axis=1, ddof=1).mean(axis=0), rtol=1e-10)
     assert found["test"].count == 100
+
+
+# ---------------------------------------------------------------------------------------------------- all and nothing
+
+
+def test_every_image_can_be_trained_on(tiny: Dataset) -> None:
+    train, val = tiny.train_val(0, 3)
+    assert sorted(image.tobytes() for image in train.images) == sorted(image.tobytes() for image in tiny.train.images)
+    assert val.images.shape == (0, 32, 32, 3) and val.images.dtype == np.uint8
+    assert val.labels.shape == (0,) and val.labels.dtype == np.int64
+    assert val.places is not None and val.places.shape == (0,) and len(val) == 0
+    assert np.array_equal(tiny.train_val(50, 3)[0].images, train.images[50:])  # the seed's one order
+
+
+def test_places_go_with_their_images(tiny: Dataset) -> None:
+    by_place = dict(zip(tiny.train.places.tolist(), tiny.train.images, strict=True))  # type: ignore[union-attr]
+    for split in tiny.train_val(30, 1):
+        assert split.places is not None
+        assert all(
+            np.array_equal(by_place[place], image)
+            for place, image in zip(split.places.tolist(), split.images, strict=True)
+        )
+
+
+def test_files_go_with_their_images() -> None:
+    split = Split(np.zeros((3, 32, 32, 3), np.uint8), np.arange(3), np.array([2, 0, 1]), ("c", "a", "b"))
+    taken = split.take(np.array([2, 0]))
+    assert taken.labels.tolist() == [2, 0] and taken.files == ("b", "c")
+    assert taken.places is not None and taken.places.tolist() == [1, 2]
+    assert Split(split.images, split.labels).take(np.array([1])).places is None
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_range_of_val_size_can_be_used(count: int) -> None:
+    """The bug: "allowed: 0 to 19" where 0 was refused, without a word of what sets it."""
+    few = Split(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int64))
+    dataset = Dataset("few", few, few, ("a",), (), (), "")
+    allowed = "0 to 4" if count > 1 else "0"
+    with pytest.raises(UsageError, match=rf"allowed: {allowed}\. --val-size N sets it, and with 0 every one of them"):
+        dataset.train_val(10_000, 0)
+    assert len(dataset.train_val(0, 0)[0]) == count

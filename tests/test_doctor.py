@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from machines import be_on, cpuinfo
 from safetensors.numpy import save_file
 
-from fastcifar import ops
+from fastcifar import machine, ops
 from fastcifar.cli import doctor, probes
 from fastcifar.cli.doctor import report
 from fastcifar.cli.probes import Finding
+from fastcifar.config import Config
+from fastcifar.machine import Cpu
+from fastcifar.target import Target
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -73,11 +77,15 @@ def test_a_probe_that_fails_is_reported_with_its_reason(
     assert lines(text) == {name: "problem"}
 
 
-def test_without_torch_nothing_can_be_trained(text: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("level", "status"), [("amx", "ok"), ("avx512", "note")])
+def test_without_torch_nothing_can_be_trained(
+    level: str, status: str, text: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_on(monkeypatch, level)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert report(text) == 1
     shown = lines(text)
-    assert shown["torch"] == "problem" and shown["python"] == shown["cpu"] == "ok"
+    assert shown["torch"] == "problem" and shown["python"] == "ok" and shown["cpu"] == status
     assert f"-> {sys.executable} -m pip install 'torch>=2.10'" in text.getvalue()
     assert text.getvalue().endswith("Training is not possible yet: see torch above.\n")
 
@@ -114,15 +122,46 @@ def test_cores_left_idle_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings(probes._threads) == {}
 
 
-@pytest.mark.parametrize(("amx", "status"), [(True, "ok"), (False, "note"), (None, "note")])
+SLOW = "without AVX512_BF16 or AMX bf16 is slower than fp32, which precision = auto takes"
+
+
+@pytest.mark.parametrize(
+    ("level", "status", "words"),
+    [
+        ("amx", "ok", "AVX2, AVX-512, AVX512_BF16, AMX: bf16 is fast, and precision = auto takes it"),
+        ("avx512_bf16", "ok", "AVX2, AVX-512, AVX512_BF16: bf16 is fast, and precision = auto takes it"),
+        ("avx512", "note", f"AVX2, AVX-512: {SLOW}"),
+        ("avx2", "note", f"AVX2: {SLOW}"),
+        ("generic", "note", f"no AVX2: {SLOW}"),
+    ],
+)
 def test_the_processor_says_which_precision_is_fast(
-    amx: bool | None, status: str, monkeypatch: pytest.MonkeyPatch
+    level: str, status: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = {"model": "A CPU", "usable_cores": 1.5, "avx2": amx is not None, "avx512": amx, "amx": amx}
-    monkeypatch.setattr(probes.environment, "cpu", lambda: facts)
+    there = machine.cpu_of(cpuinfo(level, "A CPU"))
+    monkeypatch.setattr(machine, "cpu", lambda: there)
+    monkeypatch.setattr(probes.environment, "usable_cores", lambda: 1.5)
     found = findings(probes._cpu)["cpu"]
     assert found.status == status
-    assert found.text.startswith("A CPU, 1.5 cores, ")
+    assert found.text.startswith("A CPU, 1.5 cores, ") and found.text.endswith(f" GiB of memory, {words}")
+    target = Config(precision="auto", device="cpu", engine="eager")
+    be_on(monkeypatch, level)
+    assert (Target.of(target).config.precision == "bf16") == (status == "ok"), "as the doctor says"
+
+
+def test_a_processor_of_another_system_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu", lambda: Cpu("A CPU", None, None))
+    found = findings(probes._cpu)["cpu"]
+    assert found.status == "note" and "its instruction sets are not known" in found.text
+
+
+def test_a_variable_that_hides_the_fast_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    there = machine.cpu_of(cpuinfo("amx"), "AVX512_CORE")
+    monkeypatch.setattr(machine, "cpu", lambda: there)
+    found = findings(probes._cpu)["cpu"]
+    assert found.status == "note" and "with ONEDNN_MAX_CPU_ISA=AVX512_CORE bf16 is slower" in found.text
+    assert found.advice == "Unset it."
 
 
 # The GPU, which this machine may not have
@@ -325,6 +364,12 @@ def test_the_cached_data_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["cifar100"].status == "ok" and "--data" in found["cifar100"].advice
     shutil.copy(path, tmp_path / "cache" / "cifar100.safetensors")
     assert findings(probes._data)["cifar100"].advice == ""
+
+
+def test_without_a_place_for_a_cache_the_doctor_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA", "~nosuchuser/x")
+    found = findings(probes._data)["data cache"]
+    assert found.status == "note" and "nosuchuser" in found.text and "FASTCIFAR_DATA=FOLDER" in found.advice
 
 
 def test_a_full_or_closed_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors text paths stats files signals machine ops config spelling layers presets ui
+    errors text stats files paths signals machine ops config spelling layers presets ui
     run.names run.failure run.facts run.environment run.clock run.telemetry
     run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache

@@ -1,7 +1,11 @@
 """Every layout gives the same data set, in the same order, and what a path holds is recognised or told."""
 
+import gzip
+import lzma
+import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,3 +197,143 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"hello")
     with pytest.raises(DataError, match=r"a\.bin is neither an \.npz nor a tar archive"):
         load(tmp_path / "a.bin")
+
+
+# ---------------------------------------------------------------------------------------------------- something else
+
+ARRAY = "make an .npz of it: np.savez"
+FOREIGN: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "x.h5": (b"\x89HDF\r\n\x1a\n" + bytes(64), ("an HDF5 file", ARRAY)),
+    "x.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ("a MATLAB file", ARRAY)),
+    "x.parquet": (b"PAR1" + bytes(64), ("a Parquet file", ARRAY)),
+    "x.arrow": (b"ARROW1" + bytes(64), ("an Arrow file", ARRAY)),
+    "x.npy": (b"\x93NUMPY\x01\x00", ("a single NumPy array", ARRAY)),
+    "x.pkl": (pickle.dumps({"a": 1}), ("a pickle", ARRAY)),
+    "x.gz": (gzip.compress(b"hello"), ("a gzip file that holds no tar", "gunzip")),
+    "x.xz": (lzma.compress(b"hello"), ("an xz file that holds no tar", "unxz")),
+    "x.tar.zst": (b"(\xb5/\xfd" + bytes(64), ("a Zstandard file", "zstd -d")),
+    "x.7z": (b"7z\xbc\xaf'\x1c", ("a 7-Zip archive", "unpack it")),
+    "x.rar": (b"Rar!\x1a\x07", ("a RAR archive", "unpack it")),
+    "x.png": (b"\x89PNG\r\n\x1a\n", ("a single picture", "name the folder")),
+    "x.npz": (b"<!DOCTYPE html><html></html>", ("a web page", "download the file itself")),
+    "x.tar.gz": (b"<html></html>", ("a web page", "download the file itself")),
+    "y.tar.gz": (b"version https://git-lfs.github.com/spec/v1\n", ("a pointer of Git LFS", "git lfs pull")),
+    "y.npz": (b"", ("empty", "download or copy it again")),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_other_kinds_are_called_by_name(name: str, tmp_path: Path) -> None:
+    content, words = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        load(tmp_path / name)
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / name} is neither an .npz nor a tar archive. It is ") and len(text) < 1000
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([f"train/cat/{i}.png" for i in range(60_000)], ("a zip archive of other files", "unpack it (unzip FILE)")),
+        (["archive/data.pkl", "archive/version"], ("a PyTorch file", "torch.load", ARRAY)),
+        (["[Content_Types].xml"], ("an Office document",)),
+        ([], ("a zip archive of other files",)),
+    ],
+    ids=["images", "torch", "office", "nothing"],
+)
+def test_zips_that_are_no_npz(names: list[str], words: tuple[str, ...], tmp_path: Path) -> None:
+    """The bug: "has no array 'train_images'; it holds ..." and 60,000 names, 1.85 MB on one line."""
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    with pytest.raises(DataError) as error:
+        load(tmp_path / "c.zip")
+    assert all(word in str(error.value) for word in words) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["x", "x.npz", "x.tar.gz"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_are_refused_at_once(kind: str, name: str, tmp_path: Path) -> None:
+    """The bug: opening a pipe that nobody writes to waits for ever."""
+    (tmp_path / "inside").mkdir()
+    for path in (tmp_path / name, tmp_path / "inside" / name):
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(
+        DataError, match=rf"{name} is a (named )?{kind}, and images are read from files and folders alone"
+    ):
+        load(tmp_path / name)
+    with pytest.raises(DataError, match="inside holds no images that fastcifar knows"):
+        load(tmp_path / "inside")
+
+
+def test_published_file_that_is_a_link_to_a_device(tmp_path: Path) -> None:
+    folder = data_files.write_files(tmp_path / "py", data_files.python_files(SPLITS))
+    (folder / "test").unlink()
+    (folder / "test").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="test is a device, not a file"):
+        load(folder)
+
+
+def test_published_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    folder = data_files.write_files(tmp_path / "py", data_files.python_files(SPLITS))
+    with (folder / "test").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"test: it has 1,099,511,627,776 bytes, where at most 536,870,912"):
+        load(folder)
+
+
+def test_links_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").symlink_to("/nowhere/at/all")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    for name in ("gone", str(tmp_path / "gone")):
+        with pytest.raises(DataError, match="gone is a link to /nowhere/at/all, which is not there"):
+            sources.load(name, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="cannot read loop: Too many levels of symbolic links"):
+        sources.load("loop", cache=tmp_path / "cache")
+
+
+def test_what_cannot_be_looked_into_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: one closed folder on a disk, such as another user's, and the data beside it is not found."""
+    data_files.write_npz(tmp_path / "disk" / "z.npz", SPLITS)
+    (tmp_path / "disk" / "closed").mkdir()
+    (tmp_path / "disk" / "lost+found").mkdir()
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent.name in ("closed", "lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert load(tmp_path / "disk").num_classes == 100
+    (tmp_path / "disk" / "z.npz").unlink()
+    with pytest.raises(DataError, match=r"cannot be looked into: closed \(Permission denied\)"):
+        load(tmp_path / "disk")
+
+
+@pytest.mark.parametrize("name", [".cache", "__MACOSX", "$RECYCLE.BIN"])
+def test_hidden_and_system_folders_are_not_searched(name: str, tiny: Dataset, tmp_path: Path) -> None:
+    for folder in ("data", name):
+        data_files.write_npz(tmp_path / "disk" / folder / "c.npz", SPLITS)
+        data_files.write_files(tmp_path / "disk" / folder / "py", data_files.python_files(SPLITS))
+    shutil.rmtree(tmp_path / "disk" / "data")
+    data_files.write_files(tmp_path / "disk" / "data", data_files.python_files(SPLITS))
+    data_files.write_files(tmp_path / "disk" / name / "more", data_files.python_files(SPLITS))
+    assert same(load(tmp_path / "disk", tmp_path / "cache"), tiny)
+
+
+def test_lists_are_short_however_much_there_is(tmp_path: Path) -> None:
+    for i in range(200):
+        (tmp_path / "many" / f"{i:03d}{'x' * 200}").mkdir(parents=True)
+    with pytest.raises(DataError, match="found: 000x.* and 192 more") as error:
+        load(tmp_path / "many")
+    assert len(str(error.value)) < 1200
+    for i in range(60):
+        (tmp_path / "more" / f"{i}").mkdir(parents=True)
+        for split in ("train", "test"):
+            (tmp_path / "more" / f"{i}" / split).mkdir()
+    with pytest.raises(DataError, match="and 40 more"):
+        load(tmp_path / "more")

@@ -116,6 +116,33 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     assert done.stderr.rstrip().split("\n")[0].count("generic") or "generic" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "isa, message",
+    [
+        ("AVX2", "FASTCIFAR_ISA=AVX2: .* generic.*; did you mean avx2?"),
+        ("sse9", "FASTCIFAR_ISA=sse9: .* generic"),
+    ],
+)
+@pytest.mark.parametrize("library", [True, False], ids=["kernels", "no kernels"])
+def test_a_wrong_instruction_set_is_told_before_anything_runs(
+    tmp_path: Path, isa: str, message: str, library: bool
+) -> None:
+    """On the command line: one line, no run folder, also for an engine that needs no op; doctor tells it too."""
+    if library and not ops.available():
+        pytest.skip("no kernels here")
+    package = str(copy_of_package(tmp_path, library))
+    train = run_python(
+        *"-m fastcifar train --data procedural --engine eager --out".split(),
+        str(tmp_path / "run"),
+        FASTCIFAR_ISA=isa,
+        PYTHONPATH=package,
+    )
+    assert train.returncode == 2 and re.search(message, train.stderr) and train.stderr.count("\n") == 1
+    doctor = run_python("-m", "fastcifar", "doctor", FASTCIFAR_ISA=isa, PYTHONPATH=package)
+    assert re.search(message, doctor.stdout) and "Traceback" not in doctor.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def copy_of_package(folder: Path, library: bool) -> Path:
     """`fastcifar/` with its Python sources, with or without the compiled ops."""
     for path in PACKAGE.rglob("*.py"):
@@ -162,6 +189,10 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     )
     done = run_python("-c", "from fastcifar import ops", PYTHONPATH=str(package))
     assert done.returncode and "the compiled extension is of another version" in done.stderr
+    command = ("train", "--data", "procedural", "--out", str(tmp_path / "run"))
+    done = run_python("-m", "fastcifar", *command, PYTHONPATH=str(package))
+    assert done.returncode == 1 and "(dwconv3x3 differs); build it again" in done.stderr
+    assert done.stderr.startswith("fastcifar: the compiled") and done.stderr.count("\n") == 1
 
 
 @needs_kernels

@@ -10,7 +10,7 @@ from typing import Any
 import data_files
 import numpy as np
 import pytest
-from data_files import SPLITS, load
+from data_files import SPLITS, load, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,3 +112,81 @@ def test_wrong_content_of_a_pickle(change: dict[bytes, Any], message: str, tmp_p
     table = pickle.loads(files["train"], encoding="bytes") | change
     with pytest.raises(DataError, match=message):
         load(data_files.write_files(tmp_path / "py", files | {"train": data_files.python2_pickle(table)}))
+
+
+# ---------------------------------------------------------------------------------------------------- written anew
+
+
+def numpy_numbers(labels: list[int]) -> Any:
+    return list(np.array(labels))
+
+
+REWRITTEN: dict[str, tuple[int, Callable[[list[int]], Any], Callable[[Any], Any]]] = {
+    "the newest protocol": (5, list, np.ascontiguousarray),
+    "rows by column, protocol 5": (5, list, np.asfortranarray),
+    "rows by column, protocol 4": (4, list, np.asfortranarray),
+    "labels as an array": (4, np.array, np.ascontiguousarray),
+    "labels as an array, protocol 5": (5, np.array, np.ascontiguousarray),
+    "labels as bytes": (5, lambda labels: np.array(labels, np.uint8), np.ascontiguousarray),
+    "labels of the other byte order": (4, lambda labels: np.array(labels, ">i4"), np.ascontiguousarray),
+    "labels as numbers of NumPy": (4, numpy_numbers, np.ascontiguousarray),
+    "labels as numbers of NumPy, protocol 2": (2, numpy_numbers, np.ascontiguousarray),
+    "labels as a tuple": (4, tuple, np.ascontiguousarray),
+}
+
+
+@pytest.mark.parametrize("case", REWRITTEN)
+def test_pickles_written_anew(case: str, tmp_path: Path) -> None:
+    """Whoever changes a label writes the file anew, with whatever protocol and types are at hand."""
+    protocol, labels, rows = REWRITTEN[case]
+    files = data_files.python_files(SPLITS)
+    expected = load(data_files.write_files(tmp_path / "as published", files))
+    for name in ("train", "test"):
+        table = pickle.loads(files[name], encoding="bytes")
+        for key in (b"fine_labels", b"coarse_labels"):
+            table[key] = labels(table[key])
+        table[b"data"] = rows(table[b"data"])
+        files[name] = pickle.dumps(table, protocol=protocol)
+    assert same(load(data_files.write_files(tmp_path / "py", files)), expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((200, 1), int), "'fine_labels' is not a list of 200 whole numbers"),
+        (np.zeros(200), "'fine_labels' is not a list of 200 whole numbers"),
+        (np.zeros(199, int), "'fine_labels' is not a list of 200 whole numbers"),
+        (list(np.zeros(200)), "NumPy number that is no whole number"),
+        ([2**40] + [0] * 199, f"'fine_labels' holds a label out of range: {2**40}"),
+        (np.full(200, -3), "'fine_labels' holds a label out of range: -3"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers(labels: Any, message: str, tmp_path: Path) -> None:
+    files = data_files.python_files(SPLITS)
+    table = pickle.loads(files["train"], encoding="bytes") | {b"fine_labels": labels}
+    with pytest.raises(DataError, match=message):
+        load(data_files.write_files(tmp_path / "py", files | {"train": pickle.dumps(table, protocol=4)}))
+
+
+def test_changed_labels_contradict_the_superclasses_and_the_way_out_is_told(tmp_path: Path) -> None:
+    """CIFAR-100N: noisy fine labels written into the published files, coarse labels as they were."""
+    files = data_files.python_files(SPLITS)
+    table = pickle.loads(files["train"], encoding="bytes")
+    table[b"fine_labels"] = [(label + 1) % 100 for label in table[b"fine_labels"]]
+    with pytest.raises(DataError, match=r"lie in several superclasses.*CIFAR-100N.*make an \.npz of it: np\.savez"):
+        load(data_files.write_files(tmp_path / "py", files | {"train": pickle.dumps(table, protocol=4)}))
+
+
+def test_pickles_of_something_else_are_told_in_short(tmp_path: Path) -> None:
+    files = data_files.python_files(SPLITS)
+    for number, (table, message) in enumerate(
+        [
+            ({f"key {i}": i for i in range(10_000)}, "no array under the key 'data'; found 'key 0', .* and 9,992 more"),
+            ([1, 2], "it holds a list, not a dict"),
+            ({"data": _Payload(os.system, "x" * 10_000)}, r"asks for \S*system, .* make an \.npz of it"),
+        ]
+    ):
+        with pytest.raises(DataError, match=message) as error:
+            folder = tmp_path / str(number)
+            load(data_files.write_files(folder, files | {"train": pickle.dumps(table)}), tmp_path / "cache")
+        assert len(str(error.value)) < 1000

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -18,12 +19,13 @@ from run_folders import fake_cifar100, make_run
 from fastcifar.cli.main import main
 from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split
-from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.errors import DataError, FastcifarError, NonFiniteError, UsageError
 from fastcifar.presets import TRIALS
 from fastcifar.report.assembly import build_document
 from fastcifar.report.document import Figure, Table
 from fastcifar.report.provenance import shortened
 from fastcifar.report.writing import write_report
+from fastcifar.run import failure
 from fastcifar.run.planned import PlannedRun
 
 LABELS = tuple(i % 100 for i in range(500))
@@ -262,6 +264,28 @@ def test_a_page_of_incomplete_results_says_which(tmp_path: Path, monkeypatch: py
     assert "somebody" not in text
 
 
+def test_the_page_does_not_claim_to_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials of eight, one run each, one learning rate that diverged, and one run without validation images."""
+    monkeypatch.setattr(sources, "load", gone)
+    runs = [make_run(tmp_path / "a", "lr-0.05"), make_run(tmp_path / "b", "lr-0.01", summary={"val_loss": 9.0})]
+    diverged = make_run(tmp_path / "c", "lr-0.5", epochs_done=2)
+    failure.write(diverged / failure.FAILURE, NonFiniteError("the training loss is not finite after epoch 3"))
+    blind = make_run(tmp_path / "d", "cosine", val_size=0, summary={"val_loss": None, "val_accuracy": None})
+    lines = (blind / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) | {"val_loss": None, "val_accuracy": None} for line in lines]
+    (blind / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    notes: list[str] = []
+    page = Page(write_report([*runs, diverged, blind], tmp_path / "out", note=notes.append))
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert text.startswith("MobileNet on CIFAR-100: the report, reproduced in part (2 of 8 trials)")
+    assert "lr-0.5, seed 0 (failed): 2 of 15 epochs done; the training loss is not finite after epoch 3." in text
+    assert "no run: 1 failed" in text and "one run against one" in text and "inside 43.71 to 47.20 %: one run" in text
+    assert "An interval of an accuracy is cut at 0 and 100 %" in text and "compares two single numbers" in text
+    assert "Trained without validation images: cosine (val_size = 0)" in text or "images: cosine" in text
+    assert any("no pictures of the images" in line and "there is no such file" in line for line in notes)
+    assert sum("what the model gets wrong" in line for line in notes) == 3
+
+
 def test_a_shortened_study_on_procedural_images_gets_no_verdict(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": "procedural", "val_size": 1000, "width_mult": 0.25, "epochs": 2}
     labels = sources.load("procedural").test.labels.tolist()
@@ -359,6 +383,9 @@ def test_the_command_says_where_the_page_is(
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == "report  report/index.html\n" and Path("report/index.html").is_file()
     assert main(["report", "runs", "--out", "there"]) == 0 and Path("there/report.md").is_file()
+    assert "note: the page has no pictures of the images, which were not at hand" in capsys.readouterr().err
+    Path("report/runs.csv").write_text("mine")
+    assert main(["report", str(run)]) == 2 and Path("report/runs.csv").read_text() == "mine"
     assert main(["report", "runs/lr-0.05-s1"]) == 2
     assert "The nearest run is runs/lr-0.05-s0." in capsys.readouterr().err
 

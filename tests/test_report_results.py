@@ -1,6 +1,8 @@
 """From run folders to numbers: what counts, what it is compared with, and what is said of what does not count."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,19 @@ import numpy as np
 import pytest
 from run_folders import make_run
 
-from fastcifar.errors import UsageError
+from fastcifar.errors import CheckpointError, NonFiniteError, UsageError
 from fastcifar.report import course
+from fastcifar.report.classes import Classes
 from fastcifar.report.figures import mixup_ceiling
-from fastcifar.report.predictions import Predictions, confused_pairs, superclass_accuracy, taken_for
+from fastcifar.report.predictions import (
+    Predictions,
+    confused_pairs,
+    read_predictions,
+    superclass_accuracy,
+    taken_for,
+)
 from fastcifar.report.results import Trial, effect, published_span, read_results, verdict
+from fastcifar.run import failure
 from fastcifar.run.planned import PlannedRun
 from fastcifar.stats import Sample
 from fastcifar.studies.finding import find_runs
@@ -47,6 +57,23 @@ def test_the_mean_is_judged_and_not_a_single_run(tmp_path: Path) -> None:
     assert sample is not None and (sample.n, sample.mean) == (3, pytest.approx(0.4533333))
     assert verdict(trial, "val_accuracy") == "inside"
     assert verdict(trial, "test_accuracy") == "nothing published"
+
+
+def test_intervals_keep_to_what_can_be(tmp_path: Path) -> None:
+    def trial(name: str, values: Sequence[float]) -> Trial:
+        return read_results(
+            [
+                make_run(tmp_path / f"{name}{seed}", name, seed, summary={"val_accuracy": value, "val_loss": value})
+                for seed, value in enumerate(values)
+            ]
+        ).trials[0]
+
+    high, low = trial("lr-0.05", (0.90, 0.99, 0.999)), trial("lr-0.5", (0.0, 0.1, 0.9))
+    accuracy, loss = high.sample("val_accuracy"), low.sample("val_loss")
+    assert accuracy is not None and accuracy.interval is not None and accuracy.interval[1] == 1
+    assert loss is not None and loss.interval is not None and loss.interval[0] == 0 and loss.interval[1] > 1
+    found = effect(low, high, "val_accuracy")
+    assert isinstance(found, Sample) and found.interval is not None and found.interval[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -115,6 +142,35 @@ def test_what_is_not_finished_is_told_and_not_counted(tmp_path: Path) -> None:
         read_results([cut])
 
 
+def test_the_record_of_a_failure_says_why(tmp_path: Path) -> None:
+    """Also where no loss was recorded that is not finite, and no study knows of it."""
+    whole, cut = make_run(tmp_path / "whole", "lr-0.05"), make_run(tmp_path / "cut", "lr-0.5", epochs_done=7)
+    failure.write(cut / failure.FAILURE, NonFiniteError("the validation loss is not finite\nraise --std"))
+    results = read_results([whole, cut])
+    (absence,) = results.absences
+    assert (absence.state, absence.trial) == ("failed", "lr-0.5") and results.failures("lr-0.5") == [absence]
+    assert absence.reason == "7 of 15 epochs done; the validation loss is not finite; raise --std"
+
+
+def test_what_reading_dropped_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "lr-0.05")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 16, "val')
+    results = read_results([run])
+    assert len(results.notes) == 1 and "metrics.jsonl" in results.notes[0]
+
+
+def test_a_run_without_validation_images_has_no_validation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", "lr-0.05", val_size=0, summary={"val_accuracy": None, "val_loss": None})
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) | {"val_loss": None, "val_accuracy": None} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (trial,) = read_results([run]).trials
+    assert trial.changes == ("val_size = 0",) and trial.sample("val_accuracy") is None
+    assert trial.curve("val_loss") == [] and len(trial.curve("train_loss")) == 15
+    assert verdict(trial, "val_accuracy") == "not measured" and effect(trial, trial, "val_accuracy") == "not measured"
+
+
 def test_effects_are_paired_over_seeds(tmp_path: Path) -> None:
     """The seeds differ by 10 points, the trials by one: only pairs show it."""
 
@@ -169,8 +225,20 @@ def test_a_study_folder_names_its_runs_and_what_is_missing(tmp_path: Path) -> No
     assert runs == [whole] and [plan.state for plan in planned] == ["finished", "missing"]
     assert find_runs([tmp_path / "runs"]) == ([whole], [])
     assert find_runs([whole]) == ([whole], [])
+    assert find_runs([whole, tmp_path / "runs", tmp_path])[0] == [whole], "none twice"
     with pytest.raises(UsageError, match="nearest run"):
         find_runs([tmp_path / "runs/lr-0.05-s9"])
+
+
+def test_runs_are_found_under_a_folder_of_folders(tmp_path: Path) -> None:
+    """As in docs/study/runs and in the runs that `train` makes without --out."""
+    deep = [make_run(tmp_path / "runs" / name / "20261125-0900-s0", name, epochs=1) for name in ("final", "quick")]
+    assert find_runs([tmp_path / "runs"])[0] == deep and find_runs([tmp_path])[0] == deep
+    shallow = make_run(tmp_path / "runs" / "mine", "final", epochs=1)
+    assert find_runs([tmp_path / "runs"])[0] == [shallow], "those that lie least deep"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no run in .*empty"):
+        find_runs([tmp_path / "empty"])
 
 
 def test_trials_of_the_report_are_presets_with_its_settings() -> None:
@@ -193,6 +261,43 @@ def test_the_ceiling_of_training_accuracy_under_mixup() -> None:
 
 
 # ---- predictions ----
+
+
+NONE = np.zeros(0, int)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"labels": [-25_536, 1]}, "a class number is below 0"),
+        ({"labels": [0, 1, 1]}, "predicted has the shape (2,), labels has (3,)"),
+        ({"labels": [[0, 1]]}, "labels has the shape (1, 2)"),
+        ({"labels": NONE, "predicted": NONE, "confidence": np.zeros(0)}, "they are of no image"),
+        ({"predicted": [0.5, 1.0]}, "predicted is of another type"),
+        ({"confidence": [0.5, float("nan")]}, "they hold a probability that is not between 0 and 1"),
+        ({"confidence": None}, "it has no confidence"),
+    ],
+)
+def test_damaged_predictions_are_named(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "lr-0.05", summary={"test_accuracy": 0.5})
+    arrays: dict[str, Any] = {"labels": [0, 1], "predicted": [0, 0], "confidence": [0.5, 0.9]}
+    np.savez(run / "predictions.npz", **{k: np.array(v) for k, v in (arrays | change).items() if v is not None})
+    (trial,) = read_results([run]).trials
+    with pytest.raises(CheckpointError, match=re.escape(problem)):
+        read_predictions(trial.runs[0], None)
+
+
+def test_class_names_are_those_of_the_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "lr-0.05", digest="1" * 64, summary={"test_accuracy": 0.5})
+    arrays = {"labels": np.array([0, 1]), "predicted": np.array([0, 0]), "confidence": np.array([0.5, 0.9])}
+    np.savez(run / "predictions.npz", class_names=np.array(["aardvark", "zebra"]), **arrays)
+    (trial,) = read_results([run]).trials
+    found = read_predictions(trial.runs[0], None)
+    assert Classes.of(trial, None, [found]).names == ("aardvark", "zebra")
+    more = Predictions(np.array([0, 70_000]), np.array([0, 0]), np.array([0.5, 0.9]), found.class_names)
+    names = Classes.of(trial, None, [more]).names
+    assert names[:2] == ("class 0", "class 1") and len(names) == 70_001, "70,001 classes, and two names"
+
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3])
 PREDICTED = np.array([0, 0, 1, 2, 1, 0, 2, 3, 3, 2])

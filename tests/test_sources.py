@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import data_files
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from data_files import SPLITS, SPLITS10, first_image, load, same
 from PIL import Image
 
-from fastcifar.data import layouts
+from fastcifar.data import cache, layouts, sources
 from fastcifar.data.canonical import in_canonical_order
 from fastcifar.data.dataset import Dataset, info, split_digest
 from fastcifar.data.decoded import Decoded
@@ -113,3 +115,114 @@ def test_unnamed_cifar100_is_known_by_its_content(real: Dataset, tmp_path: Path)
         test_labels=real.test.labels,
     )
     assert same(load(tmp_path / "unnamed.npz"), real)
+
+
+# ---------------------------------------------------------------------------------------------------- what changes
+
+
+OTHER10 = data_files.make_splits(7, num_classes=10, per_class=5)
+
+
+def test_files_exchanged_between_classes_are_seen(tmp_path: Path) -> None:
+    """The bug: the same names, sizes and times (as a tar or zip gives them), and yesterday's labels."""
+    folder = data_files.write_folder(tmp_path / "images", SPLITS10, CIFAR10.class_names)
+    for path in folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))  # all of one size
+        path.unlink()
+    cat, dog = (sorted((folder / "train" / name).iterdir())[0] for name in ("cat", "dog"))
+    dog = dog.rename(dog.with_name(cat.name))
+    for path in folder.rglob("*.bmp"):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    before = load(folder)
+    cat.rename(tmp_path / "x")
+    dog.rename(cat)
+    (tmp_path / "x").rename(dog)
+    after = load(folder)
+    assert after.digest != before.digest
+    assert same(load(folder, tmp_path / "fresh"), after)
+
+
+@pytest.mark.parametrize("layout", ["npz", "tar", "pickles"])
+@pytest.mark.parametrize("how", ["written in place", "put in its place"])
+def test_one_changed_byte_is_seen(layout: str, how: str, tmp_path: Path) -> None:
+    """Name, size and time of writing stay; the system's own records do not."""
+    if layout == "npz":
+        path = file = data_files.write_npz(tmp_path / "c.npz", SPLITS10, label_names=np.array(CIFAR10.class_names))
+        other = data_files.write_npz(tmp_path / "d" / "c.npz", OTHER10, label_names=np.array(CIFAR10.class_names))
+    elif layout == "tar":
+        path = file = data_files.write_archive(tmp_path / "c.tar", data_files.binary10_files(SPLITS10))
+        other = data_files.write_archive(tmp_path / "d" / "c.tar", data_files.binary10_files(OTHER10))
+    else:
+        path = data_files.write_files(tmp_path / "c", data_files.binary10_files(SPLITS10))
+        file = path / "data_batch_1.bin"
+        other = data_files.write_files(tmp_path / "d", data_files.binary10_files(OTHER10)) / "data_batch_1.bin"
+    os.utime(file, (1_600_000_000, 1_600_000_000))
+    before = load(path, tmp_path / "cache")
+    if how == "written in place":
+        file.write_bytes(other.read_bytes())
+    else:
+        other.replace(file)
+    os.utime(file, (1_600_000_000, 1_600_000_000))
+    assert load(path, tmp_path / "cache").digest != before.digest
+
+
+def test_source_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
+    read = layouts.Source.read
+
+    def read_slowly(source: layouts.Source) -> Decoded:
+        decoded = read(source)
+        path.touch()
+        return decoded
+
+    monkeypatch.setattr(layouts.Source, "read", read_slowly)
+    with pytest.raises(DataError, match=r"c\.npz changed while it was read"):
+        load(path)
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_entries_without_places_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry of an earlier version holds the right images, but cannot tell where each lies in the source."""
+    path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(cache, "FORMAT", cache.FORMAT_WITHOUT_PLACES)
+        load(path)
+    assert load(path).train.places is not None
+
+
+@pytest.mark.parametrize("archive_is_here", [True, False])
+def test_published_entries_without_places(
+    archive_is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the archive is gone, an earlier version's entry is used as it is: making it anew would need the network."""
+    archive = data_files.write_archive(tmp_path / "cifar-100-python.tar.gz", data_files.python_files(SPLITS))
+    published = data_files.published(SPLITS, archive.as_uri())
+    known = {"mirror": "", "cache": tmp_path / "cache", "progress": False}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(cache, "FORMAT", cache.FORMAT_WITHOUT_PLACES)
+        earlier.setattr(sources, "_to_entry", without_places(sources._to_entry))
+        first = sources.load_published(published, **known)
+    if archive_is_here:
+        (tmp_path / "cache" / "downloads").mkdir()
+        archive.rename(tmp_path / "cache" / "downloads" / "tiny.download")
+    else:
+        archive.unlink()
+    again = sources.load_published(published, **known)
+    assert same(again, first) and (again.train.places is not None) == archive_is_here
+
+
+def without_places(to_entry: Callable[..., cache.Entry]) -> Callable[..., cache.Entry]:
+    def called(*args: Any) -> cache.Entry:
+        entry = to_entry(*args)
+        arrays = {key: array for key, array in entry.arrays.items() if not key.endswith("places")}
+        return cache.Entry(arrays, {key: value for key, value in entry.meta.items() if key != "notes"})
+
+    return called
+
+
+def test_notes_are_told_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: whoever looked at the data before training was told then, and not when training."""
+    path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
+    for _ in range(3):
+        load(path)
+        assert "accuracies do not compare" in capsys.readouterr().err

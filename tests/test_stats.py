@@ -46,3 +46,13 @@ def test_effects_are_paired_over_the_seeds_that_both_have() -> None:
     assert effect is not None and effect.values == pytest.approx((0.9, 1.0, 1.1))
     assert effect.interval == pytest.approx((1 - 4.302652729749464 * 0.1 / math.sqrt(3), 1.2484137712))
     assert paired_effect({0: 1.0}, {1: 1.0}) is None
+
+
+def test_an_interval_keeps_to_what_can_be() -> None:
+    """The bug: an accuracy of 110 %."""
+    sample = describe([0.9, 0.99, 0.999])
+    assert sample.interval is not None and sample.interval[1] > 1
+    cut = sample.within(0, 1)
+    assert cut.interval == (sample.interval[0], 1) and cut.values == sample.values
+    assert describe([0.0, 0.1, 0.0]).within(0, 1).interval == pytest.approx((0, 0.176764), abs=1e-5)
+    assert describe([0.5, 0.6]).within(0, 1).interval is None

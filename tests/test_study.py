@@ -22,6 +22,7 @@ import pytest
 from fake_run import DIGEST
 from tiny import write_tiny
 
+from fastcifar.cli import arguments
 from fastcifar.cli import main as cli
 from fastcifar.data import sources
 from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
@@ -223,9 +224,9 @@ def test_wrong_numbers(capsys: pytest.CaptureFixture[str], argv: str, message: s
 def test_seeds(text: str, seeds: tuple[int, ...] | None) -> None:
     if seeds is None:
         with pytest.raises(ValueError):
-            cli._seeds(text)
+            arguments.seeds(text)
     else:
-        assert cli._seeds(text) == seeds
+        assert arguments.seeds(text) == seeds
 
 
 def test_folders_of_other_things_are_refused() -> None:

@@ -175,12 +175,9 @@ struct Lanes {
 template <class F>
 void with_type(Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::kFloat32:
-      return f(float());
-    case Dtype::kBFloat16:
-      return f(bf16());
-    case Dtype::kFloat16:
-      return f(fp16());
+    case Dtype::kFloat32: return f(float());
+    case Dtype::kBFloat16: return f(bf16());
+    case Dtype::kFloat16: return f(fp16());
   }
 }
 

@@ -7,20 +7,16 @@ from typing import TYPE_CHECKING
 
 from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
 from fastcifar.errors import FastcifarError, UsageError
-from fastcifar.text import one_line
 from fastcifar.ui.tables import print_table
 
 if TYPE_CHECKING:
     from fastcifar.studies.conduct import Result
 
-_NO_FILES = (
-    "a study trains presets, not a settings file; `fastcifar train FILE` makes one run of it, and --KEY VALUE here "
-    "sets what it holds in every run"
-)
 SUMMARY = "train all trials of the report with several seeds, and write the report"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
     parser.usage += "                       [--KEY VALUE ...]"
     parser.epilog = (
@@ -45,10 +41,7 @@ def run(parser: Parser, argv: list[str]) -> int:
         "quick one a core, at most 4]",
     )
     args, rest = parser.parse_known_args(argv)
-    given = read_settings(rest, _why_no_trial)
-    for name, value in given.settings:
-        if name == "config":
-            given.problems.append(f"command line: --config {one_line(value)}: {_NO_FILES}")
+    given = read_settings(rest, lambda word: "")  # the study checks the trials' names
     if given.problems:
         raise UsageError("\n".join(given.problems))
 
@@ -59,11 +52,6 @@ def run(parser: Parser, argv: list[str]) -> int:
     trials = tuple(name for name in given.names if name != "quick")
     request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
     return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
-
-
-def _why_no_trial(word: str) -> str:
-    """For `read_settings`: a trial's name is checked by the study, which tells of all that is wrong at once."""
-    return _NO_FILES if word.endswith(".toml") else ""
 
 
 def _print_study(result: Result) -> int:

@@ -53,7 +53,8 @@ def read_archive(path: Path) -> Decoded:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # tarfile and the decompressors raise many kinds on damaged files
-            raise DataError(f"{path} is not a whole archive ({error}): download or copy it again") from error
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path} is not a whole archive ({reason}): download or copy it again") from error
     for version in VERSIONS:
         if all(name in files for name in version.required):
             return read_published(version, files, path)

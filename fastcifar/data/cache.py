@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar import files
 from fastcifar.data.notes import note
 from fastcifar.data.paths import user_path
 from fastcifar.errors import DataError
@@ -148,11 +149,7 @@ def cannot_write(path: Path, error: OSError) -> DataError:
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut, where the system can."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        files.sync(folder)
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], meta: str) -> str:
@@ -197,10 +194,7 @@ def _write(path: Path, fingerprint: str, entry: Entry, alone: bool) -> None:
     header = {"format": FORMAT, "fingerprint": fingerprint, "meta": meta, "sha256": _checksum(entry.arrays, meta)}
     unfinished = path.with_name(f".{path.stem}.tmp" if alone else f".{path.stem}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("wb") as file:
-            file.write(save(dict(entry.arrays), metadata=header))
-            file.flush()
-            os.fsync(file.fileno())
+        files.write(unfinished, save(dict(entry.arrays), metadata=header))
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)

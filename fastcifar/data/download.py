@@ -41,7 +41,6 @@ def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, tit
             return use(kept)
         except DataError as error:
             note(f"the copy downloaded before is of no use ({error}): downloading it again")
-            kept.unlink(missing_ok=True)
     if address.startswith("file:"):
         try:
             return use(Path(url2pathname(urlsplit(address).path)))

@@ -20,6 +20,8 @@ from fastcifar.data.npz import KEYS, read_npz
 from fastcifar.data.paths import is_litter, kind_of, read_bytes, reading
 from fastcifar.errors import DataError
 
+_NOTHING = os.stat_result((0,) * 10)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -59,13 +61,14 @@ class Source:
         if self.version:
             present = (self.path / name for name in self.version.required + self.version.names)
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
-        found = []
+        # Folders that are not read count by their names, because the notes tell of them.
+        found = [(os.fsencode(entry.name), _NOTHING) for entry in entries(self.path) if _is_folder(entry)]
         for split in SPLITS:
             for folder in entries(self.path / split):
-                if is_litter(folder.name) or not folder.is_dir():
-                    continue
                 inside = os.fsencode(f"{split}/{folder.name}")
-                found.append((inside, os.stat_result((0,) * 10)))
+                found.append((inside, _NOTHING))
+                if is_litter(folder.name) or not _is_folder(folder):
+                    continue
                 for entry in entries(folder):
                     if not entry.name.startswith("."):
                         found.append((inside + b"/" + os.fsencode(entry.name), _about(entry)))
@@ -83,6 +86,13 @@ class Source:
             paths = (self.path / name for name in self.version.required + self.version.names)
             files = {path.name: read_bytes(path, LARGEST_FILE) for path in paths if path.is_file()}
             return read_published(self.version, files, self.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
 
 
 def _about(entry: os.DirEntry[str]) -> os.stat_result:
@@ -176,8 +186,11 @@ def _locate_file(path: Path) -> Source | None:
         if _has_key(names) or path.name.endswith(".npz") or foreign_zip(names) is None:
             return Source(path, "npz")
         return None
-    if path.name.endswith(ARCHIVE_SUFFIXES) or _is_tar(path):
+    if _is_tar(path):
         return Source(path, "archive")
+    if path.name.endswith(ARCHIVE_SUFFIXES):  # read_archive says what is wrong with it, unless it is something else
+        foreign = _foreign(path)
+        return None if foreign and not foreign[0].endswith("no tar archive") else Source(path, "archive")
     return None
 
 
@@ -246,6 +259,9 @@ def _hint(path: Path, name: str) -> str:
     versions = {required: version for version in VERSIONS for required in version.required}
     if name == plain and plain in versions:
         missing = [other for other in versions[plain].required if not (path / other).is_file()]
+        if plain in missing:
+            kind = kind_of(path / plain)
+            return f"{plain} is {'a link to nothing' if kind == 'nothing' else kind}, not a file"
         return f"{plain} belongs to {versions[plain].title}, but {', '.join(missing)} is missing"
     wanted = [*SPLITS, *EXTRACTED.values()] if name != plain else list(versions)
     near = difflib.get_close_matches(plain.lower(), wanted, 1, 0.75)

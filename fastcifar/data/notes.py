@@ -1,11 +1,12 @@
 """What people are told: notes on stderr, the nearest known name, and names made fit to be shown."""
 
-import difflib
 import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+
+from fastcifar import text
 
 # Control characters, line separators, marks that turn the direction of writing, and bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -14,15 +15,15 @@ _LONGEST_MESSAGE = 4000  # characters
 _MOST_COMPARED = 5000  # names that a mistyped one is compared with
 
 
-def note(text: str) -> None:
+def note(said: str) -> None:
     """Tell the person at the keyboard something that is not an error, on stderr.
 
     Args:
-        text: One or more lines. What would act on a terminal is escaped.
+        said: One or more lines. What would act on a terminal is escaped.
     """
     if sys.stderr is not None:  # closed by the shell: 2>&-
         with suppress(OSError):
-            print(f"fastcifar: {message(text)}", file=sys.stderr, flush=True)
+            print(f"fastcifar: {message(said)}", file=sys.stderr, flush=True)
 
 
 def printable(name: str) -> str:
@@ -37,10 +38,17 @@ def printable(name: str) -> str:
     return _UNFIT.sub(_escape, name)
 
 
-def message(text: str) -> str:
-    """Escape a message like a name but for its line breaks, and cut it where no one would read on."""
-    text = _UNFIT_IN_A_MESSAGE.sub(_escape, text)
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]} ..."
+def message(said: str) -> str:
+    """Escape a message like a name, but for its line breaks, and cut it where nobody would read on.
+
+    Args:
+        said: The message.
+
+    Returns:
+        At most some 4,000 characters that are fit for a terminal.
+    """
+    escaped = _UNFIT_IN_A_MESSAGE.sub(_escape, said)
+    return escaped if len(escaped) <= _LONGEST_MESSAGE else f"{escaped[:_LONGEST_MESSAGE]} ..."
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -80,10 +88,9 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
     plain = _plain(wrong)
     match = by_plain.get(plain) if plain else None
     if match is None:
-        match = next(iter(difflib.get_close_matches(wrong, names, n=1)), None)
-    if match is None:
-        close = difflib.get_close_matches(plain, list(by_plain), n=1)
-        match = by_plain[close[0]] if close else None
+        match = text.nearest(wrong, names)
+    if match is None and (close := text.nearest(plain, by_plain)) is not None:
+        match = by_plain[close]
     return f" Did you mean {printable(match)!r}?" if match is not None else ""
 
 

@@ -56,7 +56,8 @@ def _decode(archive: zipfile.ZipFile, path: Path) -> Decoded:
         members[key] = member
     for key in KEYS:
         if key not in members:
-            raise DataError(f"{path} has no array {key!r}; it holds {listed(list(members))}.{nearest(key, members)}")
+            hint = nearest(key, members) or f" The arrays have to be named {', '.join(KEYS)}."
+            raise DataError(f"{path} has no array {key!r}; it holds {listed(list(members))}.{hint}")
     images, labels = {}, {}
     for split in SPLITS:
         images[split] = _check_images(_array(archive, members[f"{split}_images"], path), f"{path}: {split}_images")

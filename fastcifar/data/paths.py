@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastcifar import files
 from fastcifar.errors import DataError
+from fastcifar.paths import given
 
 # Folders and files that systems and programs leave beside people's data, in lower case.
 _SYSTEM_NAMES = {
@@ -42,39 +44,44 @@ def user_path(text: str, what: str = "data") -> Path:
     Raises:
         DataError: ``text`` is empty, a URL, holds a NUL, or names the home folder of nobody.
     """
-    if not text.strip():
-        raise DataError(f"{what} is empty: expected the path of a file or folder")
-    if _URL.match(text):
-        raise DataError(
-            f"{what} = {text!r} is a URL, not a path. To download a published set from there, give its name and the "
-            f"address: --data cifar100 --mirror {text}. Any other file: download it, then name the file."
-        )
-    if "\0" in text:
-        raise DataError(f"{what} = {text!r}: no path holds a NUL")
+    if url := _URL.match(text):
+        advice = "Download the file, then give its path."
+        if url[0].lower() == "file:/":
+            advice = "Give the path itself."
+        elif url[0].lower() in ("http:/", "https:/"):
+            advice = (
+                "To download a published set from there, give its name and the address: "
+                f"--data cifar100 --mirror {text}. Any other file: download it, then give its path."
+            )
+        raise DataError(f"{what} = {text!r} is a URL, not a path. {advice}")
     try:
         os.fsencode(text)
+        return given(text.strip() and text)
     except UnicodeEncodeError as error:
         raise DataError(f"{what} = {text!a} cannot be written in the encoding of this system's paths") from error
-    expanded = os.path.expanduser(text)
-    if text.startswith("~") and expanded == text:
-        user = text.split("/", 1)[0]
-        whose = f"there is no user {user[1:]!r}" if user != "~" else "HOME is not set, and this user has no entry"
-        raise DataError(f"no such folder: {user} ({whose}), in {what} = {text!r}")
-    return Path(expanded)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{what} = {text!r}: {getattr(error, 'strerror', error)}") from error
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what the system says of a path that cannot be read into a DataError that names the path."""
+    """Turn what the system says of a path that cannot be read into a DataError that names the path.
+
+    Args:
+        path: What is named where the system names no path.
+    """
     try:
         yield
     except OSError as error:
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
-        raise DataError(f"cannot read {where}: {error.strerror or error}") from error
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        where = str(named)
+        if len(where) > 400:
+            where = f"{where[:300]}...{where[-60:]}"
+        raise DataError(f"cannot read {where}: {files.refusal(named, error)}") from error
 
 
 def kind_of(path: Path) -> str:
-    """What lies at a path, links followed: "file", "folder", "nothing", or "a pipe" and the like.
+    """What lies at a path, links followed: "file", "folder", "nothing", or "a named pipe" and the like.
 
     Raises:
         OSError: The system does not tell.
@@ -87,8 +94,7 @@ def kind_of(path: Path) -> str:
         return "file"
     if stat.S_ISDIR(mode):
         return "folder"
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "something else")
+    return files.KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -102,15 +108,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         DataError: The file cannot be read, is a pipe or a device, or has more bytes than ``most``.
     """
     with reading(path):
-        # O_NONBLOCK: without it, opening a pipe that nobody writes to waits for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(handle, "rb") as file:
-            about = os.fstat(handle)
-            if not stat.S_ISREG(about.st_mode):
-                raise DataError(f"{path} is no ordinary file")
-            if about.st_size > most:
-                raise DataError(f"{path} has {about.st_size:,} bytes; at most {most:,} are taken")
-            return file.read(most)
+        return files.read(path, most)
 
 
 def fit_in_memory(size: int) -> bool:

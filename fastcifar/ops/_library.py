@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any
 
 import torch
 
+from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.text import did_you_mean, nearest
+
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 # Where each library declares the schemas that it was built with. The CPU library declares the ops themselves.
 _NAMESPACES = {"cpu": "fastcifar", "cuda": "fastcifar_cuda"}
+_ISAS = ("generic", "avx2", "avx512")  # in the order of csrc/cpu/isa.h
 _fragment = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 # name of each op, backward ops included -> its reference in plain PyTorch
@@ -79,11 +84,22 @@ def cpu_isa() -> str | None:
         variable FASTCIFAR_ISA names. None where there are no kernels.
 
     Raises:
-        RuntimeError: FASTCIFAR_ISA names an instruction set that is unknown, or that this CPU or this library lacks.
+        UsageError: FASTCIFAR_ISA names an instruction set that is unknown, or that this CPU or this library lacks.
     """
+    wanted = os.environ.get("FASTCIFAR_ISA", "")
+    hint = did_you_mean(nearest(wanted.lower(), _ISAS))
     if not available("cpu"):
+        if wanted and wanted not in _ISAS:
+            raise UsageError(f"FASTCIFAR_ISA={wanted}: expected one of {', '.join(_ISAS)}{hint}")
         return None
-    return ("generic", "avx2", "avx512")[torch.ops.fastcifar._cpu_isa()]
+    try:
+        return _ISAS[torch.ops.fastcifar._cpu_isa()]
+    except RuntimeError as error:
+        _, name, text = str(error).partition("FASTCIFAR_ISA=")  # before it stands a place in the source
+        raise UsageError(f"{name}{text.splitlines()[0]}{hint}") from None
+
+
+cpu_isa()  # a wrong FASTCIFAR_ISA is refused here, and not by the first op amid a run
 
 
 @functools.cache
@@ -118,7 +134,7 @@ def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
         The op.
 
     Raises:
-        ImportError: a compiled library was built with another schema.
+        FastcifarError: a compiled library was built with another schema.
     """
     name = schema[: schema.index("(")]
     for device_type, namespace in _NAMESPACES.items():
@@ -139,8 +155,8 @@ def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
 def _check_schema(namespace: str, name: str, schema: str) -> None:
     compiled = getattr(getattr(getattr(torch.ops, namespace), name, None), "default", None)
     if compiled is None or str(compiled._schema) != str(torch._C.parse_schema(f"{namespace}::{schema}")):
-        raise ImportError(
-            f"fastcifar: the compiled extension is of another version than the Python code ({name} differs); "
+        raise FastcifarError(
+            f"the compiled extension is of another version than the Python code ({name} differs); "
             "build it again: python setup.py build_ext --inplace, or reinstall the package"
         )
 

@@ -74,7 +74,7 @@ def build_document(
 
 def _title(results: Results) -> str:
     if any(trial.is_comparable for trial in results.trials):
-        there = sum(any(trial.label == name for trial in results.trials) for name in TRIALS)
+        there = len({trial.name for trial in results.trials if trial.is_comparable} & set(TRIALS))
         part = "" if there == len(TRIALS) else f" in part ({there} of {len(TRIALS)} trials)"
         return f"MobileNet on CIFAR-100: the report, reproduced{part}"
     if all(trial.digest == procedural.DIGEST for trial in results.trials):

@@ -122,30 +122,22 @@ def read_predictions(run: Run, data: str | None) -> Predictions:
 
 
 def _checked(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
-    """The arrays of predictions.npz, if they make sense. Raises CheckpointError."""
-    names = ("labels", "predicted", "confidence")
-    if missing := [name for name in names if name not in arrays]:
-        raise CheckpointError(f"{path}: its predictions lack {', '.join(missing)}")
-    labels, predicted, confidence = (arrays[name] for name in names)
-    problem = ""
-    if not labels.ndim == predicted.ndim == confidence.ndim == 1 or not len(labels):
-        problem = "they are not lists with an entry for each test image"
-    elif not len(labels) == len(predicted) == len(confidence):
-        problem = f"they have {len(labels)} labels, {len(predicted)} classes and {len(confidence)} probabilities"
-    elif any(part.dtype.kind not in "iu" for part in (labels, predicted)) or confidence.dtype.kind != "f":
-        problem = "they are not whole numbers and probabilities"
-    elif (lowest := min(int(labels.min()), int(predicted.min()))) < 0:
-        problem = f"they hold a class {lowest}, as earlier versions wrote for classes above 32,767"
-    elif not ((confidence >= 0) & (confidence <= 1.001)).all():
+    """The arrays as predictions, if they can be those of a run.
+
+    Raises:
+        CheckpointError: they are of no image, or a probability is none.
+    """
+    labels, predicted, confidence = (arrays[name] for name in ("labels", "predicted", "confidence"))
+    problem = "" if len(labels) else "they are of no image"
+    if not ((confidence >= 0) & (confidence <= 1.001)).all():  # NaN included; sums of float32 go a little above 1
         problem = "they hold a probability that is not between 0 and 1"
     if problem:
         raise CheckpointError(
             f"{path}: its predictions cannot be used: {problem}. Remove {path / PREDICTIONS}: while the run has its "
             "checkpoint, they are made again"
         )
-    stated = arrays.get("class_names", np.array([], str))
-    known = tuple(map(str, stated.tolist())) if stated.ndim == 1 and stated.dtype.kind == "U" else ()
-    return Predictions(labels.astype(np.int64), predicted.astype(np.int64), confidence.astype(np.float64), known)
+    names = tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else ()
+    return Predictions(labels.astype(np.int64), predicted.astype(np.int64), confidence.astype(np.float64), names)
 
 
 def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]:

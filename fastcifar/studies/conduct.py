@@ -37,6 +37,7 @@ from fastcifar.run.planned import PlannedRun
 from fastcifar.studies.folder import LOGS, REPORT, RUNS, Study
 from fastcifar.studies.plan import Request, check_runs, plan
 from fastcifar.studies.progress import Progress
+from fastcifar.text import quoted
 
 QUICK_JOBS = 4
 """The most that `study quick` runs side by side by default: each process holds a copy of PyTorch."""
@@ -340,7 +341,7 @@ def _train_all(study: Study, runs: Sequence[PlannedRun], places: Sequence[str], 
         done = sum(run.state == "finished" for run in study.planned())
         raise InterruptedRunError(
             f"stopped by {_signal_name(stop.number)}: {done} of {len(study.planned())} runs are finished, the others "
-            f"saved; go on with: fastcifar study --out {shlex.quote(str(study.path))}",
+            f"saved; go on with: fastcifar study --out {quoted(study.path)}",
             stop.number,
         )
 

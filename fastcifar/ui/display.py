@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastcifar.text import printable
+from fastcifar.ui import notebook
 from fastcifar.ui.notes import unfailing
 
 REDRAWS_PER_SECOND = 4
@@ -52,6 +53,7 @@ class Display:
         self._shown = shown
         self._console = Console(file=stream, force_terminal=True, highlight=False) if terminal else None
         self._live: Live | None = None
+        self._bar = notebook.Bar() if shown and file is None and notebook.is_here() else None
         self._phase, self._phase_start = "", clock()
         self._record: Mapping[str, Any] = {}
         self._val_accuracy: float | None = None
@@ -89,10 +91,11 @@ class Display:
         self._count = self._rate_count = 0
         self._epoch_count = -start_image
         self._start = self._rate_start = now
-        self._last_line, self._next_sign = now - SECONDS_BETWEEN_LINES, now + SECONDS_BETWEEN_SIGNS
+        self._last_line = now - SECONDS_BETWEEN_LINES
+        self._next_sign = now + (SECONDS_BETWEEN_SIGNS if self._bar is None else 0.0)
         self._phase = _TRAINING
         self._go_live()
-        if start_epoch <= epochs:
+        if start_epoch <= epochs and self._bar is None:
             self._print(self._line("epoch", dict(zip(_WIDTHS, _WIDTHS, strict=True)), "bold"))
 
     def images(self, count: int) -> None:
@@ -102,6 +105,9 @@ class Display:
             self._phase = _TRAINING
             self._rate_count, self._rate_start = self._count, self._clock()
         if self._live is None and self._clock() >= self._next_sign:
+            if self._bar is not None:
+                self._show_bar()
+                return
             self._next_sign = self._clock() + SECONDS_BETWEEN_SIGNS
             share = (self._count - self._epoch_count) / self._images_per_epoch
             speed, left = self._images_per_second(), format_seconds(self._seconds_left())
@@ -112,7 +118,9 @@ class Display:
         self._phase, self._phase_start = name, self._clock()
         if name != LOADING:
             self._go_live()
-        if self._live is None and not 1 <= self._epoch <= self._epochs:
+        if self._bar is not None:
+            self._show_bar()
+        elif self._live is None and not 1 <= self._epoch <= self._epochs:
             self._print(Text(f"{name} ..."))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -124,6 +132,9 @@ class Display:
         self._epoch_count = self._rate_count = self._count
         self._rate_start, self._next_sign = now, now + SECONDS_BETWEEN_SIGNS
         self._phase = _TRAINING
+        if self._bar is not None:
+            self._show_bar()
+            return
         if now - self._last_line < SECONDS_BETWEEN_LINES and not last:
             return
         self._last_line = now
@@ -156,6 +167,26 @@ class Display:
                 redirect_stdout=False,  # results go there, and rich would send them to stderr
             )
             self._live.start()
+
+    def _show_bar(self) -> None:
+        """Replaces the notebook's bar."""
+        assert self._bar is not None
+        self._next_sign = self._clock() + 1 / REDRAWS_PER_SECOND
+        total = self._epochs * self._images_per_epoch
+        done = (self._epoch - 1) * self._images_per_epoch + self._count - self._epoch_count if total else 0
+        self._bar.show(min(done / total, 1.0) if total else 0.0, "  ".join(self._words()))
+
+    def _words(self) -> list[str]:
+        """What is said beside the notebook's bar."""
+        words = [f"epoch {min(self._epoch, self._epochs)}/{self._epochs}"] if self._epochs else []
+        if self._record:
+            words.append(f"loss {_loss(self._record['train_loss'])}")
+            accuracy, split = self._val_accuracy, "val"
+            if accuracy is None:
+                accuracy, split = self._record["train_accuracy"], "train"
+            words.append(f"{split} {_percent(accuracy)}")
+        words.append(f"{self._images_per_second():,.0f} images/s" if self._phase is _TRAINING else self._phase)
+        return [*words, f"{format_seconds(self._seconds_left())} left"] if self._epochs and self._count else words
 
     def _seconds_left(self) -> float:
         """Seconds to the last epoch's end at this process's pace so far, with validation and checkpoints; or NaN."""

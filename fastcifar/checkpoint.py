@@ -10,6 +10,7 @@ from torch import Tensor
 from fastcifar.engines import Engine
 from fastcifar.errors import CheckpointError, NonFiniteError
 from fastcifar.model import MobileNet
+from fastcifar.run.checkpoint import check_training_state
 from fastcifar.run.clock import Clocks
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
@@ -70,15 +71,33 @@ def load_model(run: RunFolder) -> MobileNet:
     return model.eval()
 
 
-def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry) -> tuple[int, int]:
-    """Brings a cut run's state back; returns the epoch and the step to go on with."""
+def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry, num_batches: int) -> tuple[int, int]:
+    """Brings a cut run's state back.
+
+    Args:
+        run: locked; the metrics of epochs after the checkpoint are dropped.
+        engine: gets the tensors.
+        clocks: go on from the checkpoint's.
+        telemetry: goes on from the checkpoint's.
+        num_batches: of an epoch.
+
+    Returns:
+        The epoch, counted from 1, and the step, counted from 0, to go on with.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another run or model. Nothing on disk was changed.
+    """
     if not run.has_checkpoint():
         run.truncate(0)
         return 1, 0
     tensors, state = run.load_checkpoint()
+    epoch, step = check_training_state(state, run.path, run.config.epochs, num_batches)
     load_tensors(engine, tensors, run)
-    engine.scaler.load_state_dict(state["scaler"])
+    try:
+        engine.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.path}: the checkpoint's loss scale is damaged: {error}") from error
     clocks.restore(state["clocks"])
     telemetry.restore(state.get("telemetry", {}))  # checkpoints of version 0.1 have none
-    run.truncate(state["epoch"] - 1)
-    return state["epoch"], state["step"]
+    run.truncate(epoch - 1)
+    return epoch, step

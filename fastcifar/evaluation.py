@@ -16,6 +16,7 @@ from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset
 from fastcifar.engines import Means
 from fastcifar.errors import CheckpointError, UsageError
+from fastcifar.run.checkpoint import check_training_state
 from fastcifar.run.folder import RunFolder
 from fastcifar.session import Session
 from fastcifar.target import Target, exists, find_device
@@ -88,6 +89,7 @@ def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Session, d
     config = run.config.model_copy(update=update)
     dataset = same_images(run, config)
     tensors, state = run.load_checkpoint()
+    check_training_state(state, run.path, config.epochs)
     session = Session(Target(config), dataset.num_classes)
     load_tensors(session.engine, tensors, run)
     return session, state, dataset

@@ -84,6 +84,8 @@ def refusal(path: Path, problem: OSError | ValueError) -> str:
         above = next((folder for folder in path.absolute().parents if os.path.isdir(folder)), None)
         if above is not None and not os.path.lexists(path) and not os.access(above, os.W_OK):
             return f"{reason} (this user may not write to the folder {above})"
+    if problem.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason} (raise the limit of this shell: ulimit -n 4096)"
     if problem.errno == errno.ENAMETOOLONG:
         longest = max(path.parts, key=lambda part: len(os.fsencode(part)), default="")
         return f"{reason} (a name of {len(os.fsencode(longest))} bytes, a path of {len(os.fsencode(path))})"

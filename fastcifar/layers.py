@@ -1,5 +1,8 @@
-"""How the settings of a run come together: the defaults of `Config`, then a preset (configs/NAME.toml) after those it
-derives from, then a user's own file, then the command line. Problems of all layers are reported together, a line each.
+"""How the settings of a run come together, layer by layer.
+
+The first layer is the defaults of `Config`. A preset (configs/NAME.toml) comes after the presets that it derives from,
+then a user's own file, then the command line; what a later layer states wins. The problems of all layers are reported
+together, a line each.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fastcifar import paths
 from fastcifar.config import NAMES, Config, conflicts
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.spelling import allowed, format_value, nearest_setting, nearest_value, option_hint, parse_value
@@ -29,7 +33,13 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class _Layer:
-    """Settings as one place states them; `written` has the words used on the command line."""
+    """Settings as one place states them.
+
+    Args:
+        where: the place, as messages name it.
+        settings: the values by setting.
+        written: the words that were typed, by setting, where the place is the command line.
+    """
 
     where: str
     settings: Mapping[str, object]
@@ -43,7 +53,15 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _File:
-    """A parsed preset or a user's own file."""
+    """A preset or a user's own file, as parsed.
+
+    Args:
+        path: where it is.
+        where: its name in messages.
+        base: the preset or the file that it derives from.
+        about: what it says of itself; the table [about].
+        settings: what it states; the table [settings].
+    """
 
     path: Path
     where: str
@@ -54,7 +72,13 @@ class _File:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration; the places it comes from, later ones winning; and the place of each setting that one states."""
+    """A configuration, and where it comes from.
+
+    Args:
+        config: the settings.
+        layers: the places that state some of them; what a later place states wins.
+        origins: the place by setting, for each setting that a place states.
+    """
 
     config: Config
     layers: tuple[str, ...]
@@ -62,9 +86,15 @@ class Resolved:
 
 
 def resolve(preset: str | None, config_file: Path | None, overrides: Sequence[tuple[str, str]]) -> Config:
-    """The settings of `preset`, then of `config_file`, then of `overrides` (pairs of key and text).
+    """The settings of a preset, then of a file, then of the command line.
 
-    Errors: one UsageError for all problems, a line each.
+    Args:
+        preset: the name of a preset; None for the defaults.
+        config_file: a user's own file; None where there is none.
+        overrides: pairs of a setting's name, with dashes or underscores, and the text of its value.
+
+    Raises:
+        UsageError: for all problems, a line each.
     """
     return resolve_layers(preset, config_file, overrides).config
 
@@ -75,7 +105,15 @@ def resolve_layers(
     overrides: Sequence[tuple[str, str]],
     options: Sequence[str] = (),
 ) -> Resolved:
-    """`resolve`, with the place of each setting. `options` are suggested beside the settings to who mistypes one."""
+    """Does what `resolve` does, and says from where each setting comes.
+
+    Args:
+        preset, config_file, overrides: as for `resolve`.
+        options: other options of the command, without dashes before them. A hint on a mistyped option may name them.
+
+    Raises:
+        UsageError: for all problems, a line each.
+    """
     problems: list[str] = []
     files: list[_File] = []
     if config_file is not None:
@@ -92,9 +130,18 @@ def resolve_layers(
 def parse_overrides(
     overrides: Sequence[tuple[str, str]], only: Sequence[str], options: Sequence[str] = ()
 ) -> dict[str, object]:
-    """The values of `overrides` by setting, for a resumed run, where `only` may change.
+    """Reads settings for a run that goes on, and that keeps all others.
 
-    Errors: one UsageError for all problems, a line each.
+    Args:
+        overrides: pairs of a setting's name and the text of its value.
+        only: the settings that may change.
+        options: as for `resolve_layers`.
+
+    Returns:
+        The values by setting.
+
+    Raises:
+        UsageError: for all problems, a line each.
     """
     problems: list[str] = []
     layer = _override_layer(overrides, problems, options)
@@ -110,9 +157,14 @@ def parse_overrides(
 
 
 def from_dict(settings: Mapping[str, object], where: str) -> Config:
-    """A configuration from plain values, or from a parsed file that holds them under `settings`.
+    """A configuration from plain values.
 
-    `where` names their place in messages. Errors: one UsageError for all problems, a line each.
+    Args:
+        settings: the values by setting, or a parsed file that holds them under `settings`.
+        where: the name of their place in messages.
+
+    Raises:
+        UsageError: for all problems, a line each.
     """
     inner = settings.get("settings", settings)
     if not isinstance(inner, Mapping):
@@ -122,6 +174,7 @@ def from_dict(settings: Mapping[str, object], where: str) -> Config:
 
 
 def _known(where: str, settings: Mapping[str, object], problems: list[str]) -> dict[str, object]:
+    """Those of `settings` that exist; the others are added to `problems`."""
     known = {key: value for key, value in settings.items() if key in NAMES}
     for key in (key for key in settings if key not in known):
         hint = did_you_mean(nearest_setting(key)) or f"; the settings are {', '.join(NAMES)}"
@@ -145,7 +198,11 @@ def _override_layer(overrides: Sequence[tuple[str, str]], problems: list[str], o
 
 
 def _merge(layers: Sequence[_Layer], problems: Sequence[str]) -> Resolved:
-    """The layers' settings over the defaults, later layers first; raises UsageError for `problems` and its own."""
+    """The settings of the layers over the defaults; what a later layer states wins.
+
+    Raises:
+        UsageError: for `problems` and for those of the values, a line each.
+    """
     problems = list(problems)
     sources = {key: layer for layer in layers for key in layer.settings}
     values: dict[str, Any] = {key: layer.settings[key] for key, layer in sources.items()}
@@ -182,7 +239,11 @@ def _wrong_value(layer: _Layer, key: str) -> str:
 
 
 def presets_folder() -> Path:
-    """Where the presets are: inside the installed package, or at the top of a source tree."""
+    """The folder of the presets: inside the installed package, or at the top of a source tree.
+
+    Raises:
+        FastcifarError: there is none.
+    """
     here = Path(__file__).resolve().parent
     for folder in (here / "configs", here.parent / "configs"):
         if (folder / "constant.toml").is_file():
@@ -196,6 +257,7 @@ def preset_names() -> list[str]:
 
 
 def preset_path(name: str, entry: str, problems: list[str]) -> Path | None:
+    """The file of the preset `name`; None, with a problem that begins with `entry`, if there is no such preset."""
     names = preset_names()
     if name in names:
         return presets_folder() / f"{name}.toml"
@@ -231,7 +293,11 @@ def _chain(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> lis
         return [file]
     entry = f"{file.where}: base = {one_line(format_value(file.base))}"
     if file.base.endswith(".toml"):
-        base: Path | None = path.parent / file.base
+        try:
+            base: Path | None = path.parent / paths.given(file.base)
+        except (OSError, ValueError) as error:
+            problems.append(f"{entry}: {error.strerror if isinstance(error, OSError) else error}")
+            return [file]
     else:
         base = preset_path(file.base, entry, problems)
     if base is None:
@@ -251,6 +317,7 @@ def _decoded(content: bytes) -> str:
 
 
 def read(path: Path, problems: list[str]) -> _File | None:
+    """The parsed file at `path`; None, with a problem, if it cannot be read. Wrong entries are problems too."""
     where = f"configs/{path.name}" if path.parent == presets_folder() else printable(str(path))
     try:
         content = tomllib.loads(_decoded(path.read_bytes()))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from fastcifar.files import refusal
 from fastcifar.text import one_line
 
 
@@ -53,21 +54,5 @@ def refused(error: OSError, roots: Iterable[Path]) -> str | None:
         for root in roots:
             there = Path(os.path.abspath(root))
             if path == there or there in path.parents or path in there.parents:
-                return f"{one_line(os.fsdecode(name))}: {error.strerror}{_advice(path, error.errno)}"
+                return f"{one_line(os.fsdecode(name))}: {refusal(path, error)}"
     return None
-
-
-def _advice(path: Path, number: int | None) -> str:
-    """Which folder stands in the way, or what to do."""
-    if number in (errno.EACCES, errno.EPERM):
-        for folder in reversed(path.parents):
-            if not os.access(folder, os.F_OK):
-                break
-            if not os.access(folder, os.X_OK):
-                return f" (the folder {one_line(str(folder))} may not be entered)"
-        return ""
-    if number == errno.ENAMETOOLONG:
-        return " (a name has at most 255 bytes)"
-    if number in (errno.EMFILE, errno.ENFILE):
-        return " (raise the limit: ulimit -n 4096)"
-    return ""

@@ -37,7 +37,15 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Preset:
-    """A named configuration, what it changes in its base, and what to expect of it."""
+    """A named configuration.
+
+    Args:
+        name: the name of its file, without .toml.
+        base: the preset that it derives from; None for the defaults.
+        about: what it says of itself, and what to expect of it.
+        own_settings: what it changes in its base.
+        config: all settings.
+    """
 
     name: str
     base: str | None
@@ -47,12 +55,20 @@ class Preset:
 
 
 def load_preset(name: str) -> Config:
-    """The configuration of the preset `name`. Errors: UsageError with the nearest name."""
+    """The configuration of a preset.
+
+    Raises:
+        UsageError: there is no preset `name`; the message has the nearest one.
+    """
     return find_preset(name).config
 
 
 def find_preset(name: str) -> Preset:
-    """The preset `name` with what it says of itself. Errors: UsageError with the nearest name."""
+    """A preset, with what it says of itself.
+
+    Raises:
+        UsageError: there is no preset `name`, or its file is damaged.
+    """
     problems: list[str] = []
     path = preset_path(name, f"preset {one_line(name)}", problems)
     file = read(path, problems) if path else None

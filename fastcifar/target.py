@@ -16,8 +16,17 @@ from fastcifar.errors import DeviceMemoryError, UsageError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-_COMPILER_SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
-"""Environment variables that make torch.compile run a step as it is, without a word."""
+_COMPILER_SWITCHES = {
+    "TORCHDYNAMO_DISABLE": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "TORCHDYNAMO_SUPPRESS_ERRORS": "",
+    "TORCH_COMPILE_OVERRIDE_BACKENDS": "",
+}
+"""Environment variables that make torch.compile run a step as it is, without a word, and the value that does so.
+
+Where the value is empty, any does: the third one hides a failure to compile, the fourth may name a backend that
+compiles nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,11 +161,13 @@ def _settle(config: Config, device: torch.device) -> Config:
 
 def _check_compiler(precision: str, device: torch.device) -> None:
     """Refuses what torch.compile would refuse late, or not do at all."""
-    for name in _COMPILER_SWITCHES:
-        if os.environ.get(name) == "1":
+    for name, switch in _COMPILER_SWITCHES.items():
+        value = os.environ.get(name, "")
+        if value and value == (switch or value):
+            does = "compiles nothing" if switch else "may compile nothing, without a word"
             raise UsageError(
-                f"engine = 'compiled': the environment has {name}=1, with which torch.compile compiles nothing; unset "
-                f"it, or train with --engine eager"
+                f"engine = 'compiled': the environment has {name}={value}, with which torch.compile {does}; unset it, "
+                "or train with --engine eager"
             )
     if device.type == "cuda" and precision == "bf16" and not _has_fast_bf16(device):
         major, minor = machine.this().gpus[device.index or 0].capability

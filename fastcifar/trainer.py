@@ -55,7 +55,7 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         display.phase(LOADING)
         dataset = sources.load(target.config.data, mirror=config.mirror, progress=progress)
         splits = _split(dataset, target.config)
-        check_available(target, len(splits[0]))
+        check_available(target, len(splits[0]))  # before there is a run folder that can't be used
         run = RunFolder.create(target.config, out, command, dataset.digest, note=display.note)
         with run.locked(), failure.recorded(run.path):
             return _fit(run, target, dataset, splits, display)
@@ -98,7 +98,7 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
         session.feed(train_split, display.note)
         engine, steps, num_batches = session.engine, session.steps, session.loader.num_batches
         clocks = Clocks(target.device)
-        first_epoch, first_step = restore(run, engine, clocks, telemetry)
+        first_epoch, first_step = restore(run, engine, clocks, telemetry, num_batches)
         if target.is_emulated:
             display.note(f"{config.precision} is emulated on {target.device}: expect it to be slower than fp32")
         if not len(val_split):
@@ -146,7 +146,9 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
 
 
 def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks, num_images: int) -> Record:
-    before = run.records[-1]["train_seconds"] if run.records else 0.0
+    # The epoch before, or the last one before it whose line is whole.
+    last: Record = run.records[-1] if run.records else {"epoch": 0, "train_seconds": 0.0}
+    images = num_images * (epoch - last["epoch"])
     return {
         "epoch": epoch,
         "lr": lr,
@@ -154,7 +156,7 @@ def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks,
         "train_accuracy": means.accuracy,
         "val_loss": None,
         "val_accuracy": None,
-        "images_per_second": num_images / (clocks.train_seconds - before),
+        "images_per_second": images / (clocks.train_seconds - last["train_seconds"]),
         "train_seconds": clocks.train_seconds,
     }
 
@@ -172,8 +174,8 @@ def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
 
 def _finish(run: RunFolder, config: Config, test: Means, clocks: Clocks, telemetry: Telemetry, parameters: int) -> None:
     run.draw_curves()  # before the clock of the whole process is read
-    last = run.records[-1]
-    summary = {k: last[k] for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+    last = run.records[-1] if run.records and run.records[-1]["epoch"] == config.epochs else {}  # its line was damaged
+    summary: Record = {k: last.get(k) for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
     summary |= {
         "epochs": config.epochs,
         "test_loss": test.loss,

@@ -5,6 +5,9 @@ An epoch takes 20 ms and is checkpointed at once. $FAKE_DO (JSON: run name -> ac
   crash     raises what nobody foresaw, in epoch 2
   die       kills itself in epoch 2, every time; die once: the first time
   hold      waits in epoch 2 until a file `go` is in the current folder
+  refuse    is refused before it has a run folder
+  no validation    has no validation images
+  note and die silently    prints a note as the last line, and ends with exit code 9
 Each trained epoch is a line `NAME EPOCH` in the current folder's trained.txt.
 """
 
@@ -22,7 +25,7 @@ from typing import Any
 import fastcifar
 from fastcifar.cli import main as cli
 from fastcifar.config import Config
-from fastcifar.errors import InterruptedRunError, NonFiniteError
+from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
 
@@ -30,7 +33,9 @@ DIGEST = "d" * 64
 SEEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FASTCIFAR_STUDY_JOBS")
 
 
-def train(config: Config, out: Path, command: Sequence[str]) -> Path:
+def train(config: Config, out: Path, command: Sequence[str], **others: Any) -> Path:
+    if asked(out.name) == "refuse":
+        raise UsageError("device = 'cuda': there is no GPU\ngive --device cpu")
     folder = RunFolder.create(config, out, command, DIGEST)
     with folder.locked():
         return _fit(folder, config, 0)
@@ -45,15 +50,23 @@ def resume(path: Path, overrides: dict[str, object], command: Sequence[str]) -> 
         return _fit(folder, folder.config.model_copy(update=overrides), done)
 
 
+def asked(name: str) -> str:
+    """What the test has the run do."""
+    return str(json.loads(os.environ.get("FAKE_DO", "{}")).get(name, ""))
+
+
 def _fit(folder: RunFolder, config: Config, done: int) -> Path:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
-    action = json.loads(os.environ.get("FAKE_DO", "{}")).get(folder.path.name, "")
+    action = asked(folder.path.name)
     started = time.time()
     for epoch in range(done + 1, config.epochs + 1):
         time.sleep(0.02)
         if epoch == 2 and action == "diverge":
             raise NonFiniteError("the training loss is not finite after epoch 2\nlower --lr")
+        if epoch == 2 and action.startswith("note"):
+            print("fastcifar: a harmless note", file=sys.stderr, flush=True)
+            os._exit(9)
         if epoch == 2 and action == "crash":
             raise KeyError("lr")
         if epoch == 2 and action.startswith("die") and not (action == "die once" and Path("died").exists()):
@@ -66,12 +79,22 @@ def _fit(folder: RunFolder, config: Config, done: int) -> Path:
         with open("trained.txt", "a") as file:
             file.write(f"{folder.path.name} {epoch}\n")
         accuracy = 0.5 + 0.001 * epoch + 0.01 * config.seed
-        values = {"lr": config.lr, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": accuracy}
+        values: dict[str, Any] = {
+            "lr": config.lr,
+            "train_loss": 1.0,
+            "train_accuracy": 0.5,
+            "val_loss": 1.0,
+            "val_accuracy": accuracy,
+        }
+        if action == "no validation":
+            values |= {"val_loss": None, "val_accuracy": None}
         folder.append({"epoch": epoch, **values, "images_per_second": 1000.0, "train_seconds": 2.0 * epoch})
         (folder.path / "fake-checkpoint").write_text(str(epoch))
     seen = {name: os.environ.get(name) for name in SEEN} | {"device": config.device, "times": [started, time.time()]}
     Path(f"seen-{folder.path.name}.json").write_text(json.dumps(seen))
-    folder.write_summary({"val_accuracy": accuracy, "test_accuracy": accuracy + 0.01, "process_seconds": 61.0})
+    folder.write_summary(
+        {"val_accuracy": values["val_accuracy"], "test_accuracy": accuracy + 0.01, "process_seconds": 61.0}
+    )
     return folder.path
 
 

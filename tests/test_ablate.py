@@ -25,6 +25,8 @@ from fastcifar.measuring.ablation_results import Ablation
 from fastcifar.measuring.cell import Cell, Failure, Measurement
 from fastcifar.measuring.grid import Entry
 
+pytestmark = pytest.mark.machine
+
 Captured = pytest.CaptureFixture[str]
 RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}
 

@@ -9,6 +9,8 @@ from fastcifar.augment import augment, normalization_table, normalize
 from fastcifar.draws import draw_epoch
 from fastcifar.loaders.torchvision_import import import_torchvision
 
+pytestmark = pytest.mark.machine
+
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)
 IDENTITY = torch.arange(256, dtype=torch.float32)[:, None].expand(256, 3)  # a table that leaves bytes as they are
 TABLE = normalization_table(MEAN, STD)

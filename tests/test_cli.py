@@ -41,7 +41,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for fastcifar.trainer, and keeps what it was asked."""
 
-    def train(config: Config, out: Path | None, command: list[str]) -> Path:
+    def train(config: Config, out: Path | None, command: list[str], *, progress: bool = True) -> Path:
         stand_in.asked = (config, out, command)
         folder = RunFolder.create(config, out, command, "0" * 64)
         folder.write_summary(
@@ -50,7 +50,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
         folder.close()
         return folder.path
 
-    def resume(path: Path, overrides: dict[str, object], command: list[str]) -> Path:
+    def resume(path: Path, overrides: dict[str, object], command: list[str], *, progress: bool = True) -> Path:
         stand_in.asked = (path, overrides, command)
         return path
 
@@ -373,6 +373,7 @@ def test_a_run_that_nobody_chose_says_first_what_it_will_do(capsys: Captured, tr
     assert cli.main("train final --out b".split()) == 0
     (download,) = capsys.readouterr().err.splitlines()
     assert "161 MiB" in download
+    printed(capsys, *"train final --mirror file:///mnt --out d".split())
     printed(capsys, *"train quick --out c".split())
 
 
@@ -439,7 +440,7 @@ def test_a_refusal_of_the_system_names_the_path(
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK or str(path) != str(tmp_path / "locked"))
     _command(monkeypatch, _raise(PermissionError(13, "Permission denied", str(denied))))
     (problem,) = refused(capsys, "act", str(denied))
-    assert problem == f"{denied}: Permission denied (the folder {tmp_path / 'locked'} may not be entered)"
+    assert problem == f"{denied}: Permission denied (the folder {tmp_path / 'locked'} does not let this user in)"
     _command(monkeypatch, _raise(FileNotFoundError(2, "No such file or directory", "/usr/lib/thing.so")))
     assert refused(capsys, "act", str(denied), code=1)[0].startswith("unexpected FileNotFoundError")
 
@@ -683,6 +684,15 @@ def test_as_a_program_under_other_settings(monkeypatch: pytest.MonkeyPatch, vari
         assert done.returncode == 0 and done.stderr == "" and "None" not in done.stdout
     done = python_m("train", "--preset", "猫")
     assert done.returncode == 2 and "there is no such preset" in done.stderr
+
+
+def test_a_full_disk_under_stdout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: an error that nobody foresaw, told twice, in the program and at the interpreter's end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    with open("/dev/full", "w") as full:
+        done = python_m("--version", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "fastcifar: what was to be printed is lost: No space left on device\n"
 
 
 def test_a_misspelt_variable_is_told(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,12 +152,15 @@ def test_a_file_without_base_stands_on_the_preset_given_or_on_the_defaults(write
     assert resolve(None, mine, []) == Config(lr=0.2)
 
 
-def test_a_file_derives_from_another_file_beside_it(write: Any) -> None:
+def test_a_file_derives_from_another_file_beside_it(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd() / "more"))
     Path("more").mkdir()
     write('base = "quick"\n[settings]\nlr = 0.2\n', "more/first.toml")
     second = write('base = "first.toml"\n[settings]\nseed = 3\n', "more/second.toml")
     config = resolve(None, second, [])
     assert (config.data, config.lr, config.seed) == ("procedural", 0.2, 3)
+    third = write('base = "~/second.toml"\n')
+    assert resolve(None, third, []) == config
 
 
 @pytest.mark.parametrize(
@@ -246,6 +249,8 @@ def test_a_conflict_names_every_place_it_comes_from(write: Any) -> None:
         ('base = "x/../my.toml"', 'my.toml: base = "x/../my.toml": derives from itself: my.toml -> my.toml'),
         ('base = "other.toml"', 'other.toml: base = "my.toml": derives from itself: my.toml -> other.toml -> my.toml'),
         ('base = "absent.toml"', "absent.toml: there is no such file"),
+        ('base = "a\\u0000.toml"', 'my.toml: base = "a\\u0000.toml": a\\x00.toml: no path holds a NUL character'),
+        ('base = "~nosuchuser/x.toml"', 'my.toml: base = "~nosuchuser/x.toml": no such folder: there is no user'),
         ('[settings]\n"a\\nb" = "\\u0007"', 'my.toml: a\\nb = "\\\\u0007": there is no such setting; the settings'),
     ],
 )  # fmt: skip

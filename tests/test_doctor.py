@@ -27,6 +27,8 @@ from fastcifar.config import Config
 from fastcifar.machine import Cpu
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
@@ -364,6 +366,12 @@ def test_the_cached_data_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["cifar100"].status == "ok" and "--data" in found["cifar100"].advice
     shutil.copy(path, tmp_path / "cache" / "cifar100.safetensors")
     assert findings(probes._data)["cifar100"].advice == ""
+
+
+def test_without_a_place_for_a_cache_the_doctor_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA", "~nosuchuser/x")
+    found = findings(probes._data)["data cache"]
+    assert found.status == "note" and "nosuchuser" in found.text and "FASTCIFAR_DATA=FOLDER" in found.advice
 
 
 def test_a_full_or_closed_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

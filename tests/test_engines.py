@@ -18,6 +18,8 @@ from fastcifar.loaders import Loader, eval_batches
 from fastcifar.model import build_model
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 
 def build(config: Config, num_images: int = 100) -> tuple[Engine, Loader]:
     session = tiny_session(config, num_images)

@@ -13,6 +13,8 @@ import fastcifar
 from fastcifar import machine
 from fastcifar.run import environment
 
+pytestmark = pytest.mark.machine
+
 
 def git(folder: Path, *command: str) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]

@@ -1,6 +1,7 @@
 """The record of a failed run: what it holds, and that it never makes a failure worse."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,9 @@ def test_the_command_line_writes_where_it_is_asked(tmp_path: Path, monkeypatch: 
     found = failure.read(file)
     assert found is not None and found.kind == "UsageError" and "lr" in found.reason
     assert json.loads(file.read_text())["exit_code"] == 2
+    assert failure.VARIABLE not in os.environ, "it is not for the processes that the command starts"
+    monkeypatch.setenv(failure.VARIABLE, str(file))
     assert main(["--version"]) == 0 and not file.exists()
-    monkeypatch.delenv(failure.VARIABLE)
     assert main(["train", "--lr", "-1"]) == 2 and not file.exists()
 
 

@@ -1,9 +1,9 @@
 """Imports go one way, in the package and inside each of its folders, and the command line starts without heavy ones."""
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors text paths stats files signals machine ops config spelling layers presets ui
+    errors text stats files paths signals machine ops config spelling layers presets ui
     run.names run.failure run.facts run.environment run.clock run.telemetry
     run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
@@ -130,11 +130,8 @@ def test_start_imports_nothing_heavy(statement: str) -> None:
 
 
 def test_help_is_quick() -> None:
-    """Within 0.3 s (measured: 0.06 s, median of 10). The best of 5, because other programs may be running."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "fastcifar", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.3
+    """Within 0.3 s of processor time (measured: 0.06 to 0.08 s), which does not grow with what else runs."""
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "fastcifar", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.3

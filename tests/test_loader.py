@@ -13,6 +13,8 @@ from fastcifar.draws import draw_epoch
 from fastcifar.loaders import ResidentLoader, eval_batches
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 
 def loader_of(config: Config, num_images: int = 100) -> ResidentLoader:
     return ResidentLoader(tiny_split(num_images), Target(config))

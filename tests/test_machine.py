@@ -7,6 +7,8 @@ from machines import cpuinfo, on
 from fastcifar import machine
 from fastcifar.machine import CPU_LEVELS, Gpu
 
+pytestmark = pytest.mark.machine
+
 
 @pytest.mark.parametrize("level", CPU_LEVELS)
 def test_each_kind_of_processor_is_told_apart(level: str) -> None:

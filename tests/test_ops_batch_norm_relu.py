@@ -21,7 +21,7 @@ from torch import Tensor
 from fastcifar.ops import batch_norm_relu
 from fastcifar.ops.batch_norm_relu import batch_norm_relu_backward_ref, batch_norm_relu_ref
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 backward = torch.ops.fastcifar._batch_norm_relu_backward
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastcifar.ops import batch_norm_relu, depthwise_block, dwconv3x3
 from fastcifar.ops.depthwise_block import depthwise_block_backward_ref, depthwise_block_ref
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 backward = torch.ops.fastcifar._depthwise_block_backward
 PARAMETERS = ("u", "gamma0", "beta0", "w", "gamma1", "beta1")
 

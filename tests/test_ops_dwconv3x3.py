@@ -22,7 +22,7 @@ from torch import Tensor
 from fastcifar.ops import dwconv3x3
 from fastcifar.ops.dwconv3x3 import dwconv3x3_backward_ref, dwconv3x3_ref
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 backward = torch.ops.fastcifar._dwconv3x3_backward
 
 

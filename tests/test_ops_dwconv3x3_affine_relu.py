@@ -17,7 +17,7 @@ from op_cases import (
 
 from fastcifar.ops import depthwise_block, dwconv3x3_affine_relu
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 
 
 @kinds

@@ -14,6 +14,8 @@ import fastcifar
 from fastcifar import ops
 from fastcifar.ops._library import references
 
+pytestmark = pytest.mark.machine
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(fastcifar.__file__).parent
 PUBLIC = sorted(name for name in references if not name.startswith("_"))

@@ -14,7 +14,7 @@ from fastcifar.ops import mixup_cross_entropy
 from fastcifar.ops._library import references
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy_backward_ref, mixup_cross_entropy_ref
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 backward = torch.ops.fastcifar._mixup_cross_entropy_backward
 
 

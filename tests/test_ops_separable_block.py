@@ -26,7 +26,7 @@ from fastcifar import ops
 from fastcifar.ops import separable_block
 from fastcifar.ops.separable_block import merge_rows, num_rows, separable_block_backward_ref, separable_block_ref
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 PARAMETERS = ("u", "gamma0", "beta0", "w", "gamma1", "beta1", "pointwise")
 
 

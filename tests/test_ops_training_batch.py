@@ -12,7 +12,7 @@ from fastcifar.augment import normalization_table
 from fastcifar.ops import training_batch
 from fastcifar.ops.training_batch import training_batch_ref
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.machine]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 IMAGES = 50
 

@@ -12,7 +12,7 @@ from fastcifar import ops
 from fastcifar.cli import main as cli
 from fastcifar.errors import UsageError
 from fastcifar.layers import resolve
-from fastcifar.measuring import profile, profile_text, roofline
+from fastcifar.measuring import layer_times, profile, profile_text, roofline
 from fastcifar.measuring.kernels import (
     AUGMENTATION,
     BLOCK,
@@ -39,6 +39,8 @@ from fastcifar.measuring.layers import list_layers
 from fastcifar.measuring.roofs import Roofs
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 SHAPES = Shapes(batch_size=16, num_classes=100)
 TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixup_alpha", "0.2")]
 
@@ -47,7 +49,7 @@ TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixu
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Roofs and layers are timed once: enough to see that all of it is there."""
     monkeypatch.setattr(
-        roofline, "time_calls", lambda calls, device: [[(call(), 1e-3 * (i + 1))[1]] for i, call in enumerate(calls)]
+        layer_times, "time_calls", lambda calls, device: [[(call(), 1e-3 * (i + 1))[1]] for i, call in enumerate(calls)]
     )
     roofs = Roofs(((2**18, 5e10), (2**29, 1e10)), 1e12)
     monkeypatch.setattr(profile, "measure_roofs", lambda device, dtype: roofs)

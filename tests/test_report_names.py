@@ -139,6 +139,22 @@ def test_forty_thousand_classes_of_which_four_are_there(tmp_path: Path, monkeypa
     assert "39,997 classes have no test images, and no row" in (out / "report.md").read_text(encoding="utf-8")
 
 
+def test_confused_images_are_named_by_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(("cat", "dog"), [0, 1] * 6)
+    monkeypatch.setattr(sources, "load", lambda name, **others: data)
+    small: dict[str, Any] = {"val_size": 2, "batch_size": 8, "epochs": 2, "data": "mine"}
+    run = make_run(tmp_path / "run", "final", digest=DIGEST, labels=data.test.labels.tolist(), **small)
+    with np.load(run / "predictions.npz") as arrays:
+        files = np.array([f"test/{('cat', 'dog')[i % 2]}/{i}|.png" for i in range(12)])
+        np.savez(run / "predictions.npz", **dict(arrays) | {"places": files})
+    out = write_report([run], tmp_path / "out").parent
+    rows = list(csv.DictReader(io.StringIO((out / "pair-images.csv").read_text(encoding="utf-8"))))
+    assert {(row["place"], row["class"], row["taken_for"]) for row in rows} == {
+        (f"test/cat/{i}|.png", "cat", "dog") for i in (0, 4, 8)
+    }
+    assert "| test/cat/0\\|.png | cat | dog | 1 of 1 |" in (out / "report.md").read_text(encoding="utf-8")
+
+
 # ---- the marks ----
 
 

@@ -19,6 +19,8 @@ from fastcifar.model import build_model, count_macs, count_parameters
 from fastcifar.session import Session
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 CPU = torch.device("cpu")
 
 

@@ -13,6 +13,8 @@ from fastcifar.errors import DeviceMemoryError
 from fastcifar.session import Session
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"build_engine", "build_loader", "build_steps", "lr_table"}
 

@@ -17,6 +17,8 @@ from fastcifar.loaders import ResidentLoader
 from fastcifar.optim import lr_table
 from fastcifar.target import Target
 
+pytestmark = pytest.mark.machine
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_IMAGES = 40  # two full batches of 16 and a last one of 8
 

@@ -25,8 +25,9 @@ from tiny import write_tiny
 from fastcifar.cli import arguments
 from fastcifar.cli import main as cli
 from fastcifar.data import sources
-from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, UsageError
+from fastcifar.errors import CheckpointError, DataError, InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.presets import TRIALS, load_preset
+from fastcifar.run import failure
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.studies import conduct as study
@@ -345,6 +346,89 @@ def test_what_fails_takes_nothing_else_down(
     assert cli.main(argv) == 0
     assert trained() == whole("final-s0", "cosine-s0", "constant-s0"), "they go on where they stood"
     assert Study.open(OUT).failures == {}
+
+
+def test_the_reason_of_a_failure_is_its_record_and_not_its_log(fake: Any) -> None:
+    """The bug: the last lines of the log that begin with `fastcifar: `, which harmless notes do too."""
+    fake(final_s0="note and die silently", constant_s0="refuse", cosine_s0="diverge")
+    result = conduct(OUT, request("final", "constant", "cosine"))
+    reasons = {run.trial: run.reason for run in result.failed}
+    assert reasons["final"] == "exit code 9: it left no record of the reason, but its log may tell"
+    assert reasons["constant"] == "device = 'cuda': there is no GPU; give --device cpu", "before there is a run folder"
+    assert not (OUT / "runs/constant-s0").exists()
+    assert reasons["cosine"] == "the training loss is not finite after epoch 2; lower --lr"
+    fake()
+    assert conduct(OUT, request("final", "constant", "cosine")).failed == []
+    assert list((OUT / "logs").glob("*.failure.json")) == []
+
+
+def test_a_record_in_the_run_folder_is_enough(fake: Any) -> None:
+    """A study.json that was lost does not take the reasons with it."""
+    fake(final_s0="diverge")
+    conduct(OUT, request("final"))
+    study_file = json.loads((OUT / "study.json").read_text()) | {"failures": {}}
+    (OUT / "study.json").write_text(json.dumps(study_file))
+    assert Study.open(OUT).planned()[0].state == "cut"
+    failure.write(OUT / "runs/final-s0" / failure.FAILURE, NonFiniteError("the training loss is not finite"))
+    (planned,) = Study.open(OUT).planned()
+    assert (planned.state, planned.reason) == ("failed", "the training loss is not finite")
+
+
+def test_a_page_of_somebody_else_is_refused_before_training(fake: Any) -> None:
+    (OUT / "report").mkdir(parents=True)
+    (OUT / "report" / "index.html").write_text("mine")
+    with pytest.raises(UsageError, match="not a page of fastcifar's"):
+        conduct(OUT, request("final"))
+    assert trained() == Counter() and (OUT / "report" / "index.html").read_text() == "mine"
+
+
+def test_a_page_that_cannot_be_written_costs_no_run(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: Any, **others: Any) -> Path:
+        raise UsageError("s/report holds files that fastcifar did not write")
+
+    monkeypatch.setattr("fastcifar.report.writing.write_report", refuses)
+    with pytest.raises(UsageError, match="did not write\nThe runs .* intact: fastcifar report s --out DIR"):
+        conduct(OUT, request("final"))
+    assert trained() == whole("final-s0")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Request(("mine.toml",)),
+        Request(("sub/it's mine.toml", "final")),
+        Request(("final",), settings=(("config", "mine.toml"),)),
+    ],
+)
+def test_a_settings_file_is_told_what_is_possible(asked: Request, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: the hint named a preset or an option of a study that does not exist."""
+    with pytest.raises(UsageError) as caught:
+        plan(OUT, asked)
+    quoted = "'sub/it'\"'\"'s mine.toml'" if "sub" in asked.trials[0] else "mine.toml"
+    assert f"fastcifar train --config {quoted} --seed 0" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    assert cli.main(["study", "mine.toml"]) == 2 and "fastcifar train --config mine.toml" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"format": 1}', "[]", "{", '{"format": 1, "trials": 3}'])
+def test_a_damaged_study_is_named(content: str) -> None:
+    OUT.mkdir()
+    (OUT / "study.json").write_text(content)
+    with pytest.raises(CheckpointError, match="study.json is damaged"):
+        Study.open(OUT)
+
+
+def test_metrics_that_are_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert study_folder.last_record(tmp_path) is None
+
+
+def test_a_run_without_validation_images_has_its_line(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake(final_s0="no validation")
+    assert cli.main("study final --seeds 1 --out s --epochs 3".split()) == 0
+    out, err = capsys.readouterr()
+    assert "final  1 of 1  -               51.30" in out and "final-s0  test 51.30%  in 1:01" in err
 
 
 def test_without_any_result_there_is_no_page(fake: Any, report: Report, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@ from fastcifar import ops
 from fastcifar.errors import DeviceMemoryError, UsageError
 from fastcifar.target import Target, exists, fast_precisions, find_device
 
+pytestmark = pytest.mark.machine
+
 AUTO = {"device": "auto", "engine": "auto", "precision": "auto"}
 MACHINES = {
     "generic": ("generic", []),
@@ -111,6 +113,17 @@ def test_a_compiler_that_is_switched_off_is_refused(name: str, monkeypatch: pyte
         Target.of(tiny_config(engine="compiled"))
     Target.of(tiny_config(engine="eager"))
     monkeypatch.setenv(name, "0")
+    Target.of(tiny_config(engine="compiled"))
+
+
+@pytest.mark.parametrize("name", ["TORCHDYNAMO_SUPPRESS_ERRORS", "TORCH_COMPILE_OVERRIDE_BACKENDS"])
+def test_a_compiler_that_may_give_up_without_a_word_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch reads any value of these as yes, 0 too."""
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(UsageError, match=f"{name}=0"):
+        Target.of(tiny_config(engine="compiled"))
+    Target.of(tiny_config(engine="eager"))
+    monkeypatch.setenv(name, "")
     Target.of(tiny_config(engine="compiled"))
 
 

@@ -9,6 +9,7 @@ SUMMARY = "measure what each engine, precision, loader, ... is worth in images/s
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar ablate [--AXIS VALUE,VALUE,...] [--KEY VALUE ...] [--repeats N] [--seconds S] [--out DIR]"
     parser.usage += "\n                        [--no-attribution]"
     parser.epilog = (

@@ -12,6 +12,7 @@ SUMMARY = "show runs side by side, each against the first"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.add_argument("runs", metavar="RUN", type=path, nargs="+", help="a run folder, or a study for all its runs")
     parser.add_argument("--each", action="store_true", help="a column for every run, not for all seeds together")
     args = parser.parse(argv)

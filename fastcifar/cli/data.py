@@ -13,6 +13,7 @@ SUMMARY = "look at images (data info), or download a published set (data get)"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar data info [NAME|PATH] [--mirror URL]\n       fastcifar data get NAME [--mirror URL]"
     parser.add_argument("action", type=one_of("info", "get"), metavar="info|get", help="what to do")
     parser.add_argument("source", nargs="?", metavar="NAME|PATH", help="cifar100, cifar10, procedural or a path")

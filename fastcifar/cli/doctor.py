@@ -19,6 +19,7 @@ _COLOURS = {"ok": "32", "note": "33", "problem": "31"}
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.parse(argv)
     return report()
 

@@ -5,10 +5,11 @@ Nothing heavy is imported before a command runs: `fastcifar --help` needs neithe
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,10 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     try:
         _name_misspelt_variables()
-        with failure.recorded_where_asked():
+        with failure.recorded_where_asked(), _explained(words):
             code = _run(words)
-        if sys.stdout is not None:  # None where a service closed it
-            sys.stdout.flush()
+        _flush()
         return code
     except FastcifarError as error:
         _show_traceback_if_debugging()
@@ -125,10 +125,6 @@ def _main(words: list[str]) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_left():
             return 141
-        if isinstance(error, OSError) and (ours := _of_a_given_path(error, words)):
-            _show_traceback_if_debugging()
-            print(f"fastcifar: {ours}", file=sys.stderr)
-            return ours.exit_code
         return _report(error, words)
 
 
@@ -166,6 +162,35 @@ def _name_misspelt_variables() -> None:
     for name in sorted(os.environ):
         if name.startswith("FASTCIFAR_") and name not in VARIABLES and (match := nearest(name, VARIABLES, 0.85)):
             print(f"fastcifar: {name} is not read{did_you_mean(match)}", file=sys.stderr)
+
+
+def _flush() -> None:
+    """Sends on its way what was printed.
+
+    Raises:
+        FastcifarError: stdout is a file on a full disk, or cannot be written for another reason.
+    """
+    if sys.stdout is None:  # a service closed it
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # or the interpreter tries again at its end, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise FastcifarError(f"what was to be printed is lost: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _explained(words: Sequence[str]) -> Iterator[None]:
+    """Makes the system's refusal of a path that the user gave one of our errors."""
+    try:
+        yield
+    except OSError as error:
+        if ours := _of_a_given_path(error, words):
+            raise ours from error
+        raise
 
 
 def _of_a_given_path(error: OSError, words: Sequence[str]) -> FastcifarError | None:

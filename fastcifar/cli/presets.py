@@ -14,6 +14,7 @@ SUMMARY = "list the presets with their settings and the accuracy to expect, or s
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one in full")
     args = parser.parse(argv)
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import fastcifar
 from fastcifar import machine
-from fastcifar.errors import UsageError
+from fastcifar.errors import DataError, UsageError
 from fastcifar.run import environment
 from fastcifar.text import quoted
 
@@ -70,6 +70,9 @@ def examine() -> Iterator[Finding]:
             text = f"could not be examined: {_reason(error)}"
             # A package that is missing has a line of its own.
             yield Finding("note" if isinstance(error, ModuleNotFoundError) else "problem", name, text, fatal=fatal)
+
+
+# ---- the probes: each yields the findings of one thing ----
 
 
 def _fastcifar() -> Iterator[Finding]:
@@ -205,7 +208,10 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether a GPU runs code for `arch`: of its own major version up to its minor one, or older PTX (`compute_80`)."""
+    """Whether a GPU of `capability` runs code for `arch`.
+
+    It runs code of its own major version and of no later minor version, and PTX (`compute_80`) of any earlier version.
+    """
     kind, _, digits = arch.partition("_")
     if not (parts := re.fullmatch(r"(\d+)(\d)([af]?)", digits)):
         return False
@@ -323,7 +329,11 @@ def _data() -> Iterator[Finding]:
 
     from fastcifar.data.cache import default_folder
 
-    folder = default_folder()
+    try:
+        folder = default_folder()
+    except DataError as error:  # no home folder, or a FASTCIFAR_DATA that is none
+        yield Finding("note", "data cache", f"there is none: {error}", "FASTCIFAR_DATA=FOLDER chooses one.")
+        return
     held: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
         try:

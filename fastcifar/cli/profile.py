@@ -20,6 +20,7 @@ SUMMARY = "show where the time of a training step goes, and how near each layer 
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar profile [PRESET | FILE.toml] [--KEY VALUE ...] [--steps N] [--out DIR]"
     parser.epilog = (
         "The steps are those of a training run, on images of random bytes: no data is needed. --KEY VALUE sets what "

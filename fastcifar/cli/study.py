@@ -16,6 +16,7 @@ SUMMARY = "train all trials of the report with several seeds, and write the repo
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
     parser.usage += "                       [--KEY VALUE ...]"
     parser.epilog = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
 from fastcifar.text import one_line, quoted
+from fastcifar.ui.notes import note
 
 if TYPE_CHECKING:
     from fastcifar.config import Config
@@ -24,6 +24,7 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
+    """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
     parser.usage += (
         "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
@@ -77,26 +78,36 @@ def _announce(config: Config, *, named: bool, out: Path | None) -> None:
         named: whether a preset or a file was named. Where one was, only a download is told.
         out: the run folder that was asked for.
     """
-    from fastcifar.data.cache import default_folder
-    from fastcifar.data.sources import download_size
-
     if not named:
         where = quoted(out) if out is not None else f"a new folder in runs/{config.preset}"
-        _tell(
+        note(
             f"no preset is named, so the defaults are trained: {config.epochs} epochs on {one_line(config.data)}, "
-            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}"
+            f"batch_size {config.batch_size}, lr {config.lr:g} {config.lr_schedule}; the run goes to {where}",
+            "fastcifar: ",
         )
-    if size := download_size(config.data):
-        _tell(
-            f"{config.data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded to {default_folder()} "
-            "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
-        )
+    announce_download(config.data, config.mirror)
     if not named:
-        _tell("`fastcifar train quick` is a small first run, with nothing to download")
+        note("`fastcifar train quick` is a small first run, with nothing to download", "fastcifar: ")
 
 
-def _tell(text: str) -> None:
-    print(f"fastcifar: {text}", file=sys.stderr, flush=True)
+def announce_download(data: str, mirror: str = "") -> None:
+    """Says on stderr how much of `data` will be downloaded, and where it goes; nothing where nothing will."""
+    from fastcifar.data.cache import default_folder
+    from fastcifar.data.sources import download_size
+    from fastcifar.errors import DataError
+
+    size = download_size(data, mirror=mirror)
+    if not size:
+        return
+    try:
+        where = f" to {default_folder()}"
+    except DataError:  # no folder to keep it in: who loads the images says so
+        where = ""
+    note(
+        f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded{where} "
+        "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)",
+        "fastcifar: ",
+    )
 
 
 def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:
@@ -125,13 +136,13 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
 
 def describe_settings() -> str:
     """All settings by group: option, meaning, what is allowed and the default."""
-
     from fastcifar.config import Config, groups
     from fastcifar.spelling import allowed
 
     indent = 25
     width = min(shutil.get_terminal_size().columns, 110)
     lines = ["settings [what is allowed; the default, where no preset or file states another]:"]
+    lines += ["--KEY alone sets a setting that is true or false to true, --no-KEY to false"]
     for group, names in groups().items():
         lines += ["", f"{group}:"]
         for name in names:

@@ -1,7 +1,7 @@
 """The local cache: decoded arrays in one safetensors file a source, checked byte for byte when read.
 
-An entry is replaced by an atomic rename, so that a reader sees an old or a new one and never half of one; processes
-that want the same missing entry wait for the first to make it.
+An entry is replaced by renaming, so that a reader sees the old entry or the new one and never half of one. Processes
+that want the same missing entry wait for the first of them to make it.
 """
 
 import errno
@@ -137,7 +137,15 @@ def hold(folder: Path, name: str) -> AbstractContextManager[object]:
 
 
 def cannot_write(path: Path, error: OSError) -> DataError:
-    """The error of a cache that cannot take a file, with what to do about it."""
+    """The error of a cache that cannot take a file.
+
+    Args:
+        path: The file or folder that could not be written.
+        error: What the system said.
+
+    Returns:
+        An error with the path, the reason, on a full disk the room that is left, and what to do about it.
+    """
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         with suppress(OSError):

@@ -54,7 +54,11 @@ def in_canonical_order(decoded: Decoded, name: str) -> Dataset:
 def _superclasses(
     class_names: tuple[str, ...], names: tuple[str, ...] | None, found: tuple[int, ...] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and one index a class: CIFAR-100's as published, which the layout must not contradict, else its own."""
+    """The names of the superclasses, and the index of each class's.
+
+    Those of CIFAR-100's classes are as published, and the layout must not contradict them. Other classes have those of
+    the layout, or none.
+    """
     if class_names != CIFAR100.class_names:
         if not found or -1 in found:
             return (), ()

@@ -18,17 +18,27 @@ from fastcifar.errors import DataError
 
 @dataclass(frozen=True)
 class Version:
-    """The files of one published version, found by name."""
+    """The files of one published version, found by name.
+
+    Attributes:
+        title: What people call the version.
+        train: The files of the training images, in order.
+        test: The file of the test images.
+        names: The files of the class names, those of the superclasses last. They may be missing.
+        superclasses: Whether each image has a superclass label too.
+        binary: Whether the files are records of bytes; else they are pickles.
+    """
 
     title: str
     train: tuple[str, ...]
     test: tuple[str, ...]
-    names: tuple[str, ...]  # the class names' files, which may be missing; superclass names last
+    names: tuple[str, ...]
     superclasses: bool
     binary: bool
 
     @property
     def required(self) -> tuple[str, ...]:
+        """The files without which the version is not whole."""
         return self.train + self.test
 
 
@@ -62,6 +72,16 @@ EXTRACTED = {  # where the published archives put their files
 
 
 def read_published(version: Version, files: Mapping[str, bytes], where: Path) -> Decoded:
+    """Images and labels of a published version.
+
+    Args:
+        version: Which files it has.
+        files: Their content by name: all that are required, and those of names that are there.
+        where: The folder or archive that holds them, for messages.
+
+    Raises:
+        DataError: A file is damaged, or images and labels contradict each other.
+    """
     images, labels, coarse = {}, {}, {}
     for split, names in zip(SPLITS, (version.train, version.test), strict=True):
         read = _read_binary if version.binary else _read_pickle

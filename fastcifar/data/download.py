@@ -29,10 +29,23 @@ T = TypeVar("T")
 
 
 def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, title: str, progress: bool = True) -> T:
-    """``use(file)`` of the file at ``url``, or at ``mirror``: kept in ``folder``, downloaded where it is not there.
+    """Hand a file to ``use``, downloaded first if it is not here yet.
 
-    ``mirror`` is the http, https or file URL of the file (in any layout that ``use`` takes) or of the folder that has
-    it under its published name. ``use`` raises DataError on content it does not accept; such a file is not kept.
+    Args:
+        url: The file's official address.
+        mirror: Where to ask instead: the http, https or file URL of the file (in any layout that ``use`` takes) or of
+            the folder that has it under its published name. Empty: ``url``.
+        folder: Where the downloaded file is kept.
+        use: Takes the file, and raises DataError on content that it does not accept. Such a file is not kept.
+        title: What the file is called in messages, and the stem of the name under which it is kept.
+        progress: Whether the download shows how far it is.
+
+    Returns:
+        What ``use`` returns.
+
+    Raises:
+        DataError: The file cannot be had or written, or ``use`` does not accept it.
+        UsageError: ``mirror`` is no URL.
     """
     address = mirror_address(url, mirror)
     kept = kept_file(folder, title)
@@ -78,7 +91,18 @@ def kept_file(folder: Path, title: str) -> Path:
 
 
 def mirror_address(url: str, mirror: str) -> str:
-    """The address to ask: ``url``, or the same file at ``mirror``, or ``mirror`` itself where it names a file."""
+    """The address to ask.
+
+    Args:
+        url: The file's official address.
+        mirror: As for ``obtain``.
+
+    Returns:
+        ``url``, the file of the same name in the folder ``mirror``, or ``mirror`` itself where it names a file.
+
+    Raises:
+        UsageError: ``mirror`` is no http, https or file URL.
+    """
     if not mirror:
         return url
     parts = urlsplit(mirror)
@@ -95,7 +119,12 @@ def mirror_address(url: str, mirror: str) -> str:
 
 
 class _Unreachable(Exception):
-    """No answer, or one without the whole file; ``retry`` where a later attempt may fare better."""
+    """No answer came, or one without the whole file.
+
+    Args:
+        reason: What happened.
+        retry: Whether a later attempt may go better.
+    """
 
     def __init__(self, reason: str, *, retry: bool) -> None:
         super().__init__(reason)
@@ -103,9 +132,17 @@ class _Unreachable(Exception):
 
 
 def fetch(url: str, part: Path, *, title: str, progress: bool = True) -> None:
-    """Bring the file at ``url`` to ``part``, going on where an earlier call was cut if the server still has that file.
+    """Download a file, going on where an earlier call was cut if the server still has that version of the file.
 
-    Raises _Unreachable, and OSError where ``part`` cannot be written.
+    Args:
+        url: The http or https address.
+        part: The file to write. It is whole once this returns.
+        title: What the file is called in messages.
+        progress: Whether it is shown how far the download is.
+
+    Raises:
+        _Unreachable: The server did not send the whole file, however often it was asked.
+        OSError: ``part`` cannot be written.
     """
     waits = list(RETRY_SECONDS)
     furthest = _size(part)
@@ -203,7 +240,7 @@ def _validator_file(part: Path) -> Path:
 
 
 def _write_validator(part: Path, url: str, headers: Any) -> None:
-    """Take down what the server calls this version of the file, so that two versions are never joined."""
+    """Write down what the server calls this version of the file, so that two versions are never joined."""
     etag = headers.get("ETag", "")
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
     _validator_file(part).write_text(json.dumps({"url": url, "validator": validator}))

@@ -62,7 +62,17 @@ def open_images(files: Sequence[Path]) -> NDArray[np.uint8]:
 
 
 def open_image(file: Path) -> NDArray[np.uint8]:
-    """Decode one image file to uint8 ``[32, 32, 3]`` RGB. Raises DataError."""
+    """Decode one image file.
+
+    Args:
+        file: The file; its content, not its name, tells the format.
+
+    Returns:
+        uint8 ``[32, 32, 3]`` RGB.
+
+    Raises:
+        DataError: The file cannot be read or is not to be taken.
+    """
     from PIL import Image, UnidentifiedImageError
 
     content = read_bytes(file, _LARGEST_IMAGE)
@@ -159,9 +169,9 @@ def _may_be_transparent(image: "Image.Image") -> bool:
 
 
 def _has_a_fourth_byte(image: Any, content: bytes) -> bool:
-    """Whether a BMP of 32 bits a pixel makes use of those that its format calls unused: some programs put alpha there.
+    """Whether a BMP of 32 bits a pixel uses the eight of them that its format calls unused.
 
-    The bytes are the same all over if nothing is meant.
+    Some programs write alpha there. In all other files these bytes are the same for every pixel.
     """
     if image.format not in ("BMP", "DIB") or not image.tile or image.tile[0][3][0] != "BGRX":
         return False

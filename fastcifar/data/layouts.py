@@ -61,8 +61,8 @@ class Source:
         if self.version:
             present = (self.path / name for name in self.version.required + self.version.names)
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
-        # Folders that are not read count by their names, because the notes tell of them.
-        found = [(os.fsencode(entry.name), _NOTHING) for entry in entries(self.path) if _is_folder(entry)]
+        # A third split is not read, but a note tells of it.
+        found = [(os.fsencode(e.name), _NOTHING) for e in entries(self.path) if e.name.startswith(("val", "dev"))]
         for split in SPLITS:
             for folder in entries(self.path / split):
                 inside = os.fsencode(f"{split}/{folder.name}")

@@ -51,10 +51,16 @@ SUPERCLASS_OF = tuple(i // len(_OBJECTS) for i in range(len(CLASS_NAMES)))
 def generate(
     seed: int = SEED, train_per_class: int = TRAIN_PER_CLASS, test_per_class: int = TEST_PER_CLASS
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Draw both splits: ``{"train": (images, labels), "test": (images, labels)}``, class after class.
+    """Draw both splits, class after class: about a second for the default 6,000 + 1,000 images.
 
-    Images are uint8 ``[100 * per_class, 32, 32, 3]`` RGB, labels int64 ``[100 * per_class]``. Takes about a second for
-    the default 6,000 + 1,000.
+    Args:
+        seed: A whole number from 0; another seed draws other images.
+        train_per_class: Training images of each class.
+        test_per_class: Test images of each class.
+
+    Returns:
+        ``{"train": (images, labels), "test": (images, labels)}``: images uint8 ``[100 * per_class, 32, 32, 3]`` RGB,
+        labels int64 ``[100 * per_class]``.
     """
     bits = np.random.Philox(np.random.SeedSequence(seed))
     count = train_per_class + test_per_class

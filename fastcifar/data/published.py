@@ -39,15 +39,26 @@ CIFAR100_SUPERCLASS_OF = {name: above for above, names in CIFAR100_SUPERCLASSES.
 
 @dataclass(frozen=True)
 class Published:
-    """A published data set: where it lies and how its content is known."""
+    """A published data set: where it lies and how its content is known.
+
+    Attributes:
+        name: What ``--data`` calls it.
+        url: The official address of its archive.
+        class_names: Its classes, sorted.
+        counts: How many images each split has.
+        digests: The ``split_digest`` of each split; None where no copy was at hand to take it from.
+        archive_md5s: The MD5 of each archive as published, for want of digests. An archive with another is noted and
+            not refused, because packing it anew changes its MD5.
+        archive_bytes: The size of the archive at ``url``.
+    """
 
     name: str
     url: str
     class_names: tuple[str, ...]
     counts: Mapping[str, int]
-    digests: Mapping[str, str] | None = None  # split_digest of each split; None where no copy was at hand to take it
-    archive_md5s: tuple[str, ...] = ()  # as published, for want of digests; only told of, as any repacking changes them
-    archive_bytes: int = 0  # the size of the archive at ``url``
+    digests: Mapping[str, str] | None = None
+    archive_md5s: tuple[str, ...] = ()
+    archive_bytes: int = 0
 
     @property
     def digest(self) -> str | None:
@@ -55,7 +66,14 @@ class Published:
         return joined(self.digests) if self.digests else None
 
     def check(self, dataset: Dataset) -> None:
-        """Raise DataError unless ``dataset`` holds this set's images: all of them, and where known no other."""
+        """Check that a data set holds all images of this one and, where their digest is known, no others.
+
+        Args:
+            dataset: What was found under this set's name or with its classes.
+
+        Raises:
+            DataError: Classes, counts or images differ.
+        """
         if dataset.class_names != self.class_names:
             raise DataError(f"its classes are not those of {self.name}")
         for split in SPLITS:

@@ -25,7 +25,9 @@ from fastcifar.errors import DataError
 NAMES = (*PUBLISHED, "procedural")
 
 
-def load(data: str, *, mirror: str = "", cache: Path | None = None, progress: bool = True) -> Dataset:
+def load(
+    data: str | os.PathLike[str], *, mirror: str = "", cache: Path | None = None, progress: bool = True
+) -> Dataset:
     """The images that a name or a path stands for.
 
     Notes on the source (files that were ignored, classes without images) go to stderr each time it is loaded.
@@ -41,6 +43,7 @@ def load(data: str, *, mirror: str = "", cache: Path | None = None, progress: bo
         DataError: The images cannot be found, fetched, read or trusted.
         UsageError: ``mirror`` is no URL.
     """
+    data = os.fspath(data)
     with _told(data):
         if data in PUBLISHED:
             folder = cache if cache is not None else default_folder()
@@ -57,8 +60,8 @@ def load(data: str, *, mirror: str = "", cache: Path | None = None, progress: bo
         return _from_entry(cached(folder_or_none, name, fingerprint, lambda: _decode(source)))
 
 
-def absolute(data: str) -> str:
-    """What to write down so that ``load`` finds the same images from every working folder.
+def absolute(data: str | os.PathLike[str]) -> str:
+    """The text to keep so that ``load`` finds the same images from every working folder.
 
     Args:
         data: As for ``load``.
@@ -69,21 +72,26 @@ def absolute(data: str) -> str:
     Raises:
         DataError: ``data`` is no path (see ``paths.user_path``), or the working folder is gone.
     """
-    if data in NAMES:
-        return data
-    path = user_path(data)
+    text = os.fspath(data)
+    if text in NAMES:
+        return text
+    path = user_path(text)
     with reading(path):
         return str(path.absolute())
 
 
-def download_size(data: str, *, cache: Path | None = None) -> int:
-    """How many bytes ``load`` would download, 0 if none.
+def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> int:
+    """How many bytes ``load`` would download: the size of the published archive, or 0.
 
     Args:
         data: As for ``load``.
+        mirror: As for ``load``. Nothing is downloaded from a file URL.
         cache: As for ``load``.
+
+    Raises:
+        DataError: The cache cannot be looked into.
     """
-    if data not in PUBLISHED:
+    if data not in PUBLISHED or mirror.lower().startswith("file:"):
         return 0
     published = PUBLISHED[data]
     folder = cache if cache is not None else _folder_if_any(tell=False)

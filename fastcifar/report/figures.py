@@ -148,7 +148,15 @@ def mixup_ceiling(alpha: float) -> float:
 
 
 def draw_sheet(name: str, images: NDArray[np.uint8], labels: Sequence[str], alt: str, *, title: str = "") -> Panel:
-    """Pictures in rows: uint8 [rows, columns, S, S, 3 or 4] (RGB, or with opacity), a label a row."""
+    """Draws pictures in rows, each row with a label.
+
+    Args:
+        name: of the drawing's file.
+        images: uint8 [rows, columns, S, S, 3 or 4]: red, green, blue and, as the fourth, opacity.
+        labels: one for each row; a line feed breaks it.
+        alt: what the drawing shows, in words.
+        title: above the drawing.
+    """
     rows, columns, size = images.shape[:3]
     gap = 3
     step = size + gap
@@ -191,9 +199,14 @@ class Row:
 
 
 def draw_dots(name: str, rows: Sequence[Row], axis: str, alt: str, *, zero: bool = False) -> Panel:
-    """Percentages, a line a row: a dot a seed, the mean with its interval, the published range behind.
+    """Draws shares as percentages: a line for each row, a dot for each seed, the mean with its interval above the dots.
 
-    `zero` marks the place of no effect.
+    Args:
+        name: of the drawing's file.
+        rows: the trials or steps.
+        axis: what the axis across says.
+        alt: what the drawing shows, in words.
+        zero: marks the place of no effect.
     """
     from matplotlib.ticker import FuncFormatter
 
@@ -232,9 +245,15 @@ def draw_class_bars(
     *,
     dots: NDArray[np.float64] | None = None,
 ) -> Panel:
-    """Horizontal bars, `accuracies` [runs, len(labels)]: the mean, and a line from the lowest to the highest run.
+    """Draws a bar across for each class: the mean over the runs, with a line from the lowest to the highest run.
 
-    `dots` [len(labels)] are drawn beside them.
+    Args:
+        name: of the drawing's file.
+        labels: K names.
+        accuracies: float64 [runs, K], from 0 to 1, none of them NaN.
+        colour: of the bars.
+        alt: what the drawing shows, in words.
+        dots: float64 [K], from 0 to 1: further marks.
     """
 
     def paint(figure: Figure) -> None:
@@ -259,7 +278,15 @@ def draw_class_bars(
 def draw_confusion(
     name: str, share: NDArray[np.float64], blocks: Sequence[tuple[str, int]], colour: str, alt: str
 ) -> Panel:
-    """Labels down, predictions across: `share` [C, C] of each class's images; `blocks` are (name, size)."""
+    """Draws a confusion matrix: labels down, predictions across.
+
+    Args:
+        name: of the drawing's file.
+        share: float64 [K, K], from 0 to 1: of each class's images.
+        blocks: neighbouring classes that share a label: its text, and how many they are.
+        colour: of a share of 1; less is paler.
+        alt: what the drawing shows, in words.
+    """
     red, green, blue = bytes.fromhex(colour[1:])
 
     def tinted(values: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -279,6 +280,10 @@ def _pair_blocks(
     columns = ["pair", "taken for each other, %", "first taken for second, %", "second taken for first, %"]
     caption = f"**Most confused pairs** of {plain(focus.label)}, in % of their test images over {_runs(len(runs))}"
     blocks: list[Block] = [Heading(3, "Most confused pairs", "pairs"), Table("pairs", caption, columns, rows, data)]
+    if (places := runs[0].places) is not None:
+        numbered = [(int(numbers[pair.first]), int(numbers[pair.second])) for pair in pairs]
+        table = _pair_images(numbered, runs, classes, places)
+        blocks.append(Details("The images of these pairs, by their places in the data", [table]))
     if panels:
         caption = (
             "**The pairs in pictures**: test images given the other class, first those that most seeds get wrong, then "
@@ -288,6 +293,27 @@ def _pair_blocks(
     else:
         blocks.append(Paragraph("The pictures of the pairs are left out: the images were not at hand."))
     return blocks
+
+
+def _pair_images(
+    pairs: Sequence[tuple[int, int]], runs: Sequence[Predictions], classes: Classes, places: NDArray[Any]
+) -> Table:
+    """The images of the most confused pairs that were given the other class, in the order of their pictures."""
+    rows, data = [], []
+    for true, predicted in [turned for i, j in pairs for turned in ((i, j), (j, i))]:
+        for image in taken_for(runs, true, predicted, PICTURES_A_ROW):
+            wrong = [run for run in runs if run.predicted[image] == predicted]
+            confidence = float(np.mean([run.confidence[image] for run in wrong]))
+            place, names = places[image].item(), (classes.names[true], classes.names[predicted])
+            rows.append([plain(str(place)), *map(named, names), f"{len(wrong)} of {len(runs)}", _per_cent(confidence)])
+            record = {"place": place, "class": names[0], "taken_for": names[1], "class_number": true}
+            data.append(record | {"taken_for_number": predicted, "runs": len(wrong), "confidence": confidence})
+    columns = ["place", "class", "taken for", "runs", "mean confidence, %"]
+    caption = (
+        "**Images of the most confused pairs**. Place: the number of the image among the test images of the data set's "
+        "file, counted from 0, or its file"
+    )
+    return Table("pair-images", caption, columns, rows, data, stacked=False)
 
 
 def _share(confusion: NDArray[np.int64], label: int, predicted: int) -> float:

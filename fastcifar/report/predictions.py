@@ -32,12 +32,15 @@ class Predictions:
         predicted: int64 [N], the classes that the model gives.
         confidence: float64 [N], the probability of the predicted class, from 0 to 1.
         class_names: the name of each class, by its number; empty where the file does not say them.
+        places: [N] numbers or paths: where each image is in the source of the data set; None where the file does not
+            say it.
     """
 
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
     class_names: tuple[str, ...] = ()
+    places: NDArray[Any] | None = None
 
     @classmethod
     def pooled(cls, runs: Sequence[Predictions]) -> Predictions:
@@ -137,7 +140,8 @@ def _checked(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
             "checkpoint, they are made again"
         )
     names = tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else ()
-    return Predictions(labels.astype(np.int64), predicted.astype(np.int64), confidence.astype(np.float64), names)
+    classes = labels.astype(np.int64), predicted.astype(np.int64)
+    return Predictions(*classes, confidence.astype(np.float64), names, arrays.get("places"))
 
 
 def _from_checkpoint(path: Path, data: str | None) -> Mapping[str, NDArray[Any]]:

@@ -62,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """Runs that differ in nothing but the seed (and in how they were computed).
+    """Runs that differ in the seed, and else at most in how they were computed.
 
     Attributes:
         name: the preset's.
@@ -81,14 +81,17 @@ class Trial:
 
     @property
     def n(self) -> int:
+        """How many runs there are."""
         return len(self.runs)
 
     @property
     def config(self) -> Config:
+        """The settings, with the first run's seed."""
         return self.runs[0].config
 
     @property
     def is_cifar100(self) -> bool:
+        """Whether the images are the published ones."""
         return self.digest == CIFAR100.digest
 
     @property
@@ -97,6 +100,7 @@ class Trial:
         return self.preset is not None and self.is_cifar100 and not self.changes
 
     def by_seed(self, metric: str) -> dict[int, float]:
+        """A metric of the last epoch by seed, without the runs that lack it."""
         values = {run.config.seed: run.value(metric) for run in self.runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
@@ -109,7 +113,14 @@ class Trial:
         return describe(values).within(0, 1 if _is_share(metric) else math.inf) if values else None
 
     def curve(self, key: str) -> list[tuple[int, float, float, float]]:
-        """(epoch, mean, lowest, highest over the seeds) of each epoch that every run has."""
+        """A number of each epoch, over the seeds.
+
+        Args:
+            key: of the epochs' records.
+
+        Returns:
+            (epoch, mean, lowest, highest) for each epoch in which every run has the number.
+        """
         per_run = [{r["epoch"]: r[key] for r in run.records if _is_number(r.get(key))} for run in self.runs]
         epochs = sorted(set.intersection(*map(set, per_run)))
         rows = [(epoch, [values[epoch] for values in per_run]) for epoch in epochs]
@@ -233,7 +244,15 @@ def effect(before: Trial | None, after: Trial | None, metric: str) -> Sample | s
 
 
 def verdict(trial: Trial, metric: Metric) -> str:
-    """Where our mean lies: `inside`, `above` or `below` the published range; else why that isn't said."""
+    """Where our mean lies.
+
+    Args:
+        trial: our runs.
+        metric: of the last epoch.
+
+    Returns:
+        `inside`, `above` or `below` the published range; or why there is no verdict.
+    """
     sample, span = trial.sample(metric), published_span(trial, metric)
     if sample is None:
         return "not measured"
@@ -246,7 +265,15 @@ def verdict(trial: Trial, metric: Metric) -> str:
 
 
 def published_span(trial: Trial, metric: Metric) -> tuple[float, float] | None:
-    """From the lowest to the highest of the report's number and the reproductions' range; None without any."""
+    """The range of all published numbers: the report's own and those of the reproductions.
+
+    Args:
+        trial: of a preset.
+        metric: of the last epoch.
+
+    Returns:
+        The lowest and the highest; None where nothing is published.
+    """
     if trial.preset is None:
         return None
     about = trial.preset.about
@@ -274,7 +301,7 @@ def _read_run(path: Path, note: Callable[[str], None]) -> Run | Absence:
 
 
 def _with_reason(absence: Absence, planned: Sequence[PlannedRun]) -> Absence:
-    """With what the study knows of a run that failed."""
+    """The same absence, with the reason that the study knows, if the run failed."""
     plan = next((plan for plan in planned if plan.path.resolve() == absence.path.resolve()), None)
     if plan is None or plan.state != "failed" or not plan.reason or plan.reason in absence.reason:
         return absence
@@ -289,7 +316,11 @@ def _same_draw(one: Run, other: Run) -> bool:
 
 
 def _trials(runs: Sequence[Run]) -> list[Trial]:
-    """The runs by preset, changes and images: the preset's own settings on CIFAR-100 first, then the most runs."""
+    """The runs as trials: those of one preset, with the same changes and images, are one.
+
+    Of several trials of a preset, that with the preset's own settings on CIFAR-100 comes first, then that with the most
+    runs.
+    """
     presets: dict[str, Preset | None] = {}
     members: dict[tuple[str, tuple[str, ...], str], list[Run]] = {}
     for run in runs:

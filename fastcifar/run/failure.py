@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fastcifar import files
 from fastcifar.errors import FastcifarError, InterruptedRunError
 
 FAILURE = "failure.json"
@@ -83,7 +84,7 @@ def read(file: Path) -> Failure | None:
         None where there is no record, and where it cannot be read: a record of a failure must not be one itself.
     """
     try:
-        found = json.loads((file / FAILURE if file.is_dir() else file).read_bytes())
+        found = json.loads(files.read(file / FAILURE if file.is_dir() else file, 2**20))
         kind, message, code = str(found["kind"]), str(found["message"]), int(found["exit_code"])
         return Failure(kind, message, code, bool(found["expected"]), str(found.get("date", "")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -102,8 +103,11 @@ def recorded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded_where_asked() -> Iterator[None]:
-    """As `recorded`, in the file that `FASTCIFAR_FAILURE_FILE` names; without the variable nothing is written."""
-    file = os.environ.get(VARIABLE)
+    """As `recorded`, in the file that `FASTCIFAR_FAILURE_FILE` names; without the variable nothing is written.
+
+    The variable is taken out of the environment: it is for this command, and not for processes that it starts.
+    """
+    file = os.environ.pop(VARIABLE, None)
     with _recorded_in(Path(file)) if file else contextlib.nullcontext():
         yield
 

@@ -25,7 +25,12 @@ _Value = Callable[[RunFolder], "float | None"]
 
 @dataclass(frozen=True)
 class Column:
-    """Runs with the same settings and images but for the seed, no seed twice."""
+    """Runs that differ in the seed alone, no seed twice.
+
+    Attributes:
+        title: a letter and the preset.
+        runs: one or more.
+    """
 
     title: str
     runs: list[RunFolder]
@@ -85,9 +90,14 @@ def load(paths: Sequence[Path], note: Callable[[str], None] = print_note) -> lis
 
 
 def columns(runs: Sequence[RunFolder], each: bool = False) -> list[Column]:
-    """A column for all seeds of the same settings or, with `each`, for every run; in the order of the first runs.
+    """The columns of the table, in the order of their first runs.
 
-    Where all runs would be one column, each has its own, and the last is that of all.
+    Args:
+        runs: what is compared.
+        each: a column for every run. Without it, all seeds of the same settings share a column.
+
+    Returns:
+        Where all runs would share one column, a column for each run and one for all of them.
     """
     groups: list[list[RunFolder]] = []
     for run in runs:
@@ -135,7 +145,16 @@ def table(cols: Sequence[Column]) -> list[list[str]]:
 
 
 def blocks(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[tuple[list[str], list[list[str]]]]:
-    """The table as (header, rows) in as many parts as `width` asks for, each with the names and the first column."""
+    """The table in parts that fit a terminal; each part has the names and the first column.
+
+    Args:
+        titles: of the columns.
+        rows: a name and a cell for each column.
+        width: of the terminal, in characters.
+
+    Returns:
+        Header and rows of each part.
+    """
     header = ["", *titles]
     widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
     room = width - widths[0] - widths[1]

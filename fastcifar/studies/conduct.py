@@ -44,9 +44,11 @@ QUICK_JOBS = 4
 JOBS_VARIABLE = "FASTCIFAR_STUDY_JOBS"
 """Tells a run's environment.json how many runs shared the machine."""
 POLL_SECONDS = 0.2
+"""Between two looks at the runs in training."""
 PROGRAM = (sys.executable, "-m", "fastcifar")
 
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+"""Exit codes of a run that a signal stopped after its state was saved."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Result:
     """What a study has come to.
 
     Attributes:
+        study: what was asked for.
         runs: every planned run as it is now.
         failed: those that were to be trained now and failed.
         page: the report; None where no run has finished.
@@ -106,7 +109,12 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
 
             paths = finished + [run.path for run in planned if run.state != "finished" and run.epochs_done]
             data = study.settings.get("data")
-            page = write_report(paths, out / REPORT, planned=planned, data=data, note=progress.note)
+            try:
+                page = write_report(paths, out / REPORT, planned=planned, data=data, note=progress.note)
+            except FastcifarError as problem:
+                where = f"fastcifar report {quoted(out)} --out DIR"
+                problem.args = (f"{problem}\nThe runs of the study are intact: {where} writes the page",)
+                raise
             return Result(study, planned, failed, page)
 
 
@@ -160,7 +168,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _places(study: Study, jobs: int | None) -> list[str]:
-    """A device for each of the runs side by side; "" leaves it to the settings."""
+    """A device for each of the runs that train side by side. An empty text leaves the device to the settings."""
     device = study.config(next(iter(study.trials)), 0).device
     gpus = _num_gpus() if device in ("auto", "cuda") else 0
     if jobs is None:
@@ -179,7 +187,10 @@ def _num_gpus() -> int:
 
 
 def _environment(jobs: int) -> dict[str, str]:
-    """For a run beside `jobs` - 1 others: its share of the processor, unless the user has said what it is to be."""
+    """The environment variables of a run that trains beside `jobs` - 1 others.
+
+    It gets its share of the processor's cores, unless the user has set the number of threads.
+    """
     here = Path(fastcifar.__file__).resolve().parent.parent
     path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # this code, whatever lies in the folder
@@ -195,7 +206,13 @@ def _environment(jobs: int) -> dict[str, str]:
 
 
 def command(study: Study, run: PlannedRun, device: str = "") -> list[str]:
-    """The arguments after `fastcifar` that begin `run`, or that go on with it."""
+    """The arguments after `fastcifar` that begin a run, or that go on with it.
+
+    Args:
+        study: says the settings.
+        run: the run.
+        device: where it is to train; empty where the settings say it.
+    """
     chosen = study.overrides(run.trial) | ({"device": device} if device else {})
     if (run.path / CONFIG).is_file():
         chosen = {"device": "auto"} | {key: text for key, text in chosen.items() if key in RESUMABLE}
@@ -207,7 +224,13 @@ def command(study: Study, run: PlannedRun, device: str = "") -> list[str]:
 
 @dataclass
 class _Job:
-    """A run in training. `process` is None where it is another study's, which was killed: its lock tells of its end."""
+    """A run in training.
+
+    Attributes:
+        run: what was planned.
+        log: the file that holds what it prints.
+        process: None where an earlier study started it and was killed since. The run's lock then says when it ends.
+    """
 
     run: PlannedRun
     log: Path
@@ -219,10 +242,12 @@ class _Job:
         return self.log.with_suffix(".failure.json")
 
     def ended(self) -> bool:
+        """Whether the run trains no more."""
         return not _in_use(self.run.path) if self.process is None else self.process.poll() is not None
 
     @property
     def code(self) -> int:
+        """The exit code; below 0 it is a signal's number. 0 where the process is not ours."""
         return 0 if self.process is None else int(self.process.returncode)
 
     def reason(self) -> str:
@@ -263,7 +288,8 @@ def _start(study: Study, run: PlannedRun, device: str, jobs: int) -> _Job:
         _clear(run.path)
     words = command(study, run, device)
     with open(job.log, "ab") as log:
-        log.write(f"--- {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}: fastcifar {shlex.join(words)}\n".encode())
+        begun = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
+        log.write(os.fsencode(f"--- {begun}: fastcifar {shlex.join(words)}\n"))
         log.flush()
         # In a session of its own: Ctrl-C reaches the study, which passes it on once; a second would cut the save.
         job.process = subprocess.Popen(

@@ -3,7 +3,7 @@
     runs/study/
       study.json                  trials with their seeds, epochs, data digest; settings of all; what failed, and why
       runs/<trial>-s<seed>/       ordinary run folders, as `fastcifar train` makes them
-      logs/<trial>-s<seed>.log    what each run printed
+      logs/<trial>-s<seed>.log    what each run printed; .failure.json beside it says why the run failed, if it did
       report/                     the page
 
 A study only grows: more trials or seeds may be asked for later, other settings may not.
@@ -38,12 +38,18 @@ QUICK: Mapping[str, str] = {
 24 runs would spend their minutes in torch.compile."""
 
 QUICK_EPOCHS = (3, 5)
-"""Of the trials of 15 epochs, and of those of 300."""
+"""The epochs of `study quick`: of the trials that have 15 in full length, and of those that have 300."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A preset in a study. `dataset_digest` names the content of the images."""
+    """A preset in a study.
+
+    Attributes:
+        seeds: those of its runs, rising.
+        epochs: of each run.
+        dataset_digest: names the content of the images; empty until a study has loaded them.
+    """
 
     seeds: tuple[int, ...]
     epochs: int
@@ -52,9 +58,12 @@ class Trial:
 
 @dataclass
 class Study:
-    """What was asked for in the folder `path`. Accuracies of a `quick` or scaled study compare with no publication.
+    """What was asked for. The accuracies of a `quick` or scaled study compare with no published ones.
 
     Attributes:
+        path: the study's folder.
+        quick: whether its runs are small and on procedural images.
+        epochs_scale: what the epochs of each preset are multiplied by.
         settings: what was given on the command line for all runs, as text by setting.
         trials: by name, in the order in which they are trained.
         failures: why a run failed, by its name, for those that did and have not been tried again.
@@ -127,7 +136,15 @@ class Study:
         return chosen | self.settings
 
     def config(self, trial: str, seed: int) -> Config:
-        """The settings of one run, `auto` where the device decides. Errors: one UsageError for all problems."""
+        """The settings of one run; `auto` where its device will decide.
+
+        Args:
+            trial: the preset.
+            seed: of the run.
+
+        Raises:
+            UsageError: for all problems, a line each.
+        """
         return resolve(trial, None, [*self.overrides(trial).items(), ("seed", str(seed))])
 
     def planned(self) -> list[PlannedRun]:

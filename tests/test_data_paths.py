@@ -102,6 +102,12 @@ def test_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load(path)
 
 
+def test_paths_as_objects(tmp_path: Path) -> None:
+    path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
+    assert sources.load(path, cache=tmp_path).digest == load(path).digest
+    assert sources.absolute(path) == str(path)
+
+
 # ---------------------------------------------------------------------------------------------------- written down
 
 
@@ -122,6 +128,8 @@ def test_what_would_be_downloaded(tmp_path: Path) -> None:
     assert sources.download_size("procedural", cache=tmp_path) == 0
     assert sources.download_size("some/path.npz", cache=tmp_path) == 0
     assert sources.download_size("cifar100", cache=tmp_path) == 169_001_437
+    assert sources.download_size("cifar100", mirror="https://host/x", cache=tmp_path) == 169_001_437
+    assert sources.download_size("cifar100", mirror="file:///tmp/x", cache=tmp_path) == 0
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "cifar100.download").touch()
     assert sources.download_size("cifar100", cache=tmp_path) == 0

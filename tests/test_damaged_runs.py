@@ -1,0 +1,175 @@
+"""Real runs whose folder was damaged or could not be made: what is said, what goes on, and what is left."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_config, weights, write_tiny
+
+from fastcifar import evaluation, trainer
+from fastcifar.errors import CheckpointError, InterruptedRunError, UsageError
+from fastcifar.run.folder import RunFolder
+
+CHANGING = (".lock", "failure.json")
+"""Files that a resume that is refused may write."""
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of three epochs, and the same run cut after the second."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny_config(write_tiny(folder / "tiny.npz"))
+    whole = trainer.train(config, folder / "whole", [])
+
+    class Stopped(Exception):
+        pass
+
+    def stop(run: RunFolder, *args: Any) -> None:
+        save(run, *args)
+        if len(run.records) == 2:
+            raise Stopped
+
+    save = trainer.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "save", stop)
+        with pytest.raises(Stopped):
+            trainer.train(config, folder / "cut", [])
+    return whole, folder / "cut"
+
+
+@pytest.fixture
+def runs(cut: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of both, to be damaged."""
+    return tuple(Path(shutil.copytree(run, tmp_path / run.name)) for run in cut)  # type: ignore[return-value]
+
+
+def damage_line(run: Path, number: int) -> None:
+    """Flips a key of a line of the metrics, counted from 1."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[number - 1] = lines[number - 1].replace("train_seconds", "train_secondz")
+    path.write_text("\n".join([*lines, ""]))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_damaged_line_of_the_metrics_does_not_stop_a_resume(
+    runs: tuple[Path, Path], number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bug: KeyError. The rates of the other epochs are not changed by it, nor is a bit of the model."""
+    whole, run = runs
+    damage_line(run, number)
+    trainer.resume(run, {}, [])
+    assert "metrics.jsonl is damaged: line" in capsys.readouterr().err
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(whole).values(), strict=True))
+    again = RunFolder.open(run)
+    assert [record["epoch"] for record in again.records] == [epoch for epoch in (1, 2, 3) if epoch != number]
+    assert again.summary() is not None
+    before = 0.0
+    last = 0
+    for record in again.records:
+        seconds = record["train_seconds"] - before
+        images = 100 * (record["epoch"] - last)
+        if record["epoch"] == 3:  # of the epochs since the line before, and not all their time for one epoch's images
+            assert record["images_per_second"] == pytest.approx(images / seconds)
+        before, last = record["train_seconds"], record["epoch"]
+
+
+def test_a_run_that_lost_its_last_line_makes_up_no_result(runs: tuple[Path, Path]) -> None:
+    """Killed between its last checkpoint and its summary, and damaged since."""
+    whole, _ = runs
+    (whole / "summary.json").unlink()
+    expected = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    trainer.resume(whole, {}, [])
+    summary = RunFolder.open(whole).summary() or {}
+    assert summary["val_accuracy"] == expected["val_accuracy"]
+    (whole / "summary.json").unlink()
+    damage_line(whole, 3)
+    trainer.resume(whole, {}, [])
+    summary = RunFolder.open(whole).summary() or {}
+    assert summary["val_accuracy"] is None and summary["train_loss"] is None and summary["test_accuracy"] is not None
+
+
+def change_state(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Edits the training state of a checkpoint, and its digest with it."""
+    pointer = json.loads((run / "checkpoint.json").read_text())
+    path = run / pointer["folder"] / "state.json"
+    content = json.loads(path.read_text())
+    change(content["state"])
+    path.write_text(json.dumps(content))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    pointer["files"]["state.json"] = {"bytes": path.stat().st_size, "sha256": digest}
+    (run / "checkpoint.json").write_text(json.dumps(pointer))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.update(epoch=0),
+        lambda state: state.update(epoch=99),
+        lambda state: state.update(step=1000),
+        lambda state: state.update(step="1"),
+        lambda state: state.update(clocks=None),
+        lambda state: state.update(scaler={"scale": 1.0}) or state.update(epoch=-1),
+        lambda state: state.pop("clocks"),
+        lambda state: state.pop("epoch"),
+        lambda state: state.clear(),
+    ],
+    ids=["epoch 0", "epoch 99", "step 1000", "text", "no clocks", "negative", "no key", "no epoch", "nothing"],
+)
+def test_a_state_of_no_run_is_refused_and_nothing_is_changed(
+    runs: tuple[Path, Path], change: Callable[[dict[str, Any]], object]
+) -> None:
+    _, run = runs
+    change_state(run, change)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in CHANGING}
+    with pytest.raises(CheckpointError, match="the training state in .* is damaged"):
+        trainer.resume(run, {}, [])
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_state_of_no_run_is_not_evaluated_either(runs: tuple[Path, Path]) -> None:
+    _, run = runs
+    change_state(run, lambda state: state.update(epoch=99))
+    with pytest.raises(CheckpointError, match="it goes on at epoch 99, and the run has 3"):
+        evaluation.evaluate_run(run)
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_a_missing_loader_leaves_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
+    """The bug: a folder that can't be resumed, because its run never began."""
+    for name in ("nvidia.dali", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = tiny_config(write_tiny(tmp_path / "tiny.npz"), loader=loader)
+    with pytest.raises(UsageError, match="pip install"):
+        trainer.train(config, tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_by_a_closed_terminal_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    images, steps = trainer.Display.images, 0
+
+    def close(self: Any, count: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(os.getpid(), signal.SIGHUP)
+        images(self, count)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
+    try:
+        monkeypatch.setattr(trainer.Display, "images", close)
+        with pytest.raises(InterruptedRunError, match="stopped by SIGHUP: saved at epoch 1, step 3") as caught:
+            trainer.train(tiny_config(write_tiny(tmp_path / "tiny.npz")), tmp_path / "run", [])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert caught.value.exit_code == 129
+    assert RunFolder.open(tmp_path / "run").load_checkpoint()[1]["step"] == 3

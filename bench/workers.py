@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
+
+from fastcifar.measuring.process import Death, Process, memory_of, seconds_of, serve
 
 Run = Callable[[int], float]
 """Does so many units of work and returns the seconds they took on the device."""
@@ -36,68 +35,44 @@ class Worker:
 
     def usage(self) -> Usage:
         """Of the process and of those that it has started (Linux)."""
-        parents = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # it has ended meanwhile
-                fields = stat.read_text().rpartition(")")[2].split()
-                parents[int(stat.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12]))
-        family = {self.pid}
-        while more := {pid for pid, (parent, _) in parents.items() if parent in family} - family:
-            family |= more
-        ticks = sum(parents[pid][1] for pid in family if pid in parents)
-        kib = 0
-        for pid in family:
-            with suppress(OSError):
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                kib += int(rollup.partition("\nPss:")[2].split()[0])
-        return Usage(ticks / os.sysconf("SC_CLK_TCK"), kib * 1024)
+        return Usage(seconds_of(self.pid), memory_of(self.pid))
 
 
 @contextmanager
 def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Worker]:
-    """Calls `start(*arguments)` in a new process and yields it, to run the result there.
+    """Calls `start(*arguments)`, a function of this file, in a new process and yields it, to run the result there.
 
-    An error in the process is raised here with its text.
+    Raises:
+        RuntimeError: with the text of an error in the process, or how it ended.
     """
-    context = mp.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, start, arguments), daemon=False)
-    process.start()
-    theirs.close()
+    with Process([sys.executable, __file__]) as process:
 
-    def receive() -> Any:
-        try:
-            kind, value = ours.recv()
-        except EOFError:
-            raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
-        if kind == "error":
-            raise RuntimeError(value)
-        return value
+        def ask(question: dict[str, Any]) -> Any:
+            answer = process.ask(question)
+            if isinstance(answer, Death):
+                raise RuntimeError(answer.message)
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            return answer["seconds"]
 
-    def run(count: int) -> float:
-        ours.send(count)
-        return float(receive())
+        ask({"start": start.__name__, "arguments": arguments})
+        yield Worker(process.pid, lambda count: float(ask({"count": count})))
 
+
+_started: list[Run] = []
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Starts what is to be measured, or does so many units of its work."""
     try:
-        receive()
-        assert process.pid is not None
-        yield Worker(process.pid, run)
-    finally:
-        ours.close()
-        process.join(10)
-        process.kill()
-
-
-def _serve(pipe: Connection, start: Callable[..., Run], arguments: tuple[Any, ...]) -> None:
-    try:
-        run = start(*arguments)
-        pipe.send(("ready", None))
-        while True:
-            pipe.send(("seconds", run(pipe.recv())))
-    except EOFError:
-        return
+        if "start" in question:
+            _started.append(
+                {"training_step": training_step, "loader": loader}[question["start"]](*question["arguments"])
+            )
+            return {"seconds": 0.0}
+        return {"seconds": _started[0](question["count"])}
     except Exception as error:
-        pipe.send(("error", f"{type(error).__name__}: {error}"))
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
@@ -160,3 +135,7 @@ def _target(settings: dict[str, Any]) -> Any:
     from fastcifar.target import Target
 
     return Target.of(Config.model_validate(settings))
+
+
+if __name__ == "__main__":
+    serve(_answer)

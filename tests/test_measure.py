@@ -18,6 +18,7 @@ from fastcifar.errors import DeviceMemoryError, NonFiniteError, UsageError
 from fastcifar.loaders import build as build_module
 from fastcifar.measuring import cell as module
 from fastcifar.measuring.cell import Cell, Failure, Measurement, answer, measure, measure_here, random_images
+from fastcifar.measuring.process import seconds_of_others
 from fastcifar.session import Session
 from fastcifar.target import Target
 
@@ -134,8 +135,8 @@ def test_other_programs_are_those_that_are_not_ours(tmp_path: Path) -> None:
     ]:
         process(number, parent, user, system)
     (tmp_path / str(own + 3)).mkdir()  # it ends as we look
-    assert module._seconds_of_others(tmp_path) * os.sysconf("SC_CLK_TCK") == pytest.approx(880)
-    assert math.isnan(module._seconds_of_others(tmp_path / "none"))
+    assert seconds_of_others(tmp_path) * os.sysconf("SC_CLK_TCK") == pytest.approx(880)
+    assert math.isnan(seconds_of_others(tmp_path / "none"))
 
 
 def test_shares_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

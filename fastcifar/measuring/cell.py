@@ -11,16 +11,11 @@ The run is a training run's: same engine, loader and steps, on images of random 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import math
 import os
 import re
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -35,6 +30,7 @@ from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation
+from fastcifar.measuring.process import Death, Process, seconds_of_others, serve
 from fastcifar.run.clock import process_seconds, wait
 from fastcifar.session import Session
 from fastcifar.target import Target
@@ -120,44 +116,11 @@ def measure(
         "num_windows": num_windows,
         "window_seconds": window_seconds,
     }
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fastcifar.measuring.cell"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            with contextlib.suppress(BrokenPipeError), process.stdin:  # it ended already: its exit code says more
-                process.stdin.write(json.dumps(request) + "\n")
-            line = process.stdout.readline()  # not to the end of the file, which worker processes may keep open
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            stderr.seek(0)
-            return _died(process.returncode, stderr.read())
-    if "failure" in answer:
-        return Failure(**answer["failure"])
-    return Measurement(**answer["measurement"])
-
-
-def _died(code: int, stderr: str) -> Failure:
-    """A process that ended without an answer."""
-    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
-    said = f": {last}" if last else ""
-    if code >= 0:
-        return Failure("exit", f"the measuring process ended with exit code {code}{said}")
-    name = signal.Signals(-code).name
-    hint = " (the system ends a process so when memory runs out)" if name == "SIGKILL" else ""
-    return Failure(name, f"the measuring process was ended by {name}{hint}{said}")
+    with Process([sys.executable, "-m", "fastcifar.measuring.cell"], environment) as process:
+        found = process.ask(request, last=True)
+    if isinstance(found, Death):
+        return Failure(found.kind, found.message)
+    return Failure(**found["failure"]) if "failure" in found else Measurement(**found["measurement"])
 
 
 @dataclass(frozen=True)
@@ -182,10 +145,10 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
 
         def window(num_steps: int) -> _Window:
             wait(device)
-            others, start = _seconds_of_others(), time.perf_counter()
+            others, start = seconds_of_others(), time.perf_counter()
             count = sum(itertools.islice(training, num_steps))
             wait(device)
-            return _Window(count, time.perf_counter() - start, _seconds_of_others() - others)
+            return _Window(count, time.perf_counter() - start, seconds_of_others() - others)
 
         window(2)  # the first steps allocate
         num_steps = max(1, round(window_seconds / (window(2).seconds / 2)))
@@ -221,25 +184,6 @@ def _shares(windows: Sequence[_Window]) -> list[float] | None:
     return None if any(math.isnan(share) for share in shares) else shares
 
 
-def _seconds_of_others(proc: Path = Path("/proc")) -> float:
-    """Processor time since boot of all but this process and its descendants, a hypervisor's included; NaN off Linux."""
-    try:
-        user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])
-        times: dict[int, tuple[int, int]] = {}  # process -> parent, ticks
-        for folder in os.listdir(proc):
-            if folder.isdigit():
-                with contextlib.suppress(OSError):  # it has ended
-                    words = (proc / folder / "stat").read_text().rpartition(")")[2].split()
-                    times[int(folder)] = int(words[1]), int(words[11]) + int(words[12])
-    except (OSError, ValueError):
-        return math.nan
-    ours, found = 0, {os.getpid()}
-    while found:
-        ours += sum(times[process][1] for process in found if process in times)
-        found = {process for process, (parent, _) in times.items() if parent in found}
-    return float(user + nice + system + irq + softirq + steal - ours) / os.sysconf("SC_CLK_TCK")
-
-
 def _peak_memory_gib() -> float:
     """This process's. Not getrusage's, which starts at what the process had that started this one (Linux)."""
     try:
@@ -267,11 +211,5 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"failure": asdict(Failure(type(error).__name__, text, traceback.format_exc()))}
 
 
-def main() -> None:
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
-        os.dup2(2, 1)  # whatever else is printed here is no answer
-        print(json.dumps(answer(json.loads(sys.stdin.readline()))), file=stdout, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(answer)

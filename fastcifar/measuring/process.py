@@ -1,0 +1,161 @@
+"""A process of its own that answers questions, a line of JSON each way; and what processes have used (Linux).
+
+What one measurement tells the allocator or the compiler, no other one feels. A process that crashes or is killed is an
+answer too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a process ended that owed an answer.
+
+    Args:
+        kind: the name of the signal that ended it, or `exit`.
+        message: the same in words, with the last line that it wrote to stderr.
+    """
+
+    kind: str
+    message: str
+
+
+class Process:
+    """A process that runs `serve`. It is a context; whatever ends the context ends the process.
+
+    Args:
+        command: what to start, with its arguments.
+        environment: variables on top of this process's own.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(OSError):  # what was not read in time
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def ask(self, question: Mapping[str, Any], *, last: bool = False) -> dict[str, Any] | Death:
+        """Sends a question and waits for its answer.
+
+        Args:
+            question: what JSON holds.
+            last: no other question follows, and the process is waited for.
+
+        Returns:
+            The answer; how the process ended, if it did not give one.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it ended already: its exit code says more
+            stdin.write(json.dumps(question) + "\n")
+            stdin.flush()
+        if last:
+            with contextlib.suppress(BrokenPipeError):
+                stdin.close()
+        line = stdout.readline()  # not to the end of the file, which the process's own children may keep open
+        if last:
+            self._process.wait()
+        try:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        except ValueError:
+            self._process.wait()
+            return self._death()
+
+    def _death(self) -> Death:
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+        said, code = f": {lines[-1]}" if lines else "", self._process.returncode
+        if code >= 0:
+            return Death("exit", f"the measuring process ended with exit code {code}{said}")
+        name = signal.Signals(-code).name
+        hint = " (the system ends a process so when memory runs out)" if name == "SIGKILL" else ""
+        return Death(name, f"the measuring process was ended by {name}{hint}{said}")
+
+
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answers each question from stdin on stdout, until there are no more. What else is printed goes to stderr."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
+        os.dup2(2, 1)  # whatever else is printed here is no answer
+        for line in sys.stdin:
+            print(json.dumps(answer(json.loads(line))), file=stdout, flush=True)
+
+
+def seconds_of(pid: int, proc: Path = Path("/proc")) -> float:
+    """Processor seconds of a process and of all that it has started and that still run."""
+    times = _times(proc)
+    return sum(times[process][1] for process in _family(pid, times)) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
+    """Bytes in use by a process and all that it has started, where memory that several share counts once."""
+    kib = 0
+    for process in _family(pid, _times(proc)):
+        with contextlib.suppress(OSError):  # it has ended
+            kib += int((proc / str(process) / "smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
+    return kib * 1024
+
+
+def seconds_of_others(proc: Path = Path("/proc")) -> float:
+    """Processor seconds since boot of all but this process and its descendants, a hypervisor's too; NaN off Linux."""
+    try:
+        user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])
+        times = _times(proc)
+    except (OSError, ValueError):
+        return math.nan
+    ours = sum(times[process][1] for process in _family(os.getpid(), times))
+    return float(user + nice + system + irq + softirq + steal - ours) / os.sysconf("SC_CLK_TCK")
+
+
+def _times(proc: Path) -> dict[int, tuple[int, int]]:
+    """Of each process that runs: the one that started it, and its ticks in user and system mode."""
+    times = {}
+    for folder in os.listdir(proc):
+        if folder.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                words = (proc / folder / "stat").read_text().rpartition(")")[2].split()
+                times[int(folder)] = int(words[1]), int(words[11]) + int(words[12])
+    return times
+
+
+def _family(pid: int, times: Mapping[int, tuple[int, int]]) -> Iterable[int]:
+    """The process and all below it, as far as they still run."""
+    family = found = {pid} & times.keys()
+    while found:
+        found = {process for process, (parent, _) in times.items() if parent in found} - family
+        family |= found
+    return family

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastcifar.measuring.cell import NUM_IMAGES
 from fastcifar.measuring.grid import Entry, Factor
+from fastcifar.run.facts import device_model
 
 NUM_WINDOWS = 3
 """Of each process."""
@@ -100,10 +101,9 @@ def method_of(ablation: Ablation) -> dict[str, Any]:
 def facts_of(ablation: Ablation) -> dict[str, Any]:
     """What a row of the table needs to be understood alone."""
     e = ablation.environment
-    gpu = e.get("gpu") or {}
     source = e.get("source") or {}
     return {
-        "device": gpu.get("name") or (e.get("cpu") or {}).get("model"),
+        "device": device_model(e),
         "threads": (e.get("threads") or {}).get("torch"),
         "torch": e.get("torch"),
         "fastcifar": e.get("fastcifar"),

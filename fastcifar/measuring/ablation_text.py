@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
 
 from fastcifar.measuring.ablation_results import NUM_WINDOWS, Ablation, machine_line, summary_of
 from fastcifar.measuring.cell import NUM_IMAGES
 from fastcifar.measuring.grid import QUIET, dearest_first
 from fastcifar.ui.display import format_seconds
+from fastcifar.ui.tables import aligned
 
 
 def text(ablation: Ablation) -> str:
     """The tables, and how to read them."""
-    parts = _aligned(*cell_table(ablation), left=1)
+    parts = _aligned(cell_table(ablation), words=1)
     if (fastest := ablation.fastest) is not None:
         parts += ["", f"{fastest.name} ({fastest.rate:,.0f} images/s) with one thing changed:"]
-        parts += _aligned(*factor_table(ablation), left=2)
+        parts += _aligned(factor_table(ablation), words=2)
     return "\n".join([*parts, "", *remarks(ablation)])
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table whose first `left` columns are words. Never cut to the terminal: numbers would go first."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
+def _aligned(table: tuple[list[str], list[list[str]]], words: int) -> list[str]:
+    """Lines of a table whose first columns are words. Never cut to the terminal: numbers would go first."""
+    header, rows = table
+    return aligned(header, rows, range(words, len(header)))
 
 
 def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:

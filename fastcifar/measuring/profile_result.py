@@ -14,6 +14,7 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.roofline import Row
 from fastcifar.measuring.roofs import Roofs
+from fastcifar.run.facts import device_model
 
 STEPS_AN_EPOCH = 16
 Table = tuple[list[str], list[list[str]]]
@@ -90,11 +91,10 @@ def describe(config: Config) -> str:
 
 
 def device_name(result: Profile) -> str:
-    gpu = result.environment["gpu"]
-    if gpu is not None:
-        return str(gpu["name"])
+    """The GPU; or the processor, with the number of threads."""
+    name = device_model(result.environment) or platform.machine()
     threads = result.environment["threads"]["torch"]
-    return f"{result.environment['cpu']['model'] or platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    return name if result.environment["gpu"] is not None else f"{name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def slowest(found: Breakdown) -> list[tuple[str, str, float, float]]:

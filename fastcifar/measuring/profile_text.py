@@ -17,6 +17,7 @@ from fastcifar.measuring.profile_result import Profile, Table, describe, device_
 from fastcifar.measuring.roofline import (
     Row,
 )
+from fastcifar.ui.tables import justified
 
 
 def headline(result: Profile) -> list[str]:
@@ -52,7 +53,7 @@ def kinds_table(result: Profile) -> Table:
             against = [f"{floor * 1e3:.2f}", ratio(cost.ms / floor / 1e3)] if floor else ["", ""]
             share = f"{cost.ms / found.step_ms:.1%}"
             rows.append([kind, f"{cost.ms:.2f}", share, f"{cost.calls:.0f}", *against, KINDS[kind]])
-    return _aligned(["where the time goes", "ms", "share", "calls", "floor ms", "x floor", ""], rows, {1, 2, 3, 4, 5})
+    return justified(["where the time goes", "ms", "share", "calls", "floor ms", "x floor", ""], rows, {1, 2, 3, 4, 5})
 
 
 def names_table(found: Breakdown, most: int = 10) -> Table:
@@ -60,7 +61,7 @@ def names_table(found: Breakdown, most: int = 10) -> Table:
     costs = [cost for cost in slowest(found) if cost[0] not in (PYTHON, IDLE)]
     shown = costs[:most] + [cost for cost in costs[most:] if cost[0] == UNCLASSIFIED]
     rows = [[_cut(name), f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
-    return _aligned(["slowest by name", "ms", "calls", "kind"], rows, {1, 2})
+    return justified(["slowest by name", "ms", "calls", "kind"], rows, {1, 2})
 
 
 def ratio(value: float | None) -> str:
@@ -95,14 +96,4 @@ def layers_table(rows: Sequence[Row]) -> Table:
             ]
         )
     header = ["layer", "MB", "MFLOP", "floor ms", "measured ms", "x floor", "bound"]
-    return _aligned(header, table, {1, 2, 3, 4, 5})
-
-
-def _aligned(header: list[str], rows: list[list[str]], right: set[int]) -> Table:
-    """Numbers end in the same column."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        [cell.rjust(width) if i in right else cell for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        for line in (header, *rows)
-    ]
-    return lines[0], lines[1:]
+    return justified(header, table, {1, 2, 3, 4, 5})

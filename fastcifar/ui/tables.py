@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _BETWEEN = 2  # columns between two cells
 _EDGES, _BETWEEN_DRAWN = 2, 3  # of the table that rich draws: at both ends, and between two columns
@@ -46,13 +46,26 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: s
     Console(highlight=False).print(table)
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in columns, as wide as its widest cells."""
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """The lines of a table in columns as wide as their widest cells; those numbered in `right` end together."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    title, lines = justified(header, rows, right)
     return [
         (" " * _BETWEEN).join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (title, *lines)
+    ]
+
+
+def justified(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]
+) -> tuple[list[str], list[list[str]]]:
+    """A table whose cells in the columns numbered in `right` have spaces before them, so that numbers end together."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        [cell.rjust(width) if i in right else cell for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         for row in (header, *rows)
     ]
+    return lines[0], lines[1:]
 
 
 def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> list[str]:

@@ -146,7 +146,7 @@ class BuildExtensions(build_ext):
     def build_extension(self, ext: Extension) -> None:
         cuda = ext.name.endswith("_cuda")
         say(f"{ext.name}: {', '.join(f'sm_{arch}' for arch in PLAN.archs) if cuda else ', '.join(PLAN.isas)}")
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(PLAN.jobs) as pool:
             objects = list(pool.map(Job.compile, cuda_jobs() if cuda else cpu_jobs()))
         link(objects, Path(self.get_ext_fullpath(ext.name)), cuda)
         if cuda:  # for tests/test_build.py, which allows no spills

@@ -77,12 +77,23 @@ def find_torch() -> Torch | None:
 
 
 def find_cxx() -> list[str] | None:
-    if wanted := os.environ.get("CXX"):
-        command = shlex.split(wanted)
+    if wanted := os.environ.get("CXX", "").strip():
+        try:
+            command = shlex.split(wanted)
+        except ValueError as error:
+            raise PlatformError(f"CXX={wanted}: this is no command ({error})") from None
         if not shutil.which(command[0]):
             raise PlatformError(f"CXX={wanted}: there is no such compiler")
         return command
     return next(([name] for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+
+
+def find_jobs() -> int:
+    """How many compilers may run at a time."""
+    wanted = os.environ.get("MAX_JOBS", "").strip()
+    if wanted and not (wanted.isascii() and wanted.isdecimal() and int(wanted) > 0):
+        raise PlatformError(f"MAX_JOBS={wanted}: expected a number of compilers, 1 or more")
+    return int(wanted or os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,7 @@ class Plan:
     torch: Torch | None = None
     cxx: list[str] | None = None
     nvcc: Nvcc | None = None
+    jobs = 1
     builds_cpu = builds_cuda = False
     cpu_why = cuda_why = ""
     refusal: PlatformError | None = None
@@ -127,6 +139,7 @@ class Plan:
     def __init__(self) -> None:
         self.mode = os.environ.get("FASTCIFAR_CUDA", "auto")
         try:
+            self.jobs = find_jobs()
             self._decide_cpu()
             self._decide_cuda()
         except PlatformError as error:

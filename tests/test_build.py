@@ -265,6 +265,9 @@ def test_an_error_in_a_source_ends_the_build_with_the_compilers_message(project:
     [
         ({"FASTCIFAR_CUDA": "yes"}, "FASTCIFAR_CUDA=yes: allowed are auto, 0, 1, wheel"),
         ({"CXX": "no-such-g++"}, "CXX=no-such-g++: there is no such compiler"),
+        ({"CXX": 'g++ "-O2'}, 'CXX=g++ "-O2: this is no command (No closing quotation)'),
+        ({"MAX_JOBS": "many"}, "MAX_JOBS=many: expected a number of compilers, 1 or more"),
+        ({"MAX_JOBS": "0"}, "MAX_JOBS=0: expected a number of compilers, 1 or more"),
         (
             {"FASTCIFAR_CUDA": "wheel"},
             "no nvcc with headers and libcudart_static.a was found: with --no-build-isolation",
@@ -277,6 +280,11 @@ def test_wrong_settings_are_refused(project: Project, env: dict[str, str], messa
     output = project.build(**env)
     assert project.failed
     assert message in output
+
+
+def test_settings_of_nothing_are_as_if_not_set(project: Project) -> None:
+    project.compiled(CXX=" ", MAX_JOBS="", FASTCIFAR_CUDA_ARCHS="")
+    assert project.libraries == ["_C.abi3.so"]
 
 
 def test_an_editable_install_is_refused_too(project: Project) -> None:

@@ -39,8 +39,8 @@ def _load(device_type: str) -> str:
     found = sorted(_PACKAGE.glob(f"{stem}.*so"))
     if not found:
         try:
-            why = json.loads((_PACKAGE / "_build.json").read_text())[device_type]["why"]
-        except (OSError, ValueError, KeyError):
+            why = json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))[device_type]["why"]
+        except (OSError, ValueError, KeyError, TypeError):  # no file, or not the one that setup.py writes
             why = "python setup.py build_ext --inplace makes it in a checkout"
         return f"the extension {stem} is not built ({why})"
     try:
@@ -97,9 +97,6 @@ def cpu_isa() -> str | None:
     except RuntimeError as error:
         _, name, text = str(error).partition("FASTCIFAR_ISA=")  # before it stands a place in the source
         raise UsageError(f"{name}{text.splitlines()[0]}{hint}") from None
-
-
-cpu_isa()  # a wrong FASTCIFAR_ISA is refused here, and not by the first op amid a run
 
 
 @functools.cache
@@ -174,3 +171,8 @@ def check_schema(namespace: str, name: str, schema: str) -> None:
 def accumulate_dtype(x: torch.Tensor) -> torch.dtype:
     """float32 for the dtypes the kernels take; float64 for itself, so that references can be checked with gradcheck."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+if available("cpu"):
+    check_schema("fastcifar", "_cpu_isa", "_cpu_isa() -> int")
+cpu_isa()  # a wrong FASTCIFAR_ISA is refused here, and not by the first op amid a run

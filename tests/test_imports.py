@@ -19,8 +19,8 @@ ORDER = """
     data.procedural data.sources
     draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
     measuring.process measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs
-    measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text measuring.profile
-    measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
+    measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text
+    measuring.profile measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
     measuring.ablation_progress measuring.ablation
     report studies.folder studies.finding studies.plan studies.progress studies.compare studies.conduct
     datasets api cli __main__

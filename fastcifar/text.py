@@ -35,6 +35,8 @@ _ASCII = {
 }
 """What stands for a character of ours where a stream cannot hold it."""
 
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The one of `words` that somebody who wrote `word` probably meant; small and capital letters are the same.
@@ -66,8 +68,25 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with escapes in place of what cannot be printed on a line."""
-    return text if text.isprintable() else _as_bytes(text.encode("unicode_escape").decode())
+    r"""`text` fit for a terminal, a table and a UTF-8 file, on a line of its own.
+
+    Args:
+        text: any; bytes of a file name that are not UTF-8 stand in it as Python's surrogate escapes.
+
+    Returns:
+        The text with control characters, line breaks, marks that turn the direction of writing, and such bytes written
+        as `\x1b`, `\n`, `\u202e`, `\xe9`.
+    """
+    return _UNFIT.sub(_escaped, text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, but for tabs and line feeds, which stay."""
+    return re.sub(r"[^\t\n]+", lambda line: printable(line[0]), text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return _as_bytes(match[0].encode("unicode_escape").decode())
 
 
 def is_utf8(text: str) -> bool:

@@ -10,8 +10,9 @@ import pytest
 from data_files import SPLITS, load
 
 from fastcifar.data import cache, sources
-from fastcifar.data.notes import listed, message, nearest, note, printable
+from fastcifar.data.notes import listed, message, nearest, note
 from fastcifar.errors import DataError
+from fastcifar.text import printable
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from fastcifar.data.dataset import SPLITS, Dataset, Split, joined, sorted_by_content
 from fastcifar.data.decoded import Decoded
-from fastcifar.data.notes import printable
 from fastcifar.data.published import CIFAR100, CIFAR100_DIGESTS, CIFAR100_SUPERCLASS_OF, CIFAR100_SUPERCLASSES
 from fastcifar.errors import DataError
+from fastcifar.text import printable
 
 
 def in_canonical_order(decoded: Decoded, name: str) -> Dataset:

@@ -8,9 +8,6 @@ from contextlib import suppress
 
 from fastcifar import text
 
-# Control characters, line separators, marks that turn the direction of writing, and bytes that are not UTF-8.
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNFIT_IN_A_MESSAGE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_MESSAGE = 4000  # characters
 _MOST_COMPARED = 5000  # names that a mistyped one is compared with
 
@@ -26,18 +23,6 @@ def note(said: str) -> None:
             print(f"fastcifar: {message(said)}", file=sys.stderr, flush=True)
 
 
-def printable(name: str) -> str:
-    r"""Make a name fit for a terminal, a table and a UTF-8 file.
-
-    Args:
-        name: Any text; bytes of a file name that are not UTF-8 stand in it as Python's surrogate escapes.
-
-    Returns:
-        The name with control characters, line breaks and such bytes written as ``\x1b``, ``\n``, ``\xe9``.
-    """
-    return _UNFIT.sub(_escape, name)
-
-
 def message(said: str) -> str:
     """Escape a message like a name, but for its line breaks, and cut it where nobody would read on.
 
@@ -47,15 +32,8 @@ def message(said: str) -> str:
     Returns:
         At most some 4,000 characters that are fit for a terminal.
     """
-    escaped = _UNFIT_IN_A_MESSAGE.sub(_escape, said)
+    escaped = text.printable_lines(said)
     return escaped if len(escaped) <= _LONGEST_MESSAGE else f"{escaped[:_LONGEST_MESSAGE]} ..."
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return match[0].encode("unicode_escape").decode()
 
 
 def listed(names: Sequence[str], most: int = 8, nothing: str = "nothing") -> str:
@@ -69,7 +47,7 @@ def listed(names: Sequence[str], most: int = 8, nothing: str = "nothing") -> str
     Returns:
         Such as ``a, b and 7 more``.
     """
-    shown = ", ".join(printable(name if len(name) <= 60 else f"{name[:57]}...") for name in names[:most])
+    shown = ", ".join(text.printable(name if len(name) <= 60 else f"{name[:57]}...") for name in names[:most])
     return (shown or nothing) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
@@ -91,7 +69,7 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
         match = text.nearest(wrong, names)
     if match is None and (close := text.nearest(plain, by_plain)) is not None:
         match = by_plain[close]
-    return f" Did you mean {printable(match)!r}?" if match is not None else ""
+    return f" Did you mean {text.printable(match)!r}?" if match is not None else ""
 
 
 def _plain(name: str) -> str:

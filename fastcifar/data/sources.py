@@ -17,10 +17,11 @@ from fastcifar.data.cache import FORMAT, FORMAT_WITHOUT_PLACES, Entry, NoHomeErr
 from fastcifar.data.canonical import in_canonical_order
 from fastcifar.data.dataset import SPLITS, Dataset, Split
 from fastcifar.data.decoded import Decoded
-from fastcifar.data.notes import message, nearest, note, printable
+from fastcifar.data.notes import message, nearest, note
 from fastcifar.data.paths import kind_of, reading, user_path
 from fastcifar.data.published import PUBLISHED, Published
 from fastcifar.errors import DataError
+from fastcifar.text import printable
 
 NAMES = (*PUBLISHED, "procedural")
 

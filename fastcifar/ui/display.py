@@ -35,8 +35,8 @@ class Display:
     """The progress of one run. It is a context, because a terminal must be left as it was found.
 
     `images` only counts. On a terminal a thread of rich draws four times a second, so that a person sees that a long
-    phase is alive. Elsewhere each epoch gets a line, and a long epoch a line a minute. Nothing that the stream refuses
-    reaches the run.
+    phase is alive. In a notebook a bar is replaced four times a second. Elsewhere each epoch gets a line, and a long
+    epoch a line a minute. Nothing that the stream refuses reaches the run.
 
     Args:
         file: where to write; stderr if not given.

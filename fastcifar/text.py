@@ -62,8 +62,8 @@ def did_you_mean(word: str | None, before: str = "") -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` as a problem's line can hold it, whatever is in it."""
-    shown = printable(text)
+    """`text` as a problem's line can hold it, whatever is in it: if one character is escaped, backslashes are too."""
+    shown = text if text.isprintable() else _as_bytes(text.encode("unicode_escape").decode())
     return shown if len(shown) <= 200 else f"{shown[:160]}... ({len(shown)} characters)"
 
 

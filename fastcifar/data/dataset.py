@@ -24,7 +24,7 @@ class Split:
             an .npz or a CIFAR file (the five files of CIFAR-10 count as one after the other); in an image folder, the
             index in the list of the split's files sorted by class name, then by file name. None where not known.
         files: In an image folder, the path of each image below the folder, such as ``test/cat/007.png``, made fit to
-            be shown by ``notes.printable``. None for every other source.
+            be shown by ``text.printable``. None for every other source.
     """
 
     images: NDArray[np.uint8]

@@ -721,3 +721,24 @@ def test_a_hint_can_be_pasted() -> None:
 def test_stdout_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--nonesterov", "did you mean --no-nesterov?"),
+        ("--disable-nesterov", "did you mean --no-nesterov?"),
+        ("-lr 0.1", "did you mean --lr 0.1?"),
+        ("-lr=0.1", "did you mean --lr 0.1?"),
+        ("cifar10", "did you mean --data cifar10?"),
+        ("CIFAR-100", "did you mean --data cifar100?"),
+    ],
+)
+def test_what_other_programs_take_is_understood(capsys: Captured, words: str, hint: str) -> None:
+    (line,) = refused(capsys, "train", *words.split())
+    assert line.endswith(hint)
+
+
+def test_a_settings_file_may_end_in_capitals(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "MY.TOML").write_text("[settings]\nlr = 0.25\n")
+    assert "lr = 0.25" in printed(capsys, "train", "MY.TOML", "--print-config")

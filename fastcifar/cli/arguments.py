@@ -240,6 +240,8 @@ def why_no_start(word: str) -> str:
 
     if _is_start(word):
         return ""
+    if not word.strip():
+        return "an empty word names no preset and no file"
     if match := nearest(word, preset_names()):
         return f"there is no such preset{did_you_mean(match)}"
     if word.casefold().replace("-", "") in ("cifar100", "cifar10", "procedural"):

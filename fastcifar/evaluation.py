@@ -15,7 +15,7 @@ from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset
 from fastcifar.engines import Means
-from fastcifar.errors import CheckpointError, UsageError
+from fastcifar.errors import CheckpointError, DataError, UsageError
 from fastcifar.run.checkpoint import check_training_state
 from fastcifar.run.folder import RunFolder
 from fastcifar.session import Session
@@ -128,7 +128,12 @@ def places_of(dataset: Dataset) -> Predictions:
 
 def same_images(run: RunFolder, config: Config) -> Dataset:
     """What `config.data` holds, if it is what the run was started with."""
-    dataset = sources.load(config.data, mirror=config.mirror)
+    try:
+        dataset = sources.load(config.data, mirror=config.mirror)
+    except DataError as error:
+        if config.data in sources.NAMES:
+            raise
+        raise DataError(f"{error} If the images of {run.path} lie elsewhere now, name them with --data") from error
     if dataset.digest != run.dataset_digest:
         raise CheckpointError(
             f"{run.path} was trained on other images: their digest is {run.dataset_digest[:12]}, "

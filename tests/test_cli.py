@@ -780,3 +780,10 @@ def test_a_closed_stdout_ends_no_command(command: str) -> None:
     words = ["sh", "-c", f"{sys.executable} -m fastcifar {command} >&-"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "") and "unexpected" not in done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    words = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && "
+    words += f"PYTHONPATH={ROOT} {sys.executable} -m fastcifar report {tmp_path}/none"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
+    assert done.returncode == 2 and "unexpected" not in done.stderr

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,18 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "out" / "figures").write_text("a file")
     with pytest.raises(FastcifarError, match="out: the report cannot be written: "):
         write_report([RUN], tmp_path / "out")
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: Any, **__: Any) -> Document:
+        raise AssertionError("the page was made first")
+
+    monkeypatch.setattr(writing, "build_document", work)
+    (tmp_path / "small.npz").write_text("mine")
+    with pytest.raises(UsageError, match="is a file; a folder is wanted"):
+        write_report([RUN], tmp_path / "small.npz")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="may not write to the folder"):
+        write_report([RUN], tmp_path / "new/page")

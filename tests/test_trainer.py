@@ -20,6 +20,7 @@ from fastcifar.engines import Engine
 from fastcifar.errors import (
     CheckpointError,
     CompileError,
+    DataError,
     DeviceMemoryError,
     InterruptedRunError,
     NonFiniteError,
@@ -466,3 +467,13 @@ def test_predictions_belong_to_the_test_accuracy_and_are_made_again_when_missing
     (run / "predictions.npz").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"predictions\.npz is damaged"):
         predictions(run)
+
+
+def test_images_that_were_moved_are_asked_for(tmp_path: Path) -> None:
+    """The bug: no such file, did you mean another one, and no word of --data."""
+    path = write_tiny(tmp_path / "tiny.npz")
+    run = trainer.train(tiny_config(path, epochs=1), tmp_path / "run", [])
+    path.rename(tmp_path / "moved.npz")
+    with pytest.raises(DataError, match="lie elsewhere now, name them with --data"):
+        evaluate_run(run)
+    assert evaluate_run(run, data=str(tmp_path / "moved.npz"))["recorded_accuracy"] is not None

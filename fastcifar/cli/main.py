@@ -191,6 +191,10 @@ def _explained(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        try:
+            os.getcwd()
+        except OSError:
+            raise UsageError("the working folder is gone: change to another one (cd)") from error
         if ours := _of_a_given_path(error, words):
             raise ours from error
         if error.errno in (errno.EMFILE, errno.ENFILE):

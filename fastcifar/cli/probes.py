@@ -335,11 +335,16 @@ def _data() -> Iterator[Finding]:
 
     try:
         folder = default_folder()
+        is_there = folder.is_dir()
+    except OSError as error:
+        advice = "FASTCIFAR_DATA=FOLDER chooses another one."
+        yield Finding("problem", "data cache", f"{error.filename}: {error.strerror}", advice)
+        return
     except DataError as error:  # no home folder, or a FASTCIFAR_DATA that is none
         yield Finding("note", "data cache", f"there is none: {error}", "FASTCIFAR_DATA=FOLDER chooses one.")
         return
     held: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+    for path in sorted(folder.glob("*.safetensors")) if is_there else ():
         try:
             with safe_open(path, framework="np") as entry:
                 name = str(json.loads((entry.metadata() or {})["meta"])["name"])

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -86,8 +87,14 @@ def check_folder(out: Path) -> None:
     """Refuses a folder that `write_report` would refuse for its page, as far as that can be told without the runs.
 
     Raises:
-        UsageError: there is a page or its Markdown that is not ours.
+        UsageError: `out` is no folder, or this user may not write there; or it holds a page or its Markdown that is not
+            ours.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; a folder is wanted.")
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out} cannot be written: this user may not write to the folder {there}.")
     refuse_what_is_not_ours(out, (PAGE, MARKDOWN), known_files(out))
 
 

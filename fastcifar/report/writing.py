@@ -14,7 +14,16 @@ from fastcifar.report.as_markdown import to_markdown
 from fastcifar.report.assembly import build_document
 from fastcifar.report.document import FIGURES, MARKDOWN, PAGE, Document
 from fastcifar.report.drawing import THEME
-from fastcifar.report.ownership import LIST, Known, digest, is_ours, known_files, list_of, refuse_what_is_not_ours
+from fastcifar.report.ownership import (
+    LIST,
+    Known,
+    check_folder,
+    digest,
+    is_ours,
+    known_files,
+    list_of,
+    refuse_what_is_not_ours,
+)
 from fastcifar.run.planned import PlannedRun
 
 
@@ -45,8 +54,8 @@ def write_report(
         UsageError: no run is finished, or `out` holds a file that is not ours where one of ours would go.
         FastcifarError: `out` cannot be written to.
     """
+    check_folder(out)  # before the work
     known = known_files(out)
-    refuse_what_is_not_ours(out, (PAGE, MARKDOWN), known)  # before the work
     contents = _contents(build_document(runs, planned=planned, data=data, note=note))
     refuse_what_is_not_ours(out, contents, known)
     try:

@@ -177,7 +177,8 @@ def _was_cut_at_its_start(folder: Path) -> bool:
 
 
 def _runs_under(folder: Path) -> list[Path]:
-    found = itertools.chain.from_iterable(folder.glob(f"{depth}{CONFIG}") for depth in ("", "*/", "*/*/", "*/*/*/"))
+    depths = ("", "*/", "*/*/", "*/*/*/")
+    found = filter(Path.is_file, itertools.chain.from_iterable(folder.glob(f"{depth}{CONFIG}") for depth in depths))
     runs = []
     with contextlib.suppress(OSError):  # a folder that vanishes, or a disk that fails: a hint is worth no error
         for config in itertools.islice(found, 1000):

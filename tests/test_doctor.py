@@ -24,6 +24,7 @@ from fastcifar.cli import doctor, probes
 from fastcifar.cli.doctor import report
 from fastcifar.cli.probes import Finding
 from fastcifar.config import Config
+from fastcifar.errors import UsageError
 from fastcifar.machine import Cpu
 from fastcifar.target import Target
 
@@ -403,3 +404,14 @@ def test_a_terminal_gets_colours_and_wrapped_lines(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in doctor._shown(finding, Terminal())
     assert len(doctor._shown(finding, io.StringIO()).splitlines()) == 2
+
+
+def test_a_wrong_instruction_set_stops_all_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: "Training is possible", where every command ends at the import of the ops."""
+
+    def refuse(name: str) -> Any:
+        raise UsageError("FASTCIFAR_ISA = avx1024: allowed here: generic, avx2")
+
+    monkeypatch.setattr(probes.importlib, "import_module", refuse)
+    (finding,) = probes._extension()
+    assert (finding.status, finding.fatal) == ("problem", True) and "avx1024" in finding.text

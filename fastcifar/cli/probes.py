@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import fastcifar
 from fastcifar import machine
-from fastcifar.errors import DataError, UsageError
+from fastcifar.errors import DataError, FastcifarError, UsageError
 from fastcifar.run import environment
 from fastcifar.text import quoted
 
@@ -261,7 +261,11 @@ def _extension() -> Iterator[Finding]:
     if not _spec("fastcifar.ops"):
         yield Finding("problem", "extension", "fastcifar.ops is missing", "Install fastcifar again.")
         return
-    ops = importlib.import_module("fastcifar.ops")
+    try:
+        ops = importlib.import_module("fastcifar.ops")
+    except FastcifarError as error:  # a wrong FASTCIFAR_ISA, or a library of another version
+        yield Finding("problem", "extension", str(error), fatal=True)
+        return
     for device, stem in (("cpu", "_C"), ("cuda", "_C_cuda")):
         found = sorted(path.name for path in package.glob(f"{stem}.*so"))
         why = ops.why_unavailable(device)

@@ -4,6 +4,8 @@
 
     cifar = fc.datasets.load("cifar100")
     cifar.train.images.shape, cifar.class_names[cifar.train.labels[0]]
+
+Nothing here imports torch.
 """
 
 from fastcifar.data.dataset import Dataset, Split, SplitInfo, info

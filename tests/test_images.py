@@ -277,3 +277,37 @@ def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "read_bytes", none_left)
     with pytest.raises(DataError, match=r"cannot read .*x\.png: Too many open files"):
         open_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("rows", [0, 16, 31])
+def test_a_png_whose_pixels_end_early_is_damaged(tmp_path: Path, rows: int) -> None:
+    """The bug: the rest is black, where the compressed stream ends in order."""
+    lines = b"".join(b"\0" + row.tobytes() for row in PIXELS[:rows])
+    (tmp_path / "a.png").write_bytes(png_of(32, 32, 8, 2, lines))
+    with pytest.raises(DataError, match="damaged"):
+        open_image(tmp_path / "a.png")
+
+
+def test_whole_pngs_of_every_kind_are_whole(tmp_path: Path) -> None:
+    """Several pieces of data, one bit a pixel, and interlaced in seven passes."""
+    whole = b"".join(b"\0" + row.tobytes() for row in PIXELS)
+    (tmp_path / "a.png").write_bytes(png_of(32, 32, 8, 2, whole))
+    assert np.array_equal(open_image(tmp_path / "a.png"), PIXELS)
+    for mode in ("1", "P", "L", "RGB"):
+        RGB.convert(mode).save(tmp_path / "b.png")
+        assert np.array_equal(open_image(tmp_path / "b.png"), np.asarray(RGB.convert(mode).convert("RGB"))), mode
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    woven = [PIXELS[top::down, left::across] for left, top, across, down in passes]
+    data = b"".join(b"\0" + row.tobytes() for part in woven for row in part)
+    content = bytearray(png_of(32, 32, 8, 2, data))
+    content[28] = 1  # interlaced
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "c.png").write_bytes(content)
+    assert np.array_equal(open_image(tmp_path / "c.png"), PIXELS)
+    for missing in (1, 96, len(data) // 2):
+        content = bytearray(png_of(32, 32, 8, 2, data[:-missing]))
+        content[28] = 1
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        (tmp_path / "d.png").write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            open_image(tmp_path / "d.png")

@@ -35,6 +35,7 @@ from fastcifar.errors import DataError
             {"test_images": np.zeros((0, 32, 32, 3), np.uint8), "test_labels": np.zeros(0, int)},
             "test split holds no image",
         ),
+        ({"label_names": np.array([], dtype="U1")}, "label_names holds no name"),
         ({"label_names": np.arange(100)}, r"label_names is int64 \[100\], not a list of strings"),
         ({"train_labels": np.array([object()] * 200)}, "damaged or no .npz of plain arrays .*allow_pickle"),
     ],

@@ -7,7 +7,9 @@ it would have to choose, a person has to.
 import functools
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +82,8 @@ def open_image(file: Path) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=_installed_formats()) as image:
             if reason := _reason_to_refuse(image, content):
                 raise DataError(f"{file} {reason}")
+            if image.format == "PNG" and not _png_is_whole(content):
+                raise DataError(f"{file} is damaged: its pixels end early")
             if _may_be_transparent(image):
                 rgba = image.convert("RGBA")
                 if rgba.getchannel("A").getextrema() != (255, 255):
@@ -126,6 +130,27 @@ def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
             "Turn its pixels, or remove the tag"
         )
     return ""
+
+
+def _png_is_whole(content: bytes) -> bool:
+    """Whether a PNG has all of its pixels: Pillow leaves rows black that a stream which ends in order does not hold."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", content[16:29])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = [(0, 0, 1, 1)]
+    if interlace:  # Adam7
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    needed = 0
+    for left, top, across, down in passes:
+        columns, rows = len(range(left, width, across)), len(range(top, height, down))
+        needed += rows * (1 + -(-columns * bits // 8)) if columns else 0
+    stream, at = zlib.decompressobj(), 8
+    found = 0
+    while at + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        if kind == b"IDAT":
+            found += len(stream.decompress(content[at + 8 : at + 8 + length], max(needed - found, 1)))
+        at += 12 + length
+    return found >= needed
 
 
 def _bits(image: Any, content: bytes) -> int:

@@ -119,4 +119,6 @@ def _class_names(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], 
     names = _array(archive, members["label_names"], path)
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise DataError(f"{path}: label_names is {describe(names)}, not a list of strings")
+    if not len(names):
+        raise DataError(f"{path}: label_names holds no name; give one for each class, or leave the array out")
     return tuple(name_of(name, f"{path}: label_names") for name in names.tolist())

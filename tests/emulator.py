@@ -25,9 +25,9 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
     """Builds a library of the CUDA ops for the CPU. Each object is kept until its sources change.
 
     Args:
-        flags: for the compiler, beside FLAGS.
-        ops: the stems of the ops; by default all.
-        edits: bugs to plant: in the file of csrc/ of each name the first text is replaced by the second.
+        flags: flags for the compiler, added to FLAGS.
+        ops: the stems of the ops; None is all ops.
+        edits: bugs to plant. In each named file of csrc/ the first text is replaced by the second.
 
     Returns:
         The library's path.
@@ -78,7 +78,7 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
 
 
 def sanitizer_environment() -> dict[str, str]:
-    """For a Python process that loads a library built with SANITIZED."""
+    """The environment of a Python process that loads a library built with SANITIZED."""
     runtimes = [
         subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True).stdout
         for name in ("asan", "ubsan")

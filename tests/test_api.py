@@ -1,4 +1,4 @@
-"""The face for Python: what `import fastcifar as fc` offers, and that its page tells the truth."""
+"""The Python interface: what `import fastcifar as fc` offers, and that the code of docs/python.md runs."""
 
 import re
 import subprocess
@@ -76,7 +76,7 @@ def test_the_record_of_a_run_has_the_command_that_does_the_same(run: fc.Run) -> 
 
 
 def test_the_model_says_what_was_recorded(run: fc.Run) -> None:
-    """With the moving average that was evaluated, not with the weights that were trained."""
+    """The model has the moving average, which was evaluated, and not the weights that were trained."""
     test = fc.datasets.load(run.config.data).test
     model = run.model()
     assert not model.training

@@ -1,4 +1,4 @@
-"""What setup.py decides and compiles, and what the libraries it makes may need."""
+"""What setup.py decides and compiles, and what its libraries may depend on."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_cuda_kernels_do_not_spill() -> None:
 
 
 class Project:
-    """A copy of what builds the package, with C++ sources that compile at once."""
+    """A copy of the build's files with C++ sources that compile quickly."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -180,7 +180,7 @@ class Project:
         return done.stdout
 
     def compiled(self, **env: str) -> list[str]:
-        """Builds, and says what was compiled: `source [label]`."""
+        """Builds the project, and returns what was compiled: `source [label]`."""
         output = self.build(**env)
         assert not self.failed, output
         return sorted(re.findall(r"(\S+ \[\w+\]) [\d.]+ s", output))

@@ -1,4 +1,4 @@
-"""The CUDA kernels, launchers and ops, run on the CPU from their own sources (emu/cuda_emu.h); no GPU, no nvcc."""
+"""The CUDA kernels, launchers and ops, compiled for the CPU (emu/cuda_emu.h). No GPU and no nvcc are needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EPS = 1e-5
 
 
 class Emulated:
-    """The ops of the emulated library, and the emulator's own knobs."""
+    """The ops of the emulated library, and the emulator's own settings."""
 
     def __init__(self, library: Path) -> None:
         torch.ops.load_library(library)
@@ -46,7 +46,7 @@ class Emulated:
         return result if isinstance(result, tuple) else (result,)
 
     def launches(self, name: str, *args: Any) -> int:
-        """How many kernels the op launches; they are not run."""
+        """The number of kernels that the op launches. The kernels do not run."""
         before = self.knobs.emu_launches()
         self.knobs.emu_set_idle(True)
         self(name, *args)
@@ -98,7 +98,7 @@ def wide(args: tuple[Any, ...]) -> list[Any]:
 
 
 def check(emulated: Emulated, name: str, args: tuple[Any, ...]) -> None:
-    """As close to float64 as the plain PyTorch reference is in the op's own dtypes."""
+    """Checks that an output is as close to float64 as the PyTorch reference in the op's own dtypes."""
     got, reference, truth = emulated(name, *args), references[name](*args), references[name](*wide(args))
     if isinstance(reference, Tensor):
         reference, truth = (reference,), (truth,)
@@ -176,10 +176,10 @@ def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
 
 
 def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
-    """The network's 13 blocks at batch 128, where a launch costs as much time as what it computes.
+    """The network's 13 blocks at batch 128, where launching a kernel takes as long as running it.
 
-    `depthwise_block` is counted without the pointwise products, which are 13 more forward and 26 more backward;
-    `separable_block` holds them.
+    With `depthwise_block` the pointwise products do not count: they are 13 more launches forward and 26 backward. With
+    `separable_block` they are part of the op.
     """
     counted = {"depthwise_block": [0, 0], "separable_block": [0, 0]}
     for i, (channels, size, stride, out_channels) in enumerate(LAYERS):
@@ -232,7 +232,7 @@ def test_not_a_number_stays_one(emulated: Emulated) -> None:
 
 
 def test_memory_formats_and_views(emulated: Emulated) -> None:
-    """Inputs not in channels_last, not contiguous or not on 16 bytes, and a bfloat16 weight, are read correctly."""
+    """Inputs not in channels_last, not contiguous or not aligned to 16 bytes, and bfloat16 weights, are read right."""
     torch.manual_seed(0)
     x = activation(2, 34, 5, 7, dtype=torch.bfloat16)
     w = torch.randn(34, 1, 3, 3)

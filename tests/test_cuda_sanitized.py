@@ -1,6 +1,6 @@
 """The emulated CUDA kernels under sanitizers, and that the sanitizers and the emulator see planted bugs.
 
-Each test runs in a process of its own: a broken kernel may end its process, and two libraries can't share one.
+Each test runs in a process of its own: a broken kernel may end its process, and a process can load one library only.
 """
 
 from __future__ import annotations

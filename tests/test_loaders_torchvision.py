@@ -124,7 +124,7 @@ def wait_for_epochs(process: "subprocess.Popen[str]", run: Path, count: int) -> 
 
 
 def is_gone(group: int) -> bool:
-    """Whether no process of the group is left; after a kill its helpers take up to 5 s to notice."""
+    """Whether no process of the group is left. After a kill, helper processes take up to 5 s to end."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:

@@ -33,7 +33,7 @@ def test_feature_maps() -> None:
 
 
 def test_it_computes_what_the_protocol_says() -> None:
-    """Against the same network written a second time from the protocol's table, with plain functional calls."""
+    """Compared with a second implementation, written from the protocol's table with functional calls."""
     torch.manual_seed(0)
     model = build_model(100, 0.5, seed=3).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)

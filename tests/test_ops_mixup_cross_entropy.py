@@ -33,7 +33,7 @@ def arguments(
 
 
 def check(name: str, given: tuple[Any, ...]) -> None:
-    """As close to float64 as the plain PyTorch reference is in the op's own dtypes."""
+    """Checks that an output is as close to float64 as the PyTorch reference in the op's own dtypes."""
     got = as_tuple(getattr(torch.ops.fastcifar, name)(*given))
     reference, truth = (as_tuple(references[name](*a)) for a in (given, in_float64(given)))
     for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):

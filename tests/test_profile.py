@@ -1,4 +1,4 @@
-"""Where a step's time went: the table of names against real steps and a recorded GPU trace; the command's files."""
+"""The time of a step: the table of names on real steps and on a recorded GPU trace; the files of the command."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixu
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Roofs and layers are timed once: enough to see that all of it is there."""
+    """Roofs and layers are timed only once, which is enough to see that every part is there."""
     monkeypatch.setattr(
         layer_times, "time_calls", lambda calls, device: [[(call(), 1e-3 * (i + 1))[1]] for i, call in enumerate(calls)]
     )

@@ -1,4 +1,4 @@
-"""The run folder: never overwritten, never torn, and every damage named."""
+"""The run folder: never overwritten, never half written, and every damage is named."""
 
 import contextlib
 import csv
@@ -296,7 +296,7 @@ DAMAGES = {
 def test_a_damaged_line_stops_nothing(
     run: RunFolder, damage: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only the curves depend on a line: it is dropped with a note, and the file that held it is kept."""
+    """Only the curves depend on a line. It is dropped with a note, and a copy of its file is kept."""
     for epoch in range(1, 6):
         run.append(record(epoch))
     run.close()
@@ -556,7 +556,7 @@ def test_odd_predictions_are_refused(run: RunFolder, damage: Callable[[Any], Any
 
 
 def test_predictions_that_claim_too_much_are_refused(run: RunFolder) -> None:
-    """A few bytes that would unpack to more than the memory holds, and a member that is no array."""
+    """A few bytes that would unpack to more than the memory, and a member that is not an array."""
     with zipfile.ZipFile(run.path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
@@ -653,7 +653,7 @@ def test_a_summary_is_of_its_types(whole: RunFolder) -> None:
 
 
 def test_a_fact_that_is_damaged_is_left_out(whole: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    """What only people read of a run's environment stops nothing."""
+    """A damaged fact of the environment that only people read stops nothing."""
     path = whole.path / "environment.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"cpu": 7, "threads": {"torch": "2"}, "command": "train"}))
@@ -671,7 +671,7 @@ def test_a_command_that_is_not_utf8_is_recorded(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("state", [b"{}", b'{"tensors": [1], "state": {}}', b'{"tensors": ["x"], "state": {}}', b"[]"])
 def test_a_state_with_its_digest_may_still_be_wrong(whole: RunFolder, state: bytes) -> None:
-    """As after an edit by hand of both files."""
+    """As after somebody edited both files."""
     (whole.path / "checkpoint-1/state.json").write_bytes(state)
     pointer = json.loads((whole.path / "checkpoint.json").read_text())
     pointer["files"]["state.json"] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
@@ -725,7 +725,7 @@ def test_a_training_state_needs_its_keys(tmp_path: Path) -> None:
 
 
 def test_a_users_copy_of_a_checkpoint_is_not_removed(run: RunFolder) -> None:
-    """The bug: whatever was called checkpoint-* was taken for a leftover."""
+    """The bug: every file named checkpoint-* was taken for a leftover."""
     run.save_checkpoint(*saved(1))
     shutil.copytree(run.path / "checkpoint-1", run.path / "checkpoint-1-best")
     run.save_checkpoint(*saved(2))
@@ -736,7 +736,7 @@ def test_a_users_copy_of_a_checkpoint_is_not_removed(run: RunFolder) -> None:
 def test_a_run_killed_before_its_settings_were_written_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    """It can't be resumed: --out takes its folder, whatever of it was written."""
+    """It cannot be resumed, so that --out accepts its folder, whatever was written into it."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         count = 0
@@ -812,7 +812,7 @@ def test_an_impossible_name_is_an_error_of_ours(tmp_path: Path, name: str) -> No
 
 @pytest.fixture
 def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a run in it, which lets this user not in; also if this user is root, whom nothing stops."""
+    """A folder with a run, which this user may not enter; also if this user is root, who may enter every folder."""
     folder = tmp_path / "closed"
     RunFolder.create(CONFIG, folder / "run", [], "digest").close()
     (folder / "run" / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
@@ -852,11 +852,11 @@ def test_a_folder_that_lets_nobody_in_is_named(closed: Path) -> None:
 
 
 class Killed(BaseException):
-    """Ends the process, as far as the code under test can tell: nothing may clean up after it."""
+    """Looks like the end of the process to the code under test, which cannot clean up after it."""
 
 
 class Steps:
-    """Lets all steps of a save through but one, which fails: every file opened, written, synced, every rename."""
+    """Makes one step of a save fail, and no other: the opening, writing or syncing of a file, or a rename."""
 
     def __init__(self, patch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> None:
         self.fail_at, self.error, self.count = fail_at, error, 0

@@ -1,9 +1,9 @@
 """Timing CUDA kernels: many launches in one graph, between events, with a warm L2 or with a cold L2.
 
 A clock of the host cannot time a 3 us kernel, and launches outside a graph measure the host. A graph holds many calls
-in a row; two events around its replay give the time of all calls. With a warm L2, a call finds there what the call before
-it left. With a cold L2, a kernel reads twice the L2's size before each call. A second graph holds only these reads; the
-two graphs are replayed in turns, and the difference of their times is the time of the calls.
+in a row; two events around its replay give the time of all calls. With a warm L2, a call finds there what the call
+before it left. With a cold L2, a kernel reads twice the L2's size before each call. A second graph holds only these
+reads; the two graphs are replayed in turns, and the difference of their times is the time of the calls.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve
+from fastcifar.paths import given
 from fastcifar.presets import load_preset
 from fastcifar.run.folder import RunFolder
 
@@ -41,8 +42,9 @@ def preset(name: str, /, **settings: object) -> Config:
         UsageError: no preset has that name, or a setting is unknown or out of its bounds; the message names the
             nearest one.
     """
-    base = resolve(None, Path(name), []) if name.endswith(".toml") else load_preset(name)
-    return from_dict({**base.model_dump(), **settings}, f"preset {name!r}")
+    base = resolve(None, _path(name), []) if name.lower().endswith(".toml") else load_preset(name)
+    plain = {key: _plain(value) for key, value in settings.items()}
+    return from_dict({**base.model_dump(), **plain}, f"preset {name!r}")
 
 
 def train(config: Config, out: StrPath | None = None, *, progress: bool = True) -> Run:
@@ -52,7 +54,7 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
     saved; `fc.load(folder).resume()` goes on with it. In another thread no signal handler is set.
 
     Args:
-        config: the settings, from `preset` or `Config(...)`.
+        config: the settings, from `preset`.
         out: the run folder, new or empty; None makes runs/PRESET/TIME-sSEED.
         progress: whether a progress line, or in a notebook a progress bar, is shown. Notes are always shown.
 
@@ -68,7 +70,7 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
     """
     from fastcifar import trainer
 
-    folder = None if out is None else Path(out)
+    folder = None if out is None else _path(out)
     return load(trainer.train(config, folder, _as_command(config, folder), progress=progress))
 
 
@@ -85,7 +87,7 @@ def load(path: StrPath) -> Run:
         UsageError: there is no run at `path`; the message names the nearest one.
         CheckpointError: the run's settings, environment or metrics are damaged.
     """
-    return Run(RunFolder.open(Path(path)))
+    return Run(RunFolder.open(_path(path).absolute()))
 
 
 def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", data: str | None = None) -> Evaluation:
@@ -109,7 +111,8 @@ def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", d
 
     if split not in ("test", "val"):
         raise UsageError(f"split = {split!r}: expected 'test' or 'val'")
-    path = run.path if isinstance(run, Run) else Path(run)
+    parse_overrides([("device", str(device))], ["device"])
+    path = run.path if isinstance(run, Run) else _path(run)
     return Evaluation(**evaluate_run(path, split, device, data))
 
 
@@ -147,8 +150,12 @@ def study(
     from fastcifar.studies.plan import Request
 
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not numbers or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers):
+        raise UsageError(f"seeds = {seeds!r}: expected a number of seeds from 1, or seeds from 0 to {2**32 - 1}")
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs = {jobs!r}: expected a number from 1")
     pairs = [(name, _as_text(value)) for name, value in settings.items()]
-    result = conduct(Path(out), Request(trials, quick, numbers, epochs_scale, pairs), jobs)
+    result = conduct(_path(out), Request(trials, quick, numbers, epochs_scale, pairs), jobs)
     finished = [load(run.path) for run in result.runs if run.state == "finished"]
     failed = {run.name: run.reason for run in result.failed}
     return Study(result.study.path, result.page, finished, failed)
@@ -246,10 +253,16 @@ class Run:
 
         Returns:
             float32 [N, 3, 32, 32]: the images scaled to 0..1, minus the run's `mean`, divided by its `std`.
+
+        Raises:
+            UsageError: the images have another dtype or shape.
         """
         import torch
 
         from fastcifar.augment import normalization_table, normalize
+
+        if images.dtype != "uint8" or images.ndim != 4 or images.shape[1:] != (32, 32, 3):
+            raise UsageError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [N, 32, 32, 3]")
 
         table = normalization_table(self.config.mean, self.config.std)
         return normalize(torch.from_numpy(images), table, torch.float32)
@@ -297,6 +310,22 @@ class Run:
         checked = parse_overrides(words, RESUMABLE)
         command = ["fastcifar", "train", "--resume", str(self.path), *_as_options(checked)]
         return load(trainer.resume(self.path, checked, command, progress=progress))
+
+
+def _path(path: StrPath) -> Path:
+    """A path with `~` expanded, as the command line reads it."""
+    try:
+        return given(os.fspath(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _plain(value: object) -> object:
+    """A value as the settings take it: NumPy's numbers become Python's, and paths become text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    item = getattr(value, "item", None)
+    return item() if callable(item) else value
 
 
 def _as_command(config: Config, out: Path | None) -> list[str]:

@@ -114,9 +114,10 @@ def option_hint(name: str, options: Sequence[str] = ()) -> str:
     """
     if name in _ABSENT:
         return f"; {_ABSENT[name]}"
-    if name.startswith(("no_", "without_")):
+    negated = re.fullmatch(r"(?:no|not|without|disable|dont)_(\w+)", name) or re.fullmatch(r"no(\w+)", name)
+    if negated and ("_" in name[:8] or negated[1] in NAMES):
         negations = {option[3:].replace("-", "_"): option for option in options if option.startswith("no-")}
-        meant = nearest_setting(name.partition("_")[2], list(negations))
+        meant = nearest_setting(negated[1], list(negations))
         return did_you_mean(negations.get(meant) or _switch_off(meant) if meant else None, "--")
     match = nearest_setting(name, [option.replace("-", "_") for option in options])
     return did_you_mean(match and match.replace("_", "-"), "--")

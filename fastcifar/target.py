@@ -96,7 +96,8 @@ class Target:
                 raise
             raise DeviceMemoryError(
                 f"out of memory on {self.device} with batch_size = {self.config.batch_size}, eval_batch_size = "
-                f"{self.config.eval_batch_size}: lower them, or close what else runs there ({error})"
+                f"{self.config.eval_batch_size}: lower them, or close what else runs there"
+                + (f" ({error})" if str(error) else "")
             ) from error
 
 

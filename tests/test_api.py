@@ -126,3 +126,50 @@ def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "did you mean lr?" in done.stdout
     assert (tmp_path / "runs/my-study/report/index.html").is_file()
+
+
+def test_paths_are_those_of_the_command_line(run: fc.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bugs: a folder named ~, and a run that is not found after the working folder changed."""
+    monkeypatch.setenv("HOME", str(run.path.parent))
+    monkeypatch.chdir(run.path.parent)
+    for name in ("~/run", "run"):
+        found = fc.load(name)
+        monkeypatch.chdir(tmp_path)
+        assert found.path == run.path and not found.model().training
+        monkeypatch.chdir(run.path.parent)
+    with pytest.raises(fc.errors.UsageError, match="no such folder"):
+        fc.load("~nosuchuser/run")
+    with pytest.raises(fc.errors.UsageError, match="no such folder"):
+        fc.train(fc.preset("quick"), "~nosuchuser/run")
+
+
+def test_numbers_of_numpys_and_paths_are_settings(tmp_path: Path) -> None:
+    config = fc.preset(
+        "quick", epochs=np.int64(3), lr=np.float32(0.5), nesterov=np.bool_(True), data=tmp_path / "a.npz"
+    )
+    assert (config.epochs, config.lr, config.nesterov) == (3, 0.5, True) and config.data == str(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 3, 32, 32), np.uint8), np.zeros((32, 32, 3), np.uint8)],
+    ids=["floats", "channels first", "one image"],
+)
+def test_images_of_another_kind_are_refused(run: fc.Run, images: Any) -> None:
+    """The bug: floats from 0 to 1 came back as if they were bytes."""
+    with pytest.raises(fc.errors.UsageError, match=r"expected uint8 \[N, 32, 32, 3\]"):
+        run.normalize(images)
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"seeds": []}, {"seeds": [-1]}, {"seeds": [2**40]}, {"jobs": 0}])
+def test_a_study_checks_its_numbers(wrong: dict[str, Any], tmp_path: Path) -> None:
+    """The bug: no seeds trained the default three."""
+    with pytest.raises(fc.errors.UsageError, match="expected a number"):
+        fc.study("lr-0.05", quick=True, out=tmp_path / "study", **wrong)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", None, "cuda:x"])
+def test_a_device_of_no_such_name_is_refused(run: fc.Run, device: Any) -> None:
+    with pytest.raises(fc.errors.UsageError, match="device"):
+        fc.evaluate(run, device=device)

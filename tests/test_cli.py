@@ -1,5 +1,6 @@
 """The commands: from the words of the command line to output and exit code. The trainer is a stand-in."""
 
+import errno
 import inspect
 import json
 import os
@@ -721,3 +722,48 @@ def test_a_hint_can_be_pasted() -> None:
 def test_stdout_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--nonesterov", "did you mean --no-nesterov?"),
+        ("--disable-nesterov", "did you mean --no-nesterov?"),
+        ("-lr 0.1", "did you mean --lr 0.1?"),
+        ("-lr=0.1", "did you mean --lr 0.1?"),
+        ("cifar10", "did you mean --data cifar10?"),
+        ("CIFAR-100", "did you mean --data cifar100?"),
+    ],
+)
+def test_what_other_programs_take_is_understood(capsys: Captured, words: str, hint: str) -> None:
+    (line,) = refused(capsys, "train", *words.split())
+    assert line.endswith(hint)
+
+
+def test_a_settings_file_may_end_in_capitals(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "MY.TOML").write_text("[settings]\nlr = 0.25\n")
+    assert "lr = 0.25" in printed(capsys, "train", "MY.TOML", "--print-config")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 6, "out of memory: close what else runs here"),
+        (MemoryError("Unable to allocate 3 GiB"), 6, "(Unable to allocate 3 GiB)"),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "ulimit -n 4096"),
+    ],
+)
+def test_a_limit_of_the_system_is_no_fault_of_ours(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str
+) -> None:
+    def fail(*_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    (line,) = refused(capsys, "presets", code=code)
+    assert words in line
+
+
+def test_an_empty_word_is_no_preset(capsys: Captured) -> None:
+    assert "an empty word names no preset" in refused(capsys, "train", "")[0]
+    assert "an empty word names no preset" in refused(capsys, "train", "quick", " ")[0]

@@ -145,7 +145,7 @@ def read_settings(words: Sequence[str], why_not: Callable[[str], str] | None = N
         switched_off = _switched_off(key)
         if not option.startswith("--") or not key:
             word = option or value or ""
-            unexpected = "unexpected argument; settings are given as --KEY VALUE"
+            unexpected = f"unexpected argument; settings are given as --KEY VALUE{_with_two_dashes(option, value)}"
             reason = why_not(word) if why_not and not option else unexpected
             if reason:
                 problems.append(f"command line: {one_line(word)}: {reason}")
@@ -167,6 +167,16 @@ def read_settings(words: Sequence[str], why_not: Callable[[str], str] | None = N
         else:
             pairs.append((key, ""))
     return Given(names, pairs, problems)
+
+
+def _with_two_dashes(option: str, value: str | None) -> str:
+    """The end of a message on a setting that was given with one dash; empty where none was."""
+    from fastcifar.config import Config
+
+    key = option.lstrip("-")
+    if not option or key.replace("-", "_") not in Config.model_fields:
+        return ""
+    return did_you_mean(f"--{key}" + (f" {one_line(value)}" if value is not None else ""))
 
 
 def _pieces(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -230,8 +240,13 @@ def why_no_start(word: str) -> str:
 
     if _is_start(word):
         return ""
+    if not word.strip():
+        return "an empty word names no preset and no file"
     if match := nearest(word, preset_names()):
         return f"there is no such preset{did_you_mean(match)}"
+    if word.casefold().replace("-", "") in ("cifar100", "cifar10", "procedural"):
+        data = word.casefold().replace("-", "")
+        return f"there is no such preset; settings are given as --KEY VALUE{did_you_mean(data, '--data ')}"
     there = paths.given(word)
     if (there / "config.toml").is_file():
         return f"unexpected argument; settings are given as --KEY VALUE{did_you_mean(quoted(word), '--resume ')}"
@@ -250,7 +265,7 @@ def start_of(args: argparse.Namespace, given: Given) -> Start:
     presets: list[str] = []
     files: list[str] = []
     for name in given.names:
-        (files if name.endswith(".toml") else presets).append(name)
+        (files if name.lower().endswith(".toml") else presets).append(name)
     for what, words, option in (("preset", presets, args.preset), ("settings file", files, args.config)):
         named = [*words, *([f"--{'preset' if what == 'preset' else 'config'} {option}"] if option is not None else [])]
         if len(named) > 1:
@@ -264,4 +279,4 @@ def start_of(args: argparse.Namespace, given: Given) -> Start:
 def _is_start(word: str) -> bool:
     from fastcifar.layers import preset_names
 
-    return word.endswith(".toml") or word in preset_names()
+    return word.lower().endswith(".toml") or word in preset_names()

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs: `fastcifar --help` needs neithe
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -17,7 +18,7 @@ import fastcifar
 from fastcifar import paths
 from fastcifar.cli import ablate, compare, data, doctor, evaluate, presets, profile, report, study, train
 from fastcifar.cli.arguments import Parser
-from fastcifar.errors import DataError, FastcifarError, UsageError
+from fastcifar.errors import DataError, DeviceMemoryError, FastcifarError, UsageError
 from fastcifar.paths import refused
 from fastcifar.run import failure
 from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line
@@ -184,13 +185,20 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def _explained(words: Sequence[str]) -> Iterator[None]:
-    """Makes the system's refusal of a path that the user gave one of our errors."""
+    """Makes one of our errors of what the system refuses: a path that the user gave, one more open file, memory."""
     try:
         yield
     except OSError as error:
         if ours := _of_a_given_path(error, words):
             raise ours from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UsageError(f"{error.strerror}: raise the limit of this shell: ulimit -n 4096") from error
         raise
+    except MemoryError as error:
+        said = f" ({error})" if str(error) else ""
+        raise DeviceMemoryError(
+            f"out of memory{said}: close what else runs here, or raise the limit of this shell: ulimit -v"
+        ) from error
 
 
 def _of_a_given_path(error: OSError, words: Sequence[str]) -> FastcifarError | None:

@@ -50,13 +50,6 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     quick = "quick" in given.names
     trials = tuple(name for name in given.names if name != "quick")
-    from fastcifar.cli.train import announce_download
-    from fastcifar.config import Config
-
-    values = dict(given.settings)
-    announce_download(
-        values.get("data", "procedural" if quick else Config.model_fields["data"].default), values.get("mirror", "")
-    )
     request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
     return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
 

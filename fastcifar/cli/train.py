@@ -78,6 +78,8 @@ def _announce(config: Config, *, named: bool, out: Path | None) -> None:
         named: whether a preset or a file was named. Where one was, only a download is told.
         out: the run folder that was asked for.
     """
+    from fastcifar.data.sources import announce_download
+
     if not named:
         where = quoted(out) if out is not None else f"a new folder in runs/{config.preset}"
         note(
@@ -88,26 +90,6 @@ def _announce(config: Config, *, named: bool, out: Path | None) -> None:
     announce_download(config.data, config.mirror)
     if not named:
         note("`fastcifar train quick` is a small first run, with nothing to download", "fastcifar: ")
-
-
-def announce_download(data: str, mirror: str = "") -> None:
-    """Says on stderr how much of `data` will be downloaded, and where it goes; nothing where nothing will."""
-    from fastcifar.data.cache import default_folder
-    from fastcifar.data.sources import download_size
-    from fastcifar.errors import DataError
-
-    size = download_size(data, mirror=mirror)
-    if not size:
-        return
-    try:
-        where = f" to {default_folder()}"
-    except DataError:  # no folder to keep it in: who loads the images says so
-        where = ""
-    note(
-        f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded{where} "
-        "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)",
-        "fastcifar: ",
-    )
 
 
 def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: list[str]) -> int:

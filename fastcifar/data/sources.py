@@ -110,6 +110,29 @@ def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> 
         return 0 if kept or held else published.archive_bytes
 
 
+def announce_download(data: str, mirror: str = "") -> None:
+    """Says on stderr how much of ``data`` will be downloaded, and where it goes; nothing where nothing will.
+
+    Args:
+        data: As for ``load``.
+        mirror: As for ``load``.
+
+    Raises:
+        DataError: The cache cannot be looked into.
+    """
+    size = download_size(data, mirror=mirror)
+    if not size:
+        return
+    try:
+        where = f" to {default_folder()}"
+    except DataError:  # no folder to keep it in: who loads the images says so
+        where = ""
+    note(
+        f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded{where} "
+        "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
+    )
+
+
 def load_published(published: Published, *, mirror: str, cache: Path, progress: bool) -> Dataset:
     """Loads a published data set from the cache, or from the archive in the cache, or downloads it.
 

@@ -24,7 +24,7 @@ Call = Callable[[], Any]
 class Timing:
     """The time of a call over several replays.
 
-    Args:
+    Attributes:
         median_us: the median microseconds of a call.
         spread_us: the distance between the quartiles, in microseconds.
         launches: the number of calls in the graph.

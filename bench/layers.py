@@ -25,7 +25,15 @@ LAYERS = [
 
 @dataclass(frozen=True)
 class Case:
-    """One layer at one batch size and dtype."""
+    """One layer at one batch size and dtype.
+
+    Attributes:
+        batch: the number of images.
+        channels: the number of channels.
+        size: the height and width of the input map.
+        stride: the stride of the convolution.
+        dtype: the dtype of the activations.
+    """
 
     batch: int
     channels: int

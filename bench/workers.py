@@ -19,7 +19,7 @@ Run = Callable[[int], float]
 class Usage:
     """What a process and its descendants have used.
 
-    Args:
+    Attributes:
         cpu_seconds: processor seconds.
         bytes: bytes of memory; memory that several processes share counts once.
     """
@@ -32,7 +32,7 @@ class Usage:
 class Worker:
     """A measuring process. Calling it with a count does as many units of work there, and returns the seconds.
 
-    Args:
+    Attributes:
         pid: the process.
         run: does the work in the process.
     """

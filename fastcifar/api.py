@@ -165,7 +165,7 @@ def study(
 class Evaluation:
     """The result of `evaluate`.
 
-    Args:
+    Attributes:
         split: `test` or `val`.
         num_images: the number of images in the split.
         loss: the mean cross-entropy, in nats.
@@ -190,7 +190,7 @@ class Evaluation:
 class Study:
     """The state of a study.
 
-    Args:
+    Attributes:
         path: the study's folder.
         page: the report, an HTML file; None if no run has finished.
         runs: the finished runs.

@@ -11,7 +11,7 @@ from torch import Tensor
 class Batch:
     """The input of one step, on the device. B images of S x S pixels.
 
-    Args:
+    Attributes:
         images: [B, 3, S, S] in the compute dtype and the config's memory format.
         labels: int64 [B].
         partner_labels: int64 [B], the labels of the images mixed in; None without MixUp.

@@ -23,7 +23,7 @@ _EVERY_EPOCH = 0  # the "epoch" of draws that hold for a whole run; epochs count
 class EpochDraws:
     """The random draws of one epoch of `num_images` images in `num_batches` batches; the last batch may be smaller.
 
-    Args:
+    Attributes:
         index: int64 [num_images], the image at each position of the epoch; a permutation.
         top: int64 [num_images] in [0, 2 * padding], the crop's first row in the padded image.
         left: int64 [num_images] in [0, 2 * padding], the crop's first column.

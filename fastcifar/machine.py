@@ -48,7 +48,7 @@ _ONEDNN_CAPS = {
 class Cpu:
     """A processor.
 
-    Args:
+    Attributes:
         model: the name in /proc/cpuinfo; empty if not known.
         level: one of `CPU_LEVELS`; None if the processor's flags are not known.
         product_level: the level that matrix products may use. It is lower than `level` if ONEDNN_MAX_CPU_ISA limits it.
@@ -76,7 +76,7 @@ class Cpu:
 class Gpu:
     """An NVIDIA GPU.
 
-    Args:
+    Attributes:
         name: the driver's name for it.
         capability: the compute capability, such as (9, 0).
     """
@@ -94,7 +94,7 @@ class Gpu:
 class Machine:
     """A machine.
 
-    Args:
+    Attributes:
         cpu: the processor.
         gpus: the GPUs that PyTorch sees, in PyTorch's order.
     """

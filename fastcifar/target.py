@@ -33,7 +33,7 @@ TORCH_COMPILE_OVERRIDE_BACKENDS may name a backend that compiles nothing.
 class Target:
     """A settled config, and what follows from it.
 
-    Args:
+    Attributes:
         config: the settings. None of them is `auto`, so that the run folder records what ran.
     """
 

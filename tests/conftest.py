@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is loaded: beside other programs threads that wait by spinning make a test of a second one of a minute.
+# Set before torch is loaded. If other programs are busy, spinning threads turn a test of a second into one of a minute.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

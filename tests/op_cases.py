@@ -24,7 +24,7 @@ DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or tor
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
 CHANNELS = [1, 3, 65, 129]
 MAPS = [(1, 1), (2, 2), (5, 7), (33, 31)]
-# What no list of awkward sizes has: several tiles of rows, many parts of a sum, blocks cut by channels
+# Beyond awkward sizes: several tiles of rows, many parts of a sum, blocks cut by channels
 SHAPES = [(n, c, h, w) for c in CHANNELS for h, w in MAPS for n in ((2,) if h < 33 else (1,))]
 SHAPES += [(40, 129, 5, 7), (33, 3, 16, 16), (5, 40, 32, 32), (70, 64, 4, 4)]
 

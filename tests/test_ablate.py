@@ -440,7 +440,7 @@ def test_what_is_measured_is_shown_when_it_is_stopped(
     machine.trouble = trouble
     before = signal.getsignal(signal.SIGTERM)
     argv = ["ablate", "--repeats", "2", "--out", "here", "--no-attribution", "--precision", "fp32,bf16"]
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts deaf to it
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts ignoring it
     try:
         assert cli.main(argv) == code
     finally:

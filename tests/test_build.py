@@ -230,7 +230,7 @@ def test_only_what_changed_is_compiled_again(project: Project) -> None:
     assert project.compiled() == ["csrc/cpu/add.cpp [cpu]", "csrc/schemas.cpp [cpu]"]
     project.feign_torch("2.14.0+cpu", cuda=None)
     assert project.compiled() == ["csrc/cpu/add.cpp [cpu]", "csrc/schemas.cpp [cpu]"]
-    (project.root / "csrc/ops.h").unlink()  # the object is stale, and what is wrong must be seen
+    (project.root / "csrc/ops.h").unlink()  # the object is out of date, and the error must be shown
     output = project.build()
     assert project.failed and "ops.h: No such file" in output
 
@@ -241,7 +241,7 @@ def test_without_a_compiler_nothing_is_built_and_the_reason_is_kept(project: Pro
     output = project.build()
     assert not project.failed
     assert "CPU ops are not built: no C++ compiler was found (apt install g++" in output
-    assert project.libraries == []  # the library of the earlier build would not match what is said
+    assert project.libraries == []  # the library of the earlier build would not match the message
     assert project.about["cpu"]["built"] is False
     assert "no C++ compiler" in str(project.about["cpu"]["why"])
 

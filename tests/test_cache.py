@@ -45,7 +45,7 @@ def test_built_once_and_equal_afterwards(tmp_path: Path) -> None:
     build = Builder()
     entries = [cache.cached(tmp_path / "deep" / "cache", "n", "f", build) for _ in range(3)]
     assert build.calls == 1 and all(same(entry, make()) for entry in entries)
-    assert entries[2].arrays["a"].flags.writeable  # torch.from_numpy warns of arrays that are not
+    assert entries[2].arrays["a"].flags.writeable  # torch.from_numpy warns of arrays that are not writable
     assert sorted(p.name for p in (tmp_path / "deep" / "cache").iterdir() if p.suffix != ".lock") == ["n.safetensors"]
 
 

@@ -102,7 +102,7 @@ def check(emulated: Emulated, name: str, args: tuple[Any, ...]) -> None:
     got, reference, truth = emulated(name, *args), references[name](*args), references[name](*wide(args))
     if isinstance(reference, Tensor):
         reference, truth = (reference,), (truth,)
-    # A block's inner ReLU may flip where float32 and float64 disagree about a sign; its grad_u is rounded twice.
+    # A block's inner ReLU may differ where float32 and float64 differ in a sign; its grad_u is rounded twice.
     block = name in ("_depthwise_block_backward", "_separable_block_backward")
     slack = 1e-4 if block else 2e-6
     for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
@@ -129,7 +129,7 @@ def test_ops_agree_with_their_references(
         check(emulated, name, args)
 
 
-# The first two run on the (emulated) tensor cores unless float32, the others have rows that are no whole vectors.
+# The first two run on the (emulated) tensor cores except in float32; the others have rows that are not whole vectors.
 @pytest.mark.parametrize(
     "shape, out_channels", [((2, 32, 8, 8), 64), ((5, 136, 4, 4), 200), ((3, 64, 5, 7), 70), ((2, 3, 5, 7), 5)], ids=str
 )
@@ -187,7 +187,7 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
         y = activation(128, channels, size // stride, size // stride, dtype=torch.bfloat16)
         grad = activation(128, out_channels, size // stride, size // stride, dtype=torch.bfloat16)
         pointwise, statistics = torch.ones(out_channels, channels, 1, 1), [torch.ones(channels)] * 4
-        rows = torch.ones(9, 3, channels) if i else None  # the block before leaves them
+        rows = torch.ones(9, 3, channels) if i else None  # the block before passes them on
         u, *parameters = block
         for name, forward, backward in (
             ("depthwise_block", (*block, EPS, stride), (y, u, y, *parameters, *statistics, EPS, stride)),
@@ -291,7 +291,7 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
 ) -> None:
     torch.manual_seed(0)
     logits = torch.randn(rows, classes).mul(3).add(5).to(dtype)
-    logits[0] = 20  # of equal ones the first is the prediction
+    logits[0] = 20  # if logits are equal, the first one is the prediction
     labels, partner_labels = torch.randint(0, classes, (2, rows))
     labels[0] = 0
     for mixing, smoothing in (((partner_labels, torch.tensor(0.3)), 0.1), ((None, None), 0.0)):

@@ -75,7 +75,7 @@ def test_a_damaged_line_of_the_metrics_does_not_stop_a_resume(
     for record in again.records:
         seconds = record["train_seconds"] - before
         images = 100 * (record["epoch"] - last)
-        if record["epoch"] == 3:  # of the epochs since the line before, and not all their time for one epoch's images
+        if record["epoch"] == 3:  # of all epochs since the line before
             assert record["images_per_second"] == pytest.approx(images / seconds)
         before, last = record["train_seconds"], record["epoch"]
 

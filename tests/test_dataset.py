@@ -40,7 +40,7 @@ def test_split_is_disjoint_and_covers(tiny: Dataset, val_size: int, seed: int) -
     assert len(val) == val_size and len(train) == 200 - val_size
     found = [image.tobytes() for part in (train, val) for image in part.images]
     assert sorted(found) == sorted(image.tobytes() for image in tiny.train.images)
-    assert np.array_equal(tiny.train_val(199, seed)[1].images[:val_size], val.images)  # a smaller one lies in a larger
+    assert np.array_equal(tiny.train_val(199, seed)[1].images[:val_size], val.images)  # a larger one has it all
     again = tiny.train_val(val_size, seed)
     assert np.array_equal(again[1].images, val.images) and np.array_equal(again[0].labels, train.labels)
 

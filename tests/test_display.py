@@ -137,7 +137,7 @@ def test_the_time_left_includes_validation(clock: Clock) -> None:
 def test_a_live_line_on_a_terminal(terminal: Terminal, clock: Clock) -> None:
     with Display(terminal, clock) as display:
         display.phase(LOADING)
-        assert "\x1b[?25l" not in terminal.getvalue()  # nothing live beside a download's own bar
+        assert "\x1b[?25l" not in terminal.getvalue()  # no live line beside the bar of a download
         display.phase("compiling")
         assert display._live is not None
         clock.now += 5

@@ -147,7 +147,7 @@ def test_a_signal_to_all_of_a_runs_processes_leaves_a_state_and_no_process(tmp_p
         process = start("train", *options, "--out", cut)
         wait_for_epochs(process, cut, 2)
         if number == signal.SIGKILL:
-            process.kill()  # alone: its workers must find out by themselves
+            process.kill()  # only the process itself: its workers must notice its death
         else:
             os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=120)

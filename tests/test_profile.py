@@ -169,7 +169,7 @@ def test_kernels_have_the_kind_of_the_op_that_launched_them() -> None:
         launch(4, 2),  # a reorder inside the convolution
         host("Optimizer.step#SGD.step", 20, 10, "user_annotation"),
         launch(21, 3),
-        launch(40, 4),  # by nobody the table knows
+        launch(40, 4),  # by an op that the table does not know
         kernel("nchwToNhwcKernel", 50, 5, 1),
         kernel("some_cudnn_kernel", 55, 15, 2),
         kernel("void at::native::multi_tensor_apply_kernel<A<int>, FusedSgd>(A<int>)", 65, 10, 3),  # on another stream

@@ -188,7 +188,7 @@ def test_one_writer_at_a_time(run: RunFolder) -> None:
         with pytest.raises(UsageError, match="is in use"):
             run.lock()
     with run.locked():
-        assert run.records == [record(1)]  # the other's line is seen
+        assert run.records == [record(1)]  # the line of the other process is there
 
 
 def test_a_killed_writer_leaves_no_lock(run: RunFolder) -> None:
@@ -450,7 +450,7 @@ def test_every_damage_names_its_file_and_a_way_out(run: RunFolder, pattern: str)
             harmless += 1
         except CheckpointError as error:
             assert "checkpoint" in str(error) and "Restore the run folder from a copy, or train anew" in str(error)
-    # Only the pointer has bytes that decide nothing: its date and its white space.
+    # Only the pointer has bytes without meaning: its date and its white space.
     assert harmless <= (60 if path.name == "checkpoint.json" else 0)
     path.unlink()
     with pytest.raises(CheckpointError, match=path.name):
@@ -521,7 +521,7 @@ def test_class_names_and_places_stand_beside_the_predictions(run: RunFolder) -> 
     found = RunFolder.open(run.path).predictions()
     assert found is not None
     assert found["class_names"].tolist() == names and found["places"].tolist() == places.tolist()
-    with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:  # as anybody reads it
+    with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:  # as users read the file
         assert arrays["class_names"][arrays["labels"][1]] == names[1]
 
 
@@ -896,7 +896,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, first: bool
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand real ones take seconds and change nothing here
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand real syncs take seconds, and change nothing here
     outcomes = []
     for fail_at in itertools.count(1):
         run = RunFolder.create(CONFIG, tmp_path / f"{fail_at}", [], "digest")
@@ -916,7 +916,7 @@ def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
             else:
                 if steps.count < fail_at:
                     break
-                # The removal of the old one failed, after the switch; the next save will do it.
+                # Removing the old checkpoint failed, after the switch to the new one; the next save removes it.
         run.close()
         again = RunFolder.open(run.path)
         version = loaded_version(again) if again.has_checkpoint() else 0
@@ -929,7 +929,7 @@ def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
         assert len(list(run.path.glob("checkpoint-*"))) == 1
         again.close()
     assert len(outcomes) >= 14
-    assert outcomes == sorted(outcomes)  # one switch, from the old to the new
+    assert outcomes == sorted(outcomes)  # there is one switch, from the old checkpoint to the new one
     assert outcomes[-1] == 2
 
 
@@ -1002,12 +1002,12 @@ def test_sigkill_inside_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     version, leftovers = map(int, done.stdout.split())
     assert version >= rounds
-    assert leftovers >= rounds // 6  # the kills did fall inside saves
+    assert leftovers >= rounds // 6  # some kills came during saves
 
 
 def test_an_interrupt_inside_a_save_leaves_the_old(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.save_checkpoint(*saved(1))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts ignoring it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts ignoring it
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, "replace", lambda *_: signal.raise_signal(signal.SIGINT))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.machine
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_IMAGES = 40  # two full batches of 16 and a last one of 8
 
-# What waits for the device, or whose result has a shape that only the device knows.
+# Ops that wait for the device, or whose output has a shape that only the device knows.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique2", "_unique2"}
 
 

@@ -112,7 +112,7 @@ def when(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.T
         end = time.monotonic() + 60
         while not condition() and time.monotonic() < end:
             time.sleep(0.01)
-        action()  # also when it is late: the test then fails, and ends
+        action()  # also if it is too late: then the test fails and ends
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -307,7 +307,7 @@ def test_side_by_side_they_share_the_cores(fake: Any, monkeypatch: pytest.Monkey
 
 def test_gpus_are_dealt_out(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "_num_gpus", lambda: 2)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.6)  # two end between two looks, and one is waiting
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.6)  # two runs end between two looks, and one run is waiting
     conduct(OUT, request("final", "constant", "cosine"))
     devices = Counter(json.loads(path.read_text())["device"] for path in Path().glob("seen-*.json"))
     assert devices in ({"cuda:0": 2, "cuda:1": 1}, {"cuda:0": 1, "cuda:1": 2})
@@ -494,7 +494,7 @@ def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_ctrl_c_reaches_each_run_once(other_study: subprocess.Popen[str]) -> None:
-    os.killpg(other_study.pid, signal.SIGINT)  # as a terminal does, to all that are in the foreground
+    os.killpg(other_study.pid, signal.SIGINT)  # as a terminal sends it, to all processes in the foreground
     _, err = other_study.communicate(timeout=60)
     assert other_study.returncode == 130
     assert "SIGINT: the runs save their state and end" in err.splitlines()
@@ -602,7 +602,7 @@ def test_real_runs_side_by_side_one_of_them_killed(tmp_path: Path, report: Repor
     from fastcifar import trainer
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))  # as each of the two had: the last bits depend on it
+    torch.set_num_threads(max(1, threads // 2))  # as each of the two runs had: the last bits depend on it
     try:
         trainer.train(config, untouched, [])
     finally:

@@ -25,7 +25,7 @@ Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 class Means:
     """Mean loss and accuracy over the images of an epoch or of a split.
 
-    Args:
+    Attributes:
         loss: the mean cross-entropy, in nats.
         accuracy: 0 to 1. Under MixUp both labels count, weighted by lambda.
     """

@@ -24,7 +24,7 @@ JSONL, CSV, TEXT, CHART = "ablation.jsonl", "ablation.csv", "ablation.txt", "abl
 class Ablation:
     """The results of `ablate`.
 
-    Args:
+    Attributes:
         path: the folder of the results.
         entries: the cells of the grid, the reference first.
         repeats: as for `ablate`.

@@ -43,7 +43,7 @@ NUM_IMAGES, NUM_CLASSES = 40_000, 100
 class Cell:
     """What to measure.
 
-    Args:
+    Attributes:
         config: the settings of the run, settled.
         augmentation: how the resident loader makes a batch; None means as the engine does by default.
         launched: whether the steps are launched op by op even where they would be one CUDA graph.
@@ -58,7 +58,7 @@ class Cell:
 class Measurement:
     """What one process measured.
 
-    Args:
+    Attributes:
         images_per_second: the rate of each window. It includes all work of training: draws, batches and steps.
         others: the share of all cores that other programs used in each window, 0 to 1; None if not known.
         steps_per_window: the number of steps in a window, chosen so that a window lasts as long as asked for.
@@ -85,7 +85,7 @@ class Measurement:
 class Failure:
     """Why there is no measurement.
 
-    Args:
+    Attributes:
         kind: the class of the error; or the name of the signal that ended the process, or `exit`.
         message: the error's text.
         traceback: the error's traceback; empty if the process died.
@@ -138,7 +138,13 @@ def measure(
 
 @dataclass(frozen=True)
 class _Window:
-    """One window: the images trained on, its length in seconds, and the processor seconds of other programs in it."""
+    """One window.
+
+    Attributes:
+        num_images: the number of images that were trained on.
+        seconds: the length of the window.
+        others: the processor seconds of other programs during the window; NaN if not known.
+    """
 
     num_images: int
     seconds: float

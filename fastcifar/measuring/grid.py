@@ -39,7 +39,7 @@ RESIDENT = ("resident", "device")
 class Entry:
     """A cell of the ablation with its results.
 
-    Args:
+    Attributes:
         name: such as `fused bf16, batch 256`.
         values: the cell's value on each axis.
         cell: what is measured; None if the settings contradict each other.
@@ -95,7 +95,7 @@ class Entry:
 class Factor:
     """One choice of the fastest cell, and the cell without that choice.
 
-    Args:
+    Attributes:
         name: the choice, such as `engine`.
         change: the choice and what replaces it, such as `fused -> eager`.
         without: the cell without the choice.

@@ -65,7 +65,7 @@ Dims = Sequence[Any]
 class Shapes:
     """Tells apart ops of the same name by the shapes of their inputs.
 
-    Args:
+    Attributes:
         batch_size: the number of images in a batch.
         num_classes: the number of logits of an image; it tells the head's product from a pointwise product.
     """
@@ -167,7 +167,12 @@ There the matrix products of stem and head count as pointwise, because their nam
 
 @dataclass
 class Cost:
-    """The cost of a kind or a name: milliseconds and calls, each for one step."""
+    """The cost of a kind or of a name.
+
+    Attributes:
+        ms: milliseconds in a step.
+        calls: calls in a step, counted as ops or kernels.
+    """
 
     ms: float = 0.0
     calls: float = 0.0
@@ -177,7 +182,7 @@ class Cost:
 class Breakdown:
     """Where the time of the profiled steps went.
 
-    Args:
+    Attributes:
         step_ms: milliseconds of a profiled step, from its start to its end.
         num_steps: the number of profiled steps.
         on_device: whether kernels were timed (CUDA), and not ops (CPU).
@@ -205,15 +210,26 @@ class Breakdown:
 
 @dataclass
 class _Event:
-    """A range of time on one thread of the host, with the range around it."""
+    """A range of time on one thread of the host.
+
+    Attributes:
+        name: the name of the op or range.
+        start: in microseconds.
+        end: in microseconds.
+        own: microseconds that were not spent in ranges inside this one.
+        parent: the range around this one; None if there is none.
+        kind: the kind of work; None if the table does not know it.
+        origin: the outermost range that this one has its kind from.
+        in_step: whether it belongs to a training step.
+    """
 
     name: str
     start: float
     end: float
-    own: float  # microseconds not spent in its children
+    own: float
     parent: _Event | None
     kind: str | None
-    origin: _Event | None  # the outermost event that gave it its kind
+    origin: _Event | None
     in_step: bool
 
 

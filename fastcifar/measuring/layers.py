@@ -41,7 +41,7 @@ Shape = tuple[int, ...]
 class Work:
     """The least work for a batch.
 
-    Args:
+    Attributes:
         bytes: the bytes read and written.
         flops: the floating-point operations.
     """
@@ -62,7 +62,7 @@ class Layer:
     With fused ops a layer is what the engine runs as one op. Otherwise it is one module of the model. Optimizer,
     augmentation and casts are layers too.
 
-    Args:
+    Attributes:
         name: kind, channels, map and stride, such as `depthwise 64 @32x32 s2`.
         kind: one of `kernels.KINDS`.
         modules: the names of the model's modules that the layer computes, in order, at its first place.
@@ -91,7 +91,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """A convolution, BN or linear module of the model with the shapes of its input and output."""
+    """A convolution, BN or linear module of the model.
+
+    Attributes:
+        name: the module's name in the model.
+        module: the module.
+        in_shape: the shape of its input, for a batch.
+        out_shape: the shape of its output, for a batch.
+    """
 
     name: str
     module: nn.Module
@@ -100,18 +107,22 @@ class Part:
 
     @property
     def inputs(self) -> int:
+        """The number of input values."""
         return math.prod(self.in_shape)
 
     @property
     def outputs(self) -> int:
+        """The number of output values."""
         return math.prod(self.out_shape)
 
     @property
     def weights(self) -> int:
+        """The number of trainable values."""
         return sum(p.numel() for p in self.module.parameters())
 
     @property
     def macs(self) -> int:
+        """The multiply-accumulates of the forward; 0 for BN."""
         if isinstance(self.module, nn.BatchNorm2d):
             return 0
         # Every weight, except a bias, is used once for each output position of its channel.

@@ -24,7 +24,7 @@ from typing import Any
 class Death:
     """How a process ended before it answered.
 
-    Args:
+    Attributes:
         kind: the name of the signal that ended the process, or `exit`.
         message: how the process ended, in words, with the last line that it wrote to stderr.
     """

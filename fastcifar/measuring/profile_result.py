@@ -25,7 +25,7 @@ Table = tuple[list[str], list[list[str]]]
 class Profile:
     """The result of a profile.
 
-    Args:
+    Attributes:
         config: the settings, settled.
         step_seconds: the median seconds of a step without the profiler.
         breakdown: the time of the profiled steps by kind and by name.

@@ -19,7 +19,7 @@ from fastcifar.measuring.roofs import Roofs
 class Row:
     """One direction of a layer. All values are for one of its `layer.count` places.
 
-    Args:
+    Attributes:
         layer: the layer.
         direction: `forward` or `backward`.
         work: the least work.

@@ -21,7 +21,7 @@ COPY_BYTES = tuple(2**exponent for exponent in range(12, 30))
 class Roofs:
     """The best speeds that a device reached.
 
-    Args:
+    Attributes:
         copies: for each copy the bytes read and written, and the bytes per second; the smallest copy first.
         flops_per_second: the speed of a large matrix product in the compute dtype.
     """

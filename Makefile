@@ -26,18 +26,21 @@ help: ## this list
 train: $(READY) ## fastcifar train --preset $(PRESET), by default quick
 	@exec $(BIN)/fastcifar train --preset $(PRESET) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+# A file of tests at a time on each core: most of them start processes and wait. Benchmarks are another target.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile -p no:benchmark
+
 test: $(READY) ## the quick tests, six minutes on two cores
-	@exec $(BIN)/pytest $(ARGS)
+	@exec $(PYTEST) $(ARGS)
 
 test-all: $(READY) ## all tests
-	@exec $(BIN)/pytest -m "" $(ARGS)
+	@exec $(PYTEST) -m "" $(ARGS)
 
 # These variables make the extension's kernels, oneDNN and PyTorch's own kernels ignore newer instruction sets.
 test-machines: $(READY) ## what depends on the machine, as two others: without AVX and one thread; with AVX2 alone
 	@FASTCIFAR_ISA=generic ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 \
-	  $(BIN)/pytest -m 'machine and not slow' -k 'not compiled' $(ARGS)
+	  $(PYTEST) -m 'machine and not slow' -k 'not compiled' $(ARGS)
 	if grep -qsw avx2 /proc/cpuinfo; then
-	  FASTCIFAR_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/pytest -m 'machine and not slow' -k 'not compiled' $(ARGS)
+	  FASTCIFAR_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m 'machine and not slow' -k 'not compiled' $(ARGS)
 	else
 	  $(SAY) 'this processor has no AVX2: the second machine is left out'
 	fi

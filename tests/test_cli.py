@@ -767,3 +767,16 @@ def test_a_limit_of_the_system_is_no_fault_of_ours(
 def test_an_empty_word_is_no_preset(capsys: Captured) -> None:
     assert "an empty word names no preset" in refused(capsys, "train", "")[0]
     assert "an empty word names no preset" in refused(capsys, "train", "quick", " ")[0]
+
+
+@pytest.mark.parametrize("words", ["train ~nosuch", "train ~nosuch/my.toml", "profile ~nosuch/x", "ablate ~nosuch"])
+def test_a_word_in_the_home_of_nobody_is_told(capsys: Captured, words: str) -> None:
+    assert all("unexpected FileNotFoundError" not in line for line in refused(capsys, *words.split()))
+
+
+@pytest.mark.parametrize("command", ["presets", "doctor"])
+def test_a_closed_stdout_ends_no_command(command: str) -> None:
+    """The bug: `>&-` leaves no stream, and what asks whether it is a terminal ends as a fault of ours."""
+    words = ["sh", "-c", f"{sys.executable} -m fastcifar {command} >&-"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "") and "unexpected" not in done.stderr

@@ -190,3 +190,13 @@ def test_pickles_of_something_else_are_told_in_short(tmp_path: Path) -> None:
             folder = tmp_path / str(number)
             load(data_files.write_files(folder, files | {"train": pickle.dumps(table)}), tmp_path / "cache")
         assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"\x1f\x8b\x08\0junk", "a gzip file"), (b"<html>Sign in</html>", "a web page"), (b"%PDF-1.7", "a PDF file")],
+)
+def test_a_file_of_another_kind_is_named(content: bytes, kind: str) -> None:
+    """The bug: KeyError: 31."""
+    with pytest.raises(DataError, match=f"data is {kind}"):
+        pickles.unpickle(content, "data")

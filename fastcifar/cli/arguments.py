@@ -247,7 +247,10 @@ def why_no_start(word: str) -> str:
     if word.casefold().replace("-", "") in ("cifar100", "cifar10", "procedural"):
         data = word.casefold().replace("-", "")
         return f"there is no such preset; settings are given as --KEY VALUE{did_you_mean(data, '--data ')}"
-    there = paths.given(word)
+    try:
+        there = paths.given(word)
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
     if (there / "config.toml").is_file():
         return f"unexpected argument; settings are given as --KEY VALUE{did_you_mean(quoted(word), '--resume ')}"
     if there.exists():
@@ -273,7 +276,13 @@ def start_of(args: argparse.Namespace, given: Given) -> Start:
             shown = " and ".join(map(one_line, map(str, named)))
             given.problems.append(f"command line: {shown}: give one {what}{several}")
     preset = args.preset if args.preset is not None else next(iter(presets), None)
-    return Start(preset, args.config if args.config is not None else paths.given(files[0]) if files else None)
+    file = args.config
+    if files and file is None:
+        try:
+            file = paths.given(files[0])
+        except (OSError, ValueError) as error:
+            given.problems.append(f"command line: {one_line(files[0])}: {getattr(error, 'strerror', None) or error}")
+    return Start(preset, file)
 
 
 def _is_start(word: str) -> bool:

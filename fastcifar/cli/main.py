@@ -153,6 +153,8 @@ def _run(words: list[str]) -> int:
 
 def _write_anything() -> None:
     """Makes both streams take any text: what an encoding such as ASCII lacks is written as +/- or as an escape."""
+    if sys.stdout is None:  # closed by the shell: >&-
+        sys.stdout = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
             stream.reconfigure(errors=ANY_STREAM)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.data.accepted import SAVE_AS_NPZ
+from fastcifar.data.foreign import foreign_kind
 from fastcifar.errors import DataError
 
 
@@ -159,6 +160,9 @@ def unpickle(content: bytes, where: str) -> dict[str, Any]:
     except DataError as error:
         raise DataError(f"{where} is not a CIFAR pickle: {error}") from None
     except Exception as error:  # a damaged pickle can raise almost anything
+        kind = foreign_kind(content[:512])
+        if kind is not None and kind[0] != "a pickle":
+            raise DataError(f"{where} is {kind[0]}, not a CIFAR pickle: {kind[1]}") from None
         raise DataError(f"{where} is not a CIFAR pickle, or damaged ({type(error).__name__}: {error})") from error
     if not isinstance(table, dict):
         raise DataError(f"{where} is not a CIFAR pickle: it holds a {type(table).__name__}, not a dict")

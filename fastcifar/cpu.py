@@ -42,6 +42,7 @@ class MatmulPointwise(nn.Module):
         self.weight = conv.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] channels_last -> [N, out, H, W] channels_last."""
         x_nhwc = x.permute(0, 2, 3, 1)
         return F.linear(x_nhwc, self.weight.flatten(1)).permute(0, 3, 1, 2)
 
@@ -61,6 +62,7 @@ class Fp32Depthwise(nn.Module):
         self.weight, self.stride, self.padding, self.groups = conv.weight, conv.stride, conv.padding, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H/stride, W/stride], in the dtype of `x`."""
         with torch.autocast("cpu", enabled=False):
             y = F.conv2d(x.to(self.weight.dtype), self.weight, None, self.stride, self.padding, groups=self.groups)
         return y.to(x.dtype)

@@ -42,6 +42,7 @@ class DepthwiseSeparable(nn.Module):
         self.norm2 = _norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, out, H/stride, W/stride]."""
         x = F.relu(self.norm1(self.depthwise(x)), inplace=True)
         return F.relu(self.norm2(self.pointwise(x)), inplace=True)
 
@@ -71,6 +72,7 @@ class MobileNet(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """images [N, 3, 32, 32] -> logits [N, num_classes]."""
         x = F.relu(self.norm(self.stem(images)), inplace=True)
         for block in self.blocks:
             x = block(x)

@@ -56,6 +56,7 @@ class Target:
 
     @property
     def device(self) -> torch.device:
+        """The device of the config."""
         return torch.device(self.config.device)
 
     @property
@@ -88,7 +89,11 @@ class Target:
 
     @contextlib.contextmanager
     def memory_explained(self) -> Iterator[None]:
-        """A context in which running out of memory raises DeviceMemoryError, which says what to lower."""
+        """A context in which running out of memory raises an error that says what to lower.
+
+        Raises:
+            DeviceMemoryError: memory ran out, on the device or on the host.
+        """
         try:
             yield
         except Exception as error:

@@ -189,7 +189,11 @@ def _finish(run: RunFolder, config: Config, test: Means, clocks: Clocks, telemet
 
 
 def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
-    """Raises NonFiniteError if one of `losses`, named by its split, is infinite or not a number."""
+    """Ends the run if a loss, named by its split, is not finite.
+
+    Raises:
+        NonFiniteError: one of `losses` is infinite or not a number.
+    """
     for split, loss in losses.items():
         if loss is not None and not math.isfinite(loss):
             raise NonFiniteError(f"the {split} loss is not finite {when}: {REMEDY}; metrics are in {run.path}")

@@ -87,7 +87,12 @@ def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, tit
 
 
 def kept_file(folder: Path, title: str) -> Path:
-    """Where `obtain` keeps a file that it has downloaded."""
+    """The path under which `obtain` keeps a downloaded file.
+
+    Args:
+        folder: as for `obtain`.
+        title: as for `obtain`.
+    """
     return folder / f"{title}.download"
 
 
@@ -171,7 +176,11 @@ def fetch(url: str, part: Path, *, title: str, progress: bool = True) -> None:
 
 
 def _attempt(url: str, part: Path, shown: "_Progress") -> None:
-    """Makes one request, and returns when `part` is whole. Raises _Unreachable if that fails."""
+    """Makes one request, and returns when `part` is whole.
+
+    Raises:
+        _Unreachable: the server did not send the whole file.
+    """
     headers = {"User-Agent": f"fastcifar/{__version__}", "Accept-Encoding": "identity"}
     start = _size(part)
     if start and (validator := _read_validator(part, url)):
@@ -286,6 +295,7 @@ class _Progress:
             self.bar.stop()
 
     def update(self, size: int, total: int | None) -> None:
+        """Shows that `size` bytes of `total` have arrived; None is an unknown total."""
         if self.bar:
             self.bar.update(self.task, completed=size, total=total)
         elif self.shown and size >= self.next_line:

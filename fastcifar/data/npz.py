@@ -86,7 +86,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDA
 
 
 def _check_header(file: IO[bytes], member: zipfile.ZipInfo, where: str) -> None:
-    """Raises DataError unless the member is an array with exactly the bytes that its header claims."""
+    """Checks that a member is an array with exactly the bytes that its header claims.
+
+    Raises:
+        DataError: the member is not one.
+    """
     start = file.read(len(np.lib.format.MAGIC_PREFIX))
     if start != np.lib.format.MAGIC_PREFIX:
         raise DataError(f"{where} is no array: np.savez writes each as an .npy file")

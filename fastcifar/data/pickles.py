@@ -130,7 +130,15 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a global. Raises DataError if the global has no stand-in."""
+        """The stand-in for a global.
+
+        Args:
+            module: the module that the pickle names.
+            name: the name in it.
+
+        Raises:
+            DataError: the global has no stand-in.
+        """
         try:
             return self._ALLOWED[module, name]
         except KeyError:

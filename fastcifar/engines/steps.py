@@ -117,10 +117,12 @@ class LaunchedSteps:
         return time.perf_counter() - start
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Starts an epoch; see `Steps.begin`."""
         self._first = (epoch - 1) * self._loader.num_batches
         self._loader.begin(epoch, first_step)
 
     def take(self, step: int) -> int:
+        """Takes a step; see `Steps.take`."""
         batch = self._loader.batch(step)
         self._engine.train_step(batch, self._lrs[self._first + step])
         return len(batch.labels)
@@ -172,6 +174,7 @@ class ReplayedSteps:
         return time.perf_counter() - start
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Starts an epoch; see `Steps.begin`."""
         self._loader.begin(epoch, first_step)
         self._count_from(first_step, (epoch - 1) * self._loader.num_batches)
 
@@ -179,6 +182,7 @@ class ReplayedSteps:
         self._counters.copy_(torch.tensor([step, steps_before + step]))
 
     def take(self, step: int) -> int:
+        """Takes a step; see `Steps.take`."""
         rows = self._sizes[step]
         self._replay[rows]()
         return rows

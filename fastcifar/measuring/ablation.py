@@ -127,7 +127,12 @@ class _Runner:
         self._done = 0
 
     def round(self, number: int, entries: Iterable[Entry]) -> None:
-        """Measures each of `entries` once more, in their order; `number` is the round's, counted from 1."""
+        """Measures each entry once more.
+
+        Args:
+            number: the number of the round, counted from 1.
+            entries: the entries in the order of the round.
+        """
         for entry in entries:
             if entry.cell is None or entry.problem:
                 continue
@@ -187,7 +192,12 @@ def _folder(out: Path | None) -> Path:
 
 
 def write_results(ablation: Ablation, results: Results) -> None:
-    """Writes the cells and factors to the JSON lines, and the CSV file, the tables and the chart to the folder."""
+    """Writes the summaries of cells and factors, the CSV file, the tables and the chart.
+
+    Args:
+        ablation: the results; its folder receives the files.
+        results: the file of JSON lines, which receives the summaries.
+    """
     cells = [summary_of(ablation, entry) for entry in ablation.all_entries]
     for cell in cells:
         results.write("cell", cell)

@@ -60,7 +60,12 @@ class Progress:
             )
 
     def end(self, line: str, seconds_left: float) -> None:
-        """Prints `line`, the result of a process, and the time left, where there is no live line."""
+        """Prints the result of a process, if there is no live line.
+
+        Args:
+            line: the result in words.
+            seconds_left: the estimated seconds until the end.
+        """
         if self._live is None:
             with contextlib.suppress(OSError, ValueError):  # stderr is closed
                 print(f"{line}, {format_seconds(seconds_left)} left", file=self._file, flush=True)

@@ -48,10 +48,12 @@ class Ablation:
 
     @property
     def all_entries(self) -> list[Entry]:
+        """The cells of the grid and those of the attribution."""
         return [*self.entries, *self.extra]
 
     @property
     def failed(self) -> list[Entry]:
+        """The cells whose measurement failed."""
         return [entry for entry in self.all_entries if entry.failed]
 
     @property
@@ -100,6 +102,7 @@ class Results:
 
 
 def method_of(ablation: Ablation) -> dict[str, Any]:
+    """How the cells are measured, by name."""
     return {
         "repeats": ablation.repeats,
         "num_windows": NUM_WINDOWS,
@@ -123,12 +126,21 @@ def facts_of(ablation: Ablation) -> dict[str, Any]:
 
 
 def machine_line(ablation: Ablation) -> str:
+    """The device, the number of threads and torch's version, as one line."""
     facts = facts_of(ablation)
     return f"{facts['device']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}, torch {facts['torch']}"
 
 
 def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
-    """The results of a cell, by name; None for each value that was not measured."""
+    """Summarises a cell.
+
+    Args:
+        ablation: the results that the entry belongs to.
+        entry: the cell.
+
+    Returns:
+        The results of the cell, by name; None for each value that was not measured.
+    """
     measured = bool(entry.measurements)
     low, high = entry.spread if measured else (None, None)
     first = ablation.entries[0]
@@ -162,11 +174,13 @@ def beside(entry: Entry) -> dict[str, Any]:
 
 
 def run_seconds(entry: Entry) -> float:
+    """The seconds that the epochs of a run with the cell's settings would take, computed from images/s."""
     assert entry.cell is not None
     return entry.cell.config.epochs * NUM_IMAGES / entry.rate
 
 
 def factor_summary(factor: Factor) -> dict[str, Any]:
+    """The results of a factor, by name."""
     return {
         "factor": factor.name,
         "change": factor.change,

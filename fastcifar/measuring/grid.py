@@ -57,6 +57,7 @@ class Entry:
 
     @property
     def runs(self) -> bool:
+        """Whether the cell can be measured."""
         return self.cell is not None and not self.problem
 
     @property
@@ -110,6 +111,7 @@ class Factor:
 
     @property
     def measured(self) -> bool:
+        """Whether both cells have measurements."""
         return bool(self.without.measurements and self.of.measurements)
 
     @property

@@ -197,7 +197,14 @@ class Breakdown:
     names: dict[tuple[str, str], Cost] = field(default_factory=lambda: defaultdict(Cost))
 
     def add(self, kind: str, name: str, microseconds: float, calls: int) -> None:
-        """Adds the time and the calls of one op or kernel, out of all profiled steps."""
+        """Adds an op or kernel.
+
+        Args:
+            kind: its kind.
+            name: its name.
+            microseconds: its time in all profiled steps.
+            calls: its calls in all profiled steps.
+        """
         for cost in (self.kinds[kind], self.names[kind, name]):
             cost.ms += microseconds / 1e3 / self.num_steps
             cost.calls += calls / self.num_steps
@@ -304,7 +311,16 @@ def _event(name: str, start: float, end: float, parent: _Event | None, dims: Dim
 
 
 def kind_of_op(name: str, dims: Dims, shapes: Shapes) -> str | None:
-    """The kind of an op or range by its name and the dimensions of its inputs; None if the tables do not know it."""
+    """The kind of an op or range.
+
+    Args:
+        name: the name of the op or range.
+        dims: the dimensions of its inputs, as the trace has them.
+        shapes: tells apart ops of the same name.
+
+    Returns:
+        The kind; None if the tables do not know the op.
+    """
     for pattern, kind in OPS:
         if re.fullmatch(pattern, name):
             found = kind if isinstance(kind, str) else kind(shapes, dims)

@@ -54,6 +54,7 @@ class Process:
 
     @property
     def pid(self) -> int:
+        """The number of the process."""
         return self._process.pid
 
     def __enter__(self) -> Process:

@@ -45,10 +45,12 @@ class Profile:
 
     @property
     def images_per_second(self) -> float:
+        """The rate of the steps without the profiler."""
         return self.config.batch_size / self.step_seconds
 
     @property
     def floor_seconds(self) -> float:
+        """The least seconds of a step on this device."""
         return sum(self.floors().values())
 
     def floors(self) -> dict[str, float]:
@@ -66,6 +68,7 @@ class Profile:
 
 
 def as_dict(result: Profile) -> dict[str, Any]:
+    """The content of profile.json."""
     found = result.breakdown
     return {
         "config": result.config.model_dump(mode="json"),

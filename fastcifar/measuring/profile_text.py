@@ -60,7 +60,12 @@ def kinds_table(result: Profile) -> Table:
 
 
 def names_table(found: Breakdown, most: int = 10) -> Table:
-    """The `most` slowest names, and all names that the table of kinds does not know."""
+    """The slowest names, and all names that the table of kinds does not know.
+
+    Args:
+        found: the time by name.
+        most: how many of the slowest names are shown.
+    """
     costs = [cost for cost in slowest(found) if cost[0] not in (PYTHON, IDLE)]
     shown = costs[:most] + [cost for cost in costs[most:] if cost[0] == UNCLASSIFIED]
     rows = [[_cut(name), f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
@@ -68,6 +73,7 @@ def names_table(found: Breakdown, most: int = 10) -> Table:
 
 
 def ratio(value: float | None) -> str:
+    """A ratio as text, with one decimal below 100; `-` for None."""
     return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 

@@ -37,9 +37,11 @@ class Row:
 
     @property
     def times_floor(self) -> float | None:
+        """The measured time divided by the floor; None if it was not measured."""
         return None if self.seconds is None else self.seconds / self.floor_seconds
 
     def as_dict(self) -> dict[str, Any]:
+        """The row of layers.csv."""
         return {
             "layer": self.layer.name,
             "kind": self.layer.kind,

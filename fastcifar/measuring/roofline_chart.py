@@ -61,16 +61,26 @@ def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str
 
 @dataclass(frozen=True)
 class _Point:
+    """A point of the chart.
+
+    Attributes:
+        row: what it stands for.
+        x: operations per byte.
+        y: operations per second.
+    """
+
     row: Row
     x: float
     y: float
 
     @property
     def seconds(self) -> float:
+        """The seconds of all places of the layer in a step."""
         return self.row.layer.count * (self.row.seconds or 0.0)
 
     @property
     def lost(self) -> float:
+        """The seconds above the floor, for all places of the layer in a step."""
         return self.seconds - self.row.layer.count * self.row.floor_seconds
 
 

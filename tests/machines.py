@@ -12,7 +12,7 @@ FLAGS = {
     "avx512_bf16": "fpu sse2 avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni",
     "amx": "fpu avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 amx_bf16 amx_tile amx_int8",
 }
-"""For each of `machine.CPU_LEVELS` the flags that /proc/cpuinfo lists beyond those of the level before."""
+"""For each of `machine.CPU_LEVELS` the flags that /proc/cpuinfo lists beyond the flags of the level before."""
 
 
 def cpuinfo(level: str, model: str = "Testor 9000") -> str:

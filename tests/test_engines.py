@@ -280,7 +280,7 @@ def test_fused_gradients_and_statistics_are_as_exact_as_eagers() -> None:
 def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
     """The engine with the op's reference, on the CPU. The op's CUDA kernels have tests of their own.
 
-    Compared with float64, parameter by parameter, the error is at most twice that of the fused step without the option.
+    Compared with float64, parameter by parameter, the error is at most twice the error of the fused step without it.
     """
     config = tiny_config(batch_size=128)
     batch = build(config, 256)[1].batch(0)

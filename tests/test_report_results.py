@@ -242,7 +242,7 @@ def test_runs_are_found_under_a_folder_of_folders(tmp_path: Path) -> None:
 
 
 def test_trials_of_the_report_are_presets_with_its_settings() -> None:
-    """The settings in the report's tables are those of the presets."""
+    """The settings in the report's tables equal the settings of the presets."""
     from fastcifar.presets import TRIALS, load_preset
 
     tables = (course.LR_SETTINGS, course.SCHEDULE_SETTINGS, course.DECAY_SETTINGS, course.MIXUP_SETTINGS)

@@ -80,7 +80,7 @@ class Dataset:
         """Splits off random training images for validation, not stratified.
 
         The result depends only on the content and the two arguments. With a larger `val_size` and the same seed, the
-        validation images include all those of a smaller one.
+        validation images include all validation images of a smaller `val_size`.
 
         Args:
             val_size: the number of validation images. With 0 all images are training images.
@@ -141,7 +141,7 @@ def joined(digests: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Statistics of one split. Those of pixels are in R, G, B order, for pixels from 0 to 1.
+    """Statistics of one split. Statistics of pixels are in R, G, B order, for pixels from 0 to 1.
 
     Attributes:
         count: the number of images.

@@ -111,21 +111,21 @@ def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> 
 
 
 def announce_download(data: str, mirror: str = "") -> None:
-    """Says on stderr how much of ``data`` will be downloaded, and where it goes; nothing where nothing will.
+    """Says on stderr how much `load` will download, and where to. If it will download nothing, nothing is said.
 
     Args:
-        data: As for ``load``.
-        mirror: As for ``load``.
+        data: as for `load`.
+        mirror: as for `load`.
 
     Raises:
-        DataError: The cache cannot be looked into.
+        DataError: the cache cannot be read.
     """
     size = download_size(data, mirror=mirror)
     if not size:
         return
     try:
         where = f" to {default_folder()}"
-    except DataError:  # no folder to keep it in: who loads the images says so
+    except DataError:  # there is no folder for it; loading the images will say so
         where = ""
     note(
         f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded{where} "

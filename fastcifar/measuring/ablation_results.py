@@ -48,7 +48,7 @@ class Ablation:
 
     @property
     def all_entries(self) -> list[Entry]:
-        """The cells of the grid and those of the attribution."""
+        """The cells of the grid and the extra cells of the attribution."""
         return [*self.entries, *self.extra]
 
     @property

@@ -116,7 +116,7 @@ def measure(
         num_windows: the number of windows.
         window_seconds: the length of a window, in seconds.
         num_images: the number of training images.
-        environment: environment variables for the new process, added to those of this process.
+        environment: environment variables for the new process, added to the ones that this process has.
 
     Returns:
         The measurement, or why there is none.

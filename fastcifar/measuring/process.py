@@ -38,7 +38,7 @@ class Process:
 
     Args:
         command: the program and its arguments.
-        environment: environment variables for the process, added to those of this process.
+        environment: environment variables for the process, added to the ones that this process has.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -121,7 +121,7 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def seconds_of(pid: int, proc: Path = Path("/proc")) -> float:
-    """The processor seconds of a process and of those of its descendants that still run.
+    """The processor seconds of a process and of its descendants that still run.
 
     Args:
         pid: the process.
@@ -152,7 +152,7 @@ def seconds_of_others(proc: Path = Path("/proc")) -> float:
         proc: where Linux describes its processes.
 
     Returns:
-        The seconds, without those of this process and its descendants; NaN on systems other than Linux.
+        The seconds, without the time of this process and its descendants; NaN on systems other than Linux.
     """
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])

@@ -156,14 +156,14 @@ def test_numbers_of_numpys_and_paths_are_settings(tmp_path: Path) -> None:
     ids=["floats", "channels first", "one image"],
 )
 def test_images_of_another_kind_are_refused(run: fc.Run, images: Any) -> None:
-    """The bug: floats from 0 to 1 came back as if they were bytes."""
+    """The bug: floats from 0 to 1 were normalised as if they were bytes."""
     with pytest.raises(fc.errors.UsageError, match=r"expected uint8 \[N, 32, 32, 3\]"):
         run.normalize(images)
 
 
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"seeds": []}, {"seeds": [-1]}, {"seeds": [2**40]}, {"jobs": 0}])
 def test_a_study_checks_its_numbers(wrong: dict[str, Any], tmp_path: Path) -> None:
-    """The bug: no seeds trained the default three."""
+    """The bug: `seeds=[]` trained the three default seeds."""
     with pytest.raises(fc.errors.UsageError, match="expected a number"):
         fc.study("lr-0.05", quick=True, out=tmp_path / "study", **wrong)
     assert not (tmp_path / "study").exists()

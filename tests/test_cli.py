@@ -776,7 +776,7 @@ def test_a_word_in_the_home_of_nobody_is_told(capsys: Captured, words: str) -> N
 
 @pytest.mark.parametrize("command", ["presets", "doctor"])
 def test_a_closed_stdout_ends_no_command(command: str) -> None:
-    """The bug: `>&-` leaves no stream, and what asks whether it is a terminal ends as a fault of ours."""
+    """The bug: with `>&-` sys.stdout is None, and asking whether it is a terminal ended with a traceback."""
     words = ["sh", "-c", f"{sys.executable} -m fastcifar {command} >&-"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "") and "unexpected" not in done.stderr

@@ -1,4 +1,4 @@
-# Everything runs in .venv: the first target that needs it makes it, later ones start at once.
+# Everything runs in .venv. The first target that needs .venv makes it; later targets start at once.
 .DEFAULT_GOAL := help
 .ONESHELL:
 .SHELLFLAGS := -euc
@@ -35,7 +35,7 @@ test: $(READY) ## the quick tests, six minutes on two cores
 test-all: $(READY) ## all tests
 	@exec $(PYTEST) -m "" $(ARGS)
 
-# What a processor lacks can be taken from a better one: from our kernels, from oneDNN, and from PyTorch's own.
+# These variables make the extension's kernels, oneDNN and PyTorch's own kernels ignore newer instruction sets.
 test-machines: $(READY) ## what depends on the machine, as two others: without AVX and one thread; with AVX2 alone
 	@FASTCIFAR_ISA=generic ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 \
 	  $(PYTEST) -m 'machine and not slow' -k 'not compiled' $(ARGS)
@@ -59,7 +59,7 @@ setup: $(READY) ## only the installation
 clean: ## remove .venv and all that was built; runs/ stays
 	rm -rf .venv build dist *.egg-info fastcifar/*.so fastcifar/_build.json .mypy_cache .pytest_cache .ruff_cache
 
-# PyTorch comes first, and alone: another package's open range would bring a second one, with GBs of CUDA libraries.
+# PyTorch is installed first and alone: otherwise a package that needs torch brings its own, with GBs of CUDA libraries.
 .venv/torch: requirements/constraints.txt
 	@if ! command -v '$(PYTHON)' >/dev/null; then
 	  $(SAY) 'there is no $(PYTHON): install Python 3.10 or newer (apt install python3 python3-venv)' >&2; exit 1

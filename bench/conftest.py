@@ -1,4 +1,4 @@
-"""What the benchmarks share: the option --full, races between an op and its peers, and one summary of it all."""
+"""Shared by all benchmarks: the option --full, races between an op and its peers, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.option.benchmark_quiet = True  # its tables give way to the summary below
+    config.option.benchmark_quiet = True  # the summary below replaces its tables
     config.option.benchmark_disable_gc = True
-    torch.backends.cudnn.benchmark = True  # the library's best
+    torch.backends.cudnn.benchmark = True  # cuDNN takes its fastest algorithm
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _like_a_training_run() -> None:
-    """Freed memory is kept, as `fastcifar train` sets it for every engine: the largest outputs would be mapped anew at
-    each call otherwise, and both sides measure page faults. And the clocks of the cores have risen."""
+    """Keeps freed memory, as `fastcifar train` does, and lets the clocks of the cores rise.
+
+    Otherwise the largest outputs are mapped anew at each call, and op and peers measure page faults.
+    """
     keep_freed_memory()
     matrix = torch.rand(1024, 1024)
     until = time.perf_counter() + 0.5
@@ -43,9 +45,18 @@ def _like_a_training_run() -> None:
 
 
 def time_interleaved(calls: dict[str, Call], benchmark: Any) -> dict[str, float]:
-    """Median seconds of each call. They take turns, so that what disturbs one disturbs all, and other memory is read
-    before each: the second of two peers would find the inputs in L2, up to 23 % faster. The first one's times are
-    pytest-benchmark's too."""
+    """Times calls on the CPU. They take turns, so that a disturbance affects all of them alike.
+
+    Other memory is read before each call. Otherwise a call finds its inputs in L2 if its peer has just read them, and
+    is up to 23 % faster.
+
+    Args:
+        calls: the calls by name.
+        benchmark: pytest-benchmark's fixture, which also records the times of the first call.
+
+    Returns:
+        The median seconds of each call.
+    """
     (first, call), *peers = calls.items()
     times: dict[str, list[float]] = {name: [] for name, _ in peers}
     others = torch.zeros(2**21)  # 8 MiB, twice the L2 caches of two cores
@@ -62,7 +73,7 @@ def time_interleaved(calls: dict[str, Call], benchmark: Any) -> dict[str, float]
         others.sum()
 
     for f in calls.values():
-        f()  # allocates, and builds what the library keeps
+        f()  # allocates, and fills the library's caches
     once = sum(timed(f) for f in calls.values())
     rounds = int(min(31, max(7, 0.12 / once)))
     benchmark.pedantic(call, setup=take_turns, rounds=rounds, warmup_rounds=2)
@@ -71,7 +82,16 @@ def time_interleaved(calls: dict[str, Call], benchmark: Any) -> dict[str, float]
 
 
 def time_on_gpu(calls: dict[str, Call], benchmark: Any, *, cold: bool) -> dict[str, float]:
-    """Median seconds of each call out of a replayed graph; cold: the L2 holds other data when a call begins."""
+    """Times calls on a GPU, in replayed graphs.
+
+    Args:
+        calls: the calls by name.
+        benchmark: pytest-benchmark's fixture.
+        cold: whether the L2 holds other data when a call begins.
+
+    Returns:
+        The median seconds of each call.
+    """
     from cuda_timing import time_call
 
     if not benchmark.stats:
@@ -81,9 +101,9 @@ def time_on_gpu(calls: dict[str, Call], benchmark: Any, *, cold: bool) -> dict[s
 
 @pytest.fixture
 def race(benchmark: Any) -> Callable[..., None]:
-    """Times an op beside its peers: race(call, peers, num_bytes).
+    """A function that times an op beside its peers: race(call, peers, num_bytes, device).
 
-    num_bytes: what the op must read and write at least. A copy of as many bytes, timed in the same turns, is the floor.
+    `num_bytes` is the least number of bytes that the op must read and write. Copying as many bytes is the floor.
     """
 
     def run(call: Call, peers: dict[str, Call], num_bytes: int, device: str) -> None:
@@ -106,12 +126,12 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def quotient(a: float, b: float) -> float:
-    """a / b; NaN where one is not above 0, as a time with a cold L2 may be: it is a difference of two times."""
+    """a / b, or NaN if one of them is not above 0. A time with a cold L2 is a difference and may be negative."""
     return a / b if a > 0 and b > 0 else math.nan
 
 
 def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
-    """A row a case: times, speed over each peer, achieved bandwidth, share of the floor's speed."""
+    """A row for each case: times, speed over each peer, achieved bandwidth, time over the floor's time."""
     peers = [name for name in benchmarks[0].extra_info[which] if name not in ("fastcifar", "copy")]
     yield f"{'':28}{'ms':>9}" + "".join(f"{peer:>22}" for peer in peers) + f"{'GB/s':>8}{'copy':>7}{'x floor':>9}"
     ratios: dict[str, list[float]] = {peer: [] for peer in peers}
@@ -131,7 +151,7 @@ def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
 
 
 def plain_table(benchmarks: list[Any]) -> Iterable[str]:
-    """A row a test: median time, images/s, speed over the group's first; of a loader what it costs the host too."""
+    """A row for each test: median time, images/s, speed over the group's first; for a loader also its host costs."""
     first: float | None = None
     for b in benchmarks:
         median, images = b.stats.median, b.extra_info.get("images")

@@ -1,9 +1,9 @@
-"""Times of CUDA kernels: batches of launches in a graph, between events, with cold and with warm L2 apart.
+"""Timing CUDA kernels: many launches in one graph, between events, with a warm L2 or with a cold L2.
 
-A host clock can't time a 3 us kernel, and eager launches measure the host. A graph holds many calls in a row; events
-around a replay give the time of all of them. Warm: a call finds in the L2 what the call before it left there. Cold:
-before each call a kernel reads twice the L2's size, and the time of a graph of those readings alone, replayed in turns
-with the other, is taken off.
+A clock of the host cannot time a 3 us kernel, and launches outside a graph measure the host. A graph holds many calls
+in a row; two events around its replay give the time of all calls. With a warm L2, a call finds there what the call
+before it left. With a cold L2, a kernel reads twice the L2's size before each call. A second graph holds only these
+reads; the two graphs are replayed in turns, and the difference of their times is the time of the calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds a call: median and spread (quartiles' distance) over the replays."""
+    """The time of a call over several replays.
+
+    Attributes:
+        median_us: the median microseconds of a call.
+        spread_us: the distance between the quartiles, in microseconds.
+        launches: the number of calls in the graph.
+        replays: the number of replays.
+    """
 
     median_us: float
     spread_us: float
@@ -31,14 +38,18 @@ class Timing:
 
 
 def time_call(call: Call, *, cold: bool, replay_us: float = 1000, replays: int = 9) -> Timing:
-    """Times `call()`, which must be safe to capture: no reads back, no allocation outside PyTorch's allocator.
+    """Times a call.
 
-    replay_us: what the calls of one graph take together, about.
+    Args:
+        call: must be safe to capture: it reads nothing back, and allocates with PyTorch's allocator only.
+        cold: whether the L2 holds other data when a call begins.
+        replay_us: about how many microseconds the calls of one graph take together.
+        replays: the number of replays.
     """
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):  # lazily made handles, workspaces, cuDNN's choice of algorithm, compilation
+        for _ in range(3):  # makes handles and workspaces, chooses cuDNN's algorithms, compiles
             call()
     torch.cuda.current_stream().wait_stream(side)
     trial = _capture([call] * 4)
@@ -58,11 +69,11 @@ def time_call(call: Call, *, cold: bool, replay_us: float = 1000, replays: int =
 @functools.cache
 def _filler() -> tuple[Tensor, Tensor]:
     l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return torch.zeros(l2 // 2, device="cuda"), torch.zeros((), device="cuda")  # four bytes a number
+    return torch.zeros(l2 // 2, device="cuda"), torch.zeros((), device="cuda")  # numbers of four bytes
 
 
 def _flush() -> None:
-    """Leaves other data in the L2, unmodified: nothing of it has to be written back in the time of the next kernel."""
+    """Fills the L2 with other data by reading, so that the next kernel need not wait for data to be written back."""
     data, total = _filler()
     torch.sum(data, dim=(0,), out=total)
 

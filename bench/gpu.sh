@@ -40,7 +40,7 @@ results=bench/results/$name
 mkdir -p bench/results
 failed=()
 
-stage() { # stage NAME SECONDS COMMAND...: runs it if asked for, its output beside the results
+stage() { # stage NAME SECONDS COMMAND...: runs the command if the stage is asked for; keeps its output as a log
   local stage=$1 limit=$2 start=$SECONDS
   shift 2
   [[ " ${stages[*]} " == *" $stage "* ]] || return 0
@@ -51,14 +51,14 @@ stage() { # stage NAME SECONDS COMMAND...: runs it if asked for, its output besi
   [ "$code" -eq 0 ] || failed+=("$stage")
 }
 
-bench() { # bench STAGE SECONDS FILE ... [OPTION ...]: benchmarks, whose numbers go into the results
+bench() { # bench STAGE SECONDS FILE ... [OPTION ...]: runs benchmarks; their numbers go into the results
   local stage=$1 limit=$2
   shift 2
   stage "$stage" "$limit" "$python" -m pytest -q -p no:cacheprovider --benchmark-only \
     "--benchmark-json=$results-$stage.json" "$@"
 }
 
-run() { # run STAGE SECONDS PRESET [OPTION ...]: one training run, its metrics and summary into the results
+run() { # run STAGE SECONDS PRESET [OPTION ...]: trains once; metrics and summary go into the results
   local stage=$1 limit=$2 preset=$3 out
   shift 3
   out=runs/gpu/$name-$stage-$(date +%H%M%S)
@@ -66,7 +66,7 @@ run() { # run STAGE SECONDS PRESET [OPTION ...]: one training run, its metrics a
   [ ! -f "$out/metrics.jsonl" ] || cat "$out/metrics.jsonl" "$out/summary.json" >"$results-$stage.jsonl" 2>/dev/null
 }
 
-sanitize() { # the four tools side by side; without PyTorch's pool of memory, which hides where a tensor ends
+sanitize() { # runs the four tools at once, without PyTorch's memory pool, which would hide where a tensor ends
   local tool code=0
   local -A pids
   trap 'kill "${pids[@]}"; exit 1' INT TERM

@@ -20,12 +20,20 @@ LAYERS = [
     (512, 4, 2),
     (1024, 2, 1),
 ]
-"""(channels, height and width, stride), each shape once. The network has five layers of 512 channels on 4x4."""
+"""(channels, height and width, stride). Each shape is listed once; the network has 512 channels on 4x4 five times."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer at one batch size and dtype."""
+    """One layer at one batch size and dtype.
+
+    Attributes:
+        batch: the number of images.
+        channels: the number of channels.
+        size: the height and width of the input map.
+        stride: the stride of the convolution.
+        dtype: the dtype of the activations.
+    """
 
     batch: int
     channels: int
@@ -51,12 +59,12 @@ class Case:
         return torch.randn(self.channels, 1, 3, 3, device=DEVICE) / 3
 
     def bytes(self, *sizes: int) -> int:
-        """The bytes of this layer's activations with these heights and widths."""
+        """The bytes of maps of this layer's batch, channels and dtype, with these heights and widths."""
         return sum(self.batch * self.channels * size * size for size in sizes) * self.dtype.itemsize
 
 
 def cases(full: bool) -> list[Case]:
-    """Every layer at the batch sizes and in the dtypes of the full run, or of the run of five minutes."""
+    """The cases to run: every layer at each batch size and dtype of the full run, or of the run of five minutes."""
     batches = {dtype: (128, 512) if full else (128,) for dtype in DTYPES}
     if DEVICE == "cuda" and not full:
         batches = {torch.bfloat16: (128, 512), torch.float32: (128,)}

@@ -35,7 +35,7 @@ def test_backward(race: Any, benchmark: Any, case: Case) -> None:
     _, mean, var = (tensor.detach() for tensor in batch_norm_relu(x, gamma, beta, EPS))
     arguments = (grad, x.detach(), gamma.detach(), beta.detach(), mean, var, EPS)
     peer = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    # On CUDA not on the default stream: a backward runs on the stream of its forward, and a capture refuses that one
+    # On CUDA in a stream of its own: a backward runs on its forward's stream, and the default one can't be captured
     with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else nullcontext():  # type: ignore[no-untyped-call]
         eager = F.relu(F.batch_norm(peer[0], None, None, peer[1], peer[2], True, 0.1, EPS), inplace=True)
     rivals = {"eager": lambda: torch.autograd.grad(eager, peer, grad, retain_graph=True)}

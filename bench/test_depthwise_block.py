@@ -1,6 +1,6 @@
 """BN, ReLU, depthwise convolution, BN and ReLU as one op, forward and backward.
 
-The peers compute the same: eager, our single ops, and with --full torch.compile.
+The peers compute the same result: eager, the extension's single ops and, with --full, torch.compile.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def test_block(race: Any, request: pytest.FixtureRequest, benchmark: Any, case: 
     if request.config.getoption("--full"):
         torch.compiler.reset()
         rivals["compiled"] = run(torch.compile(eager))
-    # Forward: u twice, since its statistics come first, y written and read, z; backward: grad_z and y twice, u twice,
-    # the gradient of u
+    # Forward: u twice (first for its statistics), y written and read, z. Backward: grad_z and y twice, u twice, and the
+    # gradient of u.
     num_bytes = case.bytes(case.size, case.out_size, case.out_size)
     if not forward_only:
         num_bytes += case.bytes(case.size, case.size, case.out_size, case.out_size)

@@ -1,4 +1,4 @@
-"""The plain depthwise convolution beside the library's: oneDNN on the CPU, cuDNN and PyTorch's own kernel on CUDA."""
+"""The plain depthwise convolution beside PyTorch's: oneDNN on the CPU, cuDNN and PyTorch's own kernel on CUDA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The block of evaluation, beside eager."""
+"""The block in evaluation mode as one op, beside eager."""
 
 from __future__ import annotations
 

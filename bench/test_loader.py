@@ -1,4 +1,4 @@
-"""Loaders side by side: images/s, processor time and memory of the host, its worker processes included."""
+"""The loaders: images/s, and processor time and memory on the host, including worker processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_IMAGES = 40_000
 ON_CUDA = torch.cuda.is_available()
 WORKERS = 12 if ON_CUDA else 2
 LOADERS: dict[str, tuple[dict[str, object], int, str | None]] = {
-    # settings, images an epoch, what makes the resident loader's batches
+    # settings, images in an epoch, augmentation of the resident loader
     "resident, fused": ({"engine": "fused"}, NUM_IMAGES, "fused"),
     "resident, compiled": ({}, NUM_IMAGES, "compiled"),
     "resident, eager": ({}, NUM_IMAGES, "eager"),
@@ -29,7 +29,7 @@ HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.fin
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Batch 128; with --full up to 4096, and MixUp."""
+    """Every loader at batch 128; with --full also at larger batches up to 4096, and with MixUp."""
     full = metafunc.config.getoption("--full")
     grid = [(128, 0.0), (128, 0.2), (512, 0.0), (1024, 0.0), (4096, 0.0)] if full else [(128, 0.0)]
     metafunc.parametrize(("batch_size", "mixup_alpha"), grid)

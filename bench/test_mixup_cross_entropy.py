@@ -1,4 +1,4 @@
-"""The loss of a step, its gradient and its counts: one op each way, beside a dozen ops of eager."""
+"""The loss of a step with its gradient and counts: one op forward and one backward, beside a dozen ops in eager."""
 
 from __future__ import annotations
 

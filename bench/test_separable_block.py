@@ -1,8 +1,8 @@
 """A whole MobileNet block, forward and backward: two BN, two ReLU, the depthwise and the pointwise convolution.
 
-The network is cut where engine = fused cuts it: a case goes from the raw output of one pointwise product to that of the
-next. `depthwise_block` with the library's product is timed beside eager; on CUDA also beside `separable_block`, which
-holds the product too, and torch.compile; on the CPU beside torch.compile with --full.
+A case begins and ends where the fused engine's blocks do: from the raw output of one pointwise product to the raw
+output of the next product. `depthwise_block` followed by PyTorch's product is timed beside eager. On CUDA its peers are
+also `separable_block`, which includes the product, and torch.compile; on the CPU, with --full, torch.compile.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_block(race: Any, request: pytest.FixtureRequest, benchmark: Any, case: 
     inputs = [tensor.requires_grad_() for tensor in (u, *weights)]
     grad = torch.randn(case.batch, out_channels, case.out_size, case.out_size, device=DEVICE).to(case.dtype)
     grad = grad.to(memory_format=torch.channels_last)
-    # The block before leaves its output's moments.
+    # In training the block before passes on the moments of its output.
     wide, count = u.detach().float(), u.numel() / case.channels
     mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
     rows = torch.stack((torch.full_like(mean, count), mean, var * count))[None]

@@ -1,4 +1,4 @@
-"""Gather, crop, flip, normalise and mix a batch with its labels: one op, beside the same in eager PyTorch."""
+"""Making a training batch (gather, crop, flip, normalise, mix) as one op, beside eager PyTorch."""
 
 from __future__ import annotations
 

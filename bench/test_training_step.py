@@ -1,6 +1,6 @@
-"""The training step at batch 128, width 1.0: stock PyTorch against each engine, one process a variant.
+"""The training step at batch 128, width 1.0: untuned PyTorch against each engine, each variant in its own process.
 
-Read the ratios of medians within one run. `--full` adds torch.compile's other modes on CUDA.
+Compare only medians of the same run. `--full` adds torch.compile's other modes on CUDA.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FUSED: dict[str, Any] = {"engine": "fused"}
 
 
 def variants(full: bool) -> dict[str, dict[str, Any]]:
-    """Name -> settings. The first one is what the others are compared with."""
+    """Name -> settings. The first variant is the one that all others are compared with."""
     precisions = fast_precisions(find_device("auto"))
     found = {f"stock eager {p}": STOCK | {"precision": p} for p in precisions}
     if not CUDA:

@@ -1,4 +1,4 @@
-"""Measurements in processes of their own: what one variant tells the allocator or the compiler, no other one feels."""
+"""Measurements in processes of their own, so that no variant changes the allocator or the compiler of another."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from typing import Any
 from fastcifar.measuring.process import Death, Process, memory_of, seconds_of, serve
 
 Run = Callable[[int], float]
-"""Does so many units of work and returns the seconds they took on the device."""
+"""count -> the seconds that `count` units of work took on the device."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process and its descendants have used: processor seconds, and memory, shared pages counted once."""
+    """What a process and its descendants have used.
+
+    Attributes:
+        cpu_seconds: processor seconds.
+        bytes: bytes of memory; memory that several processes share counts once.
+    """
 
     cpu_seconds: float
     bytes: int
@@ -25,7 +30,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Worker:
-    """A measuring process: calling it does so many units of work there and returns the seconds."""
+    """A measuring process. Calling it with a count does as many units of work there, and returns the seconds.
+
+    Attributes:
+        pid: the process.
+        run: does the work in the process.
+    """
 
     pid: int
     run: Run
@@ -34,16 +44,23 @@ class Worker:
         return self.run(count)
 
     def usage(self) -> Usage:
-        """Of the process and of those that it has started (Linux)."""
+        """What the process and its descendants have used (Linux)."""
         return Usage(seconds_of(self.pid), memory_of(self.pid))
 
 
 @contextmanager
 def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Worker]:
-    """Calls `start(*arguments)`, a function of this file, in a new process and yields it, to run the result there.
+    """Starts a new process for a measurement. The context ends the process.
+
+    Args:
+        start: a function of this file, which the process calls to prepare the work.
+        *arguments: its arguments, in values that JSON can hold.
+
+    Yields:
+        The process, ready to work.
 
     Raises:
-        RuntimeError: with the text of an error in the process, or how it ended.
+        RuntimeError: an error in the process, or its end.
     """
     with Process([sys.executable, __file__]) as process:
 
@@ -63,7 +80,7 @@ _started: list[Run] = []
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Starts what is to be measured, or does so many units of its work."""
+    """Answers a question: prepares the work, or does `count` units of it."""
     try:
         if "start" in question:
             _started.append(
@@ -76,7 +93,12 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
-    """The steps that a training run with these settings takes, its loader's batches included, after their warm-up."""
+    """The training steps of a run, after their warm-up; the loader's work is part of a step.
+
+    Args:
+        settings: the settings of the run that differ from the defaults.
+        num_images: the number of training images.
+    """
     from itertools import islice
 
     from fastcifar.measuring.cell import NUM_CLASSES, random_images
@@ -102,9 +124,12 @@ def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
 
 
 def loader(settings: dict[str, Any], num_images: int, augmentation: Any = None) -> Run:
-    """Whole epochs of the loader that a config names: draws, crop, flip, normalise, and on a GPU the way there.
+    """Whole epochs of a loader: draws, crop, flip, normalise and, on a GPU, the copies to it.
 
-    `augmentation`: of the resident loader, what makes its batches, if not what the engine makes them with.
+    Args:
+        settings: the settings of the run that differ from the defaults.
+        num_images: the number of images in an epoch.
+        augmentation: how the resident loader makes a batch; None means as the engine does by default.
     """
     from fastcifar.loaders import build_loader
     from fastcifar.measuring.cell import random_images

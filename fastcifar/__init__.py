@@ -5,7 +5,7 @@
     run = fc.train(fc.preset("quick", lr=0.1, seed=3))
     run.summary["test_accuracy"], run.records[-1], run.model()
 
-What stands in `__all__` is imported when it is first used, so that `import fastcifar` needs no torch.
+Each name in `__all__` is imported when it is first used, so that `import fastcifar` does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for by its name (PEP 562)."""
+    """Imports a name of `__all__` when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'fastcifar' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib

@@ -1,6 +1,6 @@
-"""The face for Python: settings, runs and studies as objects. `import fastcifar as fc` has all of it.
+"""The Python interface: settings, runs and studies as objects, all of them in `import fastcifar as fc`.
 
-Errors are those of the command line, as exceptions: any `fastcifar.errors.FastcifarError`, with the same text.
+The errors of the command line are exceptions here, with the same text: subclasses of `fastcifar.errors.FastcifarError`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def preset(name: str, /, **settings: object) -> Config:
     """The settings of a preset or of your own file, with some of them replaced.
 
     Args:
-        name: a preset (`fastcifar presets` lists them), or the path of a TOML file that ends in `.toml`.
-        **settings: any setting by its name, such as `lr=0.1, seed=3`; `help(fc.Config)` lists them.
+        name: a preset (`fastcifar presets` lists them), or the path of a TOML file whose name ends in `.toml`.
+        **settings: new values of settings by name, such as `lr=0.1, seed=3`; `help(fc.Config)` lists the settings.
 
     Returns:
-        Immutable settings, checked.
+        The settings, checked. They cannot be changed.
 
     Raises:
         UsageError: no preset has that name, or a setting is unknown or out of its bounds; the message names the
@@ -50,17 +50,20 @@ def preset(name: str, /, **settings: object) -> Config:
 def train(config: Config, out: StrPath | None = None, *, progress: bool = True) -> Run:
     """Trains one model, and returns its run.
 
-    In the main thread SIGINT (Ctrl-C, a notebook's stop button), SIGTERM and SIGHUP save the state first; the run goes
-    on with `fc.load(folder).resume()`. Elsewhere no signal is touched.
+    In the main thread, SIGINT (Ctrl-C, a notebook's stop button), SIGTERM and SIGHUP stop the run after its state is
+    saved; `fc.load(folder).resume()` goes on with it. In another thread no signal handler is set.
 
     Args:
         config: the settings, from `preset`.
         out: the run folder, new or empty; None makes runs/PRESET/TIME-sSEED.
-        progress: whether a progress line, or in a notebook a progress bar, is shown; notes are shown in any case.
+        progress: whether a progress line, or in a notebook a progress bar, is shown. Notes are always shown.
+
+    Returns:
+        The finished run.
 
     Raises:
-        UsageError: a setting does not fit this machine or the images, or `out` holds something.
-        DataError: the images cannot be had.
+        UsageError: a setting does not fit this machine or the images, or `out` is not empty.
+        DataError: the images cannot be found, downloaded or read.
         NonFiniteError: the loss became infinite or not a number.
         DeviceMemoryError: the device's memory is too small.
         InterruptedRunError: a signal stopped the run after its state was saved.
@@ -72,11 +75,17 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
 
 
 def load(path: StrPath) -> Run:
-    """The run in the folder `path`, finished or not. Nothing in it is changed.
+    """Opens a run, finished or not. Nothing in its folder is changed.
+
+    Args:
+        path: the run folder.
+
+    Returns:
+        The run.
 
     Raises:
         UsageError: there is no run at `path`; the message names the nearest one.
-        CheckpointError: its settings, environment or metrics are damaged.
+        CheckpointError: the run's settings, environment or metrics are damaged.
     """
     return Run(RunFolder.open(_path(path).absolute()))
 
@@ -87,13 +96,16 @@ def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", d
     Args:
         run: a run, or the path of its folder.
         split: `test`, or `val`: the training images that the run held out.
-        device: `auto` is the run's own, if this machine has it; else `cpu`, `cuda` or `cuda:N`.
-        data: where the same images lie now, if not where the run had them.
+        device: `auto` is the run's own device if this machine has it; otherwise `cpu`, `cuda` or `cuda:N`.
+        data: where the run's images are now; None means where the run had them.
+
+    Returns:
+        The result, beside the accuracy that the run recorded.
 
     Raises:
-        UsageError: there is no such split or device.
-        CheckpointError: the checkpoint is damaged, or the images are others than the run's.
-        DataError: the images cannot be had.
+        UsageError: the split or the device does not exist.
+        CheckpointError: the checkpoint is damaged, or the images are not the run's.
+        DataError: the images cannot be found, downloaded or read.
     """
     from fastcifar.evaluation import evaluate_run
 
@@ -115,20 +127,23 @@ def study(
 ) -> Study:
     """Trains several trials with several seeds, each run in a process of its own, and writes the report.
 
-    The same call again goes on with a study that was cut; more trials or seeds extend it.
+    The same call again goes on with an interrupted study. A call with more trials or seeds extends the study.
 
     Args:
-        *trials: presets; none are the eight trials of the course report.
-        seeds: a number of seeds, from 0 on, or the seeds themselves.
+        *trials: names of presets; without any, the eight trials of the course report.
+        seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves.
         out: the study's folder.
-        quick: trains small models on procedural images, on the CPU: minutes for all eight.
-        epochs_scale: shrinks every run: 0.1 is a tenth of its epochs.
-        jobs: runs side by side; None is one a GPU, and one on a CPU.
-        **settings: set in every run, such as `data="cifar-100-python.tar.gz"`.
+        quick: trains small models on procedural images on the CPU: all eight trials take minutes.
+        epochs_scale: multiplies the epochs of every run: with 0.1 each run has a tenth of its epochs.
+        jobs: how many runs train at the same time; None means one for each GPU, or one on the CPU.
+        **settings: new values of settings for every run, such as `data="cifar-100-python.tar.gz"`.
+
+    Returns:
+        The study, with its finished and failed runs.
 
     Raises:
         UsageError: a trial or setting is unknown, or the folder holds another study.
-        DataError: the images cannot be had.
+        DataError: the images cannot be found, downloaded or read.
         InterruptedRunError: a signal stopped the study after every run had saved its state.
     """
     from fastcifar.studies.conduct import conduct
@@ -148,17 +163,17 @@ def study(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
-    Args:
+    Attributes:
         split: `test` or `val`.
-        num_images: how many images it has.
-        loss: mean cross-entropy, in nats.
-        accuracy: 0 to 1.
-        recorded_accuracy: what the run recorded; None if it was cut before it did.
+        num_images: the number of images in the split.
+        loss: the mean cross-entropy, in nats.
+        accuracy: the share of images that are classified correctly, 0 to 1.
+        recorded_accuracy: the accuracy that the run recorded; None if it was interrupted before it recorded one.
         epoch: the last whole epoch of the checkpoint.
-        step: how many steps of the next epoch were taken.
-        device: where it was measured.
+        step: how many steps of the next epoch the checkpoint has.
+        device: the device that the model was evaluated on.
     """
 
     split: str
@@ -173,13 +188,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study has come to.
+    """The state of a study.
 
-    Args:
-        path: its folder.
-        page: the report, an HTML file; None where no run has finished.
-        runs: those that have finished.
-        failed: why a run failed, by its name.
+    Attributes:
+        path: the study's folder.
+        page: the report, an HTML file; None if no run has finished.
+        runs: the finished runs.
+        failed: the reason of each failed run, by the name of the run.
     """
 
     path: Path
@@ -189,11 +204,11 @@ class Study:
 
 
 class Run:
-    """A run folder, read.
+    """A run: what its folder holds.
 
     Attributes:
-        path: the folder.
-        config: the settings that were used, no longer `auto`.
+        path: the run folder.
+        config: the settings of the run, with every `auto` settled.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -207,19 +222,21 @@ class Run:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The result, as summary.json has it: `test_accuracy` (0 to 1), `train_seconds`, ...; empty before the end."""
+        """The content of summary.json: `test_accuracy` (0 to 1), `train_seconds`, ...; empty until the run ends."""
         return self._folder.summary() or {}
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """An epoch each: `epoch`, `lr`, `train_loss`, `val_accuracy`, `images_per_second`, ...; see metrics.csv."""
+        """A record for each epoch, as in metrics.csv: `epoch`, `lr`, `train_loss`, `val_accuracy`, ..."""
         return [dict(record) for record in self._folder.records]
 
     def model(self) -> MobileNet:
-        """The trained model, on the CPU, in evaluation mode: of the moving average of the weights where one was kept.
+        """The trained model, on the CPU, in evaluation mode.
+
+        If the run kept a moving average of the weights, the model has the average.
 
         Returns:
-            A module that takes what `normalize` gives, float32 [N, 3, 32, 32], and returns logits, [N, num_classes].
+            A module: images as `normalize` returns them, float32 [N, 3, 32, 32] -> logits, float32 [N, num_classes].
 
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged.
@@ -229,16 +246,16 @@ class Run:
         return load_model(self._folder)
 
     def normalize(self, images: NDArray[np.uint8]) -> Tensor:
-        """Images as the run's model takes them.
+        """Prepares images for the run's model.
 
         Args:
             images: uint8 [N, 32, 32, 3], RGB.
 
         Returns:
-            float32 [N, 3, 32, 32]: scaled to 0..1, less the run's mean, divided by its deviation.
+            float32 [N, 3, 32, 32]: the images scaled to 0..1, minus the run's `mean`, divided by its `std`.
 
         Raises:
-            UsageError: the images have another type or shape.
+            UsageError: the images have another dtype or shape.
         """
         import torch
 
@@ -251,31 +268,41 @@ class Run:
         return normalize(torch.from_numpy(images), table, torch.float32)
 
     def predictions(self, data: str | None = None) -> dict[str, NDArray[Any]]:
-        """What the model says of each test image.
+        """The model's prediction for each test image.
 
-        Read from predictions.npz; for a finished run that has none, computed from its checkpoint and written there.
+        The predictions are read from predictions.npz. If a finished run has no such file, they are computed from its
+        checkpoint and written there.
 
         Args:
-            data: where the same images lie now, if not where the run had them.
+            data: where the run's images are now; None means where the run had them.
 
         Returns:
-            Arrays by name: `labels`, `predicted` (class numbers, [N]), `confidence`, `label_probability` (float32 [N]),
-            and what else `fastcifar.run.predictions` lists.
+            Arrays by name: `labels` and `predicted` (class numbers, [N]), `confidence` and `label_probability`
+            (float32 [N]), and the others that `fastcifar.run.predictions` lists.
+
+        Raises:
+            UsageError: the run is not finished.
+            CheckpointError: the checkpoint is damaged, or the images are not the run's.
+            DataError: the images cannot be found, downloaded or read.
         """
         from fastcifar.evaluation import predictions
 
         return predictions(self.path, data)
 
     def resume(self, *, progress: bool = True, **overrides: object) -> Run:
-        """Goes on with a run that was cut, as if it had never stopped.
+        """Goes on with an interrupted run, as if it had never stopped.
 
         Args:
             progress: as for `train`.
-            **overrides: settings that do not touch the result, such as `data` or `device`.
+            **overrides: new values of settings that do not change the result, such as `data` or `device`.
+
+        Returns:
+            The finished run.
 
         Raises:
-            UsageError: the run is finished, or an override would change the result.
+            UsageError: the run is finished already, or a setting would change the result.
             CheckpointError: the checkpoint is damaged.
+            FastcifarError: as for `train`.
         """
         from fastcifar import trainer
 
@@ -286,7 +313,7 @@ class Run:
 
 
 def _path(path: StrPath) -> Path:
-    """A path as the command line reads it: `~` is the home folder."""
+    """A path with `~` expanded, as the command line reads it."""
     try:
         return given(os.fspath(path))
     except (OSError, ValueError) as error:
@@ -294,7 +321,7 @@ def _path(path: StrPath) -> Path:
 
 
 def _plain(value: object) -> object:
-    """A number of NumPy's as Python's own, and a path as text."""
+    """A value as the settings take it: NumPy's numbers become Python's, and paths become text."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     item = getattr(value, "item", None)
@@ -302,12 +329,12 @@ def _plain(value: object) -> object:
 
 
 def _as_command(config: Config, out: Path | None) -> list[str]:
-    """The command line that does the same, for the record."""
+    """The command line that trains with the same settings, for the record."""
     words = ["fastcifar", "train"]
     try:
         base = load_preset(config.preset)
         words += ["--preset", config.preset]
-    except UsageError:  # settings of the user's own
+    except UsageError:  # the settings are the user's own
         base = Config()
     different = {name: value for name, value in config.model_dump().items() if value != getattr(base, name)}
     different.pop("preset", None)
@@ -321,7 +348,7 @@ def _as_options(settings: Mapping[str, object]) -> Iterator[str]:
 
 
 def _as_text(value: object) -> str:
-    """A setting's value as the command line takes it."""
+    """A setting's value as one writes it on the command line."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(_as_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,8 +1,8 @@
 """Crop, flip, normalise and mix a batch on the device of its images: one function of index arithmetic and two gathers.
 
 torch.compile makes one or two kernels of it. Normalisation is a look-up in a table of 256 byte values times 3 channels,
-which is filled once with torchvision's own arithmetic. So the result is torchvision's to the last bit on every device.
-A fused multiply-add would lose up to hundreds of ulps near zero to cancellation.
+which is filled once with torchvision's own arithmetic, so that the result equals torchvision's to the last bit on every
+device. A fused multiply-add would lose up to hundreds of ulps near zero to cancellation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def normalization_table(mean: Sequence[float], std: Sequence[float], device: tor
     """Every byte value, normalised for each channel as torchvision's `ToTensor` and `Normalize(mean, std)` do it.
 
     Args:
-        mean: of each channel, images scaled to 0..1.
-        std: of each channel.
-        device: where the table is wanted.
+        mean: the mean of each channel of images scaled to 0..1, in R, G, B order.
+        std: the standard deviation of each channel.
+        device: where the table is put.
 
     Returns:
         float32 [256, 3].
@@ -29,7 +29,7 @@ def normalization_table(mean: Sequence[float], std: Sequence[float], device: tor
 
 
 def look_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """Looks bytes up in a table.
+    """Looks up the normalised value of each byte.
 
     Args:
         pixels: uint8 [..., 3].
@@ -54,20 +54,20 @@ def augment(
     padding: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Makes one training batch of images that lie on the device.
+    """Makes one training batch from images on the device.
 
     Args:
         images: uint8 [M, S, S, 3], the whole split, RGB.
-        index: int64 [B], which images.
-        top: int64 [B] in [0, 2 * padding], the crop's first row in the image padded with zeros. The zeros are bytes, as
-            torchvision pads: they are normalised like any other pixel.
+        index: int64 [B], the images of the batch.
+        top: int64 [B] in [0, 2 * padding], the crop's first row in the image padded with zeros. As in torchvision the
+            padding is of zero bytes, which are normalised like any other pixel.
         left: int64 [B] in [0, 2 * padding], the crop's first column.
         flip: bool [B], whether the crop is mirrored left to right.
         partner: int64 [B], the row of this batch to mix with, after its own crop and flip; None without MixUp.
         lam: float32 [], the weight of the image itself in the mix; None without MixUp.
         table: float32 [256, 3], see `normalization_table`.
-        padding: pixels on each side.
-        dtype: of the result; the arithmetic before it is float32.
+        padding: the number of zero pixels on each side.
+        dtype: the dtype of the result; the arithmetic is float32.
 
     Returns:
         [B, 3, S, S] in channels_last memory. For each image it is
@@ -87,12 +87,12 @@ def augment(
 
 
 def normalize(images: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    """Normalises images for validation and test, and changes nothing else.
+    """Normalises images for validation and test, without crop, flip or MixUp.
 
     Args:
         images: uint8 [B, S, S, 3].
         table: float32 [256, 3], see `normalization_table`.
-        dtype: of the result.
+        dtype: the dtype of the result.
 
     Returns:
         [B, 3, S, S] in channels_last memory.

@@ -1,4 +1,4 @@
-"""One step's input."""
+"""The input of one training step or of one evaluation step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input, on the device.
+    """The input of one step, on the device. B images of S x S pixels.
 
-    Args:
+    Attributes:
         images: [B, 3, S, S] in the compute dtype and the config's memory format.
         labels: int64 [B].
         partner_labels: int64 [B], the labels of the images mixed in; None without MixUp.
-        lam: float32 [], the weight of `labels`; None without MixUp.
+        lam: float32 [], the weight of `labels` in the loss, 0 to 1; None without MixUp.
     """
 
     images: Tensor
@@ -24,6 +24,6 @@ class Batch:
     lam: Tensor | None = None
 
     def first(self, count: int) -> Batch:
-        """Its first `count` images, as a batch."""
+        """A batch of the first `count` images."""
         partner = None if self.partner_labels is None else self.partner_labels[:count]
         return Batch(self.images[:count], self.labels[:count], partner, self.lam)

@@ -1,4 +1,4 @@
-"""What a run keeps to go on bit for bit: every tensor that a step reads or writes, the epoch and step, the clocks."""
+"""The state from which a run goes on bit for bit: every tensor that a step reads or writes, epoch and step, clocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
 
 REMEDY = "lower --lr, warm it up (--lr-warmup-epochs), or use --precision bf16 in place of fp16"
-"""What helps a run whose numbers left the range of floats."""
+"""Advice for a run whose numbers became infinite or not a number."""
 
 
 def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:
-    """Saves the state from which `epoch` (counted from 1) goes on at `step` (counted from 0).
+    """Saves a checkpoint.
+
+    Args:
+        run: the locked run folder that receives the checkpoint.
+        engine: its tensors and its loss scale are saved.
+        epoch: the epoch to go on with, counted from 1.
+        step: the step of that epoch to go on with, counted from 0.
+        clocks: their times are saved.
+        telemetry: its totals are saved.
 
     Raises:
-        NonFiniteError: a weight, statistic or momentum is infinite or not a number. The checkpoint before stays.
+        NonFiniteError: a weight, statistic or momentum is infinite or not a number. The previous checkpoint is kept.
     """
     tensors = engine.tensors()
     if bad := _not_finite(tensors):
@@ -37,14 +45,23 @@ def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, 
 
 @torch.no_grad()
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor with an infinity or a NaN. One read from the device for all of them."""
+    """The name of the first tensor that holds an infinity or a NaN, or None. Reads from the device only once."""
     numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     largest = torch.stack([norm.double() for norm in torch._foreach_norm(list(numbers.values()), float("inf"))])
     return next((name for name, fine in zip(numbers, largest.isfinite().tolist(), strict=True) if not fine), None)
 
 
 def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
-    """Copies a checkpoint's tensors into the live ones, which stay where they are: a captured graph has their place."""
+    """Copies a checkpoint's tensors into the engine's tensors, in place: a captured CUDA graph holds their addresses.
+
+    Args:
+        engine: its tensors are overwritten.
+        tensors: the checkpoint's tensors by name.
+        run: named in the error.
+
+    Raises:
+        CheckpointError: the names or shapes differ from the engine's.
+    """
     live = engine.tensors()
     differing = sorted(live.keys() ^ tensors.keys())
     differing += [name for name in live if name in tensors and live[name].shape != tensors[name].shape]
@@ -56,7 +73,13 @@ def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) 
 
 
 def load_model(run: RunFolder) -> MobileNet:
-    """The model of a run's last checkpoint, on the CPU, in evaluation mode: its moving average where one is kept.
+    """The model of a run's last checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The model. If the run keeps a moving average of the weights, the model has the average.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -72,20 +95,20 @@ def load_model(run: RunFolder) -> MobileNet:
 
 
 def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry, num_batches: int) -> tuple[int, int]:
-    """Brings a cut run's state back.
+    """Restores the state of an interrupted run from its last checkpoint; without a checkpoint the run starts anew.
 
     Args:
-        run: locked; the metrics of epochs after the checkpoint are dropped.
-        engine: gets the tensors.
-        clocks: go on from the checkpoint's.
-        telemetry: goes on from the checkpoint's.
-        num_batches: of an epoch.
+        run: the locked run folder. The metrics of epochs after the checkpoint are dropped.
+        engine: receives the tensors and the loss scale.
+        clocks: go on from the checkpoint's times.
+        telemetry: goes on from the checkpoint's totals.
+        num_batches: the number of batches in an epoch.
 
     Returns:
-        The epoch, counted from 1, and the step, counted from 0, to go on with.
+        The epoch to go on with, counted from 1, and its first step, counted from 0.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another run or model. Nothing on disk was changed.
+        CheckpointError: the checkpoint is damaged, or belongs to another run or model. Nothing on disk was changed.
     """
     if not run.has_checkpoint():
         run.truncate(0)

@@ -1,4 +1,4 @@
-"""What makes a training step fast on a CPU without any C++ of ours: the allocator, and two convolutions done otherwise.
+"""What makes a training step fast on a CPU without the extension: allocator settings and two faster convolutions.
 
 Measured on two cores with AVX-512 and AMX, width 1.0, batch 128 (`pytest bench/ --benchmark-only`): the malloc settings
 1.3x, pointwise as a matrix product another 1.1x, bf16 with depthwise kept in fp32 another 1.4x.
@@ -19,31 +19,42 @@ _GIB, _INT_MAX = 2**30, 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed buffers instead of returning them to the system and faulting them in again each step.
+    """Tells glibc to keep freed buffers. Otherwise it returns them to the system, and each step faults them in again.
 
-    For the whole process, and for good: peak memory is unchanged, but it is held until exit. False without glibc.
+    This holds for the whole process until it exits. Peak memory is unchanged, but it is held until exit.
+
+    Returns:
+        Whether glibc took the settings; False without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _GIB) and mallopt(_M_TRIM_THRESHOLD, _INT_MAX))
 
 
 class MatmulPointwise(nn.Module):
-    """A 1x1 convolution as what it is over channels_last memory: one matrix product, without oneDNN's reorders."""
+    """A 1x1 convolution computed as one matrix product over channels_last memory, without oneDNN's reorders.
+
+    Args:
+        conv: a 1x1 convolution without bias; its weight is shared.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight = conv.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] channels_last -> [N, out, H, W] channels_last."""
         x_nhwc = x.permute(0, 2, 3, 1)
         return F.linear(x_nhwc, self.weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 class Fp32Depthwise(nn.Module):
-    """A depthwise convolution that computes in float32 whatever autocast says.
+    """A depthwise convolution that computes in float32 under autocast too.
 
-    In bf16 oneDNN's stride-2 input gradient and its 2x2 weight gradient fall into a generic kernel, 100 to 700 times
-    slower; the two casts cost a hundredth of that.
+    In bf16 oneDNN computes the input gradient at stride 2, and the weight gradient of 2x2 maps, with a generic kernel
+    that is 100 to 700 times slower. The two casts cost a hundredth of what they save.
+
+    Args:
+        conv: a depthwise convolution without bias; its weight is shared.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -51,13 +62,17 @@ class Fp32Depthwise(nn.Module):
         self.weight, self.stride, self.padding, self.groups = conv.weight, conv.stride, conv.padding, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H/stride, W/stride], in the dtype of `x`."""
         with torch.autocast("cpu", enabled=False):
             y = F.conv2d(x.to(self.weight.dtype), self.weight, None, self.stride, self.padding, groups=self.groups)
         return y.to(x.dtype)
 
 
 def tune(model: MobileNet) -> None:
-    """Replaces the convolutions of every block in place; parameters, their names and the function stay the same."""
+    """Replaces the convolutions of every block of `model` by the faster ones above, in place.
+
+    The parameters, their names and the function of the model stay the same.
+    """
     for block in model.blocks:
         assert isinstance(block, DepthwiseSeparable)
         depthwise, pointwise = block.depthwise, block.pointwise

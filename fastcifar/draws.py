@@ -1,8 +1,8 @@
 """The only place where chance enters an epoch: (seed, epoch) -> order, crops, flips, MixUp pairs and lambdas.
 
-Every kind of draw has a stream of its own. So switching MixUp on leaves the order and the crops of a run as they were,
-and trials with the same seed are paired. Nothing else in training draws a random number. So a resumed run, a compiled
-run and a captured graph all see the same batches.
+Every kind of draw has a stream of its own, so that switching MixUp on leaves the order and the crops of a run as they
+were, and trials with the same seed are paired. Nothing else in training draws a random number, so that a resumed run, a
+compiled run and a captured graph all see the same batches.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 Flip = Literal["random", "alternating", "none"]
 
 _ORDER, _CROP, _FLIP, _PARTNER, _LAMBDA, _SEEDS = range(6)
-_EVERY_EPOCH = 0  # epochs count from 1: stream 0 is for draws that hold for a whole run
+_EVERY_EPOCH = 0  # the "epoch" of draws that hold for a whole run; epochs count from 1
 
 
 @dataclass(frozen=True)
 class EpochDraws:
-    """What chance decides for one epoch of `num_images` images in batches of `batch_size`; the last may be smaller.
+    """The random draws of one epoch of `num_images` images in `num_batches` batches; the last batch may be smaller.
 
-    Args:
+    Attributes:
         index: int64 [num_images], the image at each position of the epoch; a permutation.
         top: int64 [num_images] in [0, 2 * padding], the crop's first row in the padded image.
         left: int64 [num_images] in [0, 2 * padding], the crop's first column.
@@ -57,14 +57,18 @@ def draw_epoch(
     """Draws one epoch. The same arguments give the same draws on every device and in every process.
 
     Args:
-        seed: the run's.
+        seed: the run's seed.
         epoch: counted from 1.
-        num_images: of the training split.
-        batch_size: images a step.
-        crop_padding: pixels on each side before the crop.
-        flip: `random`, `none`, or `alternating`: each image's side is drawn once a run and mirrored every other epoch,
-            so that two epochs in a row show both sides of every image (Keller Jordan, airbench).
-        mixup_alpha: of the Beta distribution of lambda; 0 switches MixUp off.
+        num_images: the number of training images.
+        batch_size: the number of images in a step.
+        crop_padding: the number of pixels added on each side before the crop.
+        flip: `random`, `none` or `alternating`. With `alternating`, each image is drawn mirrored or not once a run, and
+            is mirrored again every other epoch, so that two epochs in a row show both sides of every image (Keller
+            Jordan, airbench).
+        mixup_alpha: the parameter of the Beta distribution of lambda; 0 switches MixUp off.
+
+    Returns:
+        The draws.
     """
     index = _stream(seed, epoch, _ORDER).permutation(num_images)
     top, left = _stream(seed, epoch, _CROP).integers(0, 2 * crop_padding, (2, num_images), endpoint=True)
@@ -87,14 +91,14 @@ def draw_epoch(
 
 
 def draw_seeds(seed: int, epoch: int, num_images: int) -> NDArray[np.uint32]:
-    """A seed for the transforms of each position of an epoch, for a library that draws crop and flip itself.
+    """A seed for each image of an epoch, for a library that draws crop and flip itself.
 
     Args:
-        seed: the run's.
+        seed: the run's seed.
         epoch: counted from 1.
-        num_images: of the training split.
+        num_images: the number of training images.
 
     Returns:
-        uint32 [num_images].
+        uint32 [num_images], the seed of the image at each position of the epoch.
     """
     return _stream(seed, epoch, _SEEDS).integers(0, 2**32, num_images, dtype=np.uint32)

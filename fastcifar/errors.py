@@ -1,8 +1,12 @@
-"""What can go wrong for a user, each kind with the exit code of the command it ends."""
+"""The errors that a user may see, each kind with the exit code of the command that it ends."""
 
 
 class FastcifarError(Exception):
-    """A problem whose message is written for the person at the keyboard: no traceback is shown."""
+    """An error whose message is written for the user. The command line shows no traceback for it.
+
+    Attributes:
+        exit_code: the exit code of the command that the error ends.
+    """
 
     exit_code = 1
 
@@ -20,7 +24,7 @@ class DataError(FastcifarError):
 
 
 class CheckpointError(FastcifarError):
-    """A run folder's saved state is missing, damaged or of another run."""
+    """The saved state in a run folder is missing, is damaged or belongs to another run."""
 
     exit_code = 4
 
@@ -32,21 +36,21 @@ class NonFiniteError(FastcifarError):
 
 
 class DeviceMemoryError(FastcifarError):
-    """The device's memory does not hold what was asked for."""
+    """The device does not have enough memory."""
 
     exit_code = 6
 
 
 class CompileError(FastcifarError):
-    """torch.compile, or a compiler under it, failed at the first step."""
+    """torch.compile, or a compiler that it calls, failed at the first step."""
 
 
 class LoaderError(FastcifarError):
-    """A worker process that makes batches is gone, or has no room for them."""
+    """A worker process of a loader has died, cannot be started, or has no shared memory left."""
 
 
 class InterruptedRunError(FastcifarError):
-    """A signal stopped the run after its state was saved; the exit code is 128 + the signal's number."""
+    """A signal stopped the run after its state was saved. The exit code is 128 plus the number of the signal."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

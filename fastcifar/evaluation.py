@@ -1,4 +1,4 @@
-"""What a trained model is worth: `evaluate_run` measures again, `predictions` says it image by image."""
+"""How good a trained model is: `evaluate_run` measures loss and accuracy again, `predictions` lists each test image."""
 
 from __future__ import annotations
 
@@ -22,14 +22,27 @@ from fastcifar.session import Session
 from fastcifar.target import Target, exists, find_device
 
 Predictions = dict[str, NDArray[Any]]
-"""Arrays by name, see `RunFolder.write_predictions`."""
+"""Arrays by name; `fastcifar.run.predictions` lists them."""
 
 
 def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> dict[str, Any]:
-    """Evaluates a run's saved model on `val` or `test`; the result stands beside the recorded one.
+    """Evaluates a run's saved model, and returns the result beside the recorded result.
 
-    Returns split, num_images, loss, accuracy, recorded_accuracy (None if the run was cut before it was recorded),
-    epoch (the last whole one), step (how many of the next were taken) and device.
+    Args:
+        path: the run folder.
+        split: `test`, or `val`: the training images that the run held out.
+        device: `auto` is the run's own device if this machine has it; otherwise `cpu`, `cuda` or `cuda:N`.
+        data: where the run's images are now; None means where the run had them.
+
+    Returns:
+        `split`, `num_images`, `loss` (mean cross-entropy in nats), `accuracy` (0 to 1), `recorded_accuracy` (None if
+        the run was interrupted before it recorded one), `epoch` (the last whole epoch), `step` (how many steps of the
+        next epoch were taken) and `device`.
+
+    Raises:
+        UsageError: the run held out no validation images, or the device does not exist.
+        CheckpointError: the checkpoint is damaged, or the images are not the run's.
+        DataError: the images cannot be found or read.
     """
     run = RunFolder.open(path)
     session, state, dataset = _restored(run, device, data)
@@ -41,7 +54,7 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
         means = session.evaluate(part)
     epochs_done, step = int(state["epoch"]) - 1, int(state["step"])
     recorded: float | None
-    if step:  # of an epoch that was cut: there is no record of these weights
+    if step:  # in the middle of an epoch: no record is of these weights
         recorded = None
     elif split == "test":
         recorded = (run.summary() or {}).get("test_accuracy")
@@ -60,10 +73,21 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
 
 
 def predictions(path: Path, data: str | None = None) -> Predictions:
-    """What a finished run's model says of each test image (see `RunFolder.write_predictions`).
+    """The predictions of a finished run for each test image.
 
-    Read from the run folder; for a run that has none yet, computed from its checkpoint and written there. `data` names
-    the same images where they lie now, if not where the run had them.
+    They are read from the run folder. If the run has none yet, they are computed from its checkpoint and written there.
+
+    Args:
+        path: the run folder.
+        data: where the run's images are now; None means where the run had them.
+
+    Returns:
+        Arrays by name; `fastcifar.run.predictions` lists them.
+
+    Raises:
+        UsageError: the run is not finished.
+        CheckpointError: the checkpoint is damaged, or the images are not the run's.
+        DataError: the images cannot be found or read.
     """
     run = RunFolder.open(path)
     if (found := run.predictions()) is not None:
@@ -81,9 +105,9 @@ def predictions(path: Path, data: str | None = None) -> Predictions:
 
 
 def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Session, dict[str, Any], Dataset]:
-    """A run as it was saved last, on `device` (auto: its own, if present), its state, and the images it belongs to."""
+    """The run of the last checkpoint as a session on `device`, with the checkpoint's state and the run's images."""
     place = find_device(run.config.device if device == "auto" and exists(run.config.device) else device)
-    # Fused ops round otherwise than PyTorch's; the compiled engine evaluates eagerly.
+    # Fused ops round differently from PyTorch's ops. The compiled engine evaluates with the eager ops.
     same_ops = run.config.engine == "fused" and torch.device(run.config.device).type == place.type
     update = {"device": str(place), "engine": "fused" if same_ops else "eager", "data": data or run.config.data}
     config = run.config.model_copy(update=update)
@@ -96,7 +120,15 @@ def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Session, d
 
 
 def measure_test(session: Session, dataset: Dataset) -> tuple[Means, Predictions]:
-    """The one look at the test images: the means, and what the model says of each image."""
+    """Evaluates the test images once.
+
+    Args:
+        session: holds the trained model.
+        dataset: its test split is evaluated.
+
+    Returns:
+        Mean loss and accuracy, and the predictions: arrays by name, as `fastcifar.run.predictions` lists them.
+    """
     parts: list[tuple[Tensor, ...]] = []
 
     def see(logits: Tensor, labels: Tensor) -> None:
@@ -116,7 +148,11 @@ def measure_test(session: Session, dataset: Dataset) -> tuple[Means, Predictions
 
 
 def places_of(dataset: Dataset) -> Predictions:
-    """What joins predictions to images and class numbers to names: see `fastcifar.run.predictions`."""
+    """The arrays `places` and `class_names` of the predictions (see `fastcifar.run.predictions`).
+
+    `places` says which image each row is about; it is absent if the data set does not know. `class_names` has the name
+    of each class number.
+    """
     test = dataset.test
     found: Predictions = {"class_names": np.array(dataset.class_names, dtype=np.str_)}
     if test.files is not None:
@@ -127,7 +163,19 @@ def places_of(dataset: Dataset) -> Predictions:
 
 
 def same_images(run: RunFolder, config: Config) -> Dataset:
-    """What `config.data` holds, if it is what the run was started with."""
+    """Loads `config.data`, which must hold the images that the run was started with.
+
+    Args:
+        run: the run folder.
+        config: `data` and `mirror` are read.
+
+    Returns:
+        The data set.
+
+    Raises:
+        CheckpointError: the images are not the run's.
+        DataError: the images cannot be found or read.
+    """
     try:
         dataset = sources.load(config.data, mirror=config.mirror)
     except DataError as error:

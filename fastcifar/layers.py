@@ -35,7 +35,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 class _Layer:
     """Settings as one place states them.
 
-    Args:
+    Attributes:
         where: the place, as messages name it.
         settings: the values by setting.
         written: the words that were typed, by setting, where the place is the command line.
@@ -55,7 +55,7 @@ class _Layer:
 class _File:
     """A preset or a user's own file, as parsed.
 
-    Args:
+    Attributes:
         path: where it is.
         where: its name in messages.
         base: the preset or the file that it derives from.
@@ -74,7 +74,7 @@ class _File:
 class Resolved:
     """A configuration, and where it comes from.
 
-    Args:
+    Attributes:
         config: the settings.
         layers: the places that state some of them; what a later place states wins.
         origins: the place by setting, for each setting that a place states.

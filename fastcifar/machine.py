@@ -1,6 +1,6 @@
-"""What this machine's processor and GPUs can do. Everything that depends on the machine asks here, and a test answers.
+"""What this machine's processor and GPUs can do. Code that depends on the machine asks `this`.
 
-A test is on another machine once it replaces `this`.
+A test replaces `this` to run as if on another machine.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CPU_LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
-"""Kinds of processors by what multiplies matrices there, each with all that the kinds before it have.
+"""Levels of processors, by the instructions that multiply matrices. Each level includes all levels before it.
 
-- `generic`: what GCC makes of plain C++, on x86-64 as on ARM.
+- `generic`: plain C++ as GCC compiles it, on x86-64 and on ARM.
 - `avx2`: AVX2 and FMA.
 - `avx512`: AVX-512 F, BW, DQ and VL (Skylake-X to Ice Lake).
 - `avx512_bf16`: dot products of bfloat16 pairs (Cooper Lake, Zen 4 and later).
@@ -41,17 +41,17 @@ _ONEDNN_CAPS = {
     "AVX512_CORE_FP16": "avx512_bf16",
     "AVX10_1_512": "avx512_bf16",
 }
-"""Values of ONEDNN_MAX_CPU_ISA below AMX, with the level that they leave to oneDNN."""
+"""Values of ONEDNN_MAX_CPU_ISA below AMX, each with the level that oneDNN may then use."""
 
 
 @dataclass(frozen=True)
 class Cpu:
     """A processor.
 
-    Args:
-        model: as /proc/cpuinfo names it; empty where it is not known.
-        level: one of `CPU_LEVELS`; None where the processor's flags are not known.
-        product_level: the level that matrix products may use, below `level` where ONEDNN_MAX_CPU_ISA says so.
+    Attributes:
+        model: the name in /proc/cpuinfo; empty if not known.
+        level: one of `CPU_LEVELS`; None if the processor's flags are not known.
+        product_level: the level that matrix products may use. It is lower than `level` if ONEDNN_MAX_CPU_ISA limits it.
     """
 
     model: str
@@ -59,7 +59,7 @@ class Cpu:
     product_level: str | None
 
     def has(self, level: str) -> bool | None:
-        """Whether the processor is of `level` or above; None where its flags are not known."""
+        """Whether the processor has `level` or a higher level; None if its flags are not known."""
         return None if self.level is None else _index(self.level) >= _index(level)
 
     @property
@@ -67,7 +67,7 @@ class Cpu:
         """Whether matrix products in bfloat16 are faster than in float32: with AVX512_BF16 or AMX.
 
         Measured at batch 128 on two cores: 1,558 images/s in bf16 against 644 in fp32 on a Xeon with AMX, 1,355 against
-        541 on an EPYC with AVX512_BF16. Without either, oneDNN widens each number first.
+        541 on an EPYC with AVX512_BF16. Without both extensions, oneDNN first widens each number to float32.
         """
         return self.product_level is not None and _index(self.product_level) >= _index("avx512_bf16")
 
@@ -76,9 +76,9 @@ class Cpu:
 class Gpu:
     """An NVIDIA GPU.
 
-    Args:
-        name: as the driver names it.
-        capability: its compute capability, such as (9, 0).
+    Attributes:
+        name: the driver's name for it.
+        capability: the compute capability, such as (9, 0).
     """
 
     name: str
@@ -86,25 +86,35 @@ class Gpu:
 
     @property
     def has_fast_bf16(self) -> bool:
-        """Whether it multiplies bfloat16 at the rate of float16: from compute capability 8.0."""
+        """Whether it multiplies bfloat16 as fast as float16: true from compute capability 8.0."""
         return self.capability >= (8, 0)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The processor, and the GPUs that PyTorch sees, in its order."""
+    """A machine.
+
+    Attributes:
+        cpu: the processor.
+        gpus: the GPUs that PyTorch sees, in PyTorch's order.
+    """
 
     cpu: Cpu
     gpus: tuple[Gpu, ...] = ()
 
     def has_fast_bf16(self, device: str, index: int = 0) -> bool:
-        """Whether bfloat16 pays on `cpu` or on `cuda` number `index`."""
+        """Whether bfloat16 is faster than float32 on a device.
+
+        Args:
+            device: `cpu` or `cuda`.
+            index: the number of the GPU.
+        """
         return self.gpus[index].has_fast_bf16 if device == "cuda" else self.cpu.has_fast_bf16
 
 
 @functools.cache
 def this() -> Machine:
-    """The machine that this process runs on. Imports torch, and initialises CUDA only where it is."""
+    """The machine that this process runs on. Imports torch; initialises CUDA if there is a GPU."""
     import torch
 
     gpus = []
@@ -114,7 +124,7 @@ def this() -> Machine:
 
 
 def cpu() -> Cpu:
-    """This machine's processor, as /proc/cpuinfo and ONEDNN_MAX_CPU_ISA have it. Imports no torch."""
+    """This machine's processor, read from /proc/cpuinfo and ONEDNN_MAX_CPU_ISA. Does not import torch."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -123,7 +133,12 @@ def cpu() -> Cpu:
 
 
 def cpu_of(cpuinfo: str, onednn_max_cpu_isa: str = "") -> Cpu:
-    """The processor that the text of a /proc/cpuinfo describes, with products limited as oneDNN's variable says."""
+    """The processor that a /proc/cpuinfo describes.
+
+    Args:
+        cpuinfo: the text of the file.
+        onednn_max_cpu_isa: the value of ONEDNN_MAX_CPU_ISA, which limits `product_level`; empty if not set.
+    """
     model = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", cpuinfo, re.MULTILINE)
     level = None

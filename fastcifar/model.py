@@ -1,7 +1,7 @@
 """MobileNetV1 for 32x32 images, and nothing about how fast it runs.
 
-Howard et al. 2017, https://arxiv.org/abs/1704.04861, with a stride-1 stem and four stride-2 blocks, so that 32x32 input
-ends as a 2x2 map. At width 1.0 and 100 classes: 3,309,476 parameters, 46.4 M multiply-accumulates an image.
+Howard et al. 2017, https://arxiv.org/abs/1704.04861, with a stride-1 stem and four stride-2 blocks, so that a 32x32
+image becomes a 2x2 map. At width 1.0 and 100 classes: 3,309,476 parameters, 46.4 M multiply-accumulates an image.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels)
-    # Momentum is a constant, so the counter is read by nobody; counting would be 27 kernels a step.
+    # Nothing reads the counter, because the momentum is a constant. Counting would be 27 kernels a step.
     norm.num_batches_tracked = None
     return norm
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise 3x3 -> BN -> ReLU -> pointwise 1x1 -> BN -> ReLU: [N, C, H, W] -> [N, out, H/stride, W/stride]."""
+    """Depthwise 3x3 -> BN -> ReLU -> pointwise 1x1 -> BN -> ReLU: [N, C, H, W] -> [N, out, H/stride, W/stride].
+
+    Args:
+        in_channels: C.
+        out_channels: out.
+        stride: of the depthwise convolution, 1 or 2.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -36,6 +42,7 @@ class DepthwiseSeparable(nn.Module):
         self.norm2 = _norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, out, H/stride, W/stride]."""
         x = F.relu(self.norm1(self.depthwise(x)), inplace=True)
         return F.relu(self.norm2(self.pointwise(x)), inplace=True)
 
@@ -43,9 +50,9 @@ class DepthwiseSeparable(nn.Module):
 class MobileNet(nn.Module):
     """MobileNetV1 with PyTorch's default initialisation: images [N, 3, 32, 32] -> logits [N, num_classes].
 
-    Arguments:
-        num_classes: outputs of the linear head.
-        width_mult: factor on every channel count (rounded down, at least 8).
+    Args:
+        num_classes: the number of outputs of the linear head.
+        width_mult: multiplies every number of channels; the product is rounded down, and is at least 8.
     """
 
     def __init__(self, num_classes: int = 100, width_mult: float = 1.0) -> None:
@@ -65,29 +72,44 @@ class MobileNet(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """images [N, 3, 32, 32] -> logits [N, num_classes]."""
         x = F.relu(self.norm(self.stem(images)), inplace=True)
         for block in self.blocks:
             x = block(x)
-        # Not x.mean((2, 3)): the gradient of a mean comes back in strides that no convolution calls channels_last.
+        # Not x.mean((2, 3)): convolutions do not recognise the strides of a mean's gradient as channels_last.
         x = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
         logits: Tensor = self.head(x)
         return logits
 
 
 def build_model(num_classes: int, width_mult: float, seed: int) -> MobileNet:
-    """A MobileNet whose initial weights are a function of the seed alone, drawn on the CPU for every device."""
+    """A MobileNet whose initial weights depend on the seed alone: they are drawn on the CPU for every device.
+
+    Args:
+        num_classes: as for `MobileNet`.
+        width_mult: as for `MobileNet`.
+        seed: a whole number from 0.
+
+    Returns:
+        The model, on the CPU, in training mode. PyTorch's own random state is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MobileNet(num_classes, width_mult)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers, BN scale and shift included, running statistics not."""
+    """The number of trainable numbers: BN scale and shift count, running statistics do not."""
     return sum(p.numel() for p in model.parameters())
 
 
 def count_macs(num_classes: int = 100, width_mult: float = 1.0) -> int:
-    """Multiply-accumulates of the convolutions and the head for one 32x32 image."""
+    """The multiply-accumulates of the convolutions and the head for one 32x32 image.
+
+    Args:
+        num_classes: as for `MobileNet`.
+        width_mult: as for `MobileNet`.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         MobileNet(num_classes, width_mult).eval()(torch.empty(1, 3, 32, 32))
     return int(counter.get_total_flops()) // 2

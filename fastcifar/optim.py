@@ -13,7 +13,16 @@ from fastcifar.config import Config
 
 
 def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
-    """All parameters with weight decay, or with `decay_norm_and_bias = false` only those of two or more dimensions."""
+    """The parameter groups of the optimizer.
+
+    Args:
+        model: its parameters are grouped.
+        config: `weight_decay` and `decay_norm_and_bias` are read.
+
+    Returns:
+        One group with weight decay. With `decay_norm_and_bias = false` there is a second group, without weight decay:
+        the parameters of one dimension, which are the biases and the BN scales and shifts.
+    """
     params = list(model.parameters())
     if config.decay_norm_and_bias or config.weight_decay == 0:
         return [{"params": params, "weight_decay": config.weight_decay}]
@@ -24,10 +33,15 @@ def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.SGD:
-    """SGD with coupled weight decay and dampening 0, all tensors in one fused call.
+    """SGD with coupled weight decay and dampening 0; one fused call updates all tensors.
 
-    The momentum buffers exist from the start. PyTorch allocates them uninitialised at the first step, and when fp16
-    overflows there and the step is skipped, the second step reads garbage (seen: NaN on the CPU, torch 2.13).
+    The momentum buffers are made here, filled with zeros. PyTorch would allocate them uninitialised at the first step;
+    if fp16 overflows in that step, the step is skipped and the second step reads garbage (seen: NaN on the CPU, torch
+    2.13).
+
+    Args:
+        model: its parameters are trained.
+        config: the settings of optimizer and weight decay.
     """
     groups = param_groups(model, config)
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
@@ -38,10 +52,18 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.SGD:
 
 
 def lr_table(config: Config, steps_per_epoch: int) -> NDArray[np.float64]:
-    """The learning rate of every step of the run, float64 [epochs * steps_per_epoch].
+    """The learning rate of every step of the run.
 
-    Cosine goes to 0 without restarts. Stepped once an epoch it is PyTorch's CosineAnnealingLR(T_max=epochs): the last
-    epoch still trains at a rate above 0. Warm-up rises linearly, step by step, and cosine takes the steps after it.
+    The cosine schedule falls to 0 without restarts. With `lr_schedule_unit = "epoch"` it equals PyTorch's
+    CosineAnnealingLR(T_max=epochs), whose last epoch still has a rate above 0. Warm-up rises linearly with each step;
+    the cosine schedule covers the steps after the warm-up.
+
+    Args:
+        config: the settings whose names start with `lr`, and `epochs`.
+        steps_per_epoch: the number of batches in an epoch.
+
+    Returns:
+        float64 [epochs * steps_per_epoch].
     """
     total = config.epochs * steps_per_epoch
     warmup = round(config.lr_warmup_epochs * steps_per_epoch)
@@ -59,11 +81,14 @@ def lr_table(config: Config, steps_per_epoch: int) -> NDArray[np.float64]:
 
 
 class Ema:
-    """An exponential moving average of the weights and running statistics, kept beside the model and evaluated for it.
+    """An exponential moving average of a model's weights and running statistics, which is evaluated in their place.
 
-    Arguments:
-        model: averaged after every step.
-        decay: weight of the past, in (0, 1).
+    Args:
+        model: the model whose tensors are averaged.
+        decay: the weight of the previous average at each update, between 0 and 1.
+
+    Attributes:
+        tensors: the averages, by the name of the model's tensor.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -73,12 +98,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Moves the averages towards the model's tensors. To be called after every step."""
         sources: list[Tensor] = [t.detach() for t in self._source.values()]
         torch._foreach_lerp_(list(self.tensors.values()), sources, 1 - self._decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the model's tensors and their averages; called again, puts them back."""
+        """Exchanges the model's tensors with their averages. A second call restores both."""
         for name, tensor in self._source.items():
             kept = tensor.detach().clone()
             tensor.detach().copy_(self.tensors[name])

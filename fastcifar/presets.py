@@ -39,7 +39,7 @@ class About(BaseModel):
 class Preset:
     """A named configuration.
 
-    Args:
+    Attributes:
         name: the name of its file, without .toml.
         base: the preset that it derives from; None for the defaults.
         about: what it says of itself, and what to expect of it.

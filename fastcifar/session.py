@@ -22,22 +22,21 @@ Note = Callable[[str], None]
 
 
 class Session:
-    """A model on its device, with what trains and evaluates it; and, once it is fed, the images and the steps of a run.
+    """A model on its device with its engine and, after `feed`, the loader, learning rates and steps of a run.
 
-    Whoever trains, evaluates, measures or profiles does it through a session, so that what is measured is what users
-    run. A session is a context: running out of memory in it becomes a `DeviceMemoryError`, and its end is the end of
-    whatever makes the batches.
+    Training, evaluation, measuring and profiling all use a session, so that a measurement is of what users run. A
+    session is a context. Running out of memory inside it raises DeviceMemoryError, and leaving it closes the loader.
 
     Args:
-        target: what to compute on; its device becomes this process's own.
-        num_classes: of the data set.
+        target: the settled config and its device. The device becomes this process's current device.
+        num_classes: the number of classes of the data set.
 
     Attributes:
-        target: as given.
-        engine: over the model with the weights of the config's seed.
-        loader: makes the batches. This one and the next two are there once `feed` was called.
-        lrs: float64 [epochs * num_batches], the learning rate of every step of the run.
-        steps: launched op by op, or replayed from a graph.
+        target: the argument.
+        engine: trains and evaluates the model, whose initial weights come from the config's seed.
+        loader: makes the batches. Set by `feed`.
+        lrs: float64 [epochs * num_batches], the learning rate of every step of the run. Set by `feed`.
+        steps: takes the steps, launched op by op or replayed from a CUDA graph. Set by `feed`.
     """
 
     engine: Engine
@@ -56,13 +55,13 @@ class Session:
     def feed(
         self, split: Split, note: Note, *, augmentation: Augmentation | None = None, launched: bool = False
     ) -> None:
-        """Gives the session its training images. To be called once, inside the context.
+        """Gives the session its training images. Must be called once, inside the context.
 
         Args:
             split: the training images.
-            note: receives what a user should know but that stops nothing.
-            augmentation: what makes the resident loader's batches, if not what the engine makes them with.
-            launched: steps are launched op by op where they would be one CUDA graph.
+            note: is called with each remark for the user.
+            augmentation: how the resident loader makes a batch; None means as the engine does by default.
+            launched: launches the steps op by op even where they would be one CUDA graph.
 
         Raises:
             UsageError: a package that the loader needs is missing.
@@ -74,14 +73,26 @@ class Session:
         self.steps = build_steps(self.engine, self.loader, self.lrs, self.target, note, launched=launched)
 
     def train(self) -> Iterator[int]:
-        """Takes steps without end, run after run, and yields after each how many images it had."""
+        """Takes steps without end; after the last epoch it starts with the first again.
+
+        Yields:
+            The number of images of each step.
+        """
         for epoch in itertools.cycle(range(1, self.target.config.epochs + 1)):
             self.steps.begin(epoch)
             for step in range(self.loader.num_batches):
                 yield self.steps.take(step)
 
     def evaluate(self, split: Split, see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
-        """Loss and accuracy on `split`; `see` is shown each batch's logits and labels (see `Engine.evaluate`)."""
+        """Evaluates the model on a split.
+
+        Args:
+            split: the images and labels.
+            see: as for `Engine.evaluate`.
+
+        Returns:
+            Mean loss and accuracy.
+        """
         return self.engine.evaluate(eval_batches(split, self.target), see)
 
     def __enter__(self) -> Session:

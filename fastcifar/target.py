@@ -1,4 +1,4 @@
-"""What a run computes on and in: a config without any `auto`, with its device, number format and memory format."""
+"""A settled config (one without `auto`) with the device, dtype and memory format that follow from it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _COMPILER_SWITCHES = {
     "TORCHDYNAMO_SUPPRESS_ERRORS": "",
     "TORCH_COMPILE_OVERRIDE_BACKENDS": "",
 }
-"""Environment variables that make torch.compile run a step as it is, without a word, and the value that does so.
+"""Environment variables that make torch.compile skip compilation silently, each with the value that does it.
 
-Where the value is empty, any does: the third one hides a failure to compile, the fourth may name a backend that
-compiles nothing.
+An empty value here stands for any value: TORCHDYNAMO_SUPPRESS_ERRORS hides a failure to compile, and
+TORCH_COMPILE_OVERRIDE_BACKENDS may name a backend that compiles nothing.
 """
 
 
@@ -33,43 +33,50 @@ compiles nothing.
 class Target:
     """A settled config, and what follows from it.
 
-    Args:
-        config: no setting is `auto`, so that a run folder says what ran.
+    Attributes:
+        config: the settings. None of them is `auto`, so that the run folder records what ran.
     """
 
     config: Config
 
     @classmethod
     def of(cls, config: Config) -> Target:
-        """Replaces every `auto` of `config` by what this machine does best.
+        """Replaces every `auto` of `config` by the best choice for this machine.
+
+        Args:
+            config: the settings, with or without `auto`.
+
+        Returns:
+            The target.
 
         Raises:
-            UsageError: the device is not there, or has no kernels for the engine or the precision.
+            UsageError: the device does not exist, or has no kernels for the engine or the precision.
         """
         return cls(_settle(config, find_device(config.device)))
 
     @property
     def device(self) -> torch.device:
+        """The device of the config."""
         return torch.device(self.config.device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations, convolutions and matrix products; weights and statistics stay float32."""
+        """The dtype of activations, convolutions and matrix products; weights and statistics stay float32."""
         return _DTYPES[self.config.precision]
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of images and activations."""
+        """The memory format of images and activations."""
         return _MEMORY_FORMATS[self.config.memory_format]
 
     @property
     def is_emulated(self) -> bool:
-        """Whether the device computes in the precision, but more slowly than in fp32."""
+        """Whether the device can compute in the config's precision, but is slower there than in fp32."""
         precision, device = self.config.precision, self.device
         return (precision == "bf16" and not _has_fast_bf16(device)) or (precision == "fp16" and device.type == "cpu")
 
     def claim(self) -> None:
-        """Makes the device this process's own and, with `deterministic`, its kernels bitwise the same run to run."""
+        """Makes the device this process's current device and, with `deterministic`, asks for reproducible kernels."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.config.deterministic:
@@ -77,12 +84,16 @@ class Target:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.backends.cudnn.benchmark = False
             torch.use_deterministic_algorithms(True)
-            # Each torch.empty would be filled with NaN: 420 kernels a step in place of 148.
+            # Otherwise each torch.empty is filled with NaN: 420 kernels a step instead of 148.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def memory_explained(self) -> Iterator[None]:
-        """Turns running out of memory into a `DeviceMemoryError` that says what to lower."""
+        """A context in which running out of memory raises an error that says what to lower.
+
+        Raises:
+            DeviceMemoryError: memory ran out, on the device or on the host.
+        """
         try:
             yield
         except Exception as error:
@@ -96,10 +107,16 @@ class Target:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+    """The device that a name stands for.
+
+    Args:
+        name: `auto` (the first GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The device; a GPU with its index.
 
     Raises:
-        UsageError: there is no such device; the message names those that exist.
+        UsageError: the device does not exist. The message names the devices that do.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -116,20 +133,20 @@ def find_device(name: str) -> torch.device:
 
 
 def exists(name: str) -> bool:
-    """Whether this machine has the device of a settled config."""
+    """Whether this machine has the device `name`: `cpu`, `cuda` or `cuda:N`."""
     device = torch.device(name)
     return device.type == "cpu" or (device.index or 0) < len(machine.this().gpus)
 
 
 def fast_precisions(device: torch.device) -> list[str]:
-    """fp32, and the half precision that is faster there, if one is."""
+    """The precisions worth using on a device: `fp32`, then the half precision that is faster, if there is one."""
     if _has_fast_bf16(device):
         return ["fp32", "bf16"]
     return ["fp32", "fp16"] if device.type == "cuda" else ["fp32"]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, however PyTorch says so: only the CUDA allocator has an exception of its own."""
+    """Whether `error` means that memory ran out. Only PyTorch's CUDA allocator has an exception of its own for it."""
     texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
@@ -161,7 +178,7 @@ def _settle(config: Config, device: torch.device) -> Config:
 
 
 def _check_compiler(precision: str, device: torch.device) -> None:
-    """Refuses what torch.compile would refuse late, or not do at all."""
+    """Refuses settings that torch.compile would refuse only at the first step, or silently not compile."""
     for name, switch in _COMPILER_SWITCHES.items():
         value = os.environ.get(name, "")
         if value and value == (switch or value):

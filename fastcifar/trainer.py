@@ -1,4 +1,4 @@
-"""Training from data to run folder: `train` a new run, `resume` a cut one."""
+"""Training, from the images to the run folder: `train` starts a run, `resume` goes on with an interrupted one."""
 
 from __future__ import annotations
 
@@ -33,29 +33,30 @@ Record = dict[str, Any]
 
 
 def train(config: Config, out: Path | None, command: Sequence[str], *, progress: bool = True) -> Path:
-    """Trains one model, and writes what it finds to a new run folder.
+    """Trains one model, and writes the result to a new run folder.
 
     Args:
-        config: the settings; `auto` is settled, and a path of images is made absolute, before they are recorded.
+        config: the settings. Before they are recorded, every `auto` is settled and the path of the images is made
+            absolute.
         out: the run folder, new or empty; None makes runs/<preset>/<time>-s<seed>.
-        command: what the user ran, for the record.
-        progress: whether the progress is shown; notes are shown in any case.
+        command: the words of the user's command line, for the record.
+        progress: whether the progress is shown. Notes are always shown.
 
     Returns:
-        The run folder.
+        The path of the run folder.
 
     Raises:
-        FastcifarError: any of them, recorded in the run folder if there is one by then. On SIGINT, SIGTERM and SIGHUP
-            the state is saved first (`InterruptedRunError`).
+        FastcifarError: any of its kinds. Once the run folder exists, the error is also recorded there.
+        InterruptedRunError: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
     """
     target = Target.of(config.model_copy(update={"data": sources.absolute(config.data)}))
     if out is not None:
-        RunFolder.check_unused(out)  # before a download, and before it would be made
+        RunFolder.check_unused(out)  # before anything is downloaded or written
     with Display(shown=progress) as display:
         display.phase(LOADING)
         dataset = sources.load(target.config.data, mirror=config.mirror, progress=progress)
         splits = _split(dataset, target.config)
-        check_available(target, len(splits[0]))  # before there is a run folder that can't be used
+        check_available(target, len(splits[0]))  # before the run folder is made, so that none is left behind
         run = RunFolder.create(target.config, out, command, dataset.digest, note=display.note)
         with run.locked(), failure.recorded(run.path):
             return _fit(run, target, dataset, splits, display)
@@ -66,13 +67,13 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
 
     Args:
         path: the run folder.
-        overrides: settings that do not touch the result, those of `config.RESUMABLE`; `data` is another copy of the
-            same images.
-        command: what the user ran.
+        overrides: values by the name of the setting. Only the settings in `config.RESUMABLE` are allowed: they do not
+            change the result. `data` names another copy of the same images.
+        command: the words of the user's command line, for the record.
         progress: as for `train`.
 
     Returns:
-        The run folder.
+        The path of the run folder.
 
     Raises:
         FastcifarError: as for `train`.
@@ -146,7 +147,7 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
 
 
 def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks, num_images: int) -> Record:
-    # The epoch before, or the last one before it whose line is whole.
+    # The previous epoch's record. If that line was damaged, the last record that is whole.
     last: Record = run.records[-1] if run.records else {"epoch": 0, "train_seconds": 0.0}
     images = num_images * (epoch - last["epoch"])
     return {
@@ -162,7 +163,7 @@ def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks,
 
 
 def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
-    """Training and validation images, refused before a run folder exists if the settings don't fit them."""
+    """The training and the validation images. Unfit settings are refused here, before the run folder is made."""
     train, val = dataset.train_val(config.val_size, config.split_seed)
     if config.engine == "compiled" and len(train) < config.batch_size:
         raise UsageError(
@@ -173,8 +174,8 @@ def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
 
 
 def _finish(run: RunFolder, config: Config, test: Means, clocks: Clocks, telemetry: Telemetry, parameters: int) -> None:
-    run.draw_curves()  # before the clock of the whole process is read
-    last = run.records[-1] if run.records and run.records[-1]["epoch"] == config.epochs else {}  # its line was damaged
+    run.draw_curves()  # first, so that its time counts in `process_seconds`
+    last = run.records[-1] if run.records and run.records[-1]["epoch"] == config.epochs else {}  # damaged
     summary: Record = {k: last.get(k) for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
     summary |= {
         "epochs": config.epochs,
@@ -188,7 +189,11 @@ def _finish(run: RunFolder, config: Config, test: Means, clocks: Clocks, telemet
 
 
 def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
-    """Ends the run if one of `losses`, named by its split, is infinite or not a number."""
+    """Ends the run if a loss, named by its split, is not finite.
+
+    Raises:
+        NonFiniteError: one of `losses` is infinite or not a number.
+    """
     for split, loss in losses.items():
         if loss is not None and not math.isfinite(loss):
             raise NonFiniteError(f"the {split} loss is not finite {when}: {REMEDY}; metrics are in {run.path}")

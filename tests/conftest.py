@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no cache of the user's, the real data only where they are."""
+"""Fixtures for all tests: no network, not the user's cache, and the real data if they are on this machine."""
 
 import os
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is loaded: beside other programs threads that wait by spinning make a test of a second one of a minute.
+# Set before torch is loaded. If other programs are busy, spinning threads turn a test of a second into one of a minute.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded data goes to a folder of this session, so that no test reads what an earlier version has cached."""
+    """Keeps decoded data in a folder of this session, so that no test reads the cache of an earlier version."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTCIFAR_DATA", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MPLBACKEND", "Agg")

@@ -26,7 +26,7 @@ COARSE_OF = tuple(
 
 
 def make_splits(seed: int = 0, num_classes: int = 100, per_class: int = 2) -> Splits:
-    """Noise, ``per_class`` training images and one test image a class, in no order."""
+    """Images of noise, in no order: `per_class` training images and one test image for each class."""
     rng = np.random.default_rng(seed)
     splits = {}
     for split, count in zip(SPLIT_NAMES, (per_class, 1), strict=True):
@@ -48,7 +48,7 @@ class _Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
 
 
 def python2_pickle(value: object) -> bytes:
-    """As in the published files: byte strings, and NumPy's module path of the time."""
+    """A pickle as in the published files: with byte strings, and with NumPy's module path of that time."""
     out = io.BytesIO()
     _Python2Pickler(out, protocol=2).dump(value)
     return out.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
@@ -59,7 +59,7 @@ def planes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def python_files(splits: Splits, dump: Callable[[Any], bytes] = python2_pickle) -> dict[str, bytes]:
-    """``{train, test, meta}`` as in cifar-100-python."""
+    """`{train, test, meta}` as in cifar-100-python."""
     files = {}
     for split, (images, labels) in splits.items():
         fine = labels.tolist()
@@ -79,7 +79,7 @@ def python_files(splits: Splits, dump: Callable[[Any], bytes] = python2_pickle) 
 
 
 def binary_files(splits: Splits) -> dict[str, bytes]:
-    """``{train.bin, test.bin, ...names.txt}`` as in cifar-100-binary."""
+    """`{train.bin, test.bin, ...names.txt}` as in cifar-100-binary."""
     files = {}
     for split, (images, labels) in splits.items():
         coarse = np.array(COARSE_OF)[labels]
@@ -90,7 +90,7 @@ def binary_files(splits: Splits) -> dict[str, bytes]:
 
 
 def python10_files(splits: Splits) -> dict[str, bytes]:
-    """``{data_batch_1..5, test_batch, batches.meta}`` as in cifar-10-batches-py."""
+    """`{data_batch_1..5, test_batch, batches.meta}` as in cifar-10-batches-py."""
     parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
     tables = {f"data_batch_{i}": part for i, part in enumerate(parts, 1)} | {"test_batch": splits["test"]}
     files = {
@@ -102,7 +102,7 @@ def python10_files(splits: Splits) -> dict[str, bytes]:
 
 
 def binary10_files(splits: Splits) -> dict[str, bytes]:
-    """``{data_batch_1.bin..5, test_batch.bin, batches.meta.txt}`` as in cifar-10-batches-bin."""
+    """`{data_batch_1.bin..5, test_batch.bin, batches.meta.txt}` as in cifar-10-batches-bin."""
     parts = zip(*(np.array_split(array, 5) for array in splits["train"]), strict=True)
     tables = {f"data_batch_{i}.bin": part for i, part in enumerate(parts, 1)} | {"test_batch.bin": splits["test"]}
     files = {
@@ -120,7 +120,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def write_archive_bytes(kind: str, files: dict[str, bytes], inside: str = "cifar") -> bytes:
-    """A tar of ``inside/NAME``, compressed as ``kind`` says: gz, bz2, xz or tar."""
+    """A tar with the files `inside/NAME`. `kind` is its compression: gz, bz2, xz or, without any, tar."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w" if kind == "tar" else f"w:{kind}") as archive:  # type: ignore[call-overload]
         for name, content in files.items():
@@ -154,7 +154,7 @@ def write_folder(folder: Path, splits: Splits, names: tuple[str, ...] = FINE) ->
 
 
 def published(splits: Splits, url: str) -> Published:
-    """``splits`` as if it were a published set: its content known, its archive at ``url``."""
+    """`splits` as a published data set, whose content is known and whose archive is at `url`."""
     digests = {split: split_digest(Split(*pair)) for split, pair in splits.items()}
     counts = {split: len(pair[1]) for split, pair in splits.items()}
     return Published("tiny", url, FINE, counts, digests)

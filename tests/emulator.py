@@ -25,9 +25,9 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
     """Builds a library of the CUDA ops for the CPU. Each object is kept until its sources change.
 
     Args:
-        flags: for the compiler, beside FLAGS.
-        ops: the stems of the ops; by default all.
-        edits: bugs to plant: in the file of csrc/ of each name the first text is replaced by the second.
+        flags: flags for the compiler, added to FLAGS.
+        ops: the stems of the ops; None is all ops.
+        edits: bugs to plant. In each named file of csrc/ the first text is replaced by the second.
 
     Returns:
         The library's path.
@@ -38,7 +38,7 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
     for name, (old, new) in (edits or {}).items():
         assert old in texts[name], f"{name} no longer has the text to break: {old}"
         texts[name] = texts[name].replace(old, new)
-    # All the glue as one source, because torch's headers take seconds.
+    # All ops are compiled as one source, because torch's headers take seconds.
     parts = ["knobs.cpp", *(f"cuda/{op}_op.cpp" for op in ops)]
     texts["glue.cpp"] = "".join(f'#include "{part}"\n' for part in parts)
     headers = [name for name in texts if name.endswith(".h")] + parts[1:]
@@ -78,11 +78,11 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
 
 
 def sanitizer_environment() -> dict[str, str]:
-    """For a Python process that loads a library built with SANITIZED."""
+    """The environment of a Python process that loads a library built with SANITIZED."""
     runtimes = [
         subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True).stdout
         for name in ("asan", "ubsan")
     ]
-    # Python itself leaks; and its allocator would hide small blocks' ends
+    # Python itself leaks memory, and its allocator would hide the ends of small blocks
     options = {"ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1"}
     return {**os.environ, "LD_PRELOAD": " ".join(path.strip() for path in runtimes), **options}

@@ -1,14 +1,14 @@
 """Stands in for `python -m fastcifar` in the tests of the study: real arguments, folders and locks, no training.
 
-An epoch takes 20 ms and is checkpointed at once. $FAKE_DO (JSON: run name -> action) has a run misbehave:
+An epoch takes 20 ms, and a checkpoint follows it. $FAKE_DO (JSON: run name -> action) makes a run misbehave:
   diverge   ends in epoch 2 with exit code 5
-  crash     raises what nobody foresaw, in epoch 2
-  die       kills itself in epoch 2, every time; die once: the first time
-  hold      waits in epoch 2 until a file `go` is in the current folder
+  crash     raises an unforeseen error in epoch 2
+  die       kills itself in epoch 2, every time; `die once` does so only the first time
+  hold      waits in epoch 2 until the current folder holds a file `go`
   refuse    is refused before it has a run folder
   no validation    has no validation images
   note and die silently    prints a note as the last line, and ends with exit code 9
-Each trained epoch is a line `NAME EPOCH` in the current folder's trained.txt.
+Each trained epoch adds a line `NAME EPOCH` to trained.txt in the current folder.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def resume(path: Path, overrides: dict[str, object], command: Sequence[str]) -> 
 
 
 def asked(name: str) -> str:
-    """What the test has the run do."""
+    """The action that the test has set for the run."""
     return str(json.loads(os.environ.get("FAKE_DO", "{}")).get(name, ""))
 
 

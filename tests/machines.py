@@ -1,4 +1,4 @@
-"""Machines of every kind, for tests to be on: `be_on(monkeypatch, "avx2")`, whatever this one has."""
+"""Stand-ins for machines of every kind: after `be_on(monkeypatch, "avx2")` a test runs as if on such a machine."""
 
 import pytest
 
@@ -12,7 +12,7 @@ FLAGS = {
     "avx512_bf16": "fpu sse2 avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 avx512_vnni",
     "amx": "fpu avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 amx_bf16 amx_tile amx_int8",
 }
-"""The flags that tell the kinds of processors apart, as /proc/cpuinfo lists them, by `machine.CPU_LEVELS`."""
+"""For each of `machine.CPU_LEVELS` the flags that /proc/cpuinfo lists beyond the flags of the level before."""
 
 
 def cpuinfo(level: str, model: str = "Testor 9000") -> str:
@@ -22,13 +22,13 @@ def cpuinfo(level: str, model: str = "Testor 9000") -> str:
 
 
 def on(level: str, *capabilities: tuple[int, int]) -> Machine:
-    """A machine with a processor of `level` and a GPU of each of `capabilities`."""
+    """A machine with a processor of `level`, and with a GPU for each of `capabilities`."""
     assert level in CPU_LEVELS
     return Machine(Cpu("Testor 9000", level, level), tuple(Gpu(f"GPU {c}", c) for c in capabilities))
 
 
 def be_on(monkeypatch: pytest.MonkeyPatch, level: str, *capabilities: tuple[int, int]) -> None:
-    """Puts the test on such a machine."""
+    """Makes the test run as if on the machine that `on` describes."""
     there = on(level, *capabilities)
     monkeypatch.setattr(machine, "this", lambda: there)
     monkeypatch.setattr(machine, "cpu", lambda: there.cpu)

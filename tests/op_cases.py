@@ -1,7 +1,7 @@
-"""Inputs for the tests of the compiled ops, and the check that holds a result to float64.
+"""Inputs for the tests of the compiled ops, and the check that compares a result with float64.
 
-Run as a program it checks every op on a few shapes. A process chooses its instruction set once, so that the tests start
-this program for each of them.
+Run as a program, this file checks every op on a few shapes. A process chooses its instruction set only once, so that
+the tests start this program once for each instruction set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or tor
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
 CHANNELS = [1, 3, 65, 129]
 MAPS = [(1, 1), (2, 2), (5, 7), (33, 31)]
-# What no list of awkward sizes has: several tiles of rows, many parts of a sum, blocks cut by channels
+# Beyond awkward sizes: several tiles of rows, many parts of a sum, blocks cut by channels
 SHAPES = [(n, c, h, w) for c in CHANNELS for h, w in MAPS for n in ((2,) if h < 33 else (1,))]
 SHAPES += [(40, 129, 5, 7), (33, 3, 16, 16), (5, 40, 32, 32), (70, 64, 4, 4)]
 
@@ -45,7 +45,7 @@ Arguments = tuple[Any, ...]
 
 
 def activation(shape: Iterable[int], dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    """Random numbers of mean 1 and deviation 2, off centre as the input of a BN; the same on every device."""
+    """Random numbers with mean 1 and deviation 2, like the input of a BN; the same on every device."""
     x = torch.randn(tuple(shape)).mul(2).add(1).to(dtype)
     return x.to(memory_format=torch.channels_last).to(device)
 
@@ -83,7 +83,7 @@ def away_from_the_kink(grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mea
 
 
 def backward_arguments(name: str, arguments: Arguments, grad: Tensor) -> Arguments:
-    """What autograd gives `_<name>_backward` after the op was called with `arguments`."""
+    """The arguments that autograd passes to `_<name>_backward` after the op was called with `arguments`."""
     outputs = getattr(torch.ops.fastcifar, name)(*arguments)
     if name == "dwconv3x3":
         return grad, *arguments, True, True
@@ -97,7 +97,7 @@ def backward_arguments(name: str, arguments: Arguments, grad: Tensor) -> Argumen
 
 
 def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """Every op on activations and its backward, with arguments of this shape."""
+    """Every op on activations, and its backward, with arguments of this shape."""
     grad = activation(out_shape(shape, stride), dtype, device)
     for name, arguments in (
         ("dwconv3x3", dwconv3x3_arguments(shape, dtype, stride, device)),
@@ -118,7 +118,7 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
 
 
 def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterator[tuple[str, Arguments]]:
-    """separable_block without and with the moments of its input, and its backward. `block`: (u, ..., beta1)."""
+    """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1)."""
     u, *parameters = block
     n, c, h, w = u.shape
     pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
@@ -160,7 +160,7 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 
 def rounding_between_passes(arguments: Arguments) -> float:
-    """How far the gradient of u is off because the gradient of its BN's output was rounded to u's dtype."""
+    """The error in the gradient of u that comes from rounding the gradient of its BN's output to u's dtype."""
     grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1, eps, stride = in_float64(arguments)
     positive = normalize(y, gamma1, beta1, mean1, var1, eps) > 0
     grad_y, _, _ = normalize_backward(grad_z * positive, y, gamma1, mean1, var1, eps)
@@ -171,18 +171,18 @@ def rounding_between_passes(arguments: Arguments) -> float:
 
 
 def block_of(arguments: Arguments) -> Arguments:
-    """What `_separable_block_backward` with `arguments` gives to the `_depthwise_block_backward` inside it."""
+    """The arguments that `_separable_block_backward` with `arguments` passes to `_depthwise_block_backward`."""
     grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *others = arguments
     grad_z = torch.einsum("nohw,oc->nchw", grad_v.double(), pointwise.double().flatten(1))
     return grad_z, u, y, gamma0, beta0, w, gamma1, beta1, *others
 
 
 def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
-    """Calls an op and checks that each output is as close to float64 as the output of its plain PyTorch reference is.
+    """Calls an op, and checks that each output is as close to float64 as the output of its PyTorch reference.
 
-    The reference runs in the op's own dtypes. Some slack allows for roundings in another order, and in a block for
-    numbers close to 0 that an inner ReLU lets through in float32 and not in float64. A block's backward may also round
-    once between its two passes, as eager does between two ops.
+    The reference computes in the op's own dtypes. A tolerance allows for roundings in another order and, in a block,
+    for numbers close to 0 that an inner ReLU passes in float32 but not in float64. The backward of a block may also
+    round once between its two passes, as eager does between two ops.
     """
     got = as_tuple((call or getattr(torch.ops.fastcifar, name))(*arguments))
     reference = as_tuple(references[name](*arguments))

@@ -1,7 +1,7 @@
-"""Launches every CUDA op on a few small shapes: what compute-sanitizer watches (bench/gpu.sh); a program, not a test.
+"""A program that launches every CUDA op on a few small shapes, under compute-sanitizer (bench/gpu.sh).
 
-Everything is computed on the CPU and copied over, so that no kernel of PyTorch's runs on the device: it would take
-longer than ours under a sanitizer, and leave memory that the initcheck tool takes for not written.
+The inputs are computed on the CPU and copied, so that none of PyTorch's kernels runs on the device. Under a sanitizer
+they take longer than the ops, and the initcheck tool takes the memory that they write for uninitialised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHAPES = [(2, 3, 5, 7), (2, 65, 2, 2), (3, 34, 4, 4), (1, 6, 33, 31), (150, 2, 1
 
 
 def launches(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
-    """Every op with arguments on the CPU. float16 has no kernels there: its arguments are those of bfloat16."""
+    """Every op with arguments on the CPU. The CPU has no float16 kernels, so that bfloat16 makes those arguments."""
     on_cpu = torch.bfloat16 if dtype == torch.float16 else dtype
     for shape in SHAPES:
         for stride in (1, 2):

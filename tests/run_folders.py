@@ -33,9 +33,9 @@ def make_run(
     summary: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """A run of `preset` with `settings`, by default to its end; with `labels`, three in four are predicted right.
+    """Makes a run of `preset` with `settings`, finished by default. With `labels`, three in four predictions are right.
 
-    `summary` goes over the made-up one. The last epoch's accuracies are those of the report, plus seed / 1000.
+    The values of `summary` replace made-up ones. The accuracies of the last epoch are the report's, plus seed / 1000.
     """
     config = load_preset(preset).model_copy(
         update={"device": "cpu", "engine": "fused", "precision": "bf16", "seed": seed, "data": "gone.npz", **settings}
@@ -68,7 +68,7 @@ def record(epoch: int, epochs: int, seed: int) -> dict[str, Any]:
 
 
 def predictions(labels: Sequence[int], seed: int = 0) -> dict[str, np.ndarray]:
-    """Every fourth image is given the next class."""
+    """Predictions that name the next class for every fourth image."""
     true = np.asarray(labels)
     wrong = (np.arange(len(true)) + seed) % 4 == 0
     predicted = np.where(wrong, (true + 1) % (true.max() + 1), true)
@@ -82,7 +82,7 @@ def predictions(labels: Sequence[int], seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def fake_cifar100() -> Dataset:
-    """Grey images under CIFAR-100's names and digest: 12,000 to train on, 500 to test on."""
+    """Grey images with CIFAR-100's class names and digest: 12,000 training images and 500 test images."""
 
     def split(count: int) -> Split:
         labels = np.arange(count, dtype=np.int64) % 100

@@ -1,11 +1,11 @@
-"""Does a change keep every bit? Trains each preset in this checkout and in an older one, and compares what they leave.
+"""Checks that a change keeps every bit: trains each preset in this checkout and in an older one, and compares the runs.
 
     python tests/same_bits.py OLD_CHECKOUT [PRESET ...]
 
 Both checkouts need their ops built. Each preset is trained for two epochs at width 0.125 on 2,000 random images of ten
-classes, in fp32 and bf16, with engine = eager and fused; the metrics without their clocks, the tensors of the
-checkpoint and the predictions must be equal bit for bit. A run that the old checkout began, and that was stopped after
-its first epoch, is then finished by this one, and must equal a run that was never stopped.
+classes, in fp32 and bf16, with engine = eager and fused. The metrics without their clocks, the tensors of the
+checkpoint and the predictions must be equal bit for bit. The old checkout also begins a run and is stopped after the
+first epoch; this checkout finishes the run, which must equal a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALL = "--epochs 2 --width-mult 0.125 --val-size 200 --batch-size 64 --device c
 
 
 def main() -> int:
-    """Prints a line a run; the exit code is the number of runs that differ."""
+    """Prints a line for each run. The exit code is the number of runs that differ."""
     old, presets = Path(sys.argv[1]).resolve(), sys.argv[2:]
     presets = presets or sorted(path.stem for path in (HERE / "configs").glob("*.toml"))
     different = 0
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def write_images(path: Path) -> Path:
-    """An .npz with images that a small network learns something of."""
+    """Writes an .npz with images from which a small network can learn something."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, count in (("train", 2000), ("test", 400)):
@@ -67,7 +67,7 @@ def write_images(path: Path) -> Path:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """Of a process that runs the code in `checkout`, whatever is installed."""
+    """The environment of a process that runs the code in `checkout`, and not an installed one."""
     return {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
 
 
@@ -100,7 +100,7 @@ def report(name: str, old: Path, new: Path) -> bool:
 
 
 def left_by(run: Path) -> dict[str, Any]:
-    """What a run leaves, by name: metrics, tensors and predictions."""
+    """The metrics, tensors and predictions of a run folder, by name."""
     import safetensors.torch
 
     found: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def left_by(run: Path) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit; predictions may be of a wider integer type."""
+    """Whether two values are equal to the last bit; predictions may have a wider integer dtype."""
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.shape == b.shape and bool((a == b).all())
     return bool(a == b)

@@ -1,4 +1,4 @@
-"""The ablation: which cells, in which order, what is made of their measurements, and how it ends early."""
+"""The ablation: its cells, their order, the results from their measurements, and an early end."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with AMX and the extension, whatever this one has."""
+    """A CPU with AMX and with the extension, on every machine."""
     monkeypatch.chdir(tmp_path)
     be_on(monkeypatch, "amx")
     monkeypatch.setattr(ops, "why_unavailable", lambda device: "")
@@ -43,13 +43,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Machine:
-    """Stands in for `measure.measure`: a steady machine, on which each choice has its price.
+    """Stands in for `cell.measure`: a machine on which every choice always costs the same.
 
     Attributes:
-        asked: the cells, in order.
-        caches: where each was to keep its compiled code.
-        others: the share of other programs in each window.
-        trouble: what happens in place of a measurement, by cell.
+        asked: the cells that were to be measured, in order.
+        caches: for each of them the environment that names its cache of compiled code.
+        others: the share of the cores that other programs use in each window.
+        trouble: what happens instead of a measurement, by cell.
     """
 
     def __init__(self) -> None:
@@ -440,7 +440,7 @@ def test_what_is_measured_is_shown_when_it_is_stopped(
     machine.trouble = trouble
     before = signal.getsignal(signal.SIGTERM)
     argv = ["ablate", "--repeats", "2", "--out", "here", "--no-attribution", "--precision", "fp32,bf16"]
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts deaf to it
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts ignoring it
     try:
         assert cli.main(argv) == code
     finally:

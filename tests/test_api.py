@@ -1,4 +1,4 @@
-"""The face for Python: what `import fastcifar as fc` offers, and that its page tells the truth."""
+"""The Python interface: what `import fastcifar as fc` offers, and that the code of docs/python.md runs."""
 
 import re
 import subprocess
@@ -76,7 +76,7 @@ def test_the_record_of_a_run_has_the_command_that_does_the_same(run: fc.Run) -> 
 
 
 def test_the_model_says_what_was_recorded(run: fc.Run) -> None:
-    """With the moving average that was evaluated, not with the weights that were trained."""
+    """The model has the moving average, which was evaluated, and not the weights that were trained."""
     test = fc.datasets.load(run.config.data).test
     model = run.model()
     assert not model.training
@@ -156,14 +156,14 @@ def test_numbers_of_numpys_and_paths_are_settings(tmp_path: Path) -> None:
     ids=["floats", "channels first", "one image"],
 )
 def test_images_of_another_kind_are_refused(run: fc.Run, images: Any) -> None:
-    """The bug: floats from 0 to 1 came back as if they were bytes."""
+    """The bug: floats from 0 to 1 were normalised as if they were bytes."""
     with pytest.raises(fc.errors.UsageError, match=r"expected uint8 \[N, 32, 32, 3\]"):
         run.normalize(images)
 
 
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"seeds": []}, {"seeds": [-1]}, {"seeds": [2**40]}, {"jobs": 0}])
 def test_a_study_checks_its_numbers(wrong: dict[str, Any], tmp_path: Path) -> None:
-    """The bug: no seeds trained the default three."""
+    """The bug: `seeds=[]` trained the three default seeds."""
     with pytest.raises(fc.errors.UsageError, match="expected a number"):
         fc.study("lr-0.05", quick=True, out=tmp_path / "study", **wrong)
     assert not (tmp_path / "study").exists()

@@ -1,4 +1,4 @@
-"""Archives are read in memory, whole, and trusted in nothing."""
+"""Archives are read in memory and to their end, and nothing in them is trusted."""
 
 import io
 import tarfile
@@ -66,7 +66,7 @@ def test_archive_cut_short(kind: str, kept: float, tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
-    """The bug: a gzip's checksum lies behind the end of the tar, where nobody read; 28 of 91 flips went through."""
+    """The bug: a gzip's checksum is after the end of the tar, and was not read; 28 of 91 flips passed."""
     splits = data_files.make_splits(0, per_class=1)
     path = data_files.write_archive(tmp_path / "a.tar.gz", data_files.binary_files(splits))
     expected = in_canonical_order(archives.read_archive(path), "a")

@@ -1,4 +1,4 @@
-"""The batch a step sees is torchvision's, to the last bit, given the same draws."""
+"""With the same draws, a batch equals torchvision's to the last bit."""
 
 import numpy as np
 import pytest
@@ -76,10 +76,10 @@ def test_every_byte_of_every_channel_normalises_as_torchvision_does() -> None:
 
 
 def test_distribution_of_crops_and_flips_is_torchvisions() -> None:
-    """Which corner and side each image got, read back from the pixels, both sides from 4,000 crops."""
+    """Crop and flip of each image are read from its pixels, for 4,000 crops by each of the two libraries."""
     tv = import_torchvision()
     count, size = 4000, 32
-    # every pixel of this image names its place; 0 only in the padding
+    # each pixel of this image tells its place; only the padding is 0
     place = torch.arange(1, size * size + 1).view(size, size)
     image = torch.stack((place % 251 + 1, place // 8 + 1, torch.ones_like(place)), -1).to(torch.uint8)
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ def test_a_row_has_times_ratios_and_bandwidth() -> None:
 
 
 def test_a_time_that_is_a_difference_may_be_zero_or_less() -> None:
-    """The bug: with a cold L2 a time is the difference of two, and the table divided by it."""
+    """The bug: with a cold L2 a time is the difference of two times, and the table divided by it."""
     cases = [
         case("zero", fastcifar=0.0, eager=1e-3, copy=1e-3),
         case("less", fastcifar=1e-3, eager=-1e-6, copy=0.0),

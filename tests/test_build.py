@@ -1,4 +1,4 @@
-"""What setup.py decides and compiles, and what the libraries it makes may need."""
+"""What setup.py decides and compiles, and what its libraries may depend on."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_cuda_kernels_do_not_spill() -> None:
 
 
 class Project:
-    """A copy of what builds the package, with C++ sources that compile at once."""
+    """A copy of the build's files with C++ sources that compile quickly."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -180,7 +180,7 @@ class Project:
         return done.stdout
 
     def compiled(self, **env: str) -> list[str]:
-        """Builds, and says what was compiled: `source [label]`."""
+        """Builds the project, and returns what was compiled: `source [label]`."""
         output = self.build(**env)
         assert not self.failed, output
         return sorted(re.findall(r"(\S+ \[\w+\]) [\d.]+ s", output))
@@ -230,7 +230,7 @@ def test_only_what_changed_is_compiled_again(project: Project) -> None:
     assert project.compiled() == ["csrc/cpu/add.cpp [cpu]", "csrc/schemas.cpp [cpu]"]
     project.feign_torch("2.14.0+cpu", cuda=None)
     assert project.compiled() == ["csrc/cpu/add.cpp [cpu]", "csrc/schemas.cpp [cpu]"]
-    (project.root / "csrc/ops.h").unlink()  # the object is stale, and what is wrong must be seen
+    (project.root / "csrc/ops.h").unlink()  # the object is out of date, and the error must be shown
     output = project.build()
     assert project.failed and "ops.h: No such file" in output
 
@@ -241,7 +241,7 @@ def test_without_a_compiler_nothing_is_built_and_the_reason_is_kept(project: Pro
     output = project.build()
     assert not project.failed
     assert "CPU ops are not built: no C++ compiler was found (apt install g++" in output
-    assert project.libraries == []  # the library of the earlier build would not match what is said
+    assert project.libraries == []  # the library of the earlier build would not match the message
     assert project.about["cpu"]["built"] is False
     assert "no C++ compiler" in str(project.about["cpu"]["why"])
 

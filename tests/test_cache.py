@@ -1,4 +1,4 @@
-"""The cache: whole or not there, whatever befalls the disk, the file or a second process."""
+"""The cache: an entry is whole or absent, whatever happens to the disk, the file or another process."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def test_built_once_and_equal_afterwards(tmp_path: Path) -> None:
     build = Builder()
     entries = [cache.cached(tmp_path / "deep" / "cache", "n", "f", build) for _ in range(3)]
     assert build.calls == 1 and all(same(entry, make()) for entry in entries)
-    assert entries[2].arrays["a"].flags.writeable  # torch.from_numpy warns of arrays that are not
+    assert entries[2].arrays["a"].flags.writeable  # torch.from_numpy warns of arrays that are not writable
     assert sorted(p.name for p in (tmp_path / "deep" / "cache").iterdir() if p.suffix != ".lock") == ["n.safetensors"]
 
 
@@ -58,7 +58,7 @@ def test_another_fingerprint_builds_anew(tmp_path: Path) -> None:
 @given(data=st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_is_found(data: st.DataObject, tmp_path: Path) -> None:
-    """Of 4,036 bits flipped in a payload, safetensors itself notices none."""
+    """safetensors itself notices none of 4,036 bits flipped in a payload."""
     path = tmp_path / "n.safetensors"
     path.unlink(missing_ok=True)
     cache.cached(tmp_path, "n", "f", make)
@@ -166,7 +166,7 @@ def test_killed_while_writing(moment: str, tmp_path: Path) -> None:
 
 
 def test_disk_full(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: a real write fails in its middle."""
+    """A limit on the size of files stands in for a full disk: a real write fails in its middle."""
     out, err, code = run(
         tmp_path,
         """
@@ -186,7 +186,7 @@ def test_disk_full(tmp_path: Path) -> None:
 
 @pytest.fixture
 def readable_by_all() -> Iterator[Path]:
-    """pytest's own folders are closed to other users, as whom root has to write in order to be refused."""
+    """A folder for other users: root must become one to be refused, and they cannot enter pytest's folders."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         yield path

@@ -1,4 +1,4 @@
-"""One order and one meaning of labels, whatever order images and classes came in."""
+"""Images and classes have one canonical order, in whatever order the source has them."""
 
 import pickle
 from pathlib import Path

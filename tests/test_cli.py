@@ -1,4 +1,4 @@
-"""The commands, as typed and as read: words in, words and exit code out. The trainer is a stand-in."""
+"""The commands: from the words of the command line to output and exit code. The trainer is a stand-in."""
 
 import errno
 import inspect
@@ -40,7 +40,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Stands in for fastcifar.trainer, and keeps what it was asked."""
+    """Stands in for fastcifar.trainer, and keeps the arguments of its calls."""
 
     def train(config: Config, out: Path | None, command: list[str], *, progress: bool = True) -> Path:
         stand_in.asked = (config, out, command)
@@ -68,7 +68,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def refused(capsys: Captured, *argv: str, code: int = 2) -> list[str]:
-    """The lines on stderr, without `fastcifar: `; nothing is on stdout."""
+    """The lines on stderr, without `fastcifar: `. Checks that stdout is empty."""
     assert cli.main(argv) == code
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -77,7 +77,7 @@ def refused(capsys: Captured, *argv: str, code: int = 2) -> list[str]:
 
 
 def printed(capsys: Captured, *argv: str, told: bool = False) -> str:
-    """What is on stdout. Nothing is on stderr but, if `told`, what the run will do."""
+    """The text on stdout. Checks that stderr is empty or, with `told`, says only what the run will do."""
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()
     assert all(line.startswith("fastcifar: ") for line in err.splitlines()) if told else err == ""
@@ -332,7 +332,7 @@ def test_a_preset_and_an_own_file_may_stand_alone(
     ],
 )
 def test_a_hint_names_what_helps_or_nothing(capsys: Captured, trainer: Any, words: str, problem: str) -> None:
-    """The bug: --no-nesterov was answered with --nesterov, --model with --loader, fast with auto."""
+    """The bug: the hint for --no-nesterov was --nesterov, for --model --loader, for fast auto."""
     Path("my.toml").touch()
     Path("x.npz").touch()
     Path("a/run").mkdir(parents=True)
@@ -342,7 +342,7 @@ def test_a_hint_names_what_helps_or_nothing(capsys: Captured, trainer: Any, word
 
 
 def test_other_commands_say_what_a_preset_or_a_file_is_to_them(capsys: Captured) -> None:
-    """`ablate --preset quick` was taken, measured the defaults and said nothing."""
+    """The bug: `ablate --preset quick` was accepted, and silently measured the defaults."""
     for words in (["my.toml"], ["--config", "my.toml"]):
         (problem,) = refused(capsys, "study", *words)
         assert "a study trains presets" in problem and "fastcifar train --config my.toml" in problem
@@ -359,7 +359,7 @@ def test_other_commands_say_what_a_preset_or_a_file_is_to_them(capsys: Captured)
 
 
 def test_a_run_that_nobody_chose_says_first_what_it_will_do(capsys: Captured, trainer: Any) -> None:
-    """The bug: `fastcifar train` began a download of 161 MiB and 300 epochs without a word."""
+    """The bug: `fastcifar train` silently began a download of 161 MiB and 300 epochs."""
     assert cli.main(["train"]) == 0
     defaults, download, small = capsys.readouterr().err.splitlines()
     assert defaults == (
@@ -425,7 +425,7 @@ def test_a_name_that_is_too_long_is_the_users_fault(capsys: Captured, words: str
 def test_a_refusal_of_the_system_names_the_path(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """At one place, for whatever command: a path that was given, what lies under it, and the folders above it."""
+    """In one place for all commands: for the path that was given, for what it holds, and for the folders above it."""
     denied = tmp_path / "locked" / "run"
     for given, filename in [(denied, denied), (denied, denied / "config.toml"), (denied, tmp_path / "locked")]:
         _command(monkeypatch, _raise(PermissionError(13, "Permission denied", str(filename))))
@@ -494,7 +494,7 @@ def test_presets_on_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("columns", [20, 40, 60])
 def test_no_value_is_lost_on_a_narrow_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """The bug: below 60 columns the values were cut, without a mark."""
+    """The bug: below 60 columns the values were cut silently."""
     wide = re.split(r"\s+", printed(capsys, "presets").partition("\n\nAccuracy")[0].partition("\n")[2])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -677,7 +677,7 @@ def test_any_text_can_be_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("variables", [ASCII, {"PYTHONOPTIMIZE": "2"}, {"LC_ALL": "C"}, {"PYTHONUTF8": "1"}])
 def test_as_a_program_under_other_settings(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """PYTHONOPTIMIZE=2 takes away docstrings, which the help was made of."""
+    """The bug: the help was made from docstrings, which PYTHONOPTIMIZE=2 removes."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     for argv in (["--help"], ["train", "--help"], ["evaluate", "--help"]):
@@ -688,7 +688,7 @@ def test_as_a_program_under_other_settings(monkeypatch: pytest.MonkeyPatch, vari
 
 
 def test_a_full_disk_under_stdout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug: an error that nobody foresaw, told twice, in the program and at the interpreter's end."""
+    """The bug: an unforeseen error, printed twice: by the program, and by the interpreter when it ends."""
     monkeypatch.setenv("PYTHONUNBUFFERED", "")
     with open("/dev/full", "w") as full:
         done = python_m("--version", stdout=full)
@@ -776,7 +776,7 @@ def test_a_word_in_the_home_of_nobody_is_told(capsys: Captured, words: str) -> N
 
 @pytest.mark.parametrize("command", ["presets", "doctor"])
 def test_a_closed_stdout_ends_no_command(command: str) -> None:
-    """The bug: `>&-` leaves no stream, and what asks whether it is a terminal ends as a fault of ours."""
+    """The bug: with `>&-` sys.stdout is None, and asking whether it is a terminal ended with a traceback."""
     words = ["sh", "-c", f"{sys.executable} -m fastcifar {command} >&-"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "") and "unexpected" not in done.stderr

@@ -1,4 +1,4 @@
-"""Runs side by side: what is one column, what differs, and the arithmetic of every cell."""
+"""Runs side by side: which runs share a column, which settings are shown, and the arithmetic of every cell."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Any:
         env: Any = None,
         **settings: Any,
     ) -> Path:
-        """A run folder; without `val` one that was cut in epoch 2."""
+        """Makes a run folder; without `val`, the run was interrupted in epoch 2."""
         monkeypatch.setattr(run, "collect", lambda device: ENVIRONMENT | (env or {}))
         config = load_preset(preset).model_copy(update=settings)
         folder = RunFolder.create(config, Path(path), [], digest)

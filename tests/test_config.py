@@ -1,4 +1,4 @@
-"""Settings, presets and what a user reads when either is wrong."""
+"""Settings and presets, and the messages that a user reads if they are wrong."""
 
 import math
 import sys
@@ -122,7 +122,7 @@ def test_numbers_to_expect_are_those_of_the_protocol() -> None:
 
 
 def test_an_installed_package_holds_the_presets_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Inside the package first: a configs/ beside it may be anybody's in site-packages."""
+    """The package's own presets come first: in site-packages a configs/ beside it may belong to another package."""
     for folder in ("fastcifar/configs", "configs"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "constant.toml").touch()
@@ -203,7 +203,7 @@ def test_all_problems_of_all_layers_at_once(write: Any) -> None:
 
 @pytest.mark.parametrize(("name", "word", "meant"), [("device", "gpu", "cuda"), ("precision", "half", "fp16")])
 def test_a_value_used_elsewhere_is_understood(name: str, word: str, meant: str) -> None:
-    """By letters alone `gpu` is nearest to cpu."""
+    """`gpu` means cuda, although its letters are nearest to cpu."""
     assert problems(None, None, [(name, word)])[0].endswith(f"; did you mean {meant}?")
 
 
@@ -261,7 +261,7 @@ def test_files_that_cannot_be_used(write: Any, content: str, message: str) -> No
 
 
 def test_a_byte_order_mark_and_other_line_ends_are_read(write: Any) -> None:
-    """Editors of Windows write them."""
+    """Windows editors write them."""
     Path("bom.toml").write_bytes(b"\xef\xbb\xbfbase = 'quick'\r\n[settings]\r\nlr = 0.02\r\n")
     assert resolve(None, Path("bom.toml"), []) == load_preset("quick").model_copy(
         update={"preset": "custom", "lr": 0.02}

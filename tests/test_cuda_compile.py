@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def nvcc(source: Path, name: str, *flags: str) -> tuple[str, str]:
-    """What nvcc writes and what it says of a source; kept as `name` until a source or header changes."""
+    """The output file and the messages of nvcc for a source; kept as `name` until a source or header changes."""
     key = hashlib.sha256(" ".join(flags).encode())
     for path in [source, *sorted(CUDA.glob("*.cuh")), CUDA / "launch.h", ROOT / "csrc/common.h"]:
         key.update(path.read_bytes())
@@ -106,9 +106,9 @@ ROWS_AT_ONCE = 4  # kUnroll
 
 
 def test_streaming_kernels_read_vectors_several_at_a_time() -> None:
-    """16 bytes a load, and the loads of four rows before the first result is written.
+    """Each load has 16 bytes, and four rows are loaded before the first result is written.
 
-    The bug: nvcc made eight loads of two bytes out of one of sixteen, and each row waited for the row before.
+    The bug: nvcc split a load of 16 bytes into eight loads of two bytes, and each row waited for the row before.
     """
     seen = dict.fromkeys(STREAMING, 0)
     for stem in ("batch_norm_relu", "depthwise_block"):

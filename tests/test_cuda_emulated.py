@@ -1,4 +1,4 @@
-"""The CUDA kernels, launchers and ops, run on the CPU from their own sources (emu/cuda_emu.h); no GPU, no nvcc."""
+"""The CUDA kernels, launchers and ops, compiled for the CPU (emu/cuda_emu.h). No GPU and no nvcc are needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EPS = 1e-5
 
 
 class Emulated:
-    """The ops of the emulated library, and the emulator's own knobs."""
+    """The ops of the emulated library, and the emulator's own settings."""
 
     def __init__(self, library: Path) -> None:
         torch.ops.load_library(library)
@@ -46,7 +46,7 @@ class Emulated:
         return result if isinstance(result, tuple) else (result,)
 
     def launches(self, name: str, *args: Any) -> int:
-        """How many kernels the op launches; they are not run."""
+        """The number of kernels that the op launches. The kernels do not run."""
         before = self.knobs.emu_launches()
         self.knobs.emu_set_idle(True)
         self(name, *args)
@@ -98,11 +98,11 @@ def wide(args: tuple[Any, ...]) -> list[Any]:
 
 
 def check(emulated: Emulated, name: str, args: tuple[Any, ...]) -> None:
-    """As close to float64 as the plain PyTorch reference is in the op's own dtypes."""
+    """Checks that an output is as close to float64 as the PyTorch reference in the op's own dtypes."""
     got, reference, truth = emulated(name, *args), references[name](*args), references[name](*wide(args))
     if isinstance(reference, Tensor):
         reference, truth = (reference,), (truth,)
-    # A block's inner ReLU may flip where float32 and float64 disagree about a sign; its grad_u is rounded twice.
+    # A block's inner ReLU may differ where float32 and float64 differ in a sign; its grad_u is rounded twice.
     block = name in ("_depthwise_block_backward", "_separable_block_backward")
     slack = 1e-4 if block else 2e-6
     for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
@@ -129,7 +129,7 @@ def test_ops_agree_with_their_references(
         check(emulated, name, args)
 
 
-# The first two run on the (emulated) tensor cores unless float32, the others have rows that are no whole vectors.
+# The first two run on the (emulated) tensor cores except in float32; the others have rows that are not whole vectors.
 @pytest.mark.parametrize(
     "shape, out_channels", [((2, 32, 8, 8), 64), ((5, 136, 4, 4), 200), ((3, 64, 5, 7), 70), ((2, 3, 5, 7), 5)], ids=str
 )
@@ -176,10 +176,10 @@ def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
 
 
 def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
-    """The network's 13 blocks at batch 128, where a launch costs as much time as what it computes.
+    """The network's 13 blocks at batch 128, where launching a kernel takes as long as running it.
 
-    `depthwise_block` is counted without the pointwise products, which are 13 more forward and 26 more backward;
-    `separable_block` holds them.
+    With `depthwise_block` the pointwise products do not count: they are 13 more launches forward and 26 backward. With
+    `separable_block` they are part of the op.
     """
     counted = {"depthwise_block": [0, 0], "separable_block": [0, 0]}
     for i, (channels, size, stride, out_channels) in enumerate(LAYERS):
@@ -187,7 +187,7 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
         y = activation(128, channels, size // stride, size // stride, dtype=torch.bfloat16)
         grad = activation(128, out_channels, size // stride, size // stride, dtype=torch.bfloat16)
         pointwise, statistics = torch.ones(out_channels, channels, 1, 1), [torch.ones(channels)] * 4
-        rows = torch.ones(9, 3, channels) if i else None  # the block before leaves them
+        rows = torch.ones(9, 3, channels) if i else None  # the block before passes them on
         u, *parameters = block
         for name, forward, backward in (
             ("depthwise_block", (*block, EPS, stride), (y, u, y, *parameters, *statistics, EPS, stride)),
@@ -232,7 +232,7 @@ def test_not_a_number_stays_one(emulated: Emulated) -> None:
 
 
 def test_memory_formats_and_views(emulated: Emulated) -> None:
-    """Inputs not in channels_last, not contiguous or not on 16 bytes, and a bfloat16 weight, are read correctly."""
+    """Inputs not in channels_last, not contiguous or not aligned to 16 bytes, and bfloat16 weights, are read right."""
     torch.manual_seed(0)
     x = activation(2, 34, 5, 7, dtype=torch.bfloat16)
     w = torch.randn(34, 1, 3, 3)
@@ -291,7 +291,7 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
 ) -> None:
     torch.manual_seed(0)
     logits = torch.randn(rows, classes).mul(3).add(5).to(dtype)
-    logits[0] = 20  # of equal ones the first is the prediction
+    logits[0] = 20  # if logits are equal, the first one is the prediction
     labels, partner_labels = torch.randint(0, classes, (2, rows))
     labels[0] = 0
     for mixing, smoothing in (((partner_labels, torch.tensor(0.3)), 0.1), ((None, None), 0.0)):

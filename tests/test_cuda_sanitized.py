@@ -1,6 +1,6 @@
 """The emulated CUDA kernels under sanitizers, and that the sanitizers and the emulator see planted bugs.
 
-Each test runs in a process of its own: a broken kernel may end its process, and two libraries can't share one.
+Each test runs in a process of its own: a broken kernel may end its process, and a process can load one library only.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ PLANTED = {
     "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
     "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
-# What the script does not use need not be compiled.
+# Ops that the script does not use need not be compiled.
 FLOAT_ONLY = {
     "cuda/device.cuh": (
         "case Dtype::kBFloat16: return f(bf16());\n    case Dtype::kFloat16: return f(fp16());",

@@ -1,4 +1,4 @@
-"""The picture of a run: any run's epochs give one, and it shows their last values."""
+"""The picture of a run: the epochs of every run can be drawn, and their last values are shown."""
 
 import math
 import warnings
@@ -24,7 +24,7 @@ def epochs(count: int, val_every: int = 1, **more: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def figure(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
-    """The figure behind the last picture, under `last`."""
+    """The figure of the last picture, under the key `last`."""
     caught: dict[str, Figure] = {}
     save = Figure.savefig
 

@@ -1,4 +1,4 @@
-"""Real runs whose folder was damaged or could not be made: what is said, what goes on, and what is left."""
+"""Real runs whose folder was damaged or could not be made: the messages, what still works, and what is left."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from fastcifar.errors import CheckpointError, InterruptedRunError, UsageError
 from fastcifar.run.folder import RunFolder
 
 CHANGING = (".lock", "failure.json")
-"""Files that a resume that is refused may write."""
+"""Files that may change when a resume is refused."""
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run of three epochs, and the same run cut after the second."""
+    """A run of three epochs, and the same run interrupted after its second epoch."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny_config(write_tiny(folder / "tiny.npz"))
     whole = trainer.train(config, folder / "whole", [])
@@ -45,12 +45,12 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def runs(cut: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """Copies of both, to be damaged."""
+    """Copies of both runs, which a test may damage."""
     return tuple(Path(shutil.copytree(run, tmp_path / run.name)) for run in cut)  # type: ignore[return-value]
 
 
 def damage_line(run: Path, number: int) -> None:
-    """Flips a key of a line of the metrics, counted from 1."""
+    """Damages a key in a line, counted from 1, of the metrics."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines()
     lines[number - 1] = lines[number - 1].replace("train_seconds", "train_secondz")
@@ -61,7 +61,7 @@ def damage_line(run: Path, number: int) -> None:
 def test_a_damaged_line_of_the_metrics_does_not_stop_a_resume(
     runs: tuple[Path, Path], number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bug: KeyError. The rates of the other epochs are not changed by it, nor is a bit of the model."""
+    """The bug: KeyError. The rates of the other epochs stay the same, and the model stays the same bit for bit."""
     whole, run = runs
     damage_line(run, number)
     trainer.resume(run, {}, [])
@@ -75,13 +75,13 @@ def test_a_damaged_line_of_the_metrics_does_not_stop_a_resume(
     for record in again.records:
         seconds = record["train_seconds"] - before
         images = 100 * (record["epoch"] - last)
-        if record["epoch"] == 3:  # of the epochs since the line before, and not all their time for one epoch's images
+        if record["epoch"] == 3:  # of all epochs since the line before
             assert record["images_per_second"] == pytest.approx(images / seconds)
         before, last = record["train_seconds"], record["epoch"]
 
 
 def test_a_run_that_lost_its_last_line_makes_up_no_result(runs: tuple[Path, Path]) -> None:
-    """Killed between its last checkpoint and its summary, and damaged since."""
+    """The run was killed between its last checkpoint and its summary, and was damaged later."""
     whole, _ = runs
     (whole / "summary.json").unlink()
     expected = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])

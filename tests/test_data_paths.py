@@ -1,4 +1,4 @@
-"""A path that a user gives ends as data or as one of our errors that names it, whatever is typed."""
+"""Every path that a user may give leads to data, or to an error of ours that names the path."""
 
 import os
 import subprocess
@@ -165,7 +165,7 @@ except DataError as error:
     ],
 )
 def test_without_a_home_folder(data: str, out: str, told: str, tmp_path: Path) -> None:
-    """As in a container that is run as a user it does not know."""
+    """As in a container that runs with a user id that it does not know."""
     data_files.write_npz(tmp_path / "c.npz", SPLITS)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -202,7 +202,7 @@ def test_listed() -> None:
 
 
 def test_note_where_nobody_listens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Python puts None for a stream that the shell has closed, and print() takes None for standard output."""
+    """If the shell closes stderr, sys.stderr is None, and print(file=None) prints to stdout."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", None)
         note("hello")

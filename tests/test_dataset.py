@@ -1,4 +1,4 @@
-"""A split for validation, the digest of the content, and the statistics of a data set."""
+"""The validation split, the digest of the content, and the statistics of a data set."""
 
 import data_files
 import numpy as np
@@ -40,7 +40,7 @@ def test_split_is_disjoint_and_covers(tiny: Dataset, val_size: int, seed: int) -
     assert len(val) == val_size and len(train) == 200 - val_size
     found = [image.tobytes() for part in (train, val) for image in part.images]
     assert sorted(found) == sorted(image.tobytes() for image in tiny.train.images)
-    assert np.array_equal(tiny.train_val(199, seed)[1].images[:val_size], val.images)  # a smaller one lies in a larger
+    assert np.array_equal(tiny.train_val(199, seed)[1].images[:val_size], val.images)  # a larger one has it all
     again = tiny.train_val(val_size, seed)
     assert np.array_equal(again[1].images, val.images) and np.array_equal(again[0].labels, train.labels)
 
@@ -113,7 +113,7 @@ def test_files_go_with_their_images() -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_range_of_val_size_can_be_used(count: int) -> None:
-    """The bug: "allowed: 0 to 19" where 0 was refused, without a word of what sets it."""
+    """The bug: the message said "allowed: 0 to 19", but 0 was refused; it did not name the option."""
     few = Split(np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int64))
     dataset = Dataset("few", few, few, ("a",), (), (), "")
     allowed = "0 to 4" if count > 1 else "0"

@@ -1,4 +1,4 @@
-"""What a person sees: the right numbers, in columns, on stderr, and at no cost to the training loop."""
+"""The progress on stderr: the right numbers, in columns, at no cost to the training loop."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ from fastcifar.ui.display import LOADING, Display, format_seconds
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that a test moves on."""
 
     now = 0.0
 
@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
         return True
 
     def words(self) -> str:
-        """What was written, without escape sequences."""
+        """The text that was written, without escape sequences."""
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|[━╸╺]", "", self.getvalue())
 
 
@@ -137,7 +137,7 @@ def test_the_time_left_includes_validation(clock: Clock) -> None:
 def test_a_live_line_on_a_terminal(terminal: Terminal, clock: Clock) -> None:
     with Display(terminal, clock) as display:
         display.phase(LOADING)
-        assert "\x1b[?25l" not in terminal.getvalue()  # nothing live beside a download's own bar
+        assert "\x1b[?25l" not in terminal.getvalue()  # no live line beside the bar of a download
         display.phase("compiling")
         assert display._live is not None
         clock.now += 5
@@ -205,7 +205,7 @@ def test_stdout_stays_for_results(
 
 
 def refusing(kind: type[io.StringIO], error: Exception) -> io.StringIO:
-    """A stream of `kind` that nobody reads any more."""
+    """A stream of `kind` that cannot be written."""
 
     def refuse(*_: object) -> int:
         raise error
@@ -240,7 +240,7 @@ def test_training_outlives_a_closed_stderr(clock: Clock, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("kind", ["full", "a closed terminal", "closed"])
 def test_no_stderr_changes_the_exit_code(kind: str) -> None:
-    """The bug: what stderr could not take is flushed again at the interpreter's end, which then exits with 120."""
+    """The bug: the interpreter flushes stderr when it ends; if that fails again, it exits with 120."""
     script = """
         import sys
         from fastcifar.ui.display import Display
@@ -273,7 +273,7 @@ def test_no_stderr_changes_the_exit_code(kind: str) -> None:
 def test_what_is_printed_to_stderr_raises_nothing(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bug: with `2>&-` what was meant for stderr came among the results, with a full disk it ended the command."""
+    """The bug: with `2>&-` notes were printed to stdout among the results; with a full disk they ended the command."""
     before = None if kind == "closed" else refusing(io.StringIO, OSError(errno.EIO, "gone"))
     monkeypatch.setattr(sys, "stderr", before)
     with notes.unfailing_stderr():

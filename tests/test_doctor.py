@@ -1,4 +1,4 @@
-"""The doctor finds what is missing, says what to do, and falls over nothing."""
+"""`fastcifar doctor` finds what is missing, says what to do, and never fails itself."""
 
 import importlib.util
 import io
@@ -43,7 +43,7 @@ def text() -> io.StringIO:
 
 
 def lines(text: io.StringIO) -> dict[str, str]:
-    """name -> status, of a report that was written to a file."""
+    """name -> status, from a report that was written to a file."""
     body = text.getvalue().partition("\n\n")[0].splitlines()
     heads = [re.fullmatch(r"(ok|note|problem) +(\S.*?)  +\S.*", line) for line in body if not line.startswith(" ")]
     assert all(heads), body
@@ -407,7 +407,7 @@ def test_a_terminal_gets_colours_and_wrapped_lines(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_wrong_instruction_set_stops_all_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug: "Training is possible", where every command ends at the import of the ops."""
+    """The bug: the doctor said "Training is possible", but every command ended when it imported the ops."""
 
     def refuse(name: str) -> Any:
         raise UsageError("FASTCIFAR_ISA = avx1024: allowed here: generic, avx2")

@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine that cuts, stalls, lies and changes its mind."""
+"""Downloads from a server on this machine that breaks off, stalls, sends wrong answers and changes its files."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ SPLITS = data_files.make_splits()
 
 
 class Server:
-    """Serves ``content`` at any path; each request takes the next of ``answers``, the last one again and again."""
+    """Serves `content` at every path. Each request gets the next of `answers`; the last one is repeated."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -150,7 +150,7 @@ def test_damaged_download_is_fetched_again(
 def test_a_set_without_digests_tells_of_an_archive_packed_anew(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """CIFAR-10: no copy was at hand to take digests of, so the MD5 of the archive is all there is beside the counts."""
+    """CIFAR-10: its digests are not known, so that only the MD5 of the archive and the counts are checked."""
     splits = data_files.make_splits(3, 10, 4)
     server.content = data_files.write_archive_bytes("gz", data_files.python10_files(splits))
     counts = {"train": 40, "test": 10}
@@ -182,7 +182,7 @@ def test_mirror_is_a_folder_or_a_file(
 
 @pytest.mark.parametrize("layout", ["binary archive", "npz"])
 def test_mirror_of_another_layout(layout: str, server: Server, reference: Dataset, tmp_path: Path) -> None:
-    """The content is checked, so that an archive packed anew, or another layout, is as good as the published one."""
+    """The content is checked, so that an archive packed anew, or another layout, is accepted too."""
     if layout == "npz":
         server.content = data_files.write_npz(tmp_path / "x.npz", SPLITS).read_bytes()
     else:
@@ -238,7 +238,7 @@ def test_resumes_in_a_later_call(server: Server, reference: Dataset, tmp_path: P
 
 
 def test_cut_download_that_is_whole(server: Server, reference: Dataset, tmp_path: Path) -> None:
-    """Stopped after the last byte, before its use: the server has nothing left to send and says 416."""
+    """The download was stopped after its last byte, before the file was used: the server answers 416."""
     folder = tmp_path / "downloads"
     folder.mkdir()
     (folder / "tiny.part").write_bytes(server.content)
@@ -402,7 +402,7 @@ def test_no_network(server: Server, tmp_path: Path) -> None:
 
 
 def test_no_name_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on a machine without a network: an error at once, and never other data in its place."""
+    """As on a machine without a network: there is an error at once, and never other data instead."""
 
     def unresolved(*_: object, **__: object) -> None:
         raise socket.gaierror(-3, "Temporary failure in name resolution")

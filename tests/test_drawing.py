@@ -1,4 +1,4 @@
-"""Pictures: names are drawn as they stand, in silence, and the process is left as it was."""
+"""Pictures: names are drawn unchanged and without warnings, and matplotlib's settings are left as they were."""
 
 import warnings
 from pathlib import Path
@@ -13,7 +13,7 @@ NAMES = ["Ba$$in", "$x^2", "猫", "مرحبا", "\U0001f408", "a_b^c", "\\frac",
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_any_name_is_drawn_without_a_warning(tmp_path: Path, name: str) -> None:
-    """The bugs: `$` began a formula, and each character that no font has was a warning with a path on stderr."""
+    """The bugs: `$` began a formula; each character that no font has caused a warning with a path on stderr."""
     before = dict(matplotlib.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

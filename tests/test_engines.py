@@ -1,4 +1,4 @@
-"""One step of every engine: the same numbers, nothing read from the device, memory format kept."""
+"""One step of every engine: the same numbers, nothing read from the device, the memory format kept."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def build(config: Config, num_images: int = 100) -> tuple[Engine, Loader]:
 
 
 def losses(config: Config, steps: int, num_images: int = 100, lr: float = 0.05) -> list[float]:
-    """The loss of each of the first steps, epochs one after another."""
+    """The loss of each of the first steps, over several epochs."""
     engine, loader = build(config, num_images)
     values = []
     for i in range(steps):
@@ -42,7 +42,7 @@ def losses(config: Config, steps: int, num_images: int = 100, lr: float = 0.05) 
 
 
 def test_a_step_is_forward_backward_sgd() -> None:
-    """Against autograd and the update written out, for one step from the initial weights."""
+    """One step from the initial weights, compared with autograd and a written-out update."""
     config = tiny_config(tuned=False, weight_decay=0.01)
     engine, loader = build(config)
     batch = loader.batch(0)
@@ -82,7 +82,7 @@ def test_the_partners_labels_reach_the_gradient() -> None:
 
 
 class NoHostReads(TorchDispatchMode):
-    """Fails when an operator brings a number to the host: what a CUDA graph cannot capture and a GPU must wait for."""
+    """Fails when an op reads a number to the host: a CUDA graph cannot capture it, and it waits for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         assert "_local_scalar_dense" not in str(func), f"{func} reads the device in the middle of a step"
@@ -182,7 +182,7 @@ def test_warm_up_changes_nothing() -> None:
 
 
 def perturbed(config: Config, dtype: torch.dtype, ulps: int) -> list[float]:
-    """The losses of 20 steps, every fourth of 4 images, from weights moved by some units in the last place."""
+    """The losses of 20 steps from weights moved by some units in the last place; every fourth step has 4 images."""
     engine, loader = build(config)
     engine.model.to(dtype)
     for state in engine.optimizer.state.values():
@@ -219,11 +219,12 @@ def test_the_first_losses_agree_with_eagers(
     """The losses of the first 20 steps, with the same draws and MixUp, and no recompilation for the small batches.
 
     This network is chaotic at its initialisation: batch norm over 2x2 maps divides by variances near zero, so that a
-    difference grows 10 to 1,000 times a step. Eager itself, started from weights moved by one unit in the last place,
-    is 1e-6 off its own loss at first, 1 % after two float32 steps and 10 to 40 % after 20; in float64 1e-11 after five
-    steps and also 10 % after 20. So two things are asked: agreement to rounding before the growth (the first float32
-    loss to 1e-5, the first five float64 losses to 1e-7: a wrong gradient or lost label shows there at 1e-2 and above),
-    and over all 20 steps no more than three times the drift of that perturbed eager run, measured here.
+    difference grows 10 to 1,000 times in each step. If the weights of an eager float32 run are moved by one unit in the
+    last place, its loss is off by 1e-6 at first, by 1 % after two steps, and by 10 to 40 % after 20 steps. In float64
+    it is off by 1e-11 after five steps, and also by 10 % after 20. So the test checks two things. Before the growth,
+    losses agree up to rounding: the first float32 loss to 1e-5, the first five float64 losses to 1e-7. (A wrong
+    gradient or a lost label would make a difference of at least 1e-2.) Over all 20 steps, the difference is at most
+    three times the drift of the moved eager run, which the test measures.
     """
     config = tiny_config(batch_size=32, mixup_alpha=0.2)
     eager, moved = (perturbed(config, dtype, ulps) for ulps in (0, 1))
@@ -239,7 +240,7 @@ def test_the_first_losses_agree_with_eagers(
 
 
 def one_step(config: Config, dtype: torch.dtype = torch.float32) -> Engine:
-    """The engine after one step at learning rate 1 without momentum: its weights moved by exactly their gradients."""
+    """The engine after one step with learning rate 1 and no momentum: its weights have moved by their gradients."""
     engine, loader = build(config.model_copy(update={"momentum": 0.0}), 256)
     engine.model.to(dtype)
     batch = loader.batch(0)
@@ -248,7 +249,7 @@ def one_step(config: Config, dtype: torch.dtype = torch.float32) -> Engine:
 
 
 def test_fused_gradients_and_statistics_are_as_exact_as_eagers() -> None:
-    """Against float64, parameter by parameter: float32 knows some of these gradients to a few per cent only."""
+    """Compared with float64, parameter by parameter: in float32 some gradients are right to a few per cent only."""
     config = tiny_config(batch_size=128)
     start = dict(build(config)[0].model.named_parameters())
     exact, eager, fused = (
@@ -277,9 +278,9 @@ def test_fused_gradients_and_statistics_are_as_exact_as_eagers() -> None:
 
 
 def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
-    """The wiring, on the CPU through the op's reference; its CUDA kernels have tests of their own.
+    """The engine with the op's reference, on the CPU. The op's CUDA kernels have tests of their own.
 
-    Against float64, parameter by parameter, as above: no further from it than twice the fused step without it is.
+    Compared with float64, parameter by parameter, the error is at most twice the error of the fused step without it.
     """
     config = tiny_config(batch_size=128)
     batch = build(config, 256)[1].batch(0)

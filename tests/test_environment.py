@@ -1,4 +1,4 @@
-"""The record of what a result depends on."""
+"""The record of the environment that a result depends on."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The record of a failed run: what it holds, and that it never makes a failure worse."""
+"""The record of a failed run: its content, and that writing it never hides the failure."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_a_record_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
 
 
 def test_the_command_line_writes_where_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study learns so of what fails before there is a run folder."""
+    """So a study learns why a run failed before it had a run folder."""
     from fastcifar.cli.main import main
 
     file = tmp_path / "final-s0.json"

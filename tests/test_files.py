@@ -1,4 +1,4 @@
-"""Files: whole after a crash, read only if they are files, and the system's refusals in words."""
+"""Files: whole after a crash, read only if they are ordinary files, and the system's errors in words."""
 
 import errno
 import os

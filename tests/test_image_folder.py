@@ -187,7 +187,7 @@ def test_a_third_split_is_not_used_and_that_is_told(
 
 
 def test_images_one_folder_too_deep(folder: Path) -> None:
-    """Tiny ImageNet: train/<class>/images/*.JPEG."""
+    """As in Tiny ImageNet: train/<class>/images/*.JPEG."""
     inside = folder / "train" / "cat" / "images"
     inside.mkdir()
     for path in (folder / "train" / "cat").glob("*.png"):

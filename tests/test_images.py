@@ -1,7 +1,7 @@
-"""One image file has one meaning in 8-bit RGB, or it is refused by name: depth, transparency, number of pictures, turn.
+"""An image file without a single meaning in 8-bit RGB is refused by name: depth, transparency, pictures, orientation.
 
-The bug behind most of these: Pillow hands out the upper eight of sixteen bits, or pixels without their transparency,
-and says nothing.
+The bug behind most of these tests: Pillow silently returns the upper eight of sixteen bits, or pixels without their
+transparency.
 """
 
 import io
@@ -102,7 +102,7 @@ def with_orientation(number: int) -> Image.Exif:
 
 
 def jpeg2000_of_sixteen_bits() -> bytes:
-    """Pillow writes 8 bits alone: the depth of each channel is changed in the header."""
+    """Pillow writes only 8 bits, so that the depth of each channel is changed in the header."""
     content = bytearray(encoded(RGB, "JPEG2000"))
     at = content.index(b"\xff\x4f\xff\x51") + 42
     content[at : at + 9 : 3] = bytes([15, 15, 15])
@@ -195,7 +195,7 @@ def test_refused_by_name(case: str, tmp_path: Path) -> None:
 
 
 def test_ten_bits_of_avif() -> None:
-    """Pillow writes 8 bits alone; the file's configuration (av1C) tells what another program wrote."""
+    """Pillow writes only 8 bits. The file's configuration (av1C) is changed to what other programs write."""
     for flags, bits in ((0x00, 8), (0x40, 10), (0x60, 12)):
         content = b"....ftypavif....av1C" + bytes([0x81, 0x00, flags, 0x00])
         assert images._bits(SimpleNamespace(format="AVIF"), content) == bits
@@ -268,7 +268,7 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug: with too few file handles every image is "damaged"."""
+    """The bug: with too few file handles every image was called "damaged"."""
 
     def none_left(*_: object, **__: object) -> int:
         raise OSError(24, "Too many open files", str(tmp_path / "x.png"))
@@ -281,7 +281,7 @@ def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("rows", [0, 16, 31])
 def test_a_png_whose_pixels_end_early_is_damaged(tmp_path: Path, rows: int) -> None:
-    """The bug: the rest is black, where the compressed stream ends in order."""
+    """The bug: if the compressed stream ended in order, the missing rows were black."""
     lines = b"".join(b"\0" + row.tobytes() for row in PIXELS[:rows])
     (tmp_path / "a.png").write_bytes(png_of(32, 32, 8, 2, lines))
     with pytest.raises(DataError, match="damaged"):
@@ -289,7 +289,7 @@ def test_a_png_whose_pixels_end_early_is_damaged(tmp_path: Path, rows: int) -> N
 
 
 def test_whole_pngs_of_every_kind_are_whole(tmp_path: Path) -> None:
-    """Several pieces of data, one bit a pixel, and interlaced in seven passes."""
+    """PNGs with several pieces of data, with one bit a pixel, and interlaced in seven passes."""
     whole = b"".join(b"\0" + row.tobytes() for row in PIXELS)
     (tmp_path / "a.png").write_bytes(png_of(32, 32, 8, 2, whole))
     assert np.array_equal(open_image(tmp_path / "a.png"), PIXELS)

@@ -1,4 +1,4 @@
-"""Imports go one way, in the package and inside each of its folders, and the command line starts without heavy ones."""
+"""Imports go one way, in the package and in each folder; the command line starts without heavy imports."""
 
 import ast
 import os
@@ -38,9 +38,9 @@ def place(module: str) -> int:
 
 
 def imports_of(root: Path) -> dict[str, set[str]]:
-    """Each module of the package under `root` with the modules of the package that it imports, anywhere in its code.
+    """For each module of the package under `root` the package's modules that it imports, anywhere in its code.
 
-    The name of a folder stands for its `__init__`. The package's own `__init__` is left out.
+    The name of a folder stands for its `__init__`. The `__init__` of the package itself is left out.
     """
     package = root / "fastcifar"
     modules = {}
@@ -96,7 +96,7 @@ def test_imports_have_no_circle() -> None:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
-    """A package of the same shape with three modules that import one way."""
+    """Makes a small package with three modules whose imports go one way."""
     for name, text in {
         "fastcifar/__init__.py": "",
         "fastcifar/data/__init__.py": "",
@@ -111,7 +111,7 @@ def planted(tmp_path: Path) -> Path:
 
 
 def test_planted_imports_are_found(planted: Path) -> None:
-    """The bug: a test that sees only the first part of a path, and none of the imports inside a function."""
+    """The bug: the test looked only at the first part of a module's path, and not at imports inside functions."""
     assert upward(imports_of(planted)) == [] and circle(imports_of(planted)) == []
     (planted / "fastcifar/data/cache.py").write_text("def f():\n    from fastcifar.data.sources import load\n")
     assert upward(imports_of(planted)) == ["data.cache imports data.sources"]
@@ -130,7 +130,7 @@ def test_start_imports_nothing_heavy(statement: str) -> None:
 
 
 def test_help_is_quick() -> None:
-    """Within 0.3 s of processor time (measured: 0.06 to 0.08 s), which does not grow with what else runs."""
+    """It takes at most 0.3 s of processor time, which other programs do not change (measured: 0.06 to 0.08 s)."""
     before = os.times()
     subprocess.run([sys.executable, "-m", "fastcifar", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
     after = os.times()

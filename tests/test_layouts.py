@@ -1,4 +1,4 @@
-"""Every layout gives the same data set, in the same order, and what a path holds is recognised or told."""
+"""All layouts give the same data set in the same order; what a path holds is recognised, or the error says it."""
 
 import gzip
 import lzma
@@ -244,7 +244,7 @@ def test_files_of_other_kinds_are_called_by_name(name: str, tmp_path: Path) -> N
     ids=["images", "torch", "office", "nothing"],
 )
 def test_zips_that_are_no_npz(names: list[str], words: tuple[str, ...], tmp_path: Path) -> None:
-    """The bug: "has no array 'train_images'; it holds ..." and 60,000 names, 1.85 MB on one line."""
+    """The bug: the message listed 60,000 names, 1.85 MB on one line."""
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         for name in names:
             archive.writestr(name, b"x")
@@ -256,7 +256,7 @@ def test_zips_that_are_no_npz(names: list[str], words: tuple[str, ...], tmp_path
 @pytest.mark.parametrize("name", ["x", "x.npz", "x.tar.gz"])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_pipes_and_devices_are_refused_at_once(kind: str, name: str, tmp_path: Path) -> None:
-    """The bug: opening a pipe that nobody writes to waits for ever."""
+    """The bug: opening a pipe that nobody writes to waits forever."""
     (tmp_path / "inside").mkdir()
     for path in (tmp_path / name, tmp_path / "inside" / name):
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
@@ -296,7 +296,7 @@ def test_links_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_cannot_be_looked_into_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug: one closed folder on a disk, such as another user's, and the data beside it is not found."""
+    """The bug: an unreadable folder, such as another user's, hid the data beside it."""
     data_files.write_npz(tmp_path / "disk" / "z.npz", SPLITS)
     (tmp_path / "disk" / "closed").mkdir()
     (tmp_path / "disk" / "lost+found").mkdir()

@@ -149,7 +149,7 @@ def test_fused_augmentation_is_the_same_to_the_last_bit(precision: str, mixup_al
 
 
 def test_draws_stay_in_the_same_device_memory() -> None:
-    """What a captured graph reads from must not move between epochs."""
+    """A captured graph reads the draws at fixed addresses, so that they must not move between epochs."""
     loader = loader_of(tiny_config(mixup_alpha=0.2))
     loader.begin(1)
     before = {name: tensor.data_ptr() for name, tensor in loader._draws.items()}

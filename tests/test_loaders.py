@@ -1,4 +1,4 @@
-"""What every loader owes a run: the draws' order, each image once, the same distribution, a cut without a trace."""
+"""The duties of every loader: the order of the draws, each image once, the same distribution, exact resuming."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 
 def places() -> Split:
-    """Images in which a pixel names its row, its column and its image; the last one together with the label."""
+    """Images in which each pixel tells its row, its column and, together with the label, its image."""
     images = np.zeros((NUM_IMAGES, 32, 32, 3), np.uint8)
     images[..., 0] = np.arange(1, 33)[:, None]
     images[..., 1] = np.arange(1, 33)
@@ -72,7 +72,7 @@ IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # byte
 
 
 def read_places(batches: list[Batch]) -> dict[str, np.ndarray]:
-    """Which image each row is, by pixel and by label, and how it was cut: top, left and flip as in the draws."""
+    """For each image of a batch its number, by pixels and by label, and its top, left and flip as in the draws."""
     x = torch.cat([b.images for b in batches]).round().long()
     labels = torch.cat([b.labels for b in batches])
     middle = x[:, :, 16, 16]  # inside the image for any crop

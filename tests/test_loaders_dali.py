@@ -1,4 +1,4 @@
-"""DALI as a loader, beyond what all loaders owe: what is said where it is missing."""
+"""The DALI loader beyond test_loaders.py: the message if DALI is missing."""
 
 import sys
 from pathlib import Path

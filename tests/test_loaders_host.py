@@ -1,4 +1,4 @@
-"""Images on the host: the same batches as from resident ones, a few of them ahead, and nothing left running."""
+"""The host loader: the same batches as from the resident loader, gathered ahead, and no thread left running."""
 
 import threading
 from pathlib import Path

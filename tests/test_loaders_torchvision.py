@@ -124,7 +124,7 @@ def wait_for_epochs(process: "subprocess.Popen[str]", run: Path, count: int) -> 
 
 
 def is_gone(group: int) -> bool:
-    """Whether no process of the group is left; after a kill its helpers take up to 5 s to notice."""
+    """Whether no process of the group is left. After a kill, helper processes take up to 5 s to end."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -147,7 +147,7 @@ def test_a_signal_to_all_of_a_runs_processes_leaves_a_state_and_no_process(tmp_p
         process = start("train", *options, "--out", cut)
         wait_for_epochs(process, cut, 2)
         if number == signal.SIGKILL:
-            process.kill()  # alone: its workers must find out by themselves
+            process.kill()  # only the process itself: its workers must notice its death
         else:
             os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""What worker processes need of a machine, and what is said where they do not get it."""
+"""What worker processes need, and the messages on machines that do not have it."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ CONFIG = tiny_config(loader="torchvision", loader_workers=4)
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """The limit of open files that this process seems to have: the last of the list. It never really changes."""
+    """The limit of open files that this process seems to have is the last in the list. The real limit stays."""
     found = [(1024, 1024)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: found[-1])
 
@@ -107,7 +107,7 @@ def test_what_a_run_needs_is_asked_before_its_folder_is_made(
 
 
 def test_the_measured_number_of_files_is_not_too_low() -> None:
-    """What is open here is counted, and a process that can't look takes a guess."""
+    """The open files of this process are counted; without /proc the number is a guess."""
     before = workers._open_files()
     with open(os.devnull), open(Path(__file__)):
         assert workers._open_files() == before + 2

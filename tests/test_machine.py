@@ -1,4 +1,4 @@
-"""What a processor can do, read from /proc/cpuinfo as every kind of processor writes it."""
+"""What a processor can do, read from the /proc/cpuinfo of every kind of processor."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_without_cpuinfo_the_instruction_sets_are_not_known() -> None:
      ("AVX512_CORE", "avx512"), ("AVX2", "avx2"), ("SSE41", "generic"), ("NONSENSE", "amx")],
 )  # fmt: skip
 def test_onednn_can_be_limited(cap: str, product_level: str) -> None:
-    """The bug: bf16 taken because the processor has it, where oneDNN was told not to use it."""
+    """The bug: bf16 was chosen because the processor has it, although oneDNN had been told not to use it."""
     cpu = machine.cpu_of(cpuinfo("amx"), cap)
     assert (cpu.level, cpu.product_level) == ("amx", product_level)
     assert cpu.has_fast_bf16 == (product_level in ("avx512_bf16", "amx"))

@@ -1,4 +1,4 @@
-"""A measurement: what is counted and what is not, the process it runs in, and the ways it can end."""
+"""A measurement: what counts and what does not, the process it runs in, and the ways it can end."""
 
 import math
 import os
@@ -117,7 +117,7 @@ def test_random_images_are_many_and_the_same_each_time() -> None:
 
 
 def test_other_programs_are_those_that_are_not_ours(tmp_path: Path) -> None:
-    """Of 1000 ticks in user, nice, system, irq, softirq and steal 120 are ours: 80, a child's 30, a grandchild's 10."""
+    """Of 1000 ticks in user, nice, system, irq, softirq and steal, ours are 80, a child's 30, a grandchild's 10."""
 
     def process(number: int, parent: int, user: int, system: int) -> None:
         (tmp_path / str(number)).mkdir()
@@ -171,7 +171,7 @@ def test_an_error_is_an_answer(monkeypatch: pytest.MonkeyPatch, error: Exception
 
 
 def interpreter(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs `script` where Python would be started."""
+    """Makes `script` run wherever Python would be started."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(path))

@@ -33,7 +33,7 @@ def test_feature_maps() -> None:
 
 
 def test_it_computes_what_the_protocol_says() -> None:
-    """Against the same network written a second time from the protocol's table, with plain functional calls."""
+    """Compared with a second implementation, written from the protocol's table with functional calls."""
     torch.manual_seed(0)
     model = build_model(100, 0.5, seed=3).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_tuning_for_the_cpu_keeps_function_and_names() -> None:
     expected = exact.double()(images.double()).detach()
     torch.testing.assert_close(tuned(images).detach().double(), expected, rtol=1e-4, atol=1e-4)
 
-    # In bf16 the rounding of 27 layers grows to a tenth of the logits: no worse than the stock network's own error.
+    # In bf16 the rounding of 27 layers grows to a tenth of the logits. The error is no larger than the stock network's.
     with torch.autocast("cpu", torch.bfloat16):
         error = {m: float((m(images).detach().double() - expected).norm() / expected.norm()) for m in (stock, tuned)}
     assert error[tuned] < 1.5 * error[stock] and error[tuned] < 0.3

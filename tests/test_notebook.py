@@ -12,7 +12,7 @@ from fastcifar.ui.display import Display
 
 
 class Output:
-    """The output of a cell: what is shown there now, and how often it was replaced."""
+    """The output of a cell: what it shows now, and how often that was replaced."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
@@ -30,7 +30,7 @@ class Output:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Output:
-    """This process is a notebook's kernel; the output of its cell."""
+    """Makes this process a notebook's kernel, and returns the output of its cell."""
     output = Output()
     ipython: Any = ModuleType("IPython")
     ipython.get_ipython = lambda: SimpleNamespace(kernel=object())

@@ -85,7 +85,7 @@ SMALL = data_files.make_splits(0, num_classes=4, per_class=5)
 
 
 def small_npz(path: Path, labels: Any = None, **more: Any) -> Path:
-    """Four classes without names; ``labels`` maps the training labels to what is written."""
+    """An .npz with four classes without names. `labels` maps the training labels to what is written."""
     arrays = {f"{s}_images": pair[0] for s, pair in SMALL.items()} | {f"{s}_labels": p[1] for s, p in SMALL.items()}
     if labels is not None:
         arrays["train_labels"] = labels(arrays["train_labels"])
@@ -111,7 +111,7 @@ def small_npz(path: Path, labels: Any = None, **more: Any) -> Path:
     ],
 )
 def test_labels_that_are_no_class_numbers(labels: Any, message: str, tmp_path: Path) -> None:
-    """The bug: one label of 2**40 asks for 8 TiB, and one beyond int64 turns negative."""
+    """The bug: a label of 2**40 asked for 8 TiB of memory, and a label beyond int64 became negative."""
     with pytest.raises(DataError, match=message):
         load(small_npz(tmp_path / "c.npz", labels))
 
@@ -162,7 +162,7 @@ def header(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
 
 
 def zipped(path: Path, train_images: bytes) -> Path:
-    """An .npz, by hand, whose first array is ``train_images``."""
+    """An .npz, written by hand, whose first array is `train_images`."""
     arrays = {f"{s}_{kind}.npy": member(SMALL[s][kind == "labels"]) for s in SMALL for kind in ("images", "labels")}
     with zipfile.ZipFile(path, "w") as archive:
         for key, content in (arrays | {"train_images.npy": train_images}).items():
@@ -183,7 +183,7 @@ def zipped(path: Path, train_images: bytes) -> Path:
     ],
 )
 def test_members_that_are_no_arrays(content: bytes, message: str, tmp_path: Path) -> None:
-    """The bug: np.load hands out a member of another kind as bytes, and reserves whatever a header claims."""
+    """The bug: np.load returns a member that is no array as bytes, and reserves the memory that a header claims."""
     with pytest.raises(DataError, match=message):
         load(zipped(tmp_path / "c.npz", content))
 

@@ -75,7 +75,7 @@ def test_any_layout(device: str, dtype: torch.dtype) -> None:
 
 @kinds
 def test_statistics_far_from_zero(device: str, dtype: torch.dtype) -> None:
-    """Numbers around 1000 with deviation 2: as the difference of two large squares their variance would be lost."""
+    """Numbers around 1000 with deviation 2: a variance computed as a difference of two squares would be lost."""
     torch.manual_seed(0)
     x = (torch.randn(40, 70, 8, 8, device=device).mul(2).add(1000)).to(dtype).to(memory_format=torch.channels_last)
     _, mean, var = batch_norm_relu(x, torch.ones(70, device=device), torch.zeros(70, device=device), EPS)
@@ -86,7 +86,7 @@ def test_statistics_far_from_zero(device: str, dtype: torch.dtype) -> None:
 
 @kinds
 def test_what_is_not_finite_stays_so(device: str, dtype: torch.dtype) -> None:
-    """A diverged run must be seen."""
+    """Otherwise a diverged run would not be noticed."""
     x, gamma, beta, _ = batch_norm_relu_arguments((2, 3, 4, 4), dtype, device)
     for value in (float("nan"), float("inf")):
         x[0, 1, 2, 2] = value

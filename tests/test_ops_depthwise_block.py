@@ -100,7 +100,7 @@ def test_autograd(device: str, stride: int) -> None:
     inputs = [x.requires_grad_() for x in inputs]
     outputs = depthwise_block(*inputs, EPS, stride)
     assert [x.requires_grad for x in outputs] == [True] + [False] * 5
-    # A mean over the map: its gradient does not come in channels_last
+    # The gradient of a mean over the map is not in channels_last
     got = torch.autograd.grad(outputs[0].mean((2, 3)).square().sum(), inputs)
     truth = torch.autograd.grad(depthwise_block_ref(*inputs, EPS, stride)[0].mean((2, 3)).square().sum(), inputs)
     torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-5)

@@ -85,7 +85,7 @@ def test_autograd(device: str, stride: int) -> None:
     torch.manual_seed(0)
     x = activation((2, 6, 5, 4), torch.float32, device).requires_grad_()
     w = torch.randn(6, 1, 3, 3, device=device, requires_grad=True)
-    # A mean over the map: its gradient does not come in channels_last
+    # The gradient of a mean over the map is not in channels_last
     got = torch.autograd.grad(dwconv3x3(x, w, stride).mean((2, 3)).square().sum(), (x, w))
     truth = torch.autograd.grad(dwconv3x3_ref(x, w, stride).mean((2, 3)).square().sum(), (x, w))
     torch.testing.assert_close(got, truth)

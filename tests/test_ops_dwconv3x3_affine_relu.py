@@ -1,4 +1,4 @@
-"""The block of evaluation."""
+"""The block in evaluation mode as one op."""
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess
 
 
 def stems(pattern: str, holds: str = "") -> set[str]:
-    """The ops that the files of this pattern belong to, by name; `holds`: what a file must contain to count."""
+    """The stems of the files that match a pattern. Only files that contain `holds` count."""
     found = [path for path in ROOT.glob(pattern) if holds in path.read_text()]
     return {path.stem.removesuffix("_op") for path in found}
 
@@ -127,7 +127,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_a_wrong_instruction_set_is_told_before_anything_runs(
     tmp_path: Path, isa: str, library: bool, message: str
 ) -> None:
-    """`train` ends with one line for it and leaves no folder, also where no op is needed; `doctor` tells it too."""
+    """`train` ends with one line and leaves no folder, also if no op is needed; `doctor` says it too."""
     if library and not ops.available():
         pytest.skip("no kernels here")
     package = str(copy_of_package(tmp_path, library))

@@ -24,7 +24,7 @@ def arguments(
     """(logits, labels, partner_labels, lam, label_smoothing)"""
     logits = torch.randn(rows, classes).mul(3).add(5).to(dtype)
     labels, partner_labels = torch.randint(0, classes, (2, rows))
-    if rows > 2:  # several of the largest, of which the first is the prediction; the same two labels
+    if rows > 2:  # several equal logits are the largest, and the first one is the prediction; both labels are equal
         logits[0, [classes // 2, classes - 1]] = 30
         labels[0], partner_labels[0] = classes // 2, classes - 1
         partner_labels[1] = labels[1]
@@ -33,7 +33,7 @@ def arguments(
 
 
 def check(name: str, given: tuple[Any, ...]) -> None:
-    """As close to float64 as the plain PyTorch reference is in the op's own dtypes."""
+    """Checks that an output is as close to float64 as the PyTorch reference in the op's own dtypes."""
     got = as_tuple(getattr(torch.ops.fastcifar, name)(*given))
     reference, truth = (as_tuple(references[name](*a)) for a in (given, in_float64(given)))
     for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the ops: many runs give the same bits, and a captured graph can be replayed."""
+"""Tests of the ops that need a GPU: many calls give the same bits, and a captured graph can be replayed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(name: str, arguments: Arguments) -> tuple[Tensor, ...]:
 @devices
 @in_both_dtypes
 def test_reruns_are_bitwise_equal(device: str, dtype: torch.dtype) -> None:
-    """A hundred times on a GPU, where blocks run in another order each time."""
+    """Each op runs a hundred times. On a GPU its blocks run in another order each time."""
     if device == "cpu":
         small = (c for c in every_call(dtype, device) if c[1][0].numel() < 1 << 17)
     else:

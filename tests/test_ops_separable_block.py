@@ -177,7 +177,7 @@ def test_reruns_are_bitwise_equal(device: str, dtype: torch.dtype) -> None:
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
-    """In this op's own name, also what the depthwise block inside it would refuse."""
+    """Errors have this op's name, also errors that the depthwise block inside it would raise."""
     arguments = dict(zip(PARAMETERS, next(calls((2, 4, 5, 5), torch.float32, 1, "cpu"))[1][:7], strict=True))
     arguments |= {"eps": EPS, "stride": 1} | change
     with pytest.raises(RuntimeError, match=f" separable_block: {message}"):

@@ -1,4 +1,4 @@
-"""A training batch out of an epoch's draws as one op."""
+"""Making a training batch from an epoch's draws as one op."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def arguments(
 
 
 def by_parts(given: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The same batch, made of slices of the draws."""
+    """The same batch, made from slices of the draws."""
     step = int(given["step"])
     rows = slice(step * given["batch_size"], step * given["batch_size"] + given["rows"])
     index, top, left, flip = (given[name][rows] for name in ("index", "top", "left", "flip"))
@@ -79,7 +79,7 @@ def test_a_batch_of_none(device: str) -> None:
 
 @devices
 def test_the_step_is_read_when_the_op_runs(device: str) -> None:
-    """A captured graph needs this: the same arguments make another batch once the step has moved on."""
+    """A captured graph needs this: its arguments stay the same, and only the number of the step changes."""
     given = arguments(4, 4, True, device=device, step=0) | {"dtype": torch.float32}
     first = training_batch(**given)
     given["step"] += 1

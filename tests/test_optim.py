@@ -1,4 +1,4 @@
-"""Optimizer, schedule and moving average against PyTorch's own and against the formulas."""
+"""Optimizer, schedule and moving average, compared with PyTorch's and with the formulas."""
 
 import numpy as np
 import pytest

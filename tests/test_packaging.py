@@ -24,7 +24,7 @@ PRESETS = sorted(path.name for path in (ROOT / "configs").glob("*.toml"))
 
 
 def run(*command: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as on a machine where nothing was chosen for the build."""
+    """Runs a command without the environment variables that choose what is built."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("FASTCIFAR_")}
     return subprocess.run([*map(str, command)], cwd=cwd, env={**own, **env}, text=True, capture_output=True)
 
@@ -39,7 +39,7 @@ def build(hook: str, source: Path, out: Path, **env: str) -> Path:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean copy of the project, with C++ sources that compile at once in place of its own."""
+    """A clean copy of the project whose C++ sources are replaced by ones that compile quickly."""
     root = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
     for name in ("fastcifar", "configs", "build_backend", "requirements"):
@@ -155,7 +155,7 @@ def test_the_backend_asks_for_torch_only_where_there_is_none(tmp_path: Path) -> 
 
 
 def constraints() -> dict[str, Requirement]:
-    """What applies to this Python."""
+    """The constraints that apply to this version of Python."""
     lines = (ROOT / "requirements/constraints.txt").read_text().splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(line.name): line for line in found if not line.marker or line.marker.evaluate()}

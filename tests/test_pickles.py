@@ -1,4 +1,4 @@
-"""Nothing damaged or hostile gets through the unpickler."""
+"""The unpickler refuses everything that is damaged or hostile."""
 
 import os
 import pickle
@@ -41,7 +41,7 @@ def test_pickle_that_calls_something_is_refused(file: str, call: Callable[..., o
 
 
 def test_dotted_global_does_not_reach_through(tmp_path: Path) -> None:
-    """Protocol 4 looks up ``a.b.c`` inside a module: an allowed module must not open the way to its attributes."""
+    """Protocol 4 looks up `a.b.c` in a module. An allowed module must not give access to other attributes."""
     stream = b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93."
     files = data_files.python_files(SPLITS) | {"train": stream}
     with pytest.raises(DataError, match=r"asks for numpy\.ndarray\.__class__"):
@@ -49,7 +49,7 @@ def test_dotted_global_does_not_reach_through(tmp_path: Path) -> None:
 
 
 def test_nothing_of_numpy_is_handed_to_a_pickle() -> None:
-    """Even its array constructor takes any shape and state; the stand-ins only take notes."""
+    """NumPy's own array constructor accepts any shape and state; the stand-ins only keep them."""
     assert all(item.__module__ == "fastcifar.data.pickles" for item in pickles._Unpickler._ALLOWED.values())
 
 
@@ -64,7 +64,7 @@ def test_pickle_cannot_set_attributes_of_the_stand_ins(target: tuple[str, str], 
 
 
 def test_one_damaged_number_takes_no_memory() -> None:
-    """A memo index of 64 Mi, one flipped bit away: a gigabyte in the unpickler written in C."""
+    """One flipped bit makes a memo index of 64 Mi, for which the unpickler in C takes a gigabyte."""
     tracemalloc.start()
     try:
         pickles.unpickle(b"\x80\x02}r\x00\x00\x00\x04.", "x")
@@ -79,7 +79,7 @@ PICKLES = data_files.python_files(data_files.make_splits(2, per_class=1))
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_damaged_pickle_is_a_data_error_or_data(data: st.DataObject) -> None:
-    """Cut or flipped anywhere: read, or refused with a sentence; nothing else ever escapes."""
+    """A pickle that is cut or has a flipped bit is read, or is refused with DataError, and no other error is raised."""
     name = data.draw(st.sampled_from(["train", "meta"]))
     content = bytearray(PICKLES[name])
     end = len(content)
@@ -137,7 +137,7 @@ REWRITTEN: dict[str, tuple[int, Callable[[list[int]], Any], Callable[[Any], Any]
 
 @pytest.mark.parametrize("case", REWRITTEN)
 def test_pickles_written_anew(case: str, tmp_path: Path) -> None:
-    """Whoever changes a label writes the file anew, with whatever protocol and types are at hand."""
+    """Files that people wrote anew, with changed labels, in any pickle protocol and with other types."""
     protocol, labels, rows = REWRITTEN[case]
     files = data_files.python_files(SPLITS)
     expected = load(data_files.write_files(tmp_path / "as published", files))
@@ -169,7 +169,7 @@ def test_labels_that_are_no_whole_numbers(labels: Any, message: str, tmp_path: P
 
 
 def test_changed_labels_contradict_the_superclasses_and_the_way_out_is_told(tmp_path: Path) -> None:
-    """CIFAR-100N: noisy fine labels written into the published files, coarse labels as they were."""
+    """As in CIFAR-100N: noisy fine labels in the published files, with the coarse labels unchanged."""
     files = data_files.python_files(SPLITS)
     table = pickle.loads(files["train"], encoding="bytes")
     table[b"fine_labels"] = [(label + 1) % 100 for label in table[b"fine_labels"]]

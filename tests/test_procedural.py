@@ -1,4 +1,4 @@
-"""The procedural set: the same bytes everywhere, balanced, and with superclasses that show."""
+"""The procedural set: the same bytes everywhere, balanced, and with superclasses that can be seen."""
 
 import hashlib
 import inspect

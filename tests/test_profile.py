@@ -1,4 +1,4 @@
-"""Where a step's time went: the table of names against real steps and a recorded GPU trace; the command's files."""
+"""The time of a step: the table of names on real steps and on a recorded GPU trace; the files of the command."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ TINY = [("device", "cpu"), ("width_mult", "0.125"), ("batch_size", "16"), ("mixu
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Roofs and layers are timed once: enough to see that all of it is there."""
+    """Roofs and layers are timed only once, which is enough to see that every part is there."""
     monkeypatch.setattr(
         layer_times, "time_calls", lambda calls, device: [[(call(), 1e-3 * (i + 1))[1]] for i, call in enumerate(calls)]
     )
@@ -169,7 +169,7 @@ def test_kernels_have_the_kind_of_the_op_that_launched_them() -> None:
         launch(4, 2),  # a reorder inside the convolution
         host("Optimizer.step#SGD.step", 20, 10, "user_annotation"),
         launch(21, 3),
-        launch(40, 4),  # by nobody the table knows
+        launch(40, 4),  # by an op that the table does not know
         kernel("nchwToNhwcKernel", 50, 5, 1),
         kernel("some_cudnn_kernel", 55, 15, 2),
         kernel("void at::native::multi_tensor_apply_kernel<A<int>, FusedSgd>(A<int>)", 65, 10, 3),  # on another stream

@@ -1,4 +1,4 @@
-"""The folder of the page: what is ours is replaced, and nothing else is touched."""
+"""The folder of the page: our own files are replaced, and no other file is touched."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["report.md", "runs.csv", "figures/drawing-1.svg", "cost.csv", "index.html"])
 def test_no_file_of_somebody_else_is_replaced(name: str, tmp_path: Path) -> None:
-    """The bug: only index.html was looked at."""
+    """The bug: only index.html was checked."""
     out = tmp_path / "report"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("mine")
@@ -71,7 +71,7 @@ def test_links_and_folders_in_the_way_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_page_of_an_earlier_version_is_known(tmp_path: Path) -> None:
-    """Such as docs/study: it has no list of its files."""
+    """Such a page, for example docs/study, has no list of its files."""
     write_report([RUN, RUN], tmp_path / "out")
     out = tmp_path / "out"
     (out / LIST).unlink()

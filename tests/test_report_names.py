@@ -1,4 +1,4 @@
-"""Names that somebody else chose are text wherever they stand, in HTML, Markdown, CSV and drawings."""
+"""Names chosen by others are plain text in HTML, Markdown, CSV and drawings."""
 
 import csv
 import html
@@ -130,7 +130,7 @@ def test_a_class_without_test_images_has_a_dash(tmp_path: Path, monkeypatch: pyt
 
 
 def test_forty_thousand_classes_of_which_four_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug: a table of 40,001 x 40,001 numbers is 12 GiB."""
+    """The bug: a table of 40,001 x 40,001 numbers, which takes 12 GiB."""
     names = tuple(f"class {i}" for i in range(40_001))
     out = page_of(dataset(names, [0, 1, 39_999, 40_000] * 8), tmp_path, monkeypatch).parent
     rows = list(csv.DictReader(io.StringIO((out / "classes.csv").read_text())))

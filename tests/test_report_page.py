@@ -32,7 +32,7 @@ LABELS = tuple(i % 100 for i in range(500))
 
 
 class Page(HTMLParser):
-    """What matters of an HTML page."""
+    """The parts of an HTML page that the tests look at."""
 
     VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
 
@@ -84,7 +84,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """All eight trials with three seeds at full length, the ninth with one, and the page of them."""
+    """Eight trials with three seeds each and a ninth with one seed, all at full length, and their page."""
     folder = tmp_path_factory.mktemp("study")
     runs = [
         make_run(folder / "runs" / f"{name}-s{seed}", name, seed, labels=LABELS)
@@ -142,7 +142,7 @@ def test_every_drawing_says_what_it_shows(page: Page) -> None:
 
 
 def test_drawings_follow_the_colour_scheme(page: Page) -> None:
-    """Nothing drawn keeps a fixed colour, and each variable has a value for both schemes."""
+    """No drawing has a fixed colour, and each variable has a value for both schemes."""
     drawings = "".join(re.findall(r"<svg.*?</svg>", page.source, re.DOTALL))
     assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawings)) == set()
     used = set(re.findall(r"var\(--([\w-]+)\)", page.source)) - {"width"}
@@ -265,7 +265,7 @@ def test_a_page_of_incomplete_results_says_which(tmp_path: Path, monkeypatch: py
 
 
 def test_the_page_does_not_claim_to_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two trials of eight, one run each, one learning rate that diverged, and one run without validation images."""
+    """A page of two of the eight trials with one run each, a diverged run, and a run without validation images."""
     monkeypatch.setattr(sources, "load", gone)
     runs = [make_run(tmp_path / "a", "lr-0.05"), make_run(tmp_path / "b", "lr-0.01", summary={"val_loss": 9.0})]
     diverged = make_run(tmp_path / "c", "lr-0.5", epochs_done=2)
@@ -324,7 +324,7 @@ def test_runs_of_no_trial_of_the_report_have_their_curves(tmp_path: Path, monkey
 
 
 def test_images_of_another_kind_have_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No superclasses, and no class that is published."""
+    """Images without superclasses, of classes that are not CIFAR-100's."""
     other, num_classes = fake_cifar100(), 10
     names = tuple(f"kind_{i:02}" for i in range(num_classes))
     splits = [Split(split.images, split.labels % num_classes) for split in (other.train, other.test)]
@@ -391,7 +391,7 @@ def test_the_command_says_where_the_page_is(
 
 
 def test_finished_runs_need_no_torch(study: tuple[Path, list[Path]], tmp_path: Path) -> None:
-    """The page of runs with predictions is made by NumPy and matplotlib alone, and in silence."""
+    """NumPy and matplotlib alone make the page of runs with predictions, and nothing is printed."""
     script = (
         "import sys; from pathlib import Path; from fastcifar.report.writing import write_report\n"
         "write_report([Path(sys.argv[1])], Path(sys.argv[2]), data='gone.npz')\n"

@@ -1,4 +1,4 @@
-"""From run folders to numbers: what counts, what it is compared with, and what is said of what does not count."""
+"""From run folders to numbers: which runs count, what they are compared with, and why other runs do not count."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def only(path: Path, **summary: Any) -> Trial:
     [(0.4370, "below"), (0.4371, "inside"), (0.4720, "inside"), (0.4721, "above")],
 )
 def test_a_verdict_is_where_our_mean_lies_in_the_published_range(value: float, expected: str, tmp_path: Path) -> None:
-    """The report says 43.71 %, the reproductions 44.0 to 47.2 %: the range they span has both ends."""
+    """The report says 43.71 %, the reproductions 44.0 to 47.2 %: the published range includes both."""
     trial = only(tmp_path / "run", val_accuracy=value)
     assert published_span(trial, "val_accuracy") == (0.4371, 0.472)
     assert verdict(trial, "val_accuracy") == expected
@@ -143,7 +143,7 @@ def test_what_is_not_finished_is_told_and_not_counted(tmp_path: Path) -> None:
 
 
 def test_the_record_of_a_failure_says_why(tmp_path: Path) -> None:
-    """Also where no loss was recorded that is not finite, and no study knows of it."""
+    """Also if all recorded losses are finite and the run belongs to no study."""
     whole, cut = make_run(tmp_path / "whole", "lr-0.05"), make_run(tmp_path / "cut", "lr-0.5", epochs_done=7)
     failure.write(cut / failure.FAILURE, NonFiniteError("the validation loss is not finite\nraise --std"))
     results = read_results([whole, cut])
@@ -242,7 +242,7 @@ def test_runs_are_found_under_a_folder_of_folders(tmp_path: Path) -> None:
 
 
 def test_trials_of_the_report_are_presets_with_its_settings() -> None:
-    """What the settings tables say is what the presets do."""
+    """The settings in the report's tables equal the settings of the presets."""
     from fastcifar.presets import TRIALS, load_preset
 
     tables = (course.LR_SETTINGS, course.SCHEDULE_SETTINGS, course.DECAY_SETTINGS, course.MIXUP_SETTINGS)
@@ -254,7 +254,7 @@ def test_trials_of_the_report_are_presets_with_its_settings() -> None:
 
 
 def test_the_ceiling_of_training_accuracy_under_mixup() -> None:
-    """E[max(lambda, 1 - lambda)], against the protocol's numbers and a million draws."""
+    """E[max(lambda, 1 - lambda)], compared with the protocol's numbers and with a million draws."""
     assert [round(100 * mixup_ceiling(alpha), 1) for alpha in (0.2, 0.5, 1.0)] == [89.9, 81.8, 75.0]
     drawn = np.random.default_rng(0).beta(0.2, 0.2, 1_000_000)
     assert mixup_ceiling(0.2) == pytest.approx(np.maximum(drawn, 1 - drawn).mean(), abs=1e-3)
@@ -306,7 +306,7 @@ SOME = Predictions(LABELS, PREDICTED, CONFIDENCE)
 
 
 def test_calibration_by_hand() -> None:
-    """Bins of 1/15: 0.5 in the 8th, 0.6 in the 9th, 0.9 in the 14th, 1.0 in the last."""
+    """Bins of width 1/15: 0.5 is in the 8th, 0.6 in the 9th, 0.9 in the 14th, 1.0 in the last."""
     found = SOME.reliability()
     assert found.count.nonzero()[0].tolist() == [7, 8, 13, 14]
     assert found.count[[7, 8, 13, 14]].tolist() == [1, 4, 3, 2]

@@ -1,4 +1,4 @@
-"""The roofline's bytes and operations against known facts and a count by hand, and floors under measured roofs."""
+"""The roofline: bytes and operations compared with known facts and a count by hand; floors from measured roofs."""
 
 import math
 

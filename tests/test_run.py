@@ -1,4 +1,4 @@
-"""The run folder: never overwritten, never torn, and every damage named."""
+"""The run folder: never overwritten, never half written, and every damage is named."""
 
 import contextlib
 import csv
@@ -188,7 +188,7 @@ def test_one_writer_at_a_time(run: RunFolder) -> None:
         with pytest.raises(UsageError, match="is in use"):
             run.lock()
     with run.locked():
-        assert run.records == [record(1)]  # the other's line is seen
+        assert run.records == [record(1)]  # the line of the other process is there
 
 
 def test_a_killed_writer_leaves_no_lock(run: RunFolder) -> None:
@@ -296,7 +296,7 @@ DAMAGES = {
 def test_a_damaged_line_stops_nothing(
     run: RunFolder, damage: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only the curves depend on a line: it is dropped with a note, and the file that held it is kept."""
+    """Only the curves depend on a line. It is dropped with a note, and a copy of its file is kept."""
     for epoch in range(1, 6):
         run.append(record(epoch))
     run.close()
@@ -450,7 +450,7 @@ def test_every_damage_names_its_file_and_a_way_out(run: RunFolder, pattern: str)
             harmless += 1
         except CheckpointError as error:
             assert "checkpoint" in str(error) and "Restore the run folder from a copy, or train anew" in str(error)
-    # Only the pointer has bytes that decide nothing: its date and its white space.
+    # Only the pointer has bytes without meaning: its date and its white space.
     assert harmless <= (60 if path.name == "checkpoint.json" else 0)
     path.unlink()
     with pytest.raises(CheckpointError, match=path.name):
@@ -521,7 +521,7 @@ def test_class_names_and_places_stand_beside_the_predictions(run: RunFolder) -> 
     found = RunFolder.open(run.path).predictions()
     assert found is not None
     assert found["class_names"].tolist() == names and found["places"].tolist() == places.tolist()
-    with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:  # as anybody reads it
+    with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:  # as users read the file
         assert arrays["class_names"][arrays["labels"][1]] == names[1]
 
 
@@ -556,7 +556,7 @@ def test_odd_predictions_are_refused(run: RunFolder, damage: Callable[[Any], Any
 
 
 def test_predictions_that_claim_too_much_are_refused(run: RunFolder) -> None:
-    """A few bytes that would unpack to more than the memory holds, and a member that is no array."""
+    """A few bytes that would unpack to more than the memory, and a member that is not an array."""
     with zipfile.ZipFile(run.path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
@@ -653,7 +653,7 @@ def test_a_summary_is_of_its_types(whole: RunFolder) -> None:
 
 
 def test_a_fact_that_is_damaged_is_left_out(whole: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    """What only people read of a run's environment stops nothing."""
+    """A damaged fact of the environment that only people read stops nothing."""
     path = whole.path / "environment.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"cpu": 7, "threads": {"torch": "2"}, "command": "train"}))
@@ -671,7 +671,7 @@ def test_a_command_that_is_not_utf8_is_recorded(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("state", [b"{}", b'{"tensors": [1], "state": {}}', b'{"tensors": ["x"], "state": {}}', b"[]"])
 def test_a_state_with_its_digest_may_still_be_wrong(whole: RunFolder, state: bytes) -> None:
-    """As after an edit by hand of both files."""
+    """As after somebody edited both files."""
     (whole.path / "checkpoint-1/state.json").write_bytes(state)
     pointer = json.loads((whole.path / "checkpoint.json").read_text())
     pointer["files"]["state.json"] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
@@ -725,7 +725,7 @@ def test_a_training_state_needs_its_keys(tmp_path: Path) -> None:
 
 
 def test_a_users_copy_of_a_checkpoint_is_not_removed(run: RunFolder) -> None:
-    """The bug: whatever was called checkpoint-* was taken for a leftover."""
+    """The bug: every file named checkpoint-* was taken for a leftover."""
     run.save_checkpoint(*saved(1))
     shutil.copytree(run.path / "checkpoint-1", run.path / "checkpoint-1-best")
     run.save_checkpoint(*saved(2))
@@ -736,7 +736,7 @@ def test_a_users_copy_of_a_checkpoint_is_not_removed(run: RunFolder) -> None:
 def test_a_run_killed_before_its_settings_were_written_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    """It can't be resumed: --out takes its folder, whatever of it was written."""
+    """It cannot be resumed, so that --out accepts its folder, whatever was written into it."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         count = 0
@@ -812,7 +812,7 @@ def test_an_impossible_name_is_an_error_of_ours(tmp_path: Path, name: str) -> No
 
 @pytest.fixture
 def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a run in it, which lets this user not in; also if this user is root, whom nothing stops."""
+    """A folder with a run, which this user may not enter; also if this user is root, who may enter every folder."""
     folder = tmp_path / "closed"
     RunFolder.create(CONFIG, folder / "run", [], "digest").close()
     (folder / "run" / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
@@ -852,11 +852,11 @@ def test_a_folder_that_lets_nobody_in_is_named(closed: Path) -> None:
 
 
 class Killed(BaseException):
-    """Ends the process, as far as the code under test can tell: nothing may clean up after it."""
+    """Looks like the end of the process to the code under test, which cannot clean up after it."""
 
 
 class Steps:
-    """Lets all steps of a save through but one, which fails: every file opened, written, synced, every rename."""
+    """Makes one step of a save fail, and no other: the opening, writing or syncing of a file, or a rename."""
 
     def __init__(self, patch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> None:
         self.fail_at, self.error, self.count = fail_at, error, 0
@@ -896,7 +896,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, first: bool
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand real ones take seconds and change nothing here
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand real syncs take seconds, and change nothing here
     outcomes = []
     for fail_at in itertools.count(1):
         run = RunFolder.create(CONFIG, tmp_path / f"{fail_at}", [], "digest")
@@ -916,7 +916,7 @@ def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
             else:
                 if steps.count < fail_at:
                     break
-                # The removal of the old one failed, after the switch; the next save will do it.
+                # Removing the old checkpoint failed, after the switch to the new one; the next save removes it.
         run.close()
         again = RunFolder.open(run.path)
         version = loaded_version(again) if again.has_checkpoint() else 0
@@ -929,7 +929,7 @@ def test_a_save_that_fails_at_any_step_leaves_the_old_or_the_new(
         assert len(list(run.path.glob("checkpoint-*"))) == 1
         again.close()
     assert len(outcomes) >= 14
-    assert outcomes == sorted(outcomes)  # one switch, from the old to the new
+    assert outcomes == sorted(outcomes)  # there is one switch, from the old checkpoint to the new one
     assert outcomes[-1] == 2
 
 
@@ -1002,12 +1002,12 @@ def test_sigkill_inside_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     version, leftovers = map(int, done.stdout.split())
     assert version >= rounds
-    assert leftovers >= rounds // 6  # the kills did fall inside saves
+    assert leftovers >= rounds // 6  # some kills came during saves
 
 
 def test_an_interrupt_inside_a_save_leaves_the_old(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run.save_checkpoint(*saved(1))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts ignoring it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts ignoring it
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, "replace", lambda *_: signal.raise_signal(signal.SIGINT))

@@ -1,4 +1,4 @@
-"""The one assembly of a run: what it holds, what it ends, and that nobody else assembles one."""
+"""A session: what it holds, what it closes, and that no other code assembles a run."""
 
 import ast
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_running_out_of_memory_is_explained_wherever_it_happens(part: str, monke
 
 
 def test_a_run_is_assembled_in_one_place() -> None:
-    """The bug: a benchmark that times launched steps where training replays a graph, because it built its own."""
+    """The bug: a benchmark built its own steps, and timed launched steps where training replays a graph."""
     places: dict[str, set[str]] = {}
     for folder in ("fastcifar", "bench"):
         for path in (ROOT / folder).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Signals that ask to stop: caught, told apart, and given back."""
+"""Signals that ask to stop are caught and told apart, and their handlers are restored."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from fastcifar import signals
 
 @pytest.fixture(autouse=True)
 def defaults() -> Iterator[None]:
-    """A shell's background job starts with some of them ignored, and pytest may be one."""
+    """Restores the default handlers: pytest may run as a shell's background job, which ignores some signals."""
     before = {number: signal.getsignal(number) for number in signals.STOP}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):

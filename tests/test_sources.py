@@ -1,4 +1,4 @@
-"""Decoded once, and anew where the source has changed; the published images by their content."""
+"""Images are decoded once, and again if the source has changed. Published images are recognised by their content."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_real_digests(real: Dataset) -> None:
 
 @pytest.mark.real_data
 def test_real_statistics(real: Dataset) -> None:
-    """The check values of the study: channel mean, channel std, and the mean of the images' own std (ddof 1)."""
+    """The published values: mean and std of each channel, and the mean of each image's own std (ddof = 1)."""
     found = info(real)
     train = found["train"]
     np.testing.assert_allclose(train.mean, (0.50707516, 0.48654887, 0.44091784), atol=5e-9)
@@ -124,7 +124,7 @@ OTHER10 = data_files.make_splits(7, num_classes=10, per_class=5)
 
 
 def test_files_exchanged_between_classes_are_seen(tmp_path: Path) -> None:
-    """The bug: the same names, sizes and times (as a tar or zip gives them), and yesterday's labels."""
+    """The bug: names, sizes and times stayed the same (as a tar or zip sets them), and the old labels were used."""
     folder = data_files.write_folder(tmp_path / "images", SPLITS10, CIFAR10.class_names)
     for path in folder.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".bmp"))  # all of one size
@@ -145,7 +145,7 @@ def test_files_exchanged_between_classes_are_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["npz", "tar", "pickles"])
 @pytest.mark.parametrize("how", ["written in place", "put in its place"])
 def test_one_changed_byte_is_seen(layout: str, how: str, tmp_path: Path) -> None:
-    """Name, size and time of writing stay; the system's own records do not."""
+    """Name, size and time of writing stay the same; the inode's time of change does not."""
     if layout == "npz":
         path = file = data_files.write_npz(tmp_path / "c.npz", SPLITS10, label_names=np.array(CIFAR10.class_names))
         other = data_files.write_npz(tmp_path / "d" / "c.npz", OTHER10, label_names=np.array(CIFAR10.class_names))
@@ -182,7 +182,7 @@ def test_source_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
 
 
 def test_entries_without_places_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry of an earlier version holds the right images, but cannot tell where each lies in the source."""
+    """An entry of an earlier version has the right images, but does not tell the place of each in the source."""
     path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
     with monkeypatch.context() as earlier:
         earlier.setattr(cache, "FORMAT", cache.FORMAT_WITHOUT_PLACES)
@@ -194,7 +194,7 @@ def test_entries_without_places_are_made_anew(tmp_path: Path, monkeypatch: pytes
 def test_published_entries_without_places(
     archive_is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the archive is gone, an earlier version's entry is used as it is: making it anew would need the network."""
+    """If the archive is gone, an entry of an earlier version is used: making it anew would need the network."""
     archive = data_files.write_archive(tmp_path / "cifar-100-python.tar.gz", data_files.python_files(SPLITS))
     published = data_files.published(SPLITS, archive.as_uri())
     known = {"mirror": "", "cache": tmp_path / "cache", "progress": False}
@@ -221,7 +221,7 @@ def without_places(to_entry: Callable[..., cache.Entry]) -> Callable[..., cache.
 
 
 def test_notes_are_told_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bug: whoever looked at the data before training was told then, and not when training."""
+    """The bug: the notes were shown only at the first load, and not when training."""
     path = data_files.write_npz(tmp_path / "c.npz", SPLITS)
     for _ in range(3):
         load(path)

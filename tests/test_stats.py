@@ -39,7 +39,7 @@ def test_too_few_values_give_no_interval() -> None:
 
 
 def test_effects_are_paired_over_the_seeds_that_both_have() -> None:
-    """The seeds differ by far more than the trials: only pairing shows the effect."""
+    """The seeds differ by far more than the trials, so that only pairing shows the effect."""
     before = {0: 10.0, 1: 20.0, 2: 30.0, 5: 99.0}
     after = {2: 31.1, 1: 21.0, 0: 10.9, 4: -50.0}
     effect = paired_effect(before, after)

@@ -1,6 +1,6 @@
-"""Steps launched and replayed: the same training, and nothing in a replayed step that a CUDA graph can't hold.
+"""Launched and replayed steps: both train the same, and a CUDA graph can hold everything in a replayed step.
 
-There is no graph on the CPU: there a "replay" takes the very step that would be captured.
+The CPU has no graphs. There a "replay" runs the step that would be captured.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.machine
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_IMAGES = 40  # two full batches of 16 and a last one of 8
 
-# What waits for the device, or whose result has a shape that only the device knows.
+# Ops that wait for the device, or whose output has a shape that only the device knows.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique2", "_unique2"}
 
 
@@ -62,7 +62,7 @@ def train(config: Config, replayed: bool) -> Engine:
     ids=["mixup", "ema", "fp32"],
 )
 def test_replayed_steps_train_what_launched_ones_train(settings: dict[str, Any]) -> None:
-    """To float32's rounding of the learning rate, which launched steps pass as a double."""
+    """They differ only in the learning rate's rounding: it is float32 in replayed steps, float64 in launched steps."""
     launched, replayed = train(fused(**settings), False).tensors(), train(fused(**settings), True).tensors()
     first = launched["model.stem.weight"]
     assert not torch.equal(first, build(fused(**settings))[0].tensors()["model.stem.weight"]), "nothing was trained"

@@ -1,6 +1,6 @@
-"""The study: what it plans, and what becomes of runs that finish, fail, are killed, are stopped or are another's.
+"""The study: its plan, and runs that finish, fail, are killed, are stopped or belong to another study.
 
-Most runs here are tests/fake_run.py; one test has real ones.
+Most runs here are of tests/fake_run.py; one test has real runs.
 """
 
 import io
@@ -43,7 +43,7 @@ SHORT = (("epochs", "3"),)
 
 
 class Report:
-    """Stands in for fastcifar.report.writing, and keeps what it was given."""
+    """Stands in for fastcifar.report.writing, and keeps its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[Path], dict[str, PlannedRun]]] = []
@@ -78,7 +78,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs are fakes; called, it says what they do."""
+    """Replaces runs by tests/fake_run.py. The fixture is a function that sets what they do."""
     monkeypatch.setattr(study, "PROGRAM", (sys.executable, str(TESTS / "fake_run.py")))
     monkeypatch.setattr(study, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(sources, "load", lambda data, mirror="": SimpleNamespace(digest=DIGEST))
@@ -92,7 +92,7 @@ def request(*trials: str, seeds: int | None = 1, **options: Any) -> Request:
 
 
 def trained() -> Counter[str]:
-    """How often each epoch was trained: `final-s0 3` -> 1."""
+    """The number of times that each epoch was trained, such as `final-s0 3` -> 1."""
     file = Path("trained.txt")
     return Counter(file.read_text().splitlines() if file.exists() else [])
 
@@ -106,13 +106,13 @@ def states(result: Result) -> dict[str, str]:
 
 
 def when(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
-    """Does `action` in a thread as soon as `condition` holds."""
+    """Calls `action` in a thread as soon as `condition` is true."""
 
     def wait() -> None:
         end = time.monotonic() + 60
         while not condition() and time.monotonic() < end:
             time.sleep(0.01)
-        action()  # also when it is late: the test then fails, and ends
+        action()  # also if it is too late: then the test fails and ends
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -120,7 +120,7 @@ def when(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.T
 
 
 def pid_of(run: str) -> int:
-    """The process that holds the lock of a run: as the lock file says."""
+    """The process that holds the lock of a run, according to the lock file."""
     return int((OUT / "runs" / run / ".lock").read_text().split()[1])
 
 
@@ -307,7 +307,7 @@ def test_side_by_side_they_share_the_cores(fake: Any, monkeypatch: pytest.Monkey
 
 def test_gpus_are_dealt_out(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "_num_gpus", lambda: 2)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.6)  # two end between two looks, and one is waiting
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.6)  # two runs end between two looks, and one run is waiting
     conduct(OUT, request("final", "constant", "cosine"))
     devices = Counter(json.loads(path.read_text())["device"] for path in Path().glob("seen-*.json"))
     assert devices in ({"cuda:0": 2, "cuda:1": 1}, {"cuda:0": 1, "cuda:1": 2})
@@ -349,7 +349,7 @@ def test_what_fails_takes_nothing_else_down(
 
 
 def test_the_reason_of_a_failure_is_its_record_and_not_its_log(fake: Any) -> None:
-    """The bug: the last lines of the log that begin with `fastcifar: `, which harmless notes do too."""
+    """The bug: the reason was taken from the last lines of the log with `fastcifar: `, which notes have too."""
     fake(final_s0="note and die silently", constant_s0="refuse", cosine_s0="diverge")
     result = conduct(OUT, request("final", "constant", "cosine"))
     reasons = {run.trial: run.reason for run in result.failed}
@@ -363,7 +363,7 @@ def test_the_reason_of_a_failure_is_its_record_and_not_its_log(fake: Any) -> Non
 
 
 def test_a_record_in_the_run_folder_is_enough(fake: Any) -> None:
-    """A study.json that was lost does not take the reasons with it."""
+    """The reasons are not lost with study.json."""
     fake(final_s0="diverge")
     conduct(OUT, request("final"))
     study_file = json.loads((OUT / "study.json").read_text()) | {"failures": {}}
@@ -469,7 +469,7 @@ def test_a_stopped_study_goes_on(fake: Any, report: Report) -> None:
 
 @pytest.fixture
 def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
-    """A study in a process of its own, whose run final-s0 waits in its second epoch; constant-s0 is to come."""
+    """A study in another process. Its run final-s0 waits in its second epoch, and constant-s0 has not started."""
     fake(final_s0="hold")
     script = f"""
         import sys
@@ -494,7 +494,7 @@ def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_ctrl_c_reaches_each_run_once(other_study: subprocess.Popen[str]) -> None:
-    os.killpg(other_study.pid, signal.SIGINT)  # as a terminal does, to all that are in the foreground
+    os.killpg(other_study.pid, signal.SIGINT)  # as a terminal sends it, to all processes in the foreground
     _, err = other_study.communicate(timeout=60)
     assert other_study.returncode == 130
     assert "SIGINT: the runs save their state and end" in err.splitlines()
@@ -579,7 +579,7 @@ def test_images_that_cannot_be_had_leave_no_folder(monkeypatch: pytest.MonkeyPat
 
 
 def test_real_runs_side_by_side_one_of_them_killed(tmp_path: Path, report: Report) -> None:
-    """The result is bit for bit that of a run nobody touched."""
+    """The result equals, bit for bit, the result of a run that was never killed."""
     data = write_tiny(tmp_path / "tiny.npz")
     small = dict(
         data=str(data), val_size=24, width_mult=0.125, batch_size=16, epochs=12, device="cpu", precision="fp32"
@@ -602,7 +602,7 @@ def test_real_runs_side_by_side_one_of_them_killed(tmp_path: Path, report: Repor
     from fastcifar import trainer
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))  # as each of the two had: the last bits depend on it
+    torch.set_num_threads(max(1, threads // 2))  # as each of the two runs had: the last bits depend on it
     try:
         trainer.train(config, untouched, [])
     finally:

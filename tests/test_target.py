@@ -1,4 +1,4 @@
-"""What `auto` becomes on each kind of machine, what is refused there, and that a process is claimed as asked."""
+"""What `auto` becomes on each kind of machine, what is refused there, and what `claim` sets."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ MACHINES = {
 
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ops are built for the CPU, whatever this checkout has."""
+    """Makes the ops appear built for the CPU."""
     monkeypatch.setattr(ops, "available", lambda device: device == "cpu")
 
 
@@ -107,7 +107,7 @@ def test_bf16_is_not_compiled_for_a_gpu_that_has_none(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
 def test_a_compiler_that_is_switched_off_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bug: a run that was recorded as compiled and ran eagerly."""
+    """The bug: a run was recorded as compiled, but ran eagerly."""
     monkeypatch.setenv(name, "1")
     with pytest.raises(UsageError, match=f"{name}=1"):
         Target.of(tiny_config(engine="compiled"))
@@ -118,7 +118,7 @@ def test_a_compiler_that_is_switched_off_is_refused(name: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", ["TORCHDYNAMO_SUPPRESS_ERRORS", "TORCH_COMPILE_OVERRIDE_BACKENDS"])
 def test_a_compiler_that_may_give_up_without_a_word_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch reads any value of these as yes, 0 too."""
+    """PyTorch takes any value of these variables as yes, even 0."""
     monkeypatch.setenv(name, "0")
     with pytest.raises(UsageError, match=f"{name}=0"):
         Target.of(tiny_config(engine="compiled"))

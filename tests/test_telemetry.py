@@ -1,4 +1,4 @@
-"""Telemetry against a recorded NVML: what an epoch and a run get, and that nothing of it ever reaches training."""
+"""Telemetry with a recorded NVML: the values of an epoch and of a run, and that its errors never stop training."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ class NotFound(NvmlError):
 
 
 class FakeNvml(types.ModuleType):
-    """pynvml with one GPU, whose readings a test sets; `broken` makes every reading fail, `lacks` some."""
+    """A pynvml with one GPU, whose readings a test sets. With `broken` every reading fails, with `lacks` some do."""
 
     NVMLError = NvmlError
     NVMLError_NotSupported = NVMLError_FunctionNotFound = NVMLError_NoPermission = NotSupported
@@ -106,7 +106,7 @@ def notes() -> list[str]:
 
 
 def wait_for_samples(watched: Telemetry, count: int = 2) -> None:
-    """Until the thread has taken `count` more."""
+    """Waits until the thread has taken `count` more samples."""
     wanted = len(watched._samples) + count
     for _ in range(1000):
         if len(watched._samples) >= wanted:
@@ -267,7 +267,7 @@ def test_a_cpu_has_none_and_needs_no_nvml(monkeypatch: pytest.MonkeyPatch, notes
 def test_a_run_has_it_in_metrics_checkpoint_and_summary(
     nvml: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run computes on the CPU, and is told that this is the GPU of the recorded NVML."""
+    """The run computes on the CPU, which is presented as the GPU of the recorded NVML."""
     nvml.millijoules_a_reading = 1_000  # 1 J from one end of training to the other
     monkeypatch.setattr(trainer, "Telemetry", lambda device, note: Telemetry(CUDA, note))
     config = tiny_config(write_tiny(tmp_path / "tiny.npz"))

@@ -1,4 +1,4 @@
-"""Whole runs: what lands in the folder, that a cut run continues bit for bit, and what a user reads on failure."""
+"""Whole runs: the content of the folder, exact resuming after an interruption, and the messages on failure."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIG
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The metrics without the clock."""
+    """The metrics without their times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
 
@@ -201,7 +201,7 @@ def options(config: Config) -> list[str]:
 
 
 def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_path: Path) -> None:
-    """SIGKILL, which no handler sees, at whatever step it hits; then resumed by the command that the README names."""
+    """SIGKILL, which no handler can catch, comes at any step; then the README's command resumes the run."""
     config = tiny_config(data, epochs=25)
     one_thread = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -336,7 +336,7 @@ ENGINES: list[Any] = []
 def test_nothing_that_is_not_finite_is_saved_over_a_good_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """The bug: a NaN amid an epoch, then SIGTERM: "saved, go on with --resume", and the good checkpoint was gone."""
+    """The bug: after a NaN in the middle of an epoch, SIGTERM saved it over the good checkpoint."""
     step = {"amid an epoch, then SIGTERM": STEPS + 2, "after an epoch's last step": 2 * STEPS}.get(how, 3 * STEPS)
     config = tiny_config(data, eval_every=1 if how == "in the last epoch" else 3)
     with monkeypatch.context() as patch, pytest.raises(NonFiniteError) as caught:
@@ -356,7 +356,7 @@ def test_nothing_that_is_not_finite_is_saved_over_a_good_checkpoint(
 
 @pytest.mark.parametrize("settings", [{"lr": 100.0}, {"std": (1e-30, 1e-30, 1e-30)}], ids=["lr", "std"])
 def test_a_loss_that_only_validation_sees_is_no_success(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """The bug: exit code 0 and a validation and test loss of NaN."""
+    """The bug: exit code 0, with a validation and test loss of NaN."""
     with pytest.raises(NonFiniteError) as caught:
         trainer.train(tiny_config(data, epochs=1, batch_size=100, **settings), tmp_path / "run", [])
     assert caught.value.exit_code == 5 and "is not finite after epoch 1" in str(caught.value)
@@ -399,7 +399,7 @@ def test_out_of_memory_names_the_settings_to_lower(
 def test_an_augmentation_that_does_not_compile_is_explained_for_the_eager_engine_too(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On CUDA the eager engine's batches are made by torch.compile, which needs a C compiler."""
+    """On CUDA torch.compile makes the batches of the eager engine, and needs a C compiler."""
     from torch._inductor.exc import TritonMissing
 
     def fail(*_: object) -> None:

@@ -14,7 +14,7 @@ NUM_CLASSES = 4
 
 
 def tiny_split(num_images: int, seed: int = 0) -> Split:
-    """Images whose class shows in their colour, uint8 [num_images, 32, 32, 3], classes in turn."""
+    """Images whose colour shows their class, uint8 [num_images, 32, 32, 3]; the classes come in turns."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num_images) % NUM_CLASSES
     colour = rng.integers(0, 256, (NUM_CLASSES, 3)) if seed == 0 else tiny_colours()
@@ -42,7 +42,7 @@ def tiny_config(data: Path | str = "procedural", **settings: object) -> Config:
 
 
 def tiny_session(config: Config, num_images: int = 100) -> Session:
-    """A session of `config` as it is, fed with `num_images` tiny images, outside its context."""
+    """A session of `config`, unchanged, with `num_images` tiny images; its context is not entered."""
     session = Session(Target(config), NUM_CLASSES)
     session.feed(tiny_split(num_images), lambda text: None)
     return session

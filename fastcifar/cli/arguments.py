@@ -114,7 +114,7 @@ def seeds(text: str) -> tuple[int, ...]:
 class Given:
     """What the words say that a parser does not know.
 
-    Args:
+    Attributes:
         names: the words that stand alone and mean something.
         settings: pairs of a setting's name, as typed, and its value.
         problems: what is wrong, a line each.

@@ -1,4 +1,4 @@
-"""The layouts that fastcifar takes, in words and by the ends of their names."""
+"""The layouts of images that fastcifar reads, for messages, and the suffixes of archives."""
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar")
 ACCEPTED = (

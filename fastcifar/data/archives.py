@@ -1,4 +1,4 @@
-"""A tar archive with the files of a published version: read in memory by file name alone, never extracted."""
+"""Reading the files of a published version from a tar archive, by file name alone; nothing is extracted to the disk."""
 
 import tarfile
 from pathlib import Path
@@ -17,14 +17,14 @@ def read_archive(path: Path) -> Decoded:
     """Images and labels of a published version inside a tar archive.
 
     Args:
-        path: The archive, compressed by gzip, bzip2, xz or not at all.
+        path: the archive, compressed by gzip, bzip2, xz or not at all.
 
     Returns:
-        What the files in it hold, in whatever folder of the archive they lie. Hidden files and folders are skipped.
+        The images and labels. The files may be in any folder of the archive; hidden files and folders are skipped.
 
     Raises:
-        DataError: The archive is damaged, cut short, or holds no published version.
-        OSError: The archive cannot be read.
+        DataError: the archive is damaged, cut short, or holds no published version.
+        OSError: the archive cannot be read.
     """
     wanted = {name for version in VERSIONS for name in version.required + version.names}
     files: dict[str, bytes] = {}
@@ -47,12 +47,12 @@ def read_archive(path: Path) -> Decoded:
                         raise DataError(f"{path} holds more than one file named {name}")
                     content = archive.extractfile(member)
                     files[name] = content.read() if content else b""
-                # A gzip's checksum comes last, behind the tar's own end: unread, one flipped bit in three passes.
+                # A gzip's checksum comes after the end of the tar. Unread, one in three flipped bits passes.
                 while archive.fileobj is not None and archive.fileobj.read(_CHUNK):
                     pass
         except (DataError, MemoryError):
             raise
-        except Exception as error:  # tarfile and the decompressors raise many kinds on damaged files
+        except Exception as error:  # tarfile and the decompressors raise many kinds of errors on damaged files
             reason = " ".join(str(error).split())
             raise DataError(f"{path} is not a whole archive ({reason}): download or copy it again") from error
     for version in VERSIONS:

@@ -1,7 +1,7 @@
-"""The local cache: decoded arrays in one safetensors file a source, checked byte for byte when read.
+"""The local cache: a safetensors file for each source with its decoded arrays; each read verifies the checksum.
 
-An entry is replaced by renaming, so that a reader sees the old entry or the new one and never half of one. Processes
-that want the same missing entry wait for the first of them to make it.
+An entry is replaced by renaming a file, so that a reader sees either the old or the new entry. If several processes
+want the same missing entry, one makes it and the others wait.
 """
 
 import errno
@@ -22,8 +22,8 @@ from fastcifar.data.notes import note
 from fastcifar.data.paths import user_path
 from fastcifar.errors import DataError
 
-FORMAT = "2"  # goes up when entries written before can no longer be used: they are then made anew
-FORMAT_WITHOUT_PLACES = "1"  # has the right images, but not where each lies in its source
+FORMAT = "2"  # is raised when older entries can no longer be used; they are then made anew
+FORMAT_WITHOUT_PLACES = "1"  # entries with the right images, but without `places`
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -33,8 +33,8 @@ class Entry:
     """What one source holds once decoded.
 
     Attributes:
-        arrays: Arrays by name.
-        meta: What belongs to them, as JSON takes it.
+        arrays: the arrays by name.
+        meta: what else the source says, in values that JSON can hold.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -42,18 +42,18 @@ class Entry:
 
 
 class NoHomeError(DataError):
-    """There is no place for a cache, as this user has no home folder."""
+    """There is no folder for a cache, because this user has no home folder."""
 
 
 def default_folder() -> Path:
-    """Where decoded data is kept unless the caller says otherwise.
+    """The folder where decoded data is kept by default.
 
     Returns:
-        ``$FASTCIFAR_DATA``, else the user's cache folder (``~/.cache/fastcifar`` on Linux). It need not exist yet.
+        `$FASTCIFAR_DATA`, else the user's cache folder (`~/.cache/fastcifar` on Linux). It need not exist yet.
 
     Raises:
-        NoHomeError: Neither is known.
-        DataError: FASTCIFAR_DATA names the home folder of nobody.
+        NoHomeError: FASTCIFAR_DATA is not set, and this user has no home folder.
+        DataError: FASTCIFAR_DATA starts with `~NAME`, and there is no such user.
     """
     if chosen := os.environ.get("FASTCIFAR_DATA"):
         return user_path(chosen, "FASTCIFAR_DATA")
@@ -71,17 +71,22 @@ def default_folder() -> Path:
 def cached(
     folder: Path, name: str, fingerprint: str, build: Callable[[], Entry], formats: Collection[str] = (FORMAT,)
 ) -> Entry:
-    """One entry of the cache, made first if it has to be.
+    """Reads an entry of the cache, or makes it.
+
+    An entry that is missing, damaged or of another fingerprint is made anew.
 
     Args:
-        folder: The cache. Where it cannot be written, the entry is made without being kept, with a note.
-        name: The entry's name.
-        fingerprint: What the entry was made from; an entry with another is made anew.
-        build: Makes the entry.
-        formats: The formats of entries that will do. A damaged entry is made anew, with a note.
+        folder: the cache. If it cannot be written, a note says so, and the entry is made but not kept.
+        name: the entry's name.
+        fingerprint: identifies the content that the entry was made from.
+        build: makes the entry.
+        formats: the formats that an entry may have.
+
+    Returns:
+        The entry.
 
     Raises:
-        DataError: ``build`` raised it, the disk is full, or the entry is there but cannot be read.
+        DataError: `build` raised it, the disk is full, or the entry is there but cannot be read.
     """
     path = folder / f"{name}.safetensors"
     if entry := _read(path, fingerprint, formats):
@@ -98,7 +103,7 @@ def cached(
         )
         return build()
     with held:
-        if entry := _read(path, fingerprint, formats, tell=True):  # made by another process meanwhile?
+        if entry := _read(path, fingerprint, formats, tell=True):  # another process may have made it meanwhile
             return entry
         entry = build()
         _write(path, fingerprint, entry, alone=not isinstance(held, nullcontext))
@@ -106,7 +111,14 @@ def cached(
 
 
 def holds(folder: Path, name: str, fingerprint: str, formats: Collection[str] = (FORMAT,)) -> bool:
-    """Whether the cache has an entry of this fingerprint, by its header alone: it may still turn out to be damaged."""
+    """Whether the cache has an entry. Only its header is read, so that the entry may still be damaged.
+
+    Args:
+        folder: as for `cached`.
+        name: as for `cached`.
+        fingerprint: as for `cached`.
+        formats: as for `cached`.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -118,10 +130,17 @@ def holds(folder: Path, name: str, fingerprint: str, formats: Collection[str] = 
 
 
 def hold(folder: Path, name: str) -> AbstractContextManager[object]:
-    """Take ``folder/.NAME.lock`` against every other process, saying so when it has to be waited for.
+    """Locks `folder/.NAME.lock` against all other processes. If it has to wait, a note says so.
+
+    Args:
+        folder: the cache.
+        name: what is locked.
+
+    Returns:
+        A context that releases the lock. Where the file system has no locks, a note says so and nothing is locked.
 
     Raises:
-        OSError: The lock's file cannot be written.
+        OSError: the lock's file cannot be written.
     """
     import filelock
 
@@ -137,14 +156,14 @@ def hold(folder: Path, name: str) -> AbstractContextManager[object]:
 
 
 def cannot_write(path: Path, error: OSError) -> DataError:
-    """The error of a cache that cannot take a file.
+    """The error for a file of the cache that cannot be written.
 
     Args:
-        path: The file or folder that could not be written.
-        error: What the system said.
+        path: the file or folder that could not be written.
+        error: the system's error.
 
     Returns:
-        An error with the path, the reason, on a full disk the room that is left, and what to do about it.
+        An error with the path, the reason and what to do about it; if the disk is full, also the free space.
     """
     reason = error.strerror or str(error)
     if error.errno in _FULL:
@@ -155,7 +174,7 @@ def cannot_write(path: Path, error: OSError) -> DataError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut, where the system can."""
+    """Makes renames inside `folder` survive a power failure, on systems that can do so."""
     with suppress(OSError):
         files.sync(folder)
 
@@ -169,7 +188,7 @@ def _checksum(arrays: Mapping[str, NDArray[Any]], meta: str) -> str:
 
 
 def _read(path: Path, fingerprint: str, formats: Collection[str], tell: bool = False) -> Entry | None:
-    """The entry, or None where there is none that is whole, of this fingerprint and of one of these formats."""
+    """The entry; None if it is missing, damaged (with `tell`, a note says so), or of another fingerprint or format."""
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 

@@ -1,7 +1,7 @@
-"""One canonical order for images and classes, whatever file, folder or archive they came in.
+"""One canonical order of images and classes, for every layout that they can come in.
 
-The images of a split are sorted by the SHA-256 of their bytes and label: the same seed then draws the same validation
-split everywhere, and a digest of that order names the content itself.
+The images of a split are sorted by the SHA-256 of their bytes and label. So the same seed draws the same validation
+split from every layout, and a digest over the sorted images identifies the content.
 """
 
 import numpy as np
@@ -14,17 +14,17 @@ from fastcifar.text import printable
 
 
 def in_canonical_order(decoded: Decoded, name: str) -> Dataset:
-    """Put images in order of content and classes in order of name, and find out what the classes are called.
+    """Sorts images by content and classes by name, and finds the names of the classes.
 
     Args:
-        decoded: Images and labels as they lie in the source.
-        name: What the data set is called.
+        decoded: images and labels in the order of the source.
+        name: the name of the data set.
 
     Returns:
-        The data set; each split knows the place of each image in the source. Names are made fit to be shown.
+        The data set. Each split knows the place of each image in the source. All names are made printable.
 
     Raises:
-        DataError: Two classes share a name, or superclasses contradict those of CIFAR-100.
+        DataError: two classes have the same name, or the superclasses of CIFAR-100's classes are not CIFAR-100's.
     """
     class_names, superclass_of = decoded.class_names, decoded.superclass_of
     rank = np.arange(decoded.num_classes)
@@ -54,10 +54,21 @@ def in_canonical_order(decoded: Decoded, name: str) -> Dataset:
 def _superclasses(
     class_names: tuple[str, ...], names: tuple[str, ...] | None, found: tuple[int, ...] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The names of the superclasses, and the index of each class's.
+    """The superclasses of a data set.
 
-    Those of CIFAR-100's classes are as published, and the layout must not contradict them. Other classes have those of
-    the layout, or none.
+    The classes of CIFAR-100 have the published superclasses, which the layout must not contradict. Other classes have
+    the superclasses of the layout, or none.
+
+    Args:
+        class_names: the names of the classes, sorted.
+        names: the names of the superclasses in the layout; None if it has none.
+        found: the superclass of each class in the layout; None if it has none.
+
+    Returns:
+        The names of the superclasses, and for each class the index of its superclass.
+
+    Raises:
+        DataError: the layout contradicts the published superclasses.
     """
     if class_names != CIFAR100.class_names:
         if not found or -1 in found:

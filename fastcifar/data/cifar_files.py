@@ -1,4 +1,4 @@
-"""The files of the published versions of CIFAR-10 and CIFAR-100: pickles and binary records -> arrays."""
+"""Decoding the files of the published versions of CIFAR-10 and CIFAR-100: pickles and binary records -> arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from fastcifar.errors import DataError
 
 @dataclass(frozen=True)
 class Version:
-    """The files of one published version, found by name.
+    """One published version, with the names of its files.
 
     Attributes:
-        title: What people call the version.
-        train: The files of the training images, in order.
-        test: The file of the test images.
-        names: The files of the class names, those of the superclasses last. They may be missing.
-        superclasses: Whether each image has a superclass label too.
-        binary: Whether the files are records of bytes; else they are pickles.
+        title: the name of the version, for messages.
+        train: the files of the training images, in order.
+        test: the file of the test images.
+        names: the files with the names of the classes and then of the superclasses. They may be missing.
+        superclasses: whether each image also has a superclass label.
+        binary: whether the files are records of bytes; otherwise they are pickles.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Version:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The files without which the version is not whole."""
+        """The files that must not be missing."""
         return self.train + self.test
 
 
@@ -72,15 +72,18 @@ EXTRACTED = {  # where the published archives put their files
 
 
 def read_published(version: Version, files: Mapping[str, bytes], where: Path) -> Decoded:
-    """Images and labels of a published version.
+    """Decodes the images and labels of a published version.
 
     Args:
-        version: Which files it has.
-        files: Their content by name: all that are required, and those of names that are there.
-        where: The folder or archive that holds them, for messages.
+        version: the version.
+        files: the content of its files by name: of all required files, and of the name files that exist.
+        where: the folder or archive of the files, for messages.
+
+    Returns:
+        The images and labels.
 
     Raises:
-        DataError: A file is damaged, or images and labels contradict each other.
+        DataError: a file is damaged, or images and labels contradict each other.
     """
     images, labels, coarse = {}, {}, {}
     for split, names in zip(SPLITS, (version.train, version.test), strict=True):
@@ -105,7 +108,7 @@ def read_published(version: Version, files: Mapping[str, bytes], where: Path) ->
 def _read_binary(
     content: bytes, superclasses: bool, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Records of (superclass byte,) class byte, 1024 red, 1024 green, 1024 blue."""
+    """Decodes records of (a superclass byte,) a class byte, and 1024 bytes each of red, green and blue."""
     width = 3072 + 1 + superclasses
     if not content or len(content) % width:
         raise DataError(f"{where} has {len(content):,} bytes, not a multiple of the {width} of one image: cut short?")
@@ -173,7 +176,11 @@ def _published_names(
 def _superclass_of(
     labels: Mapping[str, NDArray[np.int64]], coarse: Mapping[str, NDArray[np.int64]], num_classes: int, where: Path
 ) -> tuple[int, ...]:
-    """One superclass a class, the same for all of its images. Raises DataError where they disagree."""
+    """The superclass of each class.
+
+    Raises:
+        DataError: images of one class have different superclasses.
+    """
     fine = np.concatenate([labels[split] for split in SPLITS])
     above = np.concatenate([coarse[split] for split in SPLITS])
     table = np.full(num_classes, -1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Images, labels and what the labels mean: ``Split`` and ``Dataset``, their content digests and statistics."""
+"""`Split` and `Dataset`: images, labels and the names of the labels, with digests of the content and statistics."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Some images with their labels, and where each image lies in its source.
+    """Images with their labels, and the place of each image in its source.
 
     Attributes:
-        images: uint8 ``[N, 32, 32, 3]`` RGB, C-contiguous.
-        labels: int64 ``[N]``.
-        places: int64 ``[N]``, the index of each image in the source as it lies there: the row of the split's array in
-            an .npz or a CIFAR file (the five files of CIFAR-10 count as one after the other); in an image folder, the
-            index in the list of the split's files sorted by class name, then by file name. None where not known.
-        files: In an image folder, the path of each image below the folder, such as ``test/cat/007.png``, made fit to
-            be shown by ``text.printable``. None for every other source.
+        images: uint8 [N, 32, 32, 3] RGB, C-contiguous.
+        labels: int64 [N].
+        places: int64 [N], the index of each image in its source. In an .npz or in CIFAR's files it is the row in the
+            split's array (the five files of CIFAR-10 count as one array). In an image folder it is the index in the
+            list of the split's files, sorted by class name, then by file name. None if not known.
+        files: for an image folder, the path of each image below the folder, such as `test/cat/007.png`, made printable
+            by `text.printable`. None for every other source.
     """
 
     images: NDArray[np.uint8]
@@ -36,7 +36,11 @@ class Split:
         return len(self.labels)
 
     def take(self, index: NDArray[np.integer[Any]]) -> "Split":
-        """The images at ``index``, int ``[M]``, in that order, with all that belongs to them."""
+        """A split of some of the images.
+
+        Args:
+            index: int [M], which images, in the order of the new split.
+        """
         return Split(
             self.images[index],
             self.labels[index],
@@ -47,16 +51,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits in canonical order (see ``canonical``), and what their labels mean.
+    """The train and test split in canonical order (see `canonical`), and the names of their classes.
 
     Attributes:
-        name: The name of a published set, or that of the file or folder.
-        train: The training images.
-        test: The test images.
-        class_names: The name of each class, sorted; a label is an index into it.
-        superclass_names: Empty where superclasses are not known.
-        superclass_of: The index of each class's superclass; empty where superclasses are not known.
-        digest: The SHA-256 of the content, the same for any order and layout of the same images and labels.
+        name: the name of the published data set, or of the file or folder.
+        train: the training images.
+        test: the test images.
+        class_names: the name of each class, sorted; a label is an index into it.
+        superclass_names: the name of each superclass; empty if superclasses are not known.
+        superclass_of: for each class the index of its superclass; empty if superclasses are not known.
+        digest: a SHA-256 of the content. It is the same for the same images and labels in any order and layout.
     """
 
     name: str
@@ -69,24 +73,24 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def train_val(self, val_size: int, split_seed: int) -> tuple[Split, Split]:
-        """Split off random training images for validation, not stratified.
+        """Splits off random training images for validation, not stratified.
 
-        The result depends on nothing but the content and the two arguments. The validation images of a smaller
-        ``val_size`` are among those of a larger one.
+        The result depends only on the content and the two arguments. With a larger `val_size` and the same seed, the
+        validation images include all validation images of a smaller `val_size`.
 
         Args:
-            val_size: How many images validate; with 0, all of them train and the split for validation is empty.
-            split_seed: A whole number from 0.
+            val_size: the number of validation images. With 0 all images are training images.
+            split_seed: a whole number from 0.
 
         Returns:
-            The images to train on, and those to validate on.
+            The training split and the validation split.
 
         Raises:
-            UsageError: Either argument is out of range.
+            UsageError: either argument is out of range.
         """
         count = len(self.train)
         if not 0 <= val_size < count:
@@ -97,7 +101,7 @@ class Dataset:
             )
         if split_seed < 0:
             raise UsageError(f"split_seed = {split_seed}: allowed: whole numbers from 0")
-        # Sorting raw Philox output: Generator.permutation may change between versions of NumPy, this may not.
+        # Raw Philox output, sorted, because Generator.permutation may change between versions of NumPy.
         keys = np.random.Philox(np.random.SeedSequence(split_seed)).random_raw(count)
         order = np.argsort(keys, kind="stable")
         return self.train.take(order[val_size:]), self.train.take(order[:val_size])
@@ -107,11 +111,11 @@ def sorted_by_content(split: Split) -> tuple[NDArray[np.intp], str]:
     """The canonical order of a split, and the digest that names its content.
 
     Args:
-        split: Images and labels in any order.
+        split: images and labels in any order.
 
     Returns:
-        The indices, intp ``[N]``, that put its images in order of the SHA-256 of their bytes and label, and the
-        SHA-256 of those in that order.
+        The indices, intp [N], that sort the images by the SHA-256 of their bytes and label; and the SHA-256 over these
+        sorted hashes.
     """
     count = len(split)
     labels = split.labels.astype("<i8")
@@ -122,30 +126,51 @@ def sorted_by_content(split: Split) -> tuple[NDArray[np.intp], str]:
 
 
 def split_digest(split: Split) -> str:
-    """SHA-256 of a split's images and labels, the same for any order of them."""
+    """The SHA-256 of a split's images and labels, which is the same for any order of them."""
     return sorted_by_content(split)[1]
 
 
 def joined(digests: Mapping[str, str]) -> str:
-    """The ``Dataset.digest`` of splits whose digests are ``{"train": ..., "test": ...}``."""
+    """The `Dataset.digest` of a data set.
+
+    Args:
+        digests: the `split_digest` of each split: `{"train": ..., "test": ...}`.
+    """
     return hashlib.sha256("".join(digests[split] for split in SPLITS).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What ``info`` counts in one split. Pixel statistics are in R, G, B order, of pixels from 0 to 1."""
+    """Statistics of one split. Statistics of pixels are in R, G, B order, for pixels from 0 to 1.
+
+    Attributes:
+        count: the number of images.
+        class_min: the number of images in the smallest class.
+        class_max: the number of images in the largest class.
+        class_mean: the mean number of images in a class.
+        mean: the mean of all pixels.
+        std: the standard deviation of all pixels.
+        image_std: the mean over the images of each image's standard deviation (with ddof = 1).
+    """
 
     count: int
     class_min: int
     class_max: int
     class_mean: float
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]  # over all pixels of the split
-    image_std: tuple[float, float, float]  # mean over the images of each image's own (ddof 1)
+    std: tuple[float, float, float]
+    image_std: tuple[float, float, float]
 
 
 def info(dataset: Dataset) -> dict[str, SplitInfo]:
-    """Counts, class balance and channel statistics of each split: ``{"train": SplitInfo, "test": SplitInfo}``."""
+    """Counts images, classes and pixels.
+
+    Args:
+        dataset: the data set.
+
+    Returns:
+        The statistics of each split: `{"train": SplitInfo, "test": SplitInfo}`.
+    """
     return {
         "train": _split_info(dataset.train, dataset.num_classes),
         "test": _split_info(dataset.test, dataset.num_classes),

@@ -1,4 +1,4 @@
-"""What every decoder returns, and the checks that all of them share."""
+"""`Decoded`, which every decoder returns, and the checks that all decoders share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from fastcifar.data.dataset import SPLITS
 from fastcifar.errors import DataError
 
-MOST_CLASSES = 2**16  # that labels without names may mean: one wild label would otherwise ask for terabytes
+MOST_CLASSES = 2**16  # for labels without names; otherwise one wrong label would ask for terabytes
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images and labels of both splits as they lie in the source.
+    """Images and labels of both splits, in the order of the source.
 
     Attributes:
-        images: For "train" and "test", uint8 ``[N, 32, 32, 3]``.
-        labels: For "train" and "test", int64 ``[N]``, each from 0 to ``num_classes - 1``.
-        num_classes: How many classes there are; some may have no image.
-        class_names: In order of the labels; None where the layout has no names.
-        superclass_of: The superclass of each class, -1 for a class without images; None where the layout has none.
-        superclass_names: None where the layout has none.
-        files: For "train" and "test", each image's path below the folder; None where images are no files of their own.
-        notes: What the user should be told of the source.
+        images: for "train" and "test", uint8 [N, 32, 32, 3].
+        labels: for "train" and "test", int64 [N], each from 0 to `num_classes - 1`.
+        num_classes: how many classes there are; some may have no image.
+        class_names: the name of each class, in the order of the labels; None if the layout has no names.
+        superclass_of: the superclass of each class, -1 for a class without images; None if the layout has none.
+        superclass_names: the name of each superclass; None if the layout has none.
+        files: for "train" and "test", the path of each image below the folder; None if images are not single files.
+        notes: remarks for the user about the source.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -40,19 +40,22 @@ class Decoded:
 
 
 def describe(array: NDArray[Any]) -> str:
-    """Type and shape, such as ``uint8 [100, 32, 32, 3]``."""
+    """The dtype and shape of an array, such as `uint8 [100, 32, 32, 3]`."""
     return f"{array.dtype} {list(array.shape)}"
 
 
 def whole_numbers(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
-    """Labels of any integer type as int64.
+    """Converts labels of any integer dtype to int64.
 
     Args:
-        labels: ``[N]``.
-        where: What to call them in a message.
+        labels: [N].
+        where: what messages call the labels.
+
+    Returns:
+        int64 [N].
 
     Raises:
-        DataError: They are no whole numbers ``[N]``, or one of them is beyond int64.
+        DataError: the labels are not whole numbers or not [N], or one of them does not fit int64.
     """
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         hint = ""
@@ -71,18 +74,18 @@ def whole_numbers(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 
 def check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | None, where: Path) -> int:
-    """Check that every label is the number of a class.
+    """Checks that every label is the number of a class.
 
     Args:
-        labels: For "train" and "test", int64 ``[N]``.
-        num_classes: How many classes are named; None where none is.
-        where: The source, for messages.
+        labels: for "train" and "test", int64 [N].
+        num_classes: the number of classes; None if the classes have no names.
+        where: the source, for messages.
 
     Returns:
-        ``num_classes``, else as many classes as the labels, which must start at 0, tell.
+        `num_classes`. If it is None, the largest label plus 1; the labels must then start at 0.
 
     Raises:
-        DataError: A split is empty, or a label is out of range.
+        DataError: a split is empty, or a label is out of range.
     """
     for split in SPLITS:
         if not len(labels[split]):
@@ -101,14 +104,17 @@ def check_labels(labels: Mapping[str, NDArray[np.int64]], num_classes: int | Non
 
 
 def name_of(value: object, where: str) -> str:
-    """A class's name as text.
+    """The name of a class as text.
 
     Args:
-        value: A str, or bytes in UTF-8.
-        where: The source, for messages.
+        value: a str, or bytes in UTF-8.
+        where: the source, for messages.
+
+    Returns:
+        The name, without space around it.
 
     Raises:
-        DataError: ``value`` is no text, or an empty one.
+        DataError: `value` is not text, or is empty.
     """
     try:
         text = value.decode() if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""Fetching one file over http(s): progress, resume, retries; and what to say where that cannot be done."""
+"""Downloading one file over http(s), with progress, resume and retries; and advice where that is not possible."""
 
 import http.client
 import json
@@ -21,31 +21,32 @@ from fastcifar.data.cache import cannot_write, sync_folder
 from fastcifar.data.notes import note
 from fastcifar.errors import DataError, UsageError
 
-TIMEOUT_SECONDS = 30.0  # without a single byte
-RETRY_SECONDS = (1.0, 2.0, 4.0)  # waits between attempts; a gain of bytes starts the count anew
+TIMEOUT_SECONDS = 30.0  # how long no byte may arrive
+RETRY_SECONDS = (1.0, 2.0, 4.0)  # the waits between attempts; they start anew whenever bytes have arrived
 _CHUNK = 1 << 16
 
 T = TypeVar("T")
 
 
 def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, title: str, progress: bool = True) -> T:
-    """Hand a file to ``use``, downloaded first if it is not here yet.
+    """Calls `use` with a file, which is downloaded first if it is not on this machine yet.
 
     Args:
-        url: The file's official address.
-        mirror: Where to ask instead: the http, https or file URL of the file (in any layout that ``use`` takes) or of
-            the folder that has it under its published name. Empty: ``url``.
-        folder: Where the downloaded file is kept.
-        use: Takes the file, and raises DataError on content that it does not accept. Such a file is not kept.
-        title: What the file is called in messages, and the stem of the name under which it is kept.
-        progress: Whether the download shows how far it is.
+        url: the official address of the file.
+        mirror: another address: the http, https or file URL of the file (in any layout that `use` accepts), or of the
+            folder that holds the file under its published name. If empty, `url` is used.
+        folder: where the downloaded file is kept.
+        use: is called with the path of the file. It raises DataError if it does not accept the content; that file is
+            then not kept.
+        title: what messages call the file; also the stem of the name under which it is kept.
+        progress: whether the progress of the download is shown.
 
     Returns:
-        What ``use`` returns.
+        What `use` returns.
 
     Raises:
-        DataError: The file cannot be had or written, or ``use`` does not accept it.
-        UsageError: ``mirror`` is no URL.
+        DataError: the file cannot be downloaded or written, or `use` does not accept it.
+        UsageError: `mirror` is not a URL.
     """
     address = mirror_address(url, mirror)
     kept = kept_file(folder, title)
@@ -86,22 +87,28 @@ def obtain(url: str, mirror: str, folder: Path, use: Callable[[Path], T], *, tit
 
 
 def kept_file(folder: Path, title: str) -> Path:
-    """Where ``obtain`` keeps a file that it has downloaded."""
+    """The path under which `obtain` keeps a downloaded file.
+
+    Args:
+        folder: as for `obtain`.
+        title: as for `obtain`.
+    """
     return folder / f"{title}.download"
 
 
 def mirror_address(url: str, mirror: str) -> str:
-    """The address to ask.
+    """The address to download from.
 
     Args:
-        url: The file's official address.
-        mirror: As for ``obtain``.
+        url: the official address of the file.
+        mirror: as for `obtain`.
 
     Returns:
-        ``url``, the file of the same name in the folder ``mirror``, or ``mirror`` itself where it names a file.
+        `url` if `mirror` is empty; `mirror` if it is the address of a file; otherwise the address of the file with the
+        name of `url` in the folder `mirror`.
 
     Raises:
-        UsageError: ``mirror`` is no http, https or file URL.
+        UsageError: `mirror` is not an http, https or file URL.
     """
     if not mirror:
         return url
@@ -119,11 +126,11 @@ def mirror_address(url: str, mirror: str) -> str:
 
 
 class _Unreachable(Exception):
-    """No answer came, or one without the whole file.
+    """The server did not answer, or did not send the whole file.
 
     Args:
-        reason: What happened.
-        retry: Whether a later attempt may go better.
+        reason: what happened, in words.
+        retry: whether a later attempt may succeed.
     """
 
     def __init__(self, reason: str, *, retry: bool) -> None:
@@ -132,17 +139,19 @@ class _Unreachable(Exception):
 
 
 def fetch(url: str, part: Path, *, title: str, progress: bool = True) -> None:
-    """Download a file, going on where an earlier call was cut if the server still has that version of the file.
+    """Downloads a file.
+
+    It goes on after an interrupted download, if the server still has the same version of the file.
 
     Args:
-        url: The http or https address.
-        part: The file to write. It is whole once this returns.
-        title: What the file is called in messages.
-        progress: Whether it is shown how far the download is.
+        url: the http or https address.
+        part: the file to write. It is whole when this function returns.
+        title: what messages call the file.
+        progress: whether the progress is shown.
 
     Raises:
-        _Unreachable: The server did not send the whole file, however often it was asked.
-        OSError: ``part`` cannot be written.
+        _Unreachable: the server did not send the whole file in several attempts.
+        OSError: `part` cannot be written.
     """
     waits = list(RETRY_SECONDS)
     furthest = _size(part)
@@ -167,7 +176,11 @@ def fetch(url: str, part: Path, *, title: str, progress: bool = True) -> None:
 
 
 def _attempt(url: str, part: Path, shown: "_Progress") -> None:
-    """One request. Returns once ``part`` is whole."""
+    """Makes one request, and returns when `part` is whole.
+
+    Raises:
+        _Unreachable: the server did not send the whole file.
+    """
     headers = {"User-Agent": f"fastcifar/{__version__}", "Accept-Encoding": "identity"}
     start = _size(part)
     if start and (validator := _read_validator(part, url)):
@@ -184,7 +197,7 @@ def _attempt(url: str, part: Path, shown: "_Progress") -> None:
             raise _Unreachable(f"the server answered {error.code} {error.reason}", retry=retry) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        # Without a network these do not pass by waiting; in the middle of a download they may.
+        # At the start of a download these errors last. In the middle of a download they may pass.
         lasting = isinstance(
             reason, (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationError, ValueError)
         )
@@ -198,7 +211,7 @@ def _attempt(url: str, part: Path, shown: "_Progress") -> None:
                 part.unlink()
                 raise _Unreachable("the server sent another range than asked for", retry=True)
             total: int | None = int(span[2])
-        else:  # the whole file: a first request, one that the server cannot continue, or a file that changed
+        else:  # the whole file: nothing was there yet, the server cannot resume, or the file has changed
             start = 0
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdecimal() else None
@@ -240,7 +253,7 @@ def _validator_file(part: Path) -> Path:
 
 
 def _write_validator(part: Path, url: str, headers: Any) -> None:
-    """Write down what the server calls this version of the file, so that two versions are never joined."""
+    """Records the server's name for this version of the file, so that parts of two versions are never joined."""
     etag = headers.get("ETag", "")
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
     _validator_file(part).write_text(json.dumps({"url": url, "validator": validator}))
@@ -255,7 +268,7 @@ def _read_validator(part: Path, url: str) -> str:
 
 
 class _Progress:
-    """A bar on a terminal, a line every tenth elsewhere, on stderr."""
+    """The progress of a download, on stderr: a bar on a terminal, elsewhere a line for each tenth of the file."""
 
     def __init__(self, title: str, shown: bool) -> None:
         self.title, self.shown = title, shown
@@ -282,6 +295,7 @@ class _Progress:
             self.bar.stop()
 
     def update(self, size: int, total: int | None) -> None:
+        """Shows that `size` bytes of `total` have arrived; None is an unknown total."""
         if self.bar:
             self.bar.update(self.task, completed=size, total=total)
         elif self.shown and size >= self.next_line:

@@ -1,4 +1,4 @@
-"""Files that are no layout of fastcifar: what each is, told by its first bytes, and what to do with it."""
+"""Files that fastcifar does not read: what each is, recognised by its first bytes, and what to do with it."""
 
 from collections.abc import Sequence
 
@@ -32,14 +32,14 @@ _KINDS = (  # the first bytes, what the file is, what to do
 
 
 def foreign_kind(start: bytes) -> tuple[str, str] | None:
-    """What a file is that no decoder takes.
+    """Recognises a file that no decoder reads.
 
     Args:
-        start: Its first bytes, some hundred.
+        start: the first bytes of the file; 512 are enough.
 
     Returns:
-        What it is and what to do with it, such as ``("a RAR archive", "unpack it, and name the folder")``; None where
-        the first bytes do not tell.
+        What the file is and what to do with it, such as `("a RAR archive", "unpack it, and name the folder")`; None if
+        the bytes do not tell.
     """
     if not start:
         return "empty", "download or copy it again"
@@ -52,13 +52,13 @@ def foreign_kind(start: bytes) -> tuple[str, str] | None:
 
 
 def foreign_zip(names: Sequence[str]) -> tuple[str, str] | None:
-    """What a zip is that is no .npz.
+    """Recognises a zip file that is not an .npz.
 
     Args:
-        names: The names of its members.
+        names: the names of its members.
 
     Returns:
-        As ``foreign_kind``; None where its members are arrays.
+        As for `foreign_kind`; None if a member is an array.
     """
     if any(name.endswith(".npy") for name in names):
         return None

@@ -1,4 +1,4 @@
-"""An image folder, {train,test}/<class>/*.png or any other format of ``images.FORMATS`` -> arrays."""
+"""Decoding an image folder, {train,test}/<class>/*.png or another format of `images.FORMATS` -> arrays."""
 
 import os
 import stat
@@ -16,17 +16,20 @@ from fastcifar.errors import DataError
 
 
 def read_image_folder(folder: Path) -> Decoded:
-    """Images and labels of an image folder.
+    """Reads the images and labels of an image folder.
 
-    Hidden entries and those that systems leave behind are skipped, and so are files that are no images; the notes say
-    so where it may matter.
+    Hidden entries, entries that operating systems leave behind, and files that are not images are skipped. The notes of
+    the result name skipped class folders and files.
 
     Args:
-        folder: Holds train/ and test/, each with one folder a class.
+        folder: holds train/ and test/, each with one folder for each class.
+
+    Returns:
+        The images and labels.
 
     Raises:
-        DataError: The classes of both splits differ, a class has no image, or an image is not to be taken.
-        OSError: A folder cannot be read.
+        DataError: train/ and test/ have different classes, a class has no image, or an image is refused.
+        OSError: a folder cannot be read.
     """
     notes, skipped = [], []
     class_names = {}
@@ -61,13 +64,13 @@ def read_image_folder(folder: Path) -> Decoded:
 
 
 def entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """The entries of a folder: 60,000 in 0.2 s, where Path.glob takes 0.6 s."""
+    """The entries of a folder. For 60,000 entries it takes 0.2 s; Path.glob takes 0.6 s."""
     with os.scandir(folder) as found:
         return list(found)
 
 
 def _kinds(folder: Path) -> dict[str, str]:
-    """Each entry, sorted by name, with what it is, links followed: file, folder, broken link or other."""
+    """The kind of each entry (file, folder, broken link or other), sorted by name. Links are followed."""
     kinds = {}
     for entry in sorted(entries(folder), key=lambda entry: entry.name):
         try:
@@ -95,7 +98,7 @@ def _check_classes(folder: Path, class_names: dict[str, list[str]]) -> None:
 
 
 def _image_files(folder: Path, inside: str) -> tuple[list[str], list[str]]:
-    """The image files of one class, sorted, and the other entries, both as paths below ``folder``."""
+    """The image files of one class, sorted, and the entries that are no image files, as paths below `folder`."""
     usable, others = [], []
     kinds = {name: kind for name, kind in _kinds(folder / inside).items() if not is_litter(name)}
     for name, kind in kinds.items():
@@ -115,7 +118,7 @@ def _image_files(folder: Path, inside: str) -> tuple[list[str], list[str]]:
 
 
 def _other_splits(folder: Path, names: set[str]) -> list[str]:
-    """Folders beside train/ and test/ that look like a third split: by their name, or by the classes they hold."""
+    """The folders beside train/ and test/ that look like a third split, by their name or by the classes in them."""
     found = []
     for entry in sorted(entries(folder), key=lambda entry: entry.name):
         if entry.name in SPLITS or is_litter(entry.name) or not entry.is_dir():
@@ -124,5 +127,5 @@ def _other_splits(folder: Path, names: set[str]) -> list[str]:
             if entry.name.lower().startswith("val") or names & set(os.listdir(entry)):
                 found.append(f"{entry.name}/")
         except OSError:
-            continue  # a folder that cannot be read is none of ours
+            continue  # a folder that cannot be read is not part of the data
     return found

@@ -1,7 +1,7 @@
-"""One image file -> 32 x 32 pixels, if it has one meaning in 8-bit RGB; every other file is refused by name.
+"""Decoding one image file -> 32 x 32 pixels. A file that has no single meaning in 8-bit RGB is refused by name.
 
-Pillow takes the upper eight of sixteen bits, drops transparency, and picks one picture of several, without a word. What
-it would have to choose, a person has to.
+Pillow silently takes the upper eight of sixteen bits, drops transparency, and picks one of several pictures. Such a
+choice is left to the user.
 """
 
 import functools
@@ -30,7 +30,7 @@ SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .mpo .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm .tga .icb .vda "
     ".vst .pcx .sgi .rgb .rgba .bw .qoi .jp2 .j2k .jpx .jpf .jpc .j2c .avif .avifs".split()
 )
-OTHER_SUFFIXES = frozenset(  # pictures too, of formats whose depth or transparency is not known to be read right
+OTHER_SUFFIXES = frozenset(  # formats whose depth or transparency may not be read correctly
     ".ico .cur .icns .psd .dds .im .xbm .xpm .msp .pcd .pxr .fit .fits .fli .flc .dcx .blp .ftc .ftu .gbr .ras".split()
 )
 _LARGEST_IMAGE = 64 * 2**20  # bytes; 32 x 32 pixels without compression have 3,072
@@ -40,16 +40,16 @@ _UPRIGHT = (None, 1)
 
 
 def open_images(files: Sequence[Path]) -> NDArray[np.uint8]:
-    """Decode image files.
+    """Decodes image files.
 
     Args:
-        files: N files.
+        files: the paths of N files.
 
     Returns:
-        uint8 ``[N, 32, 32, 3]`` RGB.
+        uint8 [N, 32, 32, 3] RGB.
 
     Raises:
-        DataError: A file cannot be read or is not to be taken; of several, the first in order of ``files``.
+        DataError: a file cannot be read or is refused. If there are several, the first one in `files` is named.
     """
     images = np.empty((len(files), 32, 32, 3), dtype=np.uint8)
 
@@ -58,22 +58,22 @@ def open_images(files: Sequence[Path]) -> NDArray[np.uint8]:
             images[i] = open_image(files[i])
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow's: every file is either taken as it is, or refused
+        warnings.simplefilter("ignore")  # Pillow's warnings: each file is either read as it is, or refused
         list(pool.map(open_chunk, range(0, len(files), 256)))
     return images
 
 
 def open_image(file: Path) -> NDArray[np.uint8]:
-    """Decode one image file.
+    """Decodes one image file.
 
     Args:
-        file: The file; its content, not its name, tells the format.
+        file: the path of the file. Its content decides the format, not its name.
 
     Returns:
-        uint8 ``[32, 32, 3]`` RGB.
+        uint8 [32, 32, 3] RGB.
 
     Raises:
-        DataError: The file cannot be read or is not to be taken.
+        DataError: the file cannot be read or is refused.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -100,7 +100,7 @@ def open_image(file: Path) -> NDArray[np.uint8]:
         kind = foreign_kind(content[:512])
         reason = f"it is {kind[0]}" if kind else f"in none of the formats {', '.join(FORMATS)}"
         raise DataError(f"{file} is damaged or no image ({reason})") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise DataError(f"{file} is damaged or no image ({error})") from error
 
 
@@ -113,7 +113,7 @@ def _installed_formats() -> tuple[str, ...]:
 
 
 def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
-    """Why an image has no single meaning as 32 x 32 pixels of 8-bit RGB; empty if it has one."""
+    """Why an image is refused: it has no single meaning as 32 x 32 pixels of 8-bit RGB. Empty if it has one."""
     if image.size != (32, 32):
         return f"has {image.width}x{image.height} pixels; only 32x32 is taken"
     if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -133,7 +133,7 @@ def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
 
 
 def _png_is_whole(content: bytes) -> bool:
-    """Whether a PNG has all of its pixels: Pillow leaves rows black that a stream which ends in order does not hold."""
+    """Whether a PNG has all of its pixels. Pillow leaves rows black if the pixel data is valid but too short."""
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", content[16:29])
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     passes = [(0, 0, 1, 1)]
@@ -154,14 +154,14 @@ def _png_is_whole(content: bytes) -> bool:
 
 
 def _bits(image: Any, content: bytes) -> int:
-    """How many bits the file has a channel, 8 where its format has no more."""
+    """The number of bits in a channel of the file; 8 if its format never has more."""
     match image.format:
         case "PNG":
-            return content[content.index(b"IHDR") + 12]  # behind the chunk's name, width and height
+            return content[content.index(b"IHDR") + 12]  # after the chunk's name, width and height
         case "TIFF":
             return max(_tag(image, 258, (1,)))
         case "PPM":
-            highest = image.tile[0][3]  # the arguments of the decoder: a mode, or a mode and the highest value
+            highest = image.tile[0][3]  # the decoder's arguments: a mode, or a mode and the highest value
             return 16 if isinstance(highest, tuple) and int(highest[-1]) > 255 else 8
         case "SGI":
             return 8 * content[3]
@@ -194,9 +194,9 @@ def _may_be_transparent(image: "Image.Image") -> bool:
 
 
 def _has_a_fourth_byte(image: Any, content: bytes) -> bool:
-    """Whether a BMP of 32 bits a pixel uses the eight of them that its format calls unused.
+    """Whether a BMP with 32 bits a pixel uses the eight bits that its format calls unused.
 
-    Some programs write alpha there. In all other files these bytes are the same for every pixel.
+    Some programs write alpha there. In other files these bits are the same in every pixel.
     """
     if image.format not in ("BMP", "DIB") or not image.tile or image.tile[0][3][0] != "BGRX":
         return False
@@ -207,5 +207,5 @@ def _has_a_fourth_byte(image: Any, content: bytes) -> bool:
 def _orientation(image: "Image.Image") -> Any:
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # the pixels are whole even if the text beside them is not
+    except Exception:  # damaged metadata does not damage the pixels
         return None

@@ -1,4 +1,4 @@
-"""What a path holds: a published archive or its files, an .npz or an image folder. Nothing here trusts its input."""
+"""Recognising what a path holds: a published archive or its files, an .npz or an image folder. No input is trusted."""
 
 import difflib
 import hashlib
@@ -25,12 +25,12 @@ _NOTHING = os.stat_result((0,) * 10)
 
 @dataclass(frozen=True)
 class Source:
-    """One set of images on this machine, recognised but not yet read.
+    """A set of images on this machine whose layout is known; the images are not read yet.
 
     Attributes:
-        path: The file or folder.
+        path: the file or folder.
         layout: "archive", "npz", "image folder" or the title of a published version.
-        version: The published version whose files lie in the folder, if they do.
+        version: the published version whose files are in the folder; None for other layouts.
     """
 
     path: Path
@@ -38,13 +38,16 @@ class Source:
     version: Version | None = None
 
     def fingerprint(self) -> str:
-        """A digest that changes when any of the source's files does: then they must be read anew.
+        """A digest that changes when a file of the source changes. Then the files must be read again.
 
-        It is made of each file's name, size, times and inode. A program can set the time of writing (tar, mv and
-        touch do), but not the time of the last change to the inode, nor the inode's number.
+        It is computed from the name, size, times and inode of each file. A program can set a file's time of writing
+        (tar, mv and touch do), but neither the number of its inode nor the time of the inode's last change.
+
+        Returns:
+            A SHA-256 in hexadecimal digits.
 
         Raises:
-            DataError: A file or folder cannot be read.
+            DataError: a file or folder cannot be read.
         """
         digest = hashlib.sha256(os.fsencode(self.path.resolve()) + f"\0{self.layout}".encode())
         with reading(self.path):
@@ -55,13 +58,13 @@ class Source:
         return digest.hexdigest()
 
     def _files(self) -> list[tuple[bytes, os.stat_result]]:
-        """What ``read`` looks at: names below the path, each with what the system says of it."""
+        """The entries that `read` looks at: their names below the path, and what the system says of each."""
         if self.path.is_file():
             return [(b"", self.path.stat())]
         if self.version:
             present = (self.path / name for name in self.version.required + self.version.names)
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
-        # A third split is not read, but a note tells of it.
+        # A third split is not read, but a note names it, so that it is part of the fingerprint.
         found = [(os.fsencode(e.name), _NOTHING) for e in entries(self.path) if e.name.startswith(("val", "dev"))]
         for split in SPLITS:
             for folder in entries(self.path / split):
@@ -75,7 +78,14 @@ class Source:
         return found
 
     def read(self) -> Decoded:
-        """All images and labels, checked. Raises DataError."""
+        """Reads and checks all images and labels.
+
+        Returns:
+            The images and labels.
+
+        Raises:
+            DataError: the source cannot be read, is damaged, or contradicts itself.
+        """
         with reading(self.path):
             if self.layout == "npz":
                 return read_npz(self.path)
@@ -91,12 +101,12 @@ class Source:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, for one
+    except OSError:  # such as a link to itself
         return False
 
 
 def _about(entry: os.DirEntry[str]) -> os.stat_result:
-    """What the system says of a link's target, or of the link itself where it leads nowhere."""
+    """What the system says of an entry. Links are followed, except a link that leads nowhere."""
     try:
         return entry.stat()
     except OSError:
@@ -107,13 +117,16 @@ def _about(entry: os.DirEntry[str]) -> os.stat_result:
 
 
 def locate(path: Path) -> Source:
-    """Recognise what a path holds.
+    """Recognises what a path holds.
 
     Args:
-        path: A file, a folder, or a folder that holds one such.
+        path: a file or folder in a known layout, or a folder that holds one of these.
+
+    Returns:
+        The source.
 
     Raises:
-        DataError: Nothing is there, it cannot be read, it is in no layout of fastcifar, or it holds several.
+        DataError: the path does not exist, cannot be read, is in no known layout, or holds several sources.
     """
     with reading(path):
         kind = kind_of(path)
@@ -153,7 +166,7 @@ def _locate_in_folder(path: Path) -> Source:
                     found += _locate_folder(child)
                 elif child.name.endswith((".npz", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
                     found.append(source)
-            except OSError as error:  # one closed folder on a disk is no reason to find nothing
+            except OSError as error:  # an unreadable entry must not hide the others
                 unreadable.append(f"{child.name} ({error.strerror})")
     folders = {source.path.name for source in found}
     found = [s for s in found if EXTRACTED.get(s.path.name.split(".")[0]) not in folders - {s.path.name}]
@@ -167,7 +180,7 @@ def _locate_in_folder(path: Path) -> Source:
 
 
 def _part_of(path: Path) -> str:
-    """`` Name its folder...`` where ``path`` is one piece of a whole beside it, else nothing."""
+    """A hint, if `path` is one part of a source in its folder; otherwise an empty text."""
     try:
         sources = _locate_folder(path.parent)
     except OSError:
@@ -179,7 +192,7 @@ def _part_of(path: Path) -> str:
 
 
 def _locate_file(path: Path) -> Source | None:
-    if kind_of(path) != "file":  # opening a pipe waits for ever
+    if kind_of(path) != "file":  # opening a pipe would wait forever
         return None
     names = _zip_names(path)
     if names is not None:
@@ -188,20 +201,20 @@ def _locate_file(path: Path) -> Source | None:
         return None
     if _is_tar(path):
         return Source(path, "archive")
-    if path.name.endswith(ARCHIVE_SUFFIXES):  # read_archive says what is wrong with it, unless it is something else
+    if path.name.endswith(ARCHIVE_SUFFIXES):  # read_archive explains what is wrong with it
         foreign = _foreign(path)
         return None if foreign and not foreign[0].endswith("no tar archive") else Source(path, "archive")
     return None
 
 
 def _zip_names(path: Path) -> list[str] | None:
-    """The names of a zip's members, none if it is damaged; None if the file is no zip."""
+    """The names of a zip's members, empty if the zip is damaged; None if the file is not a zip."""
     if not zipfile.is_zipfile(path):
         return [] if path.name.endswith(".npz") and path.stat().st_size and _starts_as_zip(path) else None
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except Exception:  # zipfile raises many kinds on damaged files; read_npz says what is wrong
+    except Exception:  # zipfile raises many kinds of errors on damaged files; read_npz explains them
         return [f"{KEYS[0]}.npy"]
 
 
@@ -225,7 +238,7 @@ def _foreign(path: Path) -> tuple[str, str] | None:
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # the decompressors raise many kinds on damaged files
+    except Exception:  # the decompressors raise many kinds of errors on damaged files
         return False
 
 
@@ -252,7 +265,7 @@ def _nothing_found(path: Path, unreadable: list[str]) -> DataError:
 
 
 def _hint(path: Path, name: str) -> str:
-    """What the entry ``name`` of a folder without images may be a part of."""
+    """A hint at what the entry `name` of a folder without images may be meant to be; empty if there is none."""
     plain = name.rstrip("/")
     if name != plain and plain in SPLITS:
         return f"{name} is there, but {SPLITS[1 - SPLITS.index(plain)]}/ is missing"

@@ -1,4 +1,4 @@
-"""What people are told: notes on stderr, the nearest known name, and names made fit to be shown."""
+"""Texts for the user: notes on stderr, the nearest known name, and lists of names."""
 
 import re
 import sys
@@ -9,14 +9,14 @@ from contextlib import suppress
 from fastcifar import text
 
 _LONGEST_MESSAGE = 4000  # characters
-_MOST_COMPARED = 5000  # names that a mistyped one is compared with
+_MOST_COMPARED = 5000  # how many known names a mistyped name is compared with
 
 
 def note(said: str) -> None:
-    """Tell the person at the keyboard something that is not an error, on stderr.
+    """Prints a remark that is not an error to stderr.
 
     Args:
-        said: One or more lines. What would act on a terminal is escaped.
+        said: one or more lines. Control characters are escaped.
     """
     if sys.stderr is not None:  # closed by the shell: 2>&-
         with suppress(OSError):
@@ -24,42 +24,43 @@ def note(said: str) -> None:
 
 
 def message(said: str) -> str:
-    """Escape a message like a name, but for its line breaks, and cut it where nobody would read on.
+    """Escapes the control characters of a message, except line breaks, and cuts a very long message.
 
     Args:
-        said: The message.
+        said: the message.
 
     Returns:
-        At most some 4,000 characters that are fit for a terminal.
+        Printable text of about 4,000 characters at most.
     """
     escaped = text.printable_lines(said)
     return escaped if len(escaped) <= _LONGEST_MESSAGE else f"{escaped[:_LONGEST_MESSAGE]} ..."
 
 
 def listed(names: Sequence[str], most: int = 8, nothing: str = "nothing") -> str:
-    """The first names of a list, each cut to 60 characters, and how many more there are.
+    """The first names of a list, each cut to 60 characters, and the number of the rest.
 
     Args:
-        names: What is listed.
-        most: How many names are shown.
-        nothing: What an empty list reads as.
+        names: the list.
+        most: how many names are shown.
+        nothing: the text for an empty list.
 
     Returns:
-        Such as ``a, b and 7 more``.
+        A text such as `a, b and 7 more`.
     """
     shown = ", ".join(text.printable(name if len(name) <= 60 else f"{name[:57]}...") for name in names[:most])
     return (shown or nothing) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """A hint at what was meant.
+    """A hint at the name that was meant.
 
     Args:
-        wrong: The name that is not known.
-        known: The names that are.
+        wrong: the name that is not known.
+        known: the known names.
 
     Returns:
-        `` Did you mean 'X'?`` where a known name is near (case, hyphens and underscores do not count), else nothing.
+        `Did you mean 'X'?` after a space, if a known name is similar; otherwise an empty text. Upper and lower case,
+        hyphens and underscores make no difference.
     """
     names = [name for name, _ in zip(known, range(_MOST_COMPARED), strict=False)]
     by_plain = {_plain(name): name for name in reversed(names)}

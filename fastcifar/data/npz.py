@@ -1,4 +1,4 @@
-"""An .npz with train_images, train_labels, test_images, test_labels and, where it has them, label_names -> arrays."""
+"""Decoding an .npz with train_images, train_labels, test_images, test_labels and optional label_names -> arrays."""
 
 import math
 import warnings
@@ -20,14 +20,17 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def read_npz(path: Path) -> Decoded:
-    """Images and labels of an .npz, each array checked before it is read.
+    """Reads the images and labels of an .npz. Each array is checked before it is read.
 
     Args:
-        path: The file.
+        path: the file.
+
+    Returns:
+        The images and labels.
 
     Raises:
-        DataError: The file is damaged, lacks an array, or an array is not what it should be.
-        OSError: The file cannot be read.
+        DataError: the file is damaged, an array is missing, or an array has the wrong dtype, shape or values.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
         try:
@@ -36,10 +39,10 @@ def read_npz(path: Path) -> Decoded:
         except (DataError, MemoryError):
             raise
         except OSError as error:
-            if error.errno:  # the disk's, not zipfile's own
+            if error.errno:  # an error of the disk, not of zipfile
                 raise
             raise _damaged(path, error) from error
-        except Exception as error:  # zipfile and NumPy raise many kinds on damaged files
+        except Exception as error:  # zipfile and NumPy raise many kinds of errors on damaged files
             raise _damaged(path, error) from error
 
 
@@ -72,7 +75,7 @@ def _decode(archive: zipfile.ZipFile, path: Path) -> Decoded:
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDArray[Any]:
-    """One array, read to its end so that its checksum is verified."""
+    """Reads one array, to the end of its member, so that the checksum is verified."""
     where = f"{path}: {member.filename.removesuffix('.npy')}"
     with archive.open(member) as file:
         _check_header(file, member, where)
@@ -83,7 +86,11 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDA
 
 
 def _check_header(file: IO[bytes], member: zipfile.ZipInfo, where: str) -> None:
-    """Raise DataError unless the member is an array of just the bytes that its header claims."""
+    """Checks that a member is an array with exactly the bytes that its header claims.
+
+    Raises:
+        DataError: the member is not one.
+    """
     start = file.read(len(np.lib.format.MAGIC_PREFIX))
     if start != np.lib.format.MAGIC_PREFIX:
         raise DataError(f"{where} is no array: np.savez writes each as an .npy file")

@@ -1,4 +1,4 @@
-"""A user's path: what it means, what lies there, and its bytes, read so that no pipe or device can stop the program."""
+"""A path given by the user: what it means, what it leads to, and reading it, which no pipe or device can block."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from fastcifar import files
 from fastcifar.errors import DataError
 from fastcifar.paths import given
 
-# Folders and files that systems and programs leave beside people's data, in lower case.
+# Folders and files that operating systems and programs leave beside the user's data, in lower case.
 _SYSTEM_NAMES = {
     "__macosx",
     "__pycache__",
@@ -27,22 +27,22 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def is_litter(name: str) -> bool:
-    """Whether an entry of a folder is hidden, or left there by the system, and so never part of the data."""
+    """Whether an entry of a folder is not part of the data, because it is hidden or was left by the system."""
     return (name.startswith(".") and name not in (".", "..")) or name.casefold() in _SYSTEM_NAMES
 
 
 def user_path(text: str, what: str = "data") -> Path:
-    """What a path typed by a user means.
+    """The path that a user's text means.
 
     Args:
-        text: The path as typed; ``~`` and ``~name`` stand for home folders.
-        what: The setting or variable that it was given to, for messages.
+        text: the text; `~` and `~name` stand for home folders.
+        what: the setting or variable that holds the text, for messages.
 
     Returns:
-        The path, still relative if it was typed so. Nothing need be there.
+        The path, relative if the text is relative. It need not exist.
 
     Raises:
-        DataError: ``text`` is empty, a URL, holds a NUL, or names the home folder of nobody.
+        DataError: `text` is empty, is a URL, holds a NUL, or starts with `~name` and there is no such user.
     """
     if url := _URL.match(text):
         advice = "Download the file, then give its path."
@@ -65,10 +65,13 @@ def user_path(text: str, what: str = "data") -> Path:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what the system says of a path that cannot be read into a DataError that names the path.
+    """A context in which the system's errors raise DataError with the path that cannot be read.
 
     Args:
-        path: What is named where the system names no path.
+        path: the path to name if the system's error has none.
+
+    Raises:
+        DataError: something cannot be read.
     """
     try:
         yield
@@ -81,10 +84,16 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def kind_of(path: Path) -> str:
-    """What lies at a path, links followed: "file", "folder", "nothing", or "a named pipe" and the like.
+    """What a path leads to. Links are followed.
+
+    Args:
+        path: the path.
+
+    Returns:
+        "file", "folder", "nothing", or another kind in words, such as "a named pipe".
 
     Raises:
-        OSError: The system does not tell.
+        OSError: the system does not tell.
     """
     try:
         mode = path.stat().st_mode
@@ -98,19 +107,22 @@ def kind_of(path: Path) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of an ordinary file.
+    """Reads an ordinary file.
 
     Args:
-        path: The file.
-        most: How many bytes it may have.
+        path: the file.
+        most: how many bytes it may have.
+
+    Returns:
+        The content.
 
     Raises:
-        DataError: The file cannot be read, is a pipe or a device, or has more bytes than ``most``.
+        DataError: the file cannot be read, is a pipe or a device, or has more bytes than `most`.
     """
     with reading(path):
         return files.read(path, most)
 
 
 def fit_in_memory(size: int) -> bool:
-    """Whether this machine has as much memory as an array of ``size`` bytes would take."""
+    """Whether an array of `size` bytes fits this machine's memory."""
     return size <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,12 +1,13 @@
-"""A learnable data set of CIFAR's shape, drawn from a seed: an object before a landscape, nothing downloaded.
+"""A data set of CIFAR's shape that is drawn from a seed: objects in front of landscapes. Nothing is downloaded.
 
-A superclass is a landscape, a sky over a ground (4 x 5 = 20), each with its colour and texture; the classes of one
-superclass differ in the object, a shape with its colour (5). Place, size, turn, horizon, colour, texture phase, light
-and noise vary from image to image. No class depends on left or right, nor on pixels near the border, so a horizontal
-flip and a crop by 4 pixels never change the class.
+Each superclass is a landscape: one of 4 skies over one of 5 grounds, each with its colour and texture. The 5 classes of
+a superclass differ in the object, which is a shape with its colour. Place, size, turn, horizon, colour, texture phase,
+light and noise vary from image to image. No class depends on left or right, or on pixels near the border, so that a
+horizontal flip and a crop by 4 pixels never change the class.
 
-Only +, -, *, /, sqrt, comparisons and integers are used, which IEEE 754 rounds alike everywhere (sin and exp differ by
-processor), on the raw output of Philox, which NumPy promises not to change: the bytes are the same on every machine.
+The bytes are the same on every machine. They are computed from the raw output of Philox, which NumPy promises not to
+change, with +, -, *, /, sqrt, comparisons and integers, which IEEE 754 rounds alike everywhere. (The results of sin and
+exp differ between processors.)
 """
 
 from typing import Any
@@ -19,9 +20,9 @@ TEST_PER_CLASS = 10
 SEED = 0
 DIGEST = "ad1f2e581993a5b3c6f0f9f4d0d4e7ff884f18d16046bcfd667b5d256e4723cb"  # Dataset.digest of what generate() draws
 
-Float = NDArray[np.floating[Any]]  # float32, all of them
+Float = NDArray[np.floating[Any]]  # always float32
 
-# Colours are RGB, 0..1; of sky and ground the main one, then that of the texture.
+# Colours are RGB, 0..1. A sky or ground has its main colour first, then the colour of its texture.
 _SKIES = {
     "cloudy": ((0.50, 0.72, 0.95), (0.92, 0.95, 1.00)),
     "night": ((0.08, 0.10, 0.28), (0.55, 0.58, 0.75)),
@@ -51,16 +52,16 @@ SUPERCLASS_OF = tuple(i // len(_OBJECTS) for i in range(len(CLASS_NAMES)))
 def generate(
     seed: int = SEED, train_per_class: int = TRAIN_PER_CLASS, test_per_class: int = TEST_PER_CLASS
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Draw both splits, class after class: about a second for the default 6,000 + 1,000 images.
+    """Draws both splits, class after class. The default 6,000 + 1,000 images take about a second.
 
     Args:
-        seed: A whole number from 0; another seed draws other images.
-        train_per_class: Training images of each class.
-        test_per_class: Test images of each class.
+        seed: a whole number from 0; each seed draws different images.
+        train_per_class: the number of training images of each class.
+        test_per_class: the number of test images of each class.
 
     Returns:
-        ``{"train": (images, labels), "test": (images, labels)}``: images uint8 ``[100 * per_class, 32, 32, 3]`` RGB,
-        labels int64 ``[100 * per_class]``.
+        `{"train": (images, labels), "test": (images, labels)}`: images uint8 [100 * per_class, 32, 32, 3] RGB,
+        labels int64 [100 * per_class].
     """
     bits = np.random.Philox(np.random.SeedSequence(seed))
     count = train_per_class + test_per_class
@@ -73,16 +74,16 @@ def generate(
 
 
 def _draw(sky: str, ground: str, thing: str, count: int, bits: np.random.Philox) -> NDArray[np.uint8]:
-    """``count`` images of one class, [count, 32, 32, 3]."""
+    """Draws `count` images of one class, uint8 [count, 32, 32, 3]."""
 
     def uniform(low: float, high: float, channels: int = 1) -> Float:
-        """One number an image (and channel), shaped to meet [count, 32, 32, channels]."""
+        """A random number for each image (and channel), [count, 1, 1, channels]."""
         raw = np.asarray(bits.random_raw(count * channels)) >> np.uint64(40)  # 24 bits: exact in float32
         value = np.float32(low) + np.float32(high - low) * (raw.astype(np.float32) / np.float32(1 << 24))
         return value.reshape(count, 1, 1, channels).astype(np.float32)
 
     def placed(centre: tuple[float, float], turn: float) -> tuple[Float, Float]:
-        """Coordinates about a random centre, turned by up to 2 atan(turn): the rational circle needs no sin."""
+        """Coordinates around a random centre, turned by up to 2 atan(turn), which needs no sin."""
         dx, dy, t = x - uniform(*centre), y - uniform(*centre), uniform(-turn, turn)
         cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
         return cos * dx - sin * dy, sin * dx + cos * dy
@@ -100,11 +101,11 @@ def _draw(sky: str, ground: str, thing: str, count: int, bits: np.random.Philox)
     inside = np.clip(np.float32(0.5) - distance, 0, 1)
     colour = np.array(_OBJECTS[thing], dtype=np.float32) + uniform(-0.04, 0.04, 3)
     images += (colour - images) * inside
-    images *= 1 - np.float32(0.6) * inside * np.clip(distance + np.float32(1.5), 0, 1)  # one dark pixel round it
+    images *= 1 - np.float32(0.6) * inside * np.clip(distance + np.float32(1.5), 0, 1)  # a dark outline, one pixel wide
 
     light = uniform(0.85, 1.1) + uniform(-0.01, 0.01) * (x - 16)
     raw = np.asarray(bits.random_raw(images.size // 2)).astype("<u8").view(np.uint8).reshape(*images.shape, 4)
-    noise = raw.sum(axis=-1, dtype=np.int32) - 510  # four bytes make a near enough bell, of standard deviation 148
+    noise = raw.sum(axis=-1, dtype=np.int32) - 510  # four bytes: nearly normal, standard deviation 148
     images = images * light * 255 + noise.astype(np.float32) * np.float32(8 / 148)
     pixels: NDArray[np.uint8] = np.floor(np.clip(images, 0, 255) + np.float32(0.5)).astype(np.uint8)
     return pixels
@@ -152,7 +153,7 @@ def _stripes(t: Float) -> Float:
 
 
 def _dots(u: Float, v: Float, radius: float, hardness: float) -> Float:
-    """A dot in each unit square, every row shifted against the last, 0..1."""
+    """A dot in each unit square, 0..1; each row is shifted against the row before."""
     row = np.floor(v)
     u = u + row * np.float32(0.37)
     du, dv = u - np.floor(u) - np.float32(0.5), v - row - np.float32(0.5)
@@ -161,7 +162,7 @@ def _dots(u: Float, v: Float, radius: float, hardness: float) -> Float:
 
 
 def _distance(thing: str, u: Float, v: Float, radius: Float) -> Float:
-    """Signed distance in pixels to the outline of an object about the origin, negative inside."""
+    """The signed distance in pixels to the outline of an object at the origin; it is negative inside."""
     distance: Float
     u_abs, v_abs = np.abs(u), np.abs(v)
     match thing:

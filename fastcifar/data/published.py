@@ -1,4 +1,4 @@
-"""The published sets: where they lie, what their classes are called and how their content is known."""
+"""The published data sets: their addresses, the names of their classes, and how to recognise their content."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,17 +39,17 @@ CIFAR100_SUPERCLASS_OF = {name: above for above, names in CIFAR100_SUPERCLASSES.
 
 @dataclass(frozen=True)
 class Published:
-    """A published data set: where it lies and how its content is known.
+    """A published data set.
 
     Attributes:
-        name: What ``--data`` calls it.
-        url: The official address of its archive.
-        class_names: Its classes, sorted.
-        counts: How many images each split has.
-        digests: The ``split_digest`` of each split; None where no copy was at hand to take it from.
-        archive_md5s: The MD5 of each archive as published, for want of digests. An archive with another is noted and
-            not refused, because packing it anew changes its MD5.
-        archive_bytes: The size of the archive at ``url``.
+        name: its name for `--data`.
+        url: the official address of its archive.
+        class_names: its classes, sorted.
+        counts: the number of images in each split.
+        digests: the `split_digest` of each split; None if not known.
+        archive_md5s: the MD5 of each published archive, which is checked if the digests are not known. Another MD5 only
+            gives a note, because packing an archive anew changes its MD5.
+        archive_bytes: the size of the archive at `url`.
     """
 
     name: str
@@ -62,17 +62,19 @@ class Published:
 
     @property
     def digest(self) -> str | None:
-        """The ``Dataset.digest`` of the published images, where it is known."""
+        """The `Dataset.digest` of the published images; None if not known."""
         return joined(self.digests) if self.digests else None
 
     def check(self, dataset: Dataset) -> None:
-        """Check that a data set holds all images of this one and, where their digest is known, no others.
+        """Checks that a data set is this published data set.
+
+        The classes and the numbers of images are compared and, if it is known, the digest.
 
         Args:
-            dataset: What was found under this set's name or with its classes.
+            dataset: the data set to check.
 
         Raises:
-            DataError: Classes, counts or images differ.
+            DataError: classes, numbers of images or the digest differ.
         """
         if dataset.class_names != self.class_names:
             raise DataError(f"its classes are not those of {self.name}")

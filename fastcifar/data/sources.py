@@ -1,4 +1,4 @@
-"""Where images come from: a name or a path -> Dataset, in one canonical order, decoded once and cached."""
+"""Loading images: a name or a path -> `Dataset`, in canonical order. Images are decoded once, and then cached."""
 
 import hashlib
 import os
@@ -29,20 +29,23 @@ NAMES = (*PUBLISHED, "procedural")
 def load(
     data: str | os.PathLike[str], *, mirror: str = "", cache: Path | None = None, progress: bool = True
 ) -> Dataset:
-    """The images that a name or a path stands for.
+    """Loads a data set.
 
-    Notes on the source (files that were ignored, classes without images) go to stderr each time it is loaded.
+    Notes on the source (ignored files, classes without images) go to stderr each time it is loaded.
 
     Args:
-        data: cifar100, cifar10, procedural, or a path to any layout of ``accepted.ACCEPTED``.
-        mirror: Where to download a published set from if the cache lacks it: the http, https or file URL of the
-            archive or of the folder that holds it. Empty: its official address.
-        cache: The folder of the decoded copies. None: ``$FASTCIFAR_DATA``, else the user's cache folder.
-        progress: Whether a download shows how far it is.
+        data: cifar100, cifar10, procedural, or a path to any layout of `accepted.ACCEPTED`.
+        mirror: where to download a published data set that is not in the cache: the http, https or file URL of the
+            archive, or of the folder that holds it. If empty, its official address.
+        cache: the folder of the decoded copies. None is `$FASTCIFAR_DATA`, or else the user's cache folder.
+        progress: whether the progress of a download is shown.
+
+    Returns:
+        The data set, in canonical order.
 
     Raises:
-        DataError: The images cannot be found, fetched, read or trusted.
-        UsageError: ``mirror`` is no URL.
+        DataError: the images cannot be found, downloaded or read, or are not what their name says.
+        UsageError: `mirror` is not a URL.
     """
     data = os.fspath(data)
     with _told(data):
@@ -62,16 +65,16 @@ def load(
 
 
 def absolute(data: str | os.PathLike[str]) -> str:
-    """The text to keep so that ``load`` finds the same images from every working folder.
+    """Makes `data` independent of the working folder.
 
     Args:
-        data: As for ``load``.
+        data: as for `load`.
 
     Returns:
-        A name as it is; a path made absolute, with ``~`` expanded and links kept.
+        A name unchanged; a path made absolute, with `~` expanded and links kept.
 
     Raises:
-        DataError: ``data`` is no path (see ``paths.user_path``), or the working folder is gone.
+        DataError: `data` is not a path (see `paths.user_path`), or the working folder does not exist any more.
     """
     text = os.fspath(data)
     if text in NAMES:
@@ -82,15 +85,18 @@ def absolute(data: str | os.PathLike[str]) -> str:
 
 
 def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> int:
-    """How many bytes ``load`` would download: the size of the published archive, or 0.
+    """How much `load` would download.
 
     Args:
-        data: As for ``load``.
-        mirror: As for ``load``. Nothing is downloaded from a file URL.
-        cache: As for ``load``.
+        data: as for `load`.
+        mirror: as for `load`. Nothing is downloaded from a file URL.
+        cache: as for `load`.
+
+    Returns:
+        The size of the published archive in bytes, or 0.
 
     Raises:
-        DataError: The cache cannot be looked into.
+        DataError: the cache cannot be read.
     """
     if data not in PUBLISHED or mirror.lower().startswith("file:"):
         return 0
@@ -105,21 +111,21 @@ def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> 
 
 
 def announce_download(data: str, mirror: str = "") -> None:
-    """Says on stderr how much of ``data`` will be downloaded, and where it goes; nothing where nothing will.
+    """Says on stderr how much `load` will download, and where to. If it will download nothing, nothing is said.
 
     Args:
-        data: As for ``load``.
-        mirror: As for ``load``.
+        data: as for `load`.
+        mirror: as for `load`.
 
     Raises:
-        DataError: The cache cannot be looked into.
+        DataError: the cache cannot be read.
     """
     size = download_size(data, mirror=mirror)
     if not size:
         return
     try:
         where = f" to {default_folder()}"
-    except DataError:  # no folder to keep it in: who loads the images says so
+    except DataError:  # there is no folder for it; loading the images will say so
         where = ""
     note(
         f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded{where} "
@@ -128,17 +134,22 @@ def announce_download(data: str, mirror: str = "") -> None:
 
 
 def load_published(published: Published, *, mirror: str, cache: Path, progress: bool) -> Dataset:
-    """``published`` from the cache, else from the archive in it, else downloaded; kept if ``check`` accepts it.
+    """Loads a published data set from the cache, or from the archive in the cache, or downloads it.
+
+    A downloaded archive is kept only if `Published.check` accepts its images.
 
     Args:
-        published: The set.
-        mirror: As for ``load``.
-        cache: The folder of the decoded copies and of the archive.
-        progress: As for ``load``.
+        published: the data set.
+        mirror: as for `load`.
+        cache: the folder of the decoded copies and of the archive.
+        progress: as for `load`.
+
+    Returns:
+        The data set.
 
     Raises:
-        DataError: The set cannot be fetched, or what was fetched is another.
-        UsageError: ``mirror`` is no URL.
+        DataError: the archive cannot be downloaded, or holds other images.
+        UsageError: `mirror` is not a URL.
     """
 
     def build() -> Entry:
@@ -158,7 +169,7 @@ def load_published(published: Published, *, mirror: str, cache: Path, progress: 
             published.url, mirror, cache / "downloads", decode, title=published.name, progress=progress
         )
 
-    # An entry written before places were kept is as good as a new one where making that would need the network.
+    # If making a new entry needs the network, an old entry without `places` is used instead.
     archive_is_here = download.kept_file(cache / "downloads", published.name).exists()
     formats = (FORMAT,) if archive_is_here else (FORMAT, FORMAT_WITHOUT_PLACES)
     return _from_entry(cached(cache, published.name, str(published.digests), build, formats))
@@ -170,7 +181,7 @@ def _md5(path: Path) -> str:
 
 @contextmanager
 def _told(data: str) -> Iterator[None]:
-    """Turn whatever the system or the memory refuses into a DataError, fit for a terminal and short."""
+    """A context in which errors of the system and lack of memory raise DataError, with a short, printable message."""
     try:
         with reading(Path(data.replace("\0", " "))):
             yield
@@ -247,7 +258,7 @@ def _procedural() -> Dataset:
 
 
 def _entry_name(path: Path) -> str:
-    """A file name for the cache that tells its source: two paths never share one."""
+    """The name of a path's entry in the cache. It shows the path's own name, and no two paths share it."""
     readable = re.sub(r"[^A-Za-z0-9-]+", "-", path.name.split(".")[0])[:40].strip("-")
     return f"{readable or 'images'}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
 
@@ -294,5 +305,5 @@ def _split_of(entry: Entry, name: str) -> Split:
         arrays[f"{name}_images"],
         arrays[f"{name}_labels"],
         arrays.get(f"{name}_places"),
-        None if files is None else tuple(files.tobytes().decode().split("\n")),  # a name that is printable has none
+        None if files is None else tuple(files.tobytes().decode().split("\n")),  # a printable name has no line break
     )

@@ -1,4 +1,4 @@
-"""How a step runs: the same model, loss and optimizer, op by op, compiled or fused, launched or replayed."""
+"""How a step runs. Every engine has the same model, loss and optimizer; eager, compiled and fused differ in the ops."""
 
 from fastcifar.engines.build import build_engine
 from fastcifar.engines.eager import Engine, Means

@@ -12,10 +12,17 @@ from fastcifar.target import Target
 
 
 def build_engine(model: MobileNet, target: Target) -> Engine:
-    """The engine that the target's config names, over `model` moved to its device in its memory format.
+    """The engine that the target's config names.
 
-    On the CPU with `tuned = true` freed memory is kept, and where no fused ops take their place the model's
-    convolutions are replaced by faster equals (see `cpu`).
+    On the CPU, `tuned = true` makes the allocator keep freed memory and, for engines other than `fused`, replaces the
+    model's convolutions by equal ones that are faster (see `cpu`).
+
+    Args:
+        model: is moved to the target's device and memory format, and trained in place.
+        target: the settled config and its device.
+
+    Returns:
+        The engine, with its optimizer and, if `ema_decay` is not 0, its moving average.
     """
     config = target.config
     model.to(device=target.device, memory_format=target.memory_format)  # type: ignore[call-overload]

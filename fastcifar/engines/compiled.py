@@ -1,4 +1,4 @@
-"""The compiled engine: torch.compile of the forward and its backward, with the errors of a first step explained."""
+"""The compiled engine: torch.compile of forward and backward, and explanations for errors of the first step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from fastcifar.errors import CompileError
 
 
 def compiled_forward(forward: Forward, batch_size: int, mode: str) -> Forward:
-    """`forward` compiled for batches of exactly `batch_size`; other sizes run eager.
+    """`forward` compiled for batches of one size. Batches of another size run eagerly.
 
-    An epoch ends with a smaller batch. As a dynamic shape it would slow every step, as a second static one it would
-    double the compile time; op by op it costs a few milliseconds an epoch and never a recompilation.
+    An epoch may end with a smaller batch. Compiled with a dynamic shape, it would slow down every step; compiled as a
+    second static shape, it would double the compile time. Run eagerly, it costs a few milliseconds an epoch.
+
+    Args:
+        forward: the eager forward.
+        batch_size: the size of the batches that are compiled.
+        mode: as for `torch.compile`.
+
+    Returns:
+        A forward with the same results.
     """
     compiled = torch.compile(forward, mode=mode, dynamic=False, fullgraph=True)
 
@@ -24,14 +32,22 @@ def compiled_forward(forward: Forward, batch_size: int, mode: str) -> Forward:
 
 
 def is_compile_error(error: Exception) -> bool:
-    """Whether torch.compile raised it, and not the step itself."""
-    from torch._dynamo.exc import TorchDynamoException  # not at the top: it takes a second, and only to read an error
+    """Whether torch.compile raised `error`, and not the step itself."""
+    from torch._dynamo.exc import TorchDynamoException  # here, because the import takes a second
 
     return isinstance(error, TorchDynamoException)
 
 
 def explain(error: Exception, engine: str) -> CompileError:
-    """What a failure of the first compiled step of `engine` means and what to do about it."""
+    """Explains a failure of the first compiled step.
+
+    Args:
+        error: what torch.compile, or a compiler that it calls, raised.
+        engine: the engine whose step failed, `compiled` or `eager`.
+
+    Returns:
+        The error for the user: the first line of the failure, and what to do about it.
+    """
     text = str(error).strip() or type(error).__name__
     first = next((line.strip() for line in text.splitlines() if line.strip()), text)
     lowered = text.lower()

@@ -1,4 +1,4 @@
-"""The eager engine: one training step, written out. The other engines replace its forward and keep the rest."""
+"""The eager engine: one training step, written out. The compiled and the fused engine replace only its forward."""
 
 from __future__ import annotations
 
@@ -18,18 +18,33 @@ from fastcifar.run.clock import wait
 from fastcifar.target import Target
 
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
+"""batch -> what `loss_and_sums` returns."""
 
 
 @dataclass(frozen=True)
 class Means:
-    """Loss and accuracy (0 to 1), means over the images of an epoch or a split; under MixUp weighted by lambda."""
+    """Mean loss and accuracy over the images of an epoch or of a split.
+
+    Attributes:
+        loss: the mean cross-entropy, in nats.
+        accuracy: 0 to 1. Under MixUp both labels count, weighted by lambda.
+    """
 
     loss: float
     accuracy: float
 
 
 def loss_and_sums(logits: Tensor, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """Mean loss [], and [sum of losses, correct predictions], of logits [B, K]; MixUp weights both labels."""
+    """The loss of a batch, and what is added up over an epoch. Under MixUp lambda weights both labels.
+
+    Args:
+        logits: [B, K] in any floating dtype; the loss is computed in float32 or higher.
+        batch: its labels and, under MixUp, its partner labels and lambda.
+        label_smoothing: 0 to 1.
+
+    Returns:
+        The mean loss, [], and float32 [2]: the sum of the losses and the number of correct predictions.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     predicted = logits.detach().argmax(1)
     loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
@@ -43,7 +58,12 @@ def loss_and_sums(logits: Tensor, batch: Batch, label_smoothing: float) -> tuple
 
 
 def forward_with_loss(model: Callable[[Tensor], Tensor], label_smoothing: float) -> Forward:
-    """batch -> `loss_and_sums` of the model's logits."""
+    """The eager forward: batch -> `loss_and_sums` of the model's logits.
+
+    Args:
+        model: images -> logits.
+        label_smoothing: 0 to 1.
+    """
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
         return loss_and_sums(model(batch.images), batch, label_smoothing)
@@ -55,11 +75,20 @@ class Engine:
     """Trains one model, a batch at a time, without reading anything back from the device.
 
     Args:
-        model, optimizer, ema: trained in place; ema may be None.
-        target: a precision of `bf16` and `fp16` runs under autocast; `fp16` scales its loss, and whether a step
-            overflowed is decided on the device.
-        logits: images -> logits, the model's function; None for the model itself.
-        forward: another way to compute `forward_with_loss` in training, compiled or fused; None for eager.
+        model: trained in place.
+        optimizer: updates the model's parameters.
+        ema: the moving average of the weights; None if there is none.
+        target: the settled config and its device. `bf16` and `fp16` run under autocast. With `fp16` the loss is scaled,
+            and the device decides whether a step overflowed.
+        logits: images -> logits, another way to compute the model; None for the model itself.
+        forward: the compiled or fused forward for training; None for the eager forward.
+
+    Attributes:
+        model: the argument.
+        optimizer: the argument.
+        ema: the argument.
+        scaler: scales the loss with `fp16`, and does nothing otherwise.
+        totals: float64 [2] on the device: the sum of losses and the correct predictions of the epoch so far.
     """
 
     def __init__(
@@ -77,8 +106,7 @@ class Engine:
         self._forward = forward or forward_with_loss(logits or model, target.config.label_smoothing)
         self._logits = logits or model
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
-        self._one = torch.ones((), device=device)  # what backward starts from, without a kernel to make it each step
-        # [sum of losses, correct predictions] over the images of the epoch so far
+        self._one = torch.ones((), device=device)  # kept, because backward() would make it anew each step
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -87,7 +115,7 @@ class Engine:
         return torch.autocast(self._target.device.type, self._target.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor a step reads or writes beside its batch, by name, as the live objects."""
+        """Every tensor that a step reads or writes, except its batch, by name. The tensors are not copied."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, tensor in self.optimizer.state[parameter].items():
@@ -97,9 +125,13 @@ class Engine:
         return tensors | {"totals": self.totals}
 
     def train_step(self, batch: Batch, lr: float | Tensor) -> None:
-        """Forward, backward, step; the sum of losses and the correct predictions are added to `totals`.
+        """Takes one step: forward, backward, update. Loss and correct predictions are added to `totals`.
 
-        Reads nothing from the device, so that a CUDA graph can hold all of it; `lr` is then a float32 tensor there.
+        It reads nothing from the device, so that a CUDA graph can hold the whole step.
+
+        Args:
+            batch: the training batch.
+            lr: the learning rate; in a CUDA graph, a float32 tensor on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -114,16 +146,25 @@ class Engine:
         self.totals += sums
 
     def pop_means(self, num_images: int) -> Means:
-        """The means over the `num_images` images since the last call: `totals` is read from the device and set to 0."""
+        """The mean loss and accuracy since the last call. Reads `totals` from the device, and sets them to 0.
+
+        Args:
+            num_images: the number of images that were trained on since the last call.
+        """
         loss, correct = (self.totals / num_images).tolist()
         self.totals.zero_()
         return Means(loss, correct)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
-        """Loss and accuracy in evaluation mode, of the moving average where one is kept.
+        """Evaluates the model or, if there is a moving average, the average.
 
-        `see` is shown every batch's logits, float32 [B, K], and labels, both on the device.
+        Args:
+            batches: at least one batch.
+            see: is called with each batch's logits, float32 [B, K], and labels, int64 [B], both on the device.
+
+        Returns:
+            Mean loss, without label smoothing, and accuracy.
         """
         self.model.eval()
         if self.ema is not None:
@@ -145,9 +186,15 @@ class Engine:
         return Means(loss_mean, accuracy)
 
     def warm_up(self, batches: Iterable[Batch]) -> float:
-        """Runs forward and backward on each batch, so that compiling and choosing kernels is over when training starts.
+        """Runs forward and backward on each batch, so that compiling and choosing kernels end before training starts.
 
-        Leaves weights, running statistics and totals as they were. Returns the seconds it took.
+        Weights, running statistics and totals stay as they were.
+
+        Args:
+            batches: a batch of each size that training will have.
+
+        Returns:
+            The seconds that it took.
         """
         start = time.perf_counter()
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}

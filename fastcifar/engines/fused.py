@@ -1,8 +1,9 @@
-"""The fused engine: the same model over the extension's ops, two autograd nodes a block.
+"""The fused engine: the same model computed with the extension's ops, two autograd nodes for each block.
 
-Between two pointwise products lies one op (BN, ReLU, depthwise, BN, ReLU); the products stay the library's. Tensors
-named u are raw outputs of a convolution, whose BN and ReLU the next op applies as it loads them. The weights of all
-products are rounded to the compute dtype together, once a step: by autocast they would be 30 small kernels.
+One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
+products. Tensors named u are raw outputs of a convolution; the next op applies BN and ReLU to them as it loads them.
+The weights of all products are rounded to the compute dtype together, once a step; autocast would launch 30 small
+kernels.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from fastcifar.ops import (
 
 
 class FusedModel:
-    """`model`'s function over fused ops: images [N, 3, 32, 32] channels_last -> logits [N, num_classes].
+    """The function of `model` with fused ops: images [N, 3, 32, 32] channels_last -> logits [N, num_classes].
 
-    Uses and trains the parameters and running statistics of `model`, and follows its train() and eval(). Runs in the
-    images' dtype, under autocast for the library's products; batch statistics are float32.
+    It uses and trains the parameters and running statistics of `model`, and obeys the model's train() and eval(). It
+    computes in the images' dtype, with PyTorch's products under autocast; batch statistics are float32.
 
-    Arguments:
+    Args:
         model: trained in place.
-        fuse_pointwise: in training, the pointwise product is part of the block's op too (kernels on CUDA only): it
-            applies BN and ReLU as it loads, and its epilogue has the statistics that the next block starts with.
+        fuse_pointwise: makes the pointwise product a part of the block's op in training. Only CUDA has kernels for it.
+            The product then applies BN and ReLU as it loads, and also computes the statistics for the next block.
     """
 
     def __init__(self, model: MobileNet, *, fuse_pointwise: bool = False) -> None:
@@ -88,13 +89,18 @@ class FusedModel:
 
     @torch.no_grad()
     def _update_statistics(self, means: list[Tensor], variances: list[Tensor], counts: list[int]) -> None:
-        """All layers' running statistics in two calls; one by one they would be 54 small ones a step."""
+        """Updates the running statistics of all layers in two calls; layer by layer it would be 54 calls a step."""
         unbiased = torch._foreach_mul(variances, [n / max(n - 1, 1) for n in counts])
         torch._foreach_lerp_([*self._means, *self._vars], [*means, *unbiased], self._momentum)
 
 
 def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:
-    """batch -> `loss_and_sums` of the model's logits, as one op."""
+    """The fused forward: batch -> what `loss_and_sums` returns, with the loss computed by one op.
+
+    Args:
+        model: images -> logits.
+        label_smoothing: 0 to 1.
+    """
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(batch.images)
@@ -110,7 +116,7 @@ def _conv(module: nn.Module) -> nn.Conv2d:
 
 
 def _pointwise(z: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 convolution as the matrix product that it is over channels_last memory."""
+    """A 1x1 convolution computed as a matrix product over channels_last memory."""
     return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
@@ -119,7 +125,7 @@ def _in_dtype(dtype: torch.dtype, weights: list[Tensor]) -> list[Tensor]:
 
 
 class _Rounded(torch.autograd.Function):
-    """Weights in another dtype, and their gradients back in the weights': one kernel for all of them each way."""
+    """Weights rounded to another dtype, and their gradients brought back: one kernel for all weights each way."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -138,7 +144,7 @@ def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A BN with fixed statistics as scale and shift, float32 [C]."""
+    """The scale and the shift, float32 [C] each, of a BN with fixed statistics."""
     scale = norm.weight * torch.rsqrt(_buffer(norm.running_var) + norm.eps)
     return scale, norm.bias - _buffer(norm.running_mean) * scale
 

@@ -1,4 +1,4 @@
-"""Taking steps: launched op by op, or replayed whole from a CUDA graph. The training loop does not see which."""
+"""Taking steps: launched op by op, or replayed whole from a CUDA graph. The training loop is the same for both."""
 
 from __future__ import annotations
 
@@ -22,17 +22,33 @@ class Steps(Protocol):
     """The steps of a run, an epoch at a time."""
 
     def warm_up(self) -> float:
-        """Compiles, captures and chooses kernels, so that it is over when training starts, and leaves what is trained
-        as it was. Returns the seconds it took. To be called once, before the first epoch.
+        """Compiles, captures and chooses kernels before training starts, and leaves what is trained as it was.
+
+        Must be called once, before the first epoch.
+
+        Returns:
+            The seconds that it took.
         """
         ...
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
-        """Starts an epoch, counted from 1, at the step that is taken first."""
+        """Starts an epoch.
+
+        Args:
+            epoch: counted from 1.
+            first_step: the step that will be taken first, counted from 0.
+        """
         ...
 
     def take(self, step: int) -> int:
-        """Takes a step of the epoch, counted from 0, without waiting for the device; returns how many images it has."""
+        """Takes a step of the epoch, without waiting for the device.
+
+        Args:
+            step: counted from 0.
+
+        Returns:
+            The number of images in the step.
+        """
         ...
 
 
@@ -45,14 +61,18 @@ def build_steps(
     *,
     launched: bool = False,
 ) -> Steps:
-    """The steps of a run: on CUDA the fused engine's step is one graph, if the batches are made on the device.
+    """The steps of a run. On CUDA a step of the fused engine is one CUDA graph, if the device makes the batches.
 
     Args:
-        engine, loader: trains and feeds.
-        lrs: the learning rate of every step of the run (see `optim.lr_table`).
-        target: says which engine on which device.
-        note: is told where steps are launched op by op because the batches come from the host.
-        launched: launches the steps op by op where they would be one graph.
+        engine: takes the steps.
+        loader: makes the batches.
+        lrs: float64 [epochs * num_batches], the learning rate of every step of the run (see `optim.lr_table`).
+        target: the settled config and its device.
+        note: is called with a remark if steps are launched op by op because the batches come from the host.
+        launched: launches the steps op by op even where they would be one graph.
+
+    Returns:
+        The steps, launched or replayed.
     """
     config = target.config
     if config.engine == "fused" and target.device.type == "cuda" and not launched:
@@ -64,16 +84,22 @@ def build_steps(
 
 
 class LaunchedSteps:
-    """Every op of a step is launched when its turn comes."""
+    """Steps whose ops are launched one by one. The arguments are as for `build_steps`."""
 
     def __init__(self, engine: Engine, loader: Loader, lrs: NDArray[np.float64], target: Target) -> None:
         self._engine, self._loader, self._lrs, self._config = engine, loader, lrs, target.config
         self._first = 0
 
     def warm_up(self) -> float:
-        """One full batch and, where the epoch ends with a smaller one, that too, forward and backward.
+        """Runs forward and backward of a full batch and, if the epoch ends with a smaller batch, of one of its size.
 
-        With a `compile_mode` that captures CUDA graphs the full batch goes three times: run, recorded, replayed.
+        With a `compile_mode` that captures CUDA graphs the full batch runs three times: plain, recorded and replayed.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            CompileError: torch.compile, or a compiler that it calls, failed.
         """
         loader, config = self._loader, self._config
         start = time.perf_counter()
@@ -84,40 +110,52 @@ class LaunchedSteps:
             rest = loader.num_images % loader.batch_size if loader.num_batches > 1 else 0
             self._engine.warm_up([*[batch] * repeats, *([batch.first(rest)] if rest else [])])
         except Exception as error:
-            # On CUDA the eager engine's augmentation is compiled too.
+            # The eager engine compiles too: its augmentation, on CUDA.
             if not is_out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):
                 raise explain(error, config.engine) from error
             raise
         return time.perf_counter() - start
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Starts an epoch; see `Steps.begin`."""
         self._first = (epoch - 1) * self._loader.num_batches
         self._loader.begin(epoch, first_step)
 
     def take(self, step: int) -> int:
+        """Takes a step; see `Steps.take`."""
         batch = self._loader.batch(step)
         self._engine.train_step(batch, self._lrs[self._first + step])
         return len(batch.labels)
 
 
 class ReplayedSteps:
-    """A step is one CUDA graph: batch, forward, backward, optimizer, averages and totals. The host only says "again".
+    """Steps that are CUDA graphs: batch, forward, backward, optimizer, averages and totals. The host only replays them.
 
-    What changes from step to step lies on the device: the epoch's draws, the learning rates of the run, and two
-    counters, which the graph itself moves on. The epoch's last, smaller batch has a graph of its own.
+    All that changes from step to step is on the device: the epoch's draws, the learning rates of the run, and two
+    counters that the graph itself increases. If the epoch's last batch is smaller, it has a graph of its own.
+
+    Args:
+        engine: takes the steps.
+        loader: makes the batches on the device.
+        lrs: float64 [epochs * num_batches], the learning rate of every step of the run.
+        device: the device of engine and loader. On the CPU, where tests run, nothing is captured.
     """
 
     def __init__(self, engine: Engine, loader: ResidentLoader, lrs: NDArray[np.float64], device: torch.device) -> None:
         self._engine, self._loader, self._device = engine, loader, device
         self._lrs = torch.from_numpy(lrs).to(device, torch.float32)
         self._lr = torch.zeros(1, device=device)
-        self._counters = torch.zeros(2, dtype=torch.int64, device=device)  # the step in the epoch, and in the run
+        self._counters = torch.zeros(2, dtype=torch.int64, device=device)  # the step of the epoch, the step of the run
         rest = loader.num_images % loader.batch_size
         self._sizes = [loader.batch_size] * (loader.num_images // loader.batch_size) + [rest] * (rest > 0)
         self._replay: dict[int, Callable[[], None]] = {}
 
     def warm_up(self) -> float:
-        """Takes a few steps of each size, undoes them, and captures one of each."""
+        """Takes two steps of each size, captures one of each size, and undoes what the steps changed.
+
+        Returns:
+            The seconds that it took.
+        """
         start = time.perf_counter()
         engine = self._engine
         kept = {name: tensor.clone() for name, tensor in engine.tensors().items()}
@@ -136,6 +174,7 @@ class ReplayedSteps:
         return time.perf_counter() - start
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Starts an epoch; see `Steps.begin`."""
         self._loader.begin(epoch, first_step)
         self._count_from(first_step, (epoch - 1) * self._loader.num_batches)
 
@@ -143,6 +182,7 @@ class ReplayedSteps:
         self._counters.copy_(torch.tensor([step, steps_before + step]))
 
     def take(self, step: int) -> int:
+        """Takes a step; see `Steps.take`."""
         rows = self._sizes[step]
         self._replay[rows]()
         return rows
@@ -153,7 +193,7 @@ class ReplayedSteps:
         self._counters += 1
 
     def _captured(self, sizes: Iterable[int]) -> dict[int, Callable[[], None]]:
-        """A way to take a step of each size: a graph's replay. On the CPU, where there are none, the step itself."""
+        """For each size the function that takes a step: the replay of a graph or, on the CPU, the step itself."""
         if self._device.type == "cpu":
             return {rows: partial(self._step, rows) for rows in sizes}
         replay, pool = {}, None
@@ -161,13 +201,13 @@ class ReplayedSteps:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 self._step(rows)
-            replay[rows], pool = graph.replay, graph.pool()  # one memory: a step leaves nothing there for the next
+            replay[rows], pool = graph.replay, graph.pool()  # shared memory: no step leaves anything there
         return replay
 
 
 @contextlib.contextmanager
 def _side_stream(device: torch.device) -> Iterator[None]:
-    """What runs before a capture must not run on the default stream, which can't be captured."""
+    """A context on a stream of its own: work before a capture must not run on the default stream."""
     if device.type == "cpu":
         yield
         return

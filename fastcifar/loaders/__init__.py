@@ -1,4 +1,4 @@
-"""Where batches come from: loaders behind one protocol, and the batches of an evaluation."""
+"""Where batches come from: training loaders with one protocol, and the batches of an evaluation."""
 
 from fastcifar.loaders.build import build_loader, check_available
 from fastcifar.loaders.host import HostLoader

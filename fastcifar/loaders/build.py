@@ -12,11 +12,11 @@ from fastcifar.target import Target
 
 
 def check_available(target: Target, num_images: int) -> None:
-    """Refuses a loader that cannot work here. To be called before a run folder is made.
+    """Refuses a loader that cannot work on this machine. Is called before the run folder is made.
 
     Args:
-        target: its config says which loader.
-        num_images: of the training split.
+        target: its config names the loader.
+        num_images: the number of training images.
 
     Raises:
         UsageError: a package that the loader needs is missing or broken.
@@ -41,9 +41,12 @@ def build_loader(
 
     Args:
         split: the training images.
-        target: its config says which loader; the batches are made for its device, in its dtype and memory format.
-        note: receives what a user should know but that stops nothing.
-        augmentation: what makes the batches of `loader = resident`, if not what the engine makes them with.
+        target: its config names the loader. The batches are made for its device, in its dtype and memory format.
+        note: is called with each remark for the user.
+        augmentation: how the resident loader makes a batch; None means as the engine does by default.
+
+    Returns:
+        The loader.
 
     Raises:
         UsageError: a package that the loader needs is missing.
@@ -51,7 +54,7 @@ def build_loader(
     """
     config = target.config
     if config.loader == "torchvision":
-        from fastcifar.loaders.torchvision import TorchvisionLoader  # what it needs is optional, and slow to import
+        from fastcifar.loaders.torchvision import TorchvisionLoader  # imports torchvision, which is optional and slow
 
         return TorchvisionLoader(split, target)
     if config.loader == "dali":

@@ -54,7 +54,8 @@ class DaliLoader(OrderedLoader):
 
     Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        target: beside what `OrderedLoader` reads, its config's mean, std and loader_workers (the pipeline's threads).
+        target: as for `OrderedLoader`; the settings `mean`, `std` and `loader_workers` (the number of threads of the
+            pipeline) are read too.
 
     Raises:
         UsageError: DALI is missing.
@@ -95,7 +96,7 @@ class DaliLoader(OrderedLoader):
         return pipeline
 
     def _feed(self) -> tuple[Any, ...]:
-        """What the pipeline asks for when it has room for a batch: bytes, the crops' corners, which are mirrored."""
+        """The pipeline's input for its next batch: bytes, corners of the crops, and which crops are mirrored."""
         step, draws = next(self._steps), self._draws
         assert draws is not None
         rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
@@ -110,7 +111,7 @@ class DaliLoader(OrderedLoader):
         self._steps = iter(range(first_step, self.num_batches))
 
     def _drain(self) -> None:
-        """Drops what an epoch cut short has in the pipeline: it ends an epoch only when all of it has come out."""
+        """Drops the batches of an interrupted epoch, which the pipeline ends only when all of them were taken."""
         self._steps = iter(())
         try:
             while True:

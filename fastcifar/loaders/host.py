@@ -1,8 +1,8 @@
-"""The resident loader for a split larger than the device: the images stay on the host, and each batch's bytes travel.
+"""The host loader, for a split that does not fit the device: the images stay on the host, and each batch is copied.
 
-A thread gathers them a few batches ahead into pinned buffers, and a stream of its own carries them over while the step
-before still computes. From there on everything is the resident loader's, so that the batches are the same to the last
-bit.
+A thread gathers the bytes of the next batches into pinned buffers. A CUDA stream copies them to the device while the
+step before still computes. The resident loader then makes the batch, so that the batches of both loaders are equal to
+the last bit.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from fastcifar.loaders.resident import Augmentation, ResidentLoader
 from fastcifar.target import Target
 
 _AHEAD = 3
-"""Batches in flight: one in use, one that travels, one that is gathered."""
+"""Buffers: one is in use, one is being copied, one is being gathered."""
 
 
 class HostLoader:
-    """Training batches of one split that stays in the host's memory, cut and mixed on the device; steps in order.
+    """Training batches of one split that stays in the host's memory. Steps go in order.
 
-    The arguments are those of `ResidentLoader`, and `note`, which is told where the images are. Of the split the device
-    holds the labels, 8 bytes an image.
+    The device holds the labels, 8 bytes an image, and crops, flips and mixes the images.
+
+    Args:
+        split: as for `ResidentLoader`.
+        target: as for `ResidentLoader`.
+        note: is called with a remark that says where the images are.
+        augmentation: as for `ResidentLoader`.
     """
 
     def __init__(
@@ -56,12 +61,17 @@ class HostLoader:
         note(f"images_on = host: {gib:.2f} GiB of training images stay in the host's memory, batches are copied ahead")
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
-        """Draws the epoch, and starts to gather its batches from `first_step` on."""
+        """Draws an epoch, and starts to gather its batches.
+
+        Args:
+            epoch: counted from 1.
+            first_step: the first step to gather, counted from 0.
+        """
         self.close()
         draws = draws_of(self._config, epoch, self.num_images)
         self._maker.set_draws(draws)
         self._next = first_step
-        if self._stream is not None:  # the slots' memory may be what other work on this stream has just given back
+        if self._stream is not None:  # work on the current stream may still read the memory that the slots were given
             self._stream.wait_stream(torch.cuda.current_stream(self._labels.device))
         self._free: SimpleQueue[_Slot | None] = SimpleQueue()
         self._ready: SimpleQueue[_Slot | BaseException] = SimpleQueue()
@@ -73,12 +83,22 @@ class HostLoader:
         self._thread.start()
 
     def batch(self, step: int) -> Batch:
-        """The batch of the next step; what went wrong in the thread is raised here."""
+        """The batch of the next step. An error of the thread is raised here.
+
+        Args:
+            step: counted from 0; must be the next step.
+
+        Returns:
+            The batch, on the device.
+
+        Raises:
+            ValueError: another step is next.
+        """
         if step != self._next or step >= self.num_batches:
             raise ValueError(f"step {step} of the epoch is asked for, and {self._next} is next: steps go in order")
         slot = self._ready.get()
         if isinstance(slot, BaseException):
-            self._ready.put(slot)  # for who asks again: there is no thread any more
+            self._ready.put(slot)  # for the next call: the thread has ended
             raise slot
         draws = self._maker.draws(step)
         labels = self._labels[draws["index"]]
@@ -99,7 +119,7 @@ class HostLoader:
             self._stream.synchronize()
 
     def _gather(self, order: NDArray[np.int64], first_step: int) -> None:
-        """What the thread does: fills each slot that becomes free with the next batch."""
+        """The thread's work: fills each slot that becomes free with the next batch."""
         try:
             for step in range(first_step, self.num_batches):
                 slot = self._free.get()
@@ -113,18 +133,29 @@ class HostLoader:
 
 
 class _Slot:
-    """Memory for one batch's bytes, on the host and on the device, that is never written while somebody reads it."""
+    """Memory for the bytes of one batch, on the host and on the device; it is never written while it is read.
+
+    Args:
+        shape: of the bytes, [B, S, S, 3].
+        device: the device that the batches are made on.
+    """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         on_cuda = device.type == "cuda"
         self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=on_cuda)
         self._device = torch.empty_like(self._host, device=device) if on_cuda else self._host
-        # The copy must not overtake the step that still reads the device's bytes, nor the thread the copy.
+        # The copy waits for the step that still reads the device's bytes, and the thread waits for the copy.
         self._copied = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         self._used = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
 
     def fill(self, images: NDArray[np.uint8], index: NDArray[np.int64], stream: torch.cuda.Stream | None) -> None:
-        """Gathers images[index] and sends them to the device on `stream`."""
+        """Gathers images[index] and copies them to the device on `stream`.
+
+        Args:
+            images: uint8 [N, S, S, 3].
+            index: int64 [b], at most as many as the slot holds.
+            stream: None on the CPU.
+        """
         if self._copied is not None:
             self._copied.synchronize()
         rows = self._host[: len(index)]
@@ -136,12 +167,12 @@ class _Slot:
                 self._copied.record(stream)
 
     def acquire(self) -> Tensor:
-        """The bytes on the device, uint8 [B, S, S, 3]; what reads them on the current stream waits for the copy."""
+        """The bytes on the device, uint8 [B, S, S, 3]. Later work on the current stream waits for the copy."""
         if self._copied is not None:
             torch.cuda.current_stream(self._device.device).wait_event(self._copied)
         return self._device
 
     def release(self) -> None:
-        """Nothing enqueued on the current stream after this reads the bytes."""
+        """Gives the slot back. Later work on the current stream must not read its bytes."""
         if self._used is not None:
             self._used.record(torch.cuda.current_stream(self._device.device))

@@ -1,4 +1,4 @@
-"""What the loaders have in common that make their batches on the host, a few ahead: the draws, the order, the mix."""
+"""What torchvision's and DALI's loader share: the draws, the order of the steps, and MixUp."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastcifar.target import Target
 
 
 class OrderedLoader(ABC):
-    """Training batches in the order of the epoch's draws, mixed on the device as the resident loader mixes them.
+    """Training batches in the order of the epoch's draws. The device mixes the images, as in the resident loader.
 
     Args:
-        num_images: of the split.
-        target: where the batches are needed, in its dtype and memory format; of its config seed, batch_size,
-            crop_padding, flip and mixup_alpha are read here.
+        num_images: the number of training images.
+        target: the batches are made for its device, in its dtype and memory format. The settings `seed`, `batch_size`,
+            `crop_padding`, `flip` and `mixup_alpha` of its config are read here.
     """
 
     def __init__(self, num_images: int, target: Target) -> None:
@@ -32,18 +32,27 @@ class OrderedLoader(ABC):
 
     @abstractmethod
     def _start(self, epoch: int, draws: EpochDraws, first_step: int) -> None:
-        """Starts to make the epoch's batches, from `first_step` on; those of an epoch cut short are dropped."""
+        """Starts to make the epoch's batches from `first_step` on. Batches left over from another epoch are dropped."""
 
     @abstractmethod
     def _fetch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The next batch on the device: cropped, flipped, normalised, float32 [B, 3, S, S], and its labels."""
+        """The next batch, on the device.
+
+        Returns:
+            Images, float32 [B, 3, S, S], cropped, flipped and normalised; and labels, int64 [B].
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what makes the batches."""
+        """Ends the processes and threads that make the batches."""
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
-        """Draws the epoch (counted from 1) and starts to make its batches from `first_step` on."""
+        """Draws an epoch, and starts to make its batches.
+
+        Args:
+            epoch: counted from 1.
+            first_step: the first step to make a batch for, counted from 0.
+        """
         draws = draws_of(self._config, epoch, self.num_images)
         if draws.partner is not None and draws.lam is not None:
             self._partner = torch.from_numpy(draws.partner).to(self._device)
@@ -52,7 +61,17 @@ class OrderedLoader(ABC):
         self._start(epoch, draws, first_step)
 
     def batch(self, step: int) -> Batch:
-        """The batch of the next step, counted from 0."""
+        """The batch of the next step.
+
+        Args:
+            step: counted from 0; must be the next step.
+
+        Returns:
+            The batch, on the device.
+
+        Raises:
+            ValueError: another step is next.
+        """
         if step != self._next or step >= self.num_batches:
             raise ValueError(f"step {step} of the epoch is asked for, and {self._next} is next: steps go in order")
         images, labels = self._fetch(step)

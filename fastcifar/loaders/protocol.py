@@ -1,4 +1,4 @@
-"""What every loader must be able to do, and the batches of an evaluation."""
+"""The protocol of all loaders, and the batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from fastcifar.target import Target
 class Loader(Protocol):
     """Training batches of one split, an epoch at a time. Every image comes once an epoch.
 
-    What a batch holds depends on the seed, the epoch and the step alone, so that a cut run goes on as if never stopped.
+    The content of a batch depends only on seed, epoch and step, so that a resumed run sees the batches that it would
+    have seen without the interruption.
 
     Attributes:
-        num_images, batch_size: as given.
-        num_batches: of an epoch; the last one may be smaller.
+        num_images: the number of training images.
+        batch_size: the number of images in a batch.
+        num_batches: the number of batches in an epoch; the last batch may be smaller.
     """
 
     num_images: int
@@ -30,20 +32,38 @@ class Loader(Protocol):
     num_batches: int
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
-        """Starts an epoch, counted from 1, at the step that is asked for first; also amid another epoch."""
+        """Starts an epoch. It may be called before the epoch begun last has ended.
+
+        Args:
+            epoch: counted from 1.
+            first_step: the step whose batch will be asked for first, counted from 0.
+        """
         ...
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step of the epoch begun last, counted from 0. Loaders but the resident one go in order."""
+        """The batch of a step of the epoch begun last.
+
+        Args:
+            step: counted from 0. Only the resident loader takes steps in any order.
+
+        Returns:
+            The batch, on the device.
+        """
         ...
 
     def close(self) -> None:
-        """Ends worker processes and threads. Nothing may be asked for after it."""
+        """Ends worker processes and threads. The loader must not be used afterwards."""
         ...
 
 
 def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
-    """The draws of an epoch, counted from 1, with a config's settings."""
+    """The draws of an epoch with a config's settings.
+
+    Args:
+        config: the settings.
+        epoch: counted from 1.
+        num_images: the number of training images.
+    """
     return draw_epoch(
         config.seed,
         epoch,
@@ -56,7 +76,15 @@ def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
 
 
 def eval_batches(split: Split, target: Target) -> Iterator[Batch]:
-    """Validation or test batches of `eval_batch_size` images: normalised, never cropped, flipped or mixed."""
+    """Validation or test batches: normalised, never cropped, flipped or mixed.
+
+    Args:
+        split: the images and labels.
+        target: the batches are made for its device, in its dtype and memory format, with its `eval_batch_size`.
+
+    Yields:
+        The batches, in the order of the split; the last batch may be smaller.
+    """
     config, device = target.config, target.device
     table = normalization_table(config.mean, config.std, device)
     for start in range(0, len(split.labels), config.eval_batch_size):

@@ -1,6 +1,6 @@
-"""The resident loader: the whole split lives on the device as bytes, and a batch is made there from the epoch's draws.
+"""The resident loader: the whole split is on the device as bytes, and the device makes the batches from the draws.
 
-Nothing crosses from the device to the host, and a single copy an epoch crosses the other way: the draws.
+Nothing is copied from the device to the host. The draws are copied to the device, once an epoch.
 """
 
 from __future__ import annotations
@@ -26,21 +26,28 @@ Augmentation = Literal["eager", "compiled", "fused"]
 
 
 def augmentation_of(engine: str, device: torch.device) -> Augmentation:
-    """What an engine makes its batches with. On CUDA the eager one compiles too: op by op it is a dozen kernels."""
+    """How an engine makes its batches by default.
+
+    On CUDA the eager engine compiles its augmentation too: op by op it would be a dozen kernels.
+
+    Args:
+        engine: `eager`, `compiled` or `fused`.
+        device: the device that makes the batches.
+    """
     if engine == "fused":
         return "fused"
     return "compiled" if engine == "compiled" or device.type == "cuda" else "eager"
 
 
 class ResidentLoader:
-    """Training batches of one split, cut and mixed on the device.
+    """Training batches of one split; the device crops, flips and mixes the images. Steps go in any order.
 
     Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        target: where the batches are made, in its dtype and memory format; of its config seed, batch_size, mean, std,
-            crop_padding, flip and mixup_alpha are read.
-        augmentation: what makes a batch of the draws, bit for bit the same: `eager` op by op, `compiled` one or two
-            kernels by torch.compile, `fused` the extension's own kernel.
+        target: the batches are made on its device, in its dtype and memory format. The settings `seed`, `batch_size`,
+            `mean`, `std`, `crop_padding`, `flip` and `mixup_alpha` of its config are read.
+        augmentation: how a batch is made: `eager`, op by op; `compiled`, one or two kernels by torch.compile; `fused`,
+            the extension's kernel. The results are equal bit for bit.
 
     Raises:
         DeviceMemoryError: the split does not fit the device.
@@ -65,17 +72,22 @@ class ResidentLoader:
         self._fused = augmentation == "fused"
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=target.dtype)
-        # The full batch alone is compiled: the epoch's last one, 64 of 128, would cost a second compilation.
+        # Only full batches are compiled: the epoch's smaller last batch would cost a second compilation.
         self._augment = torch.compile(make, dynamic=False) if augmentation == "compiled" else make
         self._augment_rest = make
         self._draws: dict[str, Tensor] = {}
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
-        """Draws the epoch (counted from 1) and copies its draws to the device: the only transfer until it ends."""
+        """Draws an epoch, and copies its draws to the device: the only copy until the epoch ends.
+
+        Args:
+            epoch: counted from 1.
+            first_step: not needed here, because steps go in any order.
+        """
         self.set_draws(draws_of(self._config, epoch, self.num_images))
 
     def set_draws(self, draws: EpochDraws) -> None:
-        """Puts an epoch's draws on the device, into the same memory as the last epoch's."""
+        """Copies an epoch's draws to the device, into the memory of the previous epoch's draws."""
         for name, array in vars(draws).items():
             if array is None:
                 continue
@@ -88,22 +100,42 @@ class ResidentLoader:
                 self._draws[name] = host.to(self._device, non_blocking=True, copy=True)
 
     def close(self) -> None:
-        """Nothing to end: there are no workers."""
+        """Does nothing: there are no workers to end."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0, of the epoch begun last; the last one of an epoch may be smaller."""
+        """The batch of a step of the epoch begun last.
+
+        Args:
+            step: counted from 0.
+
+        Returns:
+            The batch, on the device; the last batch of an epoch may be smaller.
+        """
         if self._fused:
             rows = min(self.batch_size, self.num_images - step * self.batch_size)
             return self.batch_at(self._step.fill_(step), rows)
         return self.make(self._images, self._labels, self.draws(step))
 
     def draws(self, step: int) -> dict[str, Tensor]:
-        """The draws of one batch, on the device: views of the epoch's, `lam` [1]."""
+        """The draws of one batch, on the device: views of the epoch's draws. `lam` is [1].
+
+        Args:
+            step: counted from 0.
+        """
         rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
         return {name: t[step : step + 1] if name == "lam" else t[rows] for name, t in self._draws.items()}
 
     def make(self, images: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> Batch:
-        """A batch by its own draws, in which `index` says which of `images` and `labels`, all on the device, it has."""
+        """Makes one batch. All tensors are on the device.
+
+        Args:
+            images: uint8 [M, S, S, 3].
+            labels: int64 [M].
+            draws: the draws of one batch, as `draws` returns them; `index` counts in `images` and `labels`.
+
+        Returns:
+            The batch.
+        """
         if self._fused:
             return self._fused_batch(images, labels, draws, self._step.zero_(), len(draws["index"]))
         index, top, left, flip = (draws[name] for name in ("index", "top", "left", "flip"))
@@ -118,9 +150,14 @@ class ResidentLoader:
         return Batch(cuts, labels, partner_labels, lam)
 
     def batch_at(self, step: Tensor, rows: int) -> Batch:
-        """`batch` for `augmentation = fused`, of a step in device memory, int64 [], that the host need not know.
+        """The batch of a step whose number is in device memory. For `augmentation = fused` only.
 
-        `rows` is the number of images, fewer than `batch_size` in the epoch's last batch.
+        Args:
+            step: int64 [], counted from 0. The host does not read it.
+            rows: the number of images: `batch_size`, or fewer in the epoch's last batch.
+
+        Returns:
+            The batch, on the device.
         """
         return self._fused_batch(self._images, self._labels, self._draws, step, rows)
 

@@ -1,7 +1,7 @@
-"""The ordinary recipe, as a peer: PIL images, torchvision's transforms, a DataLoader with worker processes.
+"""The ordinary recipe, for comparison: PIL images, torchvision's transforms, a DataLoader with worker processes.
 
-Order and MixUp come from the epoch's draws. Crop and flip are torchvision's own, from a seed that each sample of an
-epoch has: the batches of a run are the same with any number of workers, and after a cut.
+Order and MixUp come from the epoch's draws. torchvision itself draws crop and flip, from a seed for each sample of an
+epoch. So the batches of a run are the same with any number of workers, and after an interruption.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Item = tuple[int, int, bool]
 
 
 class TorchvisionLoader(OrderedLoader):
-    """Training batches from torchvision's transforms in `config.loader_workers` processes, 0 = one for each core.
+    """Training batches from torchvision's transforms in `config.loader_workers` processes; 0 is one for each core.
 
     Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
-        target: beside what `OrderedLoader` reads, its config's mean, std and loader_workers are.
+        target: as for `OrderedLoader`; the settings `mean`, `std` and `loader_workers` are read too.
 
     Raises:
         UsageError: torchvision is missing.
@@ -99,7 +99,7 @@ class TorchvisionLoader(OrderedLoader):
         return images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
 
     def close(self) -> None:
-        """Ends the worker processes: by word, and those that don't hear it by force."""
+        """Asks the worker processes to end, and kills those that do not end."""
         if self._at_exit is not None:
             self._at_exit.cancel()
         self._batches = self._loader = None
@@ -144,7 +144,7 @@ def _clean_processes() -> BaseContext:
 
 
 def _settle_in(worker: int) -> None:
-    """The first thing in a worker process."""
+    """Prepares a worker process; it is called first."""
     for number in _SIGNALS:  # a server that was running before we asked for one blocks nothing
         signal.signal(number, signal.SIG_IGN)
     # DataLoader's own watch looks at the server, which lives as long as a worker does: both would outlive a killed run.

@@ -1,4 +1,4 @@
-"""What a loader's worker processes need from the machine: files, sockets, shared memory; and what is said without."""
+"""What worker processes need from the machine (files, sockets, shared memory), and the errors if it is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ for each of the two batches that it is ahead. Measured: 11 and 6 at the highest.
 
 
 def num_workers(config: Config, num_images: int) -> int:
-    """How many worker processes make the batches: as many as asked for, one for each core, or one for each batch."""
+    """The number of worker processes: as asked for, or one for each core; at most one for each batch."""
     cores = max(1, int(environment.usable_cores() or 1))
     return min(config.loader_workers or cores, -(-num_images // config.batch_size))
 

@@ -1,13 +1,14 @@
-"""What each choice is worth on this machine: images/s over a grid of settings, and with one factor removed at a time.
+"""`fastcifar ablate`: images/s for a grid of settings, and what each choice of the fastest cell is worth.
 
     runs/ablate/20261123-143000/
       ablation.jsonl      the environment, a line for each process as it ends, then the cells and factors
-      ablation.csv        a row a cell
+      ablation.csv        a row for each cell
       ablation.txt        the tables
-      ablation.svg, .png
+      ablation.svg, .png  the chart
 
-A cell is measured in a new process each time. Every round measures all cells in another order, so that a machine which
-slows down slows all alike. After the first round the cells without one factor of the fastest join in.
+Every measurement of a cell runs in a new process. Each round measures all cells once, in a new random order, so that a
+machine that becomes slower slows down all cells alike. The first round finds the fastest cell. From then on the rounds
+also measure cells that differ from the fastest cell in one factor.
 """
 
 from __future__ import annotations
@@ -59,16 +60,24 @@ def ablate(
     command: Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> Ablation:
-    """Measures the cells that `settings` ask for (see `plan`), and writes the results to a folder as they come.
+    """Measures the cells that `settings` ask for, and writes each result to a folder as soon as it is known.
 
-    Arguments:
-        repeats: processes of each cell.
-        window_seconds: how long each of a process's `NUM_WINDOWS` measures.
+    Ctrl-C and SIGTERM end the measurement early; the results so far are kept and summarised.
+
+    Args:
+        settings: as for `plan`.
+        repeats: how many processes measure each cell.
+        window_seconds: the length of a window, in seconds. Each process measures `NUM_WINDOWS` windows.
         out: the folder, new or empty; None makes runs/ablate/<time>.
-        attribution: whether the fastest cell is also measured without one factor at a time.
-        command: what the user ran, for the record.
+        attribution: whether the fastest cell is also measured without each of its factors.
+        command: the words of the user's command line, for the record.
+        options: as for `plan`.
 
-    Ctrl-C and SIGTERM end it early, with what there is. Errors: `UsageError`.
+    Returns:
+        The results.
+
+    Raises:
+        UsageError: a setting is wrong, no cell can run, or `out` is not empty or cannot be made.
     """
     entries = plan(settings, options)
     runnable = [entry.cell.config for entry in entries if entry.runs and entry.cell is not None]
@@ -107,18 +116,23 @@ def _attribute(ablation: Ablation, device: torch.device) -> None:
 
 
 class _Runner:
-    """Measures rounds of cells, keeps what comes of it and says how long it will still take."""
+    """Measures rounds of cells, keeps the results, and estimates the time that is left."""
 
-    _EXPECTED_EXTRA = 5  # cells that the attribution adds, until it is known
+    _EXPECTED_EXTRA = 5  # a guess of how many cells the attribution adds, used until the number is known
 
     def __init__(self, ablation: Ablation, results: Results, progress: Progress, attribution: bool) -> None:
         self._ablation, self._results, self._progress = ablation, results, progress
         self._attribution = attribution
-        self._seconds: dict[int, float] = {}  # id of an entry -> its quickest process, so without a cold compilation
+        self._seconds: dict[int, float] = {}  # id of an entry -> seconds of its quickest process, whose code was cached
         self._done = 0
 
     def round(self, number: int, entries: Iterable[Entry]) -> None:
-        """Measures each once more, in this order."""
+        """Measures each entry once more.
+
+        Args:
+            number: the number of the round, counted from 1.
+            entries: the entries in the order of the round.
+        """
         for entry in entries:
             if entry.cell is None or entry.problem:
                 continue
@@ -138,7 +152,7 @@ class _Runner:
             self._progress.end(f"[{self._done}/{total}] {entry.name}: {text}", self._left()[1])
 
     def _keep(self, entry: Entry, found: Measurement | Failure, number: int) -> str:
-        """Records it and says it in a few words."""
+        """Records what a process found, and returns it in a few words."""
         facts = {"cell": entry.name, **entry.values, **beside(entry), "round": number}
         if isinstance(found, Measurement):
             entry.measurements.append(found)
@@ -150,7 +164,7 @@ class _Runner:
         return f"{'failed' if entry.failed else 'cannot run'}: {found.message.splitlines()[0]}"
 
     def _left(self) -> tuple[int, float]:
-        """How many processes there will be in all, and the seconds that those to come will take."""
+        """The number of processes in all, done ones included, and the seconds that the rest will take."""
         a = self._ablation
         mean = statistics.fmean(self._seconds.values()) if self._seconds else float("nan")
         todo = {id(e): a.repeats - len(e.measurements) for e in a.all_entries if e.runs}
@@ -160,7 +174,7 @@ class _Runner:
 
 
 def _folder(out: Path | None) -> Path:
-    """The folder for the results, made."""
+    """Makes the folder for the results."""
     stem = Path("runs") / "ablate" / time.strftime("%Y%m%d-%H%M%S")
     try:
         if out is not None:
@@ -178,6 +192,12 @@ def _folder(out: Path | None) -> Path:
 
 
 def write_results(ablation: Ablation, results: Results) -> None:
+    """Writes the summaries of cells and factors, the CSV file, the tables and the chart.
+
+    Args:
+        ablation: the results; its folder receives the files.
+        results: the file of JSON lines, which receives the summaries.
+    """
     cells = [summary_of(ablation, entry) for entry in ablation.all_entries]
     for cell in cells:
         results.write("cell", cell)

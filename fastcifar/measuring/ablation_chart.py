@@ -1,4 +1,4 @@
-"""An ablation as a picture: images/s of each cell and, beside it, what each factor is worth."""
+"""The chart of an ablation: images/s of each cell and, in a second panel, what each factor is worth."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcifar.measuring.grid import Entry, Factor, dearest_first
+from fastcifar.measuring.grid import Entry, Factor, costliest_first
 from fastcifar.ui import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ENGINE_COLOURS = {"eager": "#0072B2", "compiled": "#E69F00", "fused": "#009E73"}
-"""From Okabe and Ito, as the curves'."""
+"""Colours of Okabe and Ito, as in the learning curves."""
 
 
 def draw_chart(
     entries: Sequence[Entry], factors: Sequence[Factor], fastest: Entry | None, title: str, path_stem: Path
 ) -> list[Path]:
-    """Draws `path_stem`.svg and `path_stem`.png and returns their paths.
+    """Draws the chart as `path_stem`.svg and `path_stem`.png.
 
-    Arguments:
-        entries: the cells, the reference first; one at least was measured.
-        factors, fastest: the attribution and the cell that it starts from; with none there is one panel only.
-        title: stands above the picture.
-        path_stem: where the pictures go, without the ending.
+    Args:
+        entries: the cells, the reference first; at least one was measured.
+        factors: the attribution; if it is empty, there is one panel only.
+        fastest: the cell that the attribution starts from; None without an attribution.
+        title: the text above the chart.
+        path_stem: the path of the pictures without its ending.
+
+    Returns:
+        The paths of the pictures.
     """
 
-    measured = [factor for factor in dearest_first(factors) if factor.measured]
+    measured = [factor for factor in costliest_first(factors) if factor.measured]
     style = {
         "axes.spines.left": False,
         "axes.titlesize": 11,

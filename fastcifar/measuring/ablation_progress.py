@@ -1,4 +1,4 @@
-"""What an ablation measures now, how far it is and the time left."""
+"""The progress of an ablation on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from fastcifar.ui.display import format_seconds
 
 
 class Progress:
-    """What is measured, how far it is and the time left: a live line on a terminal, elsewhere a line a process."""
+    """Shows which cell is measured, how many processes are done, and the time left.
+
+    On a terminal it is one live line; elsewhere a line is printed after each process.
+
+    Args:
+        file: where the progress is written; None is stderr.
+    """
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file or sys.stderr
@@ -38,6 +44,15 @@ class Progress:
             self._live.stop()
 
     def begin(self, name: str, number: int, done: int, total: int, seconds_left: float) -> None:
+        """Shows what starts now.
+
+        Args:
+            name: the cell's name.
+            number: the round, counted from 1.
+            done: the number of processes that have ended.
+            total: the number of processes in all.
+            seconds_left: the estimated seconds until the end.
+        """
         if self._live is not None:
             until = time.monotonic() + seconds_left
             self._live.update(
@@ -45,8 +60,14 @@ class Progress:
             )
 
     def end(self, line: str, seconds_left: float) -> None:
+        """Prints the result of a process, if there is no live line.
+
+        Args:
+            line: the result in words.
+            seconds_left: the estimated seconds until the end.
+        """
         if self._live is None:
-            with contextlib.suppress(OSError, ValueError):  # whoever watched is gone
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed
                 print(f"{line}, {format_seconds(seconds_left)} left", file=self._file, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What an ablation has found, and the lines of JSON that keep it as it happens."""
+"""The results of an ablation, and the file of JSON lines that keeps them while it runs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from fastcifar.measuring.grid import Entry, Factor
 from fastcifar.run.facts import device_model
 
 NUM_WINDOWS = 3
-"""Of each process."""
+"""The number of windows that each process measures."""
 JSONL, CSV, TEXT, CHART = "ablation.jsonl", "ablation.csv", "ablation.txt", "ablation"
 
 
 @dataclass
 class Ablation:
-    """What a run of `ablate` found.
+    """The results of `ablate`.
 
     Attributes:
-        path: its folder.
+        path: the folder of the results.
         entries: the cells of the grid, the reference first.
-        extra: cells that the attribution asked for.
-        factors: the attribution; empty without one.
-        fastest: what it starts from, the fastest of the first round.
-        repeats, window_seconds: as asked for.
-        environment: see `environment.collect`, with the command.
-        signal_number: of what stopped it; 0 if nothing did.
+        repeats: as for `ablate`.
+        window_seconds: as for `ablate`.
+        environment: what `environment.collect` returns, and the command.
+        extra: cells that only the attribution measures.
+        factors: the attribution; empty if there is none.
+        fastest: the cell that the attribution starts from: the fastest cell of the first round. None before it.
+        signal_number: the number of the signal that stopped the ablation; 0 if none did.
     """
 
     path: Path
@@ -47,23 +48,28 @@ class Ablation:
 
     @property
     def all_entries(self) -> list[Entry]:
+        """The cells of the grid and the extra cells of the attribution."""
         return [*self.entries, *self.extra]
 
     @property
     def failed(self) -> list[Entry]:
+        """The cells whose measurement failed."""
         return [entry for entry in self.all_entries if entry.failed]
 
     @property
     def missing(self) -> list[str]:
-        """What a stopped run did not get to: `fused bf16 (1 of 3)`."""
+        """The cells that were measured less often than asked for, such as `fused bf16 (1 of 3)`."""
         todo = [entry for entry in self.all_entries if entry.runs and len(entry.measurements) < self.repeats]
         return [f"{entry.name} ({len(entry.measurements)} of {self.repeats})" for entry in todo]
 
 
 class Results:
-    """The folder's ablation.jsonl, a line at a time; and caches for compiled code, one for each cell, gone at the end.
+    """Writes ablation.jsonl line by line, and gives each cell a cache of its own for compiled code, removed at the end.
 
-    So each cell's first process compiles from nothing and the later ones find its cache, whatever was cached before.
+    So the first process of a cell always compiles anew, and its later processes find the cell's cache.
+
+    Args:
+        path: the folder of the results.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,17 +85,24 @@ class Results:
         self._caches.cleanup()
 
     def write(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Writes a line.
+
+        Args:
+            kind: what the line is about: `environment`, `measurement`, `failure`, `cell` or `factor`.
+            facts: values that JSON can hold, by name.
+        """
         self._file.write(json.dumps({"kind": kind, **facts}) + "\n")
         self._file.flush()
 
     def cache_of(self, entry: Entry) -> dict[str, str]:
-        """The variables that send torch.compile there; none where the user has chosen a cache."""
+        """The variables that make torch.compile use the entry's own cache; none if the user has chosen a cache."""
         folder = self._cache_of.setdefault(id(entry), Path(self._caches.name, str(len(self._cache_of))))
         caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
         return {} if caches.keys() & os.environ.keys() else caches
 
 
 def method_of(ablation: Ablation) -> dict[str, Any]:
+    """How the cells are measured, by name."""
     return {
         "repeats": ablation.repeats,
         "num_windows": NUM_WINDOWS,
@@ -99,7 +112,7 @@ def method_of(ablation: Ablation) -> dict[str, Any]:
 
 
 def facts_of(ablation: Ablation) -> dict[str, Any]:
-    """What a row of the table needs to be understood alone."""
+    """The facts about machine and program that make each row of the CSV file understandable by itself."""
     e = ablation.environment
     source = e.get("source") or {}
     return {
@@ -113,12 +126,21 @@ def facts_of(ablation: Ablation) -> dict[str, Any]:
 
 
 def machine_line(ablation: Ablation) -> str:
+    """The device, the number of threads and torch's version, as one line."""
     facts = facts_of(ablation)
     return f"{facts['device']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}, torch {facts['torch']}"
 
 
 def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
-    """A cell in numbers; None for what was not measured."""
+    """Summarises a cell.
+
+    Args:
+        ablation: the results that the entry belongs to.
+        entry: the cell.
+
+    Returns:
+        The results of the cell, by name; None for each value that was not measured.
+    """
     measured = bool(entry.measurements)
     low, high = entry.spread if measured else (None, None)
     first = ablation.entries[0]
@@ -147,16 +169,18 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
 
 
 def beside(entry: Entry) -> dict[str, Any]:
-    """What makes a cell beside its settings."""
+    """The properties of a cell that are not settings."""
     return {"augmentation": entry.cell and entry.cell.augmentation, "launched": entry.cell and entry.cell.launched}
 
 
 def run_seconds(entry: Entry) -> float:
+    """The seconds that the epochs of a run with the cell's settings would take, computed from images/s."""
     assert entry.cell is not None
     return entry.cell.config.epochs * NUM_IMAGES / entry.rate
 
 
 def factor_summary(factor: Factor) -> dict[str, Any]:
+    """The results of a factor, by name."""
     return {
         "factor": factor.name,
         "change": factor.change,

@@ -1,4 +1,4 @@
-"""The tables of an ablation in the terminal, and how to read them."""
+"""The tables of an ablation for the terminal, and remarks on how to read them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import signal
 
 from fastcifar.measuring.ablation_results import NUM_WINDOWS, Ablation, machine_line, summary_of
 from fastcifar.measuring.cell import NUM_IMAGES
-from fastcifar.measuring.grid import QUIET, dearest_first
+from fastcifar.measuring.grid import QUIET, costliest_first
 from fastcifar.ui.display import format_seconds
 from fastcifar.ui.tables import aligned
 
 
 def text(ablation: Ablation) -> str:
-    """The tables, and how to read them."""
+    """The tables and the remarks, as one text."""
     parts = _aligned(cell_table(ablation), words=1)
     if (fastest := ablation.fastest) is not None:
         parts += ["", f"{fastest.name} ({fastest.rate:,.0f} images/s) with one thing changed:"]
@@ -21,13 +21,13 @@ def text(ablation: Ablation) -> str:
 
 
 def _aligned(table: tuple[list[str], list[list[str]]], words: int) -> list[str]:
-    """Lines of a table whose first columns are words. Never cut to the terminal: numbers would go first."""
+    """The lines of a table whose first `words` columns are text. They are never cut to the terminal's width."""
     header, rows = table
     return aligned(header, rows, range(words, len(header)))
 
 
 def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a cell each."""
+    """The header, and a row for each cell."""
     epochs = next(entry.cell.config.epochs for entry in ablation.entries if entry.cell)
     header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "compile s", "GiB"]
     on_gpu = any(m.device_memory_gib is not None for entry in ablation.entries for m in entry.measurements)
@@ -54,9 +54,9 @@ def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 
 
 def factor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, a factor each, the dearest first; a star where it is not the fastest that is compared with."""
+    """The header, and a row for each factor, the costliest first. A star: it is not compared with the fastest cell."""
     rows = []
-    for factor in dearest_first(ablation.factors):
+    for factor in costliest_first(ablation.factors):
         if not factor.measured:
             rows.append([factor.name, factor.change, "failed" if factor.without.failed else "not measured", "", ""])
             continue
@@ -68,7 +68,7 @@ def factor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(ablation: Ablation) -> list[str]:
-    """How to read the tables; what could not run, what failed, and what is missing."""
+    """Lines that say how to read the tables, which cells could not run or failed, and what was left out."""
     windows = NUM_WINDOWS * ablation.repeats
     lines = [
         f"images/s: median and range of {windows} windows of {ablation.window_seconds:g} s, in "
@@ -98,7 +98,7 @@ def remarks(ablation: Ablation) -> list[str]:
 
 
 def stopped(ablation: Ablation) -> str:
-    """What stopped it, and what it did not get to."""
+    """A line for a stopped ablation: the signal that stopped it, and what was not measured."""
     attribution = ["the attribution"] if ablation.fastest is None else []
     missing = ", ".join([*ablation.missing, *attribution]) or "nothing"
     return f"stopped by {signal.Signals(ablation.signal_number).name}; missing: {missing}"

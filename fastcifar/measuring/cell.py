@@ -1,4 +1,4 @@
-"""One short measured run, in a process of its own: what one asks of the allocator or the compiler, no other one feels.
+"""One short measured run in a process of its own, so that no measurement changes the allocator or compiler of another.
 
 `python -m fastcifar.measuring.cell` reads a request from stdin and writes an answer to stdout, a line of JSON each:
 
@@ -6,7 +6,7 @@
      "num_images": 40000, "num_windows": 3, "window_seconds": 1.0}
     {"measurement": {...}} or {"failure": {"kind": "DeviceMemoryError", "message": "..."}}
 
-The run is a training run's: same engine, loader and steps, on images of random bytes, which cost what any do.
+The run has the engine, loader and steps of a training run. Its images are random bytes, which take as long as others.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ from fastcifar.session import Session
 from fastcifar.target import Target
 
 NUM_IMAGES, NUM_CLASSES = 40_000, 100
-"""The protocol's: CIFAR-100's training images less those held out for validation."""
+"""As in a run with the default settings: CIFAR-100's training images without the validation images, and its classes."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What to measure: a run's settings, and what no setting says.
+    """What to measure.
 
     Attributes:
-        augmentation: what makes the resident loader's batches, if not what the engine makes them with.
-        launched: the steps are launched op by op where they would be one CUDA graph.
+        config: the settings of the run, settled.
+        augmentation: how the resident loader makes a batch; None means as the engine does by default.
+        launched: whether the steps are launched op by op even where they would be one CUDA graph.
     """
 
     config: Config
@@ -55,17 +56,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a process found out.
+    """What one process measured.
 
     Attributes:
-        images_per_second: of each window, everything between two epochs' first steps included: draws, batches, steps.
-        others: the share of the cores that other programs used in each window, 0 to 1; None where it is not known.
-        steps_per_window: chosen for the windows to last what was asked.
-        warm_up_seconds: of the first batch and step, compilation included; outside the windows.
-        start_seconds: from the start of the process to that first batch, imports included.
-        host_memory_gib, device_memory_gib: the process's peak, and that of PyTorch's allocator on a GPU.
-        loss: mean over all images of the windows; finite.
-        notes: what a user should know of how the steps were taken.
+        images_per_second: the rate of each window. It includes all work of training: draws, batches and steps.
+        others: the share of all cores that other programs used in each window, 0 to 1; None if not known.
+        steps_per_window: the number of steps in a window, chosen so that a window lasts as long as asked for.
+        warm_up_seconds: the time of the first batch and step, with compilation; it is not part of a window.
+        start_seconds: the time from the start of the process to the first batch, with imports.
+        host_memory_gib: the peak memory of the process, in GiB.
+        device_memory_gib: the peak memory of PyTorch's allocator on the GPU, in GiB; None on the CPU.
+        loss: the mean loss of all images in the windows; it is finite.
+        notes: remarks for the user on how the steps were taken.
     """
 
     images_per_second: list[float]
@@ -81,7 +83,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no measurement. `kind` is the error's class, or the signal that ended the process."""
+    """Why there is no measurement.
+
+    Attributes:
+        kind: the class of the error; or the name of the signal that ended the process, or `exit`.
+        message: the error's text.
+        traceback: the error's traceback; empty if the process died.
+    """
 
     kind: str
     message: str
@@ -89,7 +97,7 @@ class Failure:
 
     @property
     def cannot_run(self) -> bool:
-        """Whether the settings or the machine's packages exclude it, so that nothing went wrong."""
+        """Whether this machine cannot run the cell at all. Then nothing went wrong."""
         return self.kind == "UsageError"
 
 
@@ -101,12 +109,17 @@ def measure(
     num_images: int = NUM_IMAGES,
     environment: Mapping[str, str] | None = None,
 ) -> Measurement | Failure:
-    """Measures `cell` in a new process, which an exception here (say Ctrl-C) ends too.
+    """Measures a cell in a new process. An exception in this process, such as Ctrl-C, ends the new process too.
 
-    Arguments:
-        num_windows, window_seconds: how many times is measured, and for how long.
-        num_images: of the split.
-        environment: variables on top of this process's own.
+    Args:
+        cell: what to measure.
+        num_windows: the number of windows.
+        window_seconds: the length of a window, in seconds.
+        num_images: the number of training images.
+        environment: environment variables for the new process, added to the ones that this process has.
+
+    Returns:
+        The measurement, or why there is none.
     """
     request = {
         "settings": cell.config.model_dump(mode="json"),
@@ -125,7 +138,13 @@ def measure(
 
 @dataclass(frozen=True)
 class _Window:
-    """What was trained in which time; and the seconds of processor time that other programs had in it."""
+    """One window.
+
+    Attributes:
+        num_images: the number of images that were trained on.
+        seconds: the length of the window.
+        others: the processor seconds of other programs during the window; NaN if not known.
+    """
 
     num_images: int
     seconds: float
@@ -133,7 +152,20 @@ class _Window:
 
 
 def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES) -> Measurement:
-    """Measures `cell` in this process; see `measure`. Raises any `FastcifarError`."""
+    """Measures a cell in this process.
+
+    Args:
+        cell: what to measure.
+        num_windows: as for `measure`.
+        window_seconds: as for `measure`.
+        num_images: as for `measure`.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        FastcifarError: any error of a training run.
+    """
     target, notes = Target.of(cell.config), list[str]()
     device = target.device
     with Session(target, NUM_CLASSES) as session:
@@ -172,7 +204,7 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
 
 
 def random_images(count: int) -> Split:
-    """Images of random bytes with random labels, as many as asked for."""
+    """`count` images of random bytes, uint8 [count, 32, 32, 3], with random labels; the same in every call."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return Split(images, rng.integers(0, NUM_CLASSES, count))
@@ -185,7 +217,7 @@ def _shares(windows: Sequence[_Window]) -> list[float] | None:
 
 
 def _peak_memory_gib() -> float:
-    """This process's. Not getrusage's, which starts at what the process had that started this one (Linux)."""
+    """The peak memory of this process. On Linux, getrusage would count the parent process's memory too."""
     try:
         match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -199,7 +231,7 @@ def _peak_memory_gib() -> float:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to a request, both as the module's docstring has them."""
+    """Answers a request. The module's docstring shows the form of requests and answers."""
     try:
         cell = Cell(Config.model_validate(request["settings"]), request["augmentation"], request["launched"])
         sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds")}

@@ -1,4 +1,4 @@
-"""The cells of an ablation: a grid of settings, and the fastest cell with one factor removed at a time."""
+"""The cells of an ablation: a grid of settings, and cells that differ from the fastest cell in one factor."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from fastcifar.spelling import parse_value
 from fastcifar.target import Target, fast_precisions, find_device
 
 AXES = ("engine", "precision", "loader", "memory_format", "batch_size", "tuned", "compile_mode")
-"""The settings that may be lists."""
+"""The settings that may have several values: the axes of the grid."""
 
 _OF_ENGINE = {"compile_mode": "compiled"}
-"""Axes that say something of one engine only; cells of the others are not multiplied by them."""
+"""Axes that concern one engine only, and the engine. Cells of other engines have no values on these axes."""
 
 UNUSED = ("data", "mirror", "val_size", "split_seed", "eval_batch_size", "eval_every", "checkpoint_seconds")
-"""Settings that are refused, because nothing is read, evaluated or saved."""
+"""Settings that are refused here, because an ablation reads no data, and evaluates and saves nothing."""
 
 QUIET = 0.05
-"""The share of the cores that other programs may use in a window that counts."""
+"""A window counts if other programs use no more than this share of the cores."""
 
 RESIDENT = ("resident", "device")
-"""Loader and images_on of batches that are made on the device."""
+"""The values of `loader` and `images_on` with which the device makes the batches."""
 
 
 @dataclass
 class Entry:
-    """A cell, and what was found out about it.
+    """A cell of the ablation with its results.
 
     Attributes:
-        name: `fused bf16, batch 256`.
-        values: what it is on each axis.
-        cell: what is measured; None where the settings exclude each other.
-        problem: why it was not measured, or not to the end.
-        failed: whether that is a failure, not a cell that this machine excludes.
+        name: such as `fused bf16, batch 256`.
+        values: the cell's value on each axis.
+        cell: what is measured; None if the settings contradict each other.
+        problem: why the cell was not measured, or not as often as asked for; empty if there is no problem.
+        failed: whether the problem is a failure. If not, this machine cannot run the cell.
         measurements: one for each process.
     """
 
@@ -57,16 +57,17 @@ class Entry:
 
     @property
     def runs(self) -> bool:
+        """Whether the cell can be measured."""
         return self.cell is not None and not self.problem
 
     @property
     def windows(self) -> list[float]:
-        """Images a second of every window that counts: the quiet ones or, without any, all."""
+        """Images a second of the windows that count: all quiet windows or, if none was quiet, all windows."""
         return [rate for rate, others in self._windows if others <= QUIET] or [rate for rate, _ in self._windows]
 
     @property
     def num_left_out(self) -> int:
-        """How many windows do not count, because other programs used the cores."""
+        """The number of windows that do not count because other programs used the cores."""
         return len(self._windows) - len(self.windows)
 
     @property
@@ -76,30 +77,31 @@ class Entry:
 
     @property
     def _windows(self) -> list[tuple[float, float]]:
-        """Images a second and the others' share; where it is not known, a window passes for quiet."""
+        """Images a second of each window, and the other programs' share of the cores; 0 if not known."""
         pairs = [zip(m.images_per_second, m.others or itertools.repeat(0.0), strict=False) for m in self.measurements]
         return [pair for windows in pairs for pair in windows]
 
     @property
     def rate(self) -> float:
-        """Images a second: the median of the windows of all processes; NaN without any."""
+        """Images a second: the median of the windows that count; NaN without measurements."""
         return statistics.median(self.windows) if self.measurements else float("nan")
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The slowest and the fastest window."""
+        """Images a second of the slowest and of the fastest window that counts."""
         return min(self.windows), max(self.windows)
 
 
 @dataclass
 class Factor:
-    """One choice of the fastest cell, taken back.
+    """One choice of the fastest cell, and the cell without that choice.
 
     Attributes:
-        name, change: `engine`, `fused -> eager`.
-        without: the cell without it.
-        of: the cell that it is compared with: the fastest or, where the choice comes with another one, that without
-            the other one.
+        name: the choice, such as `engine`.
+        change: the choice and what replaces it, such as `fused -> eager`.
+        without: the cell without the choice.
+        of: the cell that `without` is compared with. It is the fastest cell, except for the memory format of a fused
+            cell: the fused engine has no other format, so that two eager cells are compared.
     """
 
     name: str
@@ -109,21 +111,35 @@ class Factor:
 
     @property
     def measured(self) -> bool:
+        """Whether both cells have measurements."""
         return bool(self.without.measurements and self.of.measurements)
 
     @property
     def cost(self) -> float:
-        """The share of images/s that goes with it, 0 to 1; below 0 if more come without it; NaN where not measured."""
+        """The share of images/s that is lost without the choice; negative if the cell without it is faster.
+
+        NaN if one of the two cells was not measured.
+        """
         return 1 - self.without.rate / self.of.rate
 
 
 def plan(settings: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> list[Entry]:
-    """The cells that `settings` (pairs of key and text, axes as comma lists) ask for; the first one is the reference.
+    """The cells of a grid of settings.
 
-    Engine and precision take every value that pays on the device, unless they are named. Where another axis is a list
-    they are what a run would take. On the CPU, and unless `tuned` is named, stock PyTorch comes first: eager, fp32.
+    Without `engine` in the settings, the grid has all engines; without `precision`, it has all precisions that are fast
+    on the device. If another axis has several values, the grid has instead the one engine and the one precision that a
+    run would take by default. On the CPU, without `tuned` in the settings, the first cell is untuned PyTorch: eager,
+    fp32.
 
-    Errors: one UsageError for all problems, a line each. `options` are suggested to who mistypes a setting.
+    Args:
+        settings: pairs of a setting's name and its text. On an axis the text may be a list with commas.
+        options: names of command-line options, which are suggested beside the settings if a name is mistyped.
+
+    Returns:
+        An entry for each cell. The first one is the reference that speed-ups refer to.
+
+    Raises:
+        UsageError: settings are wrong; the message has a line for each problem.
     """
     axes, fixed = _axes(settings, options)
     device = find_device(resolve(None, None, fixed).device)
@@ -152,7 +168,7 @@ def plan(settings: Sequence[tuple[str, str]], options: Sequence[str] = ()) -> li
 def _axes(
     settings: Sequence[tuple[str, str]], options: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """The values of each axis that is named, checked one by one, and the other settings, checked together."""
+    """The texts of each axis in `settings`, and the other settings. Each text of an axis is checked by itself."""
     axes: dict[str, list[str]] = {}
     fixed, problems = [], []
     for key, text in settings:
@@ -185,7 +201,7 @@ def _problems(groups: Iterable[Sequence[tuple[str, str]]], options: Sequence[str
 
 
 def _entry(values: Mapping[str, str], fixed: Sequence[tuple[str, str]], device: torch.device) -> Entry:
-    """The cell with these settings, or why there is none."""
+    """The entry of the cell with these settings; if they contradict each other, an entry without a cell."""
     try:
         return _entry_of(Cell(Target.of(resolve(None, None, [*fixed, *values.items()])).config), device)
     except UsageError as error:
@@ -211,7 +227,7 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
 
 
 def _name(entries: Sequence[Entry]) -> None:
-    """Names each by engine and precision and, in what they differ, the rest."""
+    """Names each entry by its engine, its precision, and its values on the other axes on which entries differ."""
     for entry in entries:
         values = entry.values
         stock = values["tuned"] is False and values["engine"] != "fused"
@@ -228,7 +244,16 @@ def _name(entries: Sequence[Entry]) -> None:
 
 
 def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -> list[Factor]:
-    """Every choice of the fastest cell that can be taken back, with the cell that lacks it, old or new."""
+    """The choices of the fastest cell that can be undone, each with the cell without it.
+
+    Args:
+        fastest: the fastest entry.
+        entries: the entries of the grid. A cell that is among them is not made again.
+        device: the device of all cells.
+
+    Returns:
+        A factor for each choice.
+    """
     assert fastest.cell is not None
     config = fastest.cell.config
     known = {entry.cell: entry for entry in entries if entry.cell is not None}
@@ -265,7 +290,7 @@ def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -
         found.append(Factor("augmentation", f"{how} -> op by op", op_by_op, fastest))
     if config.memory_format == "channels_last":
         contiguous = {"memory_format": "contiguous"}
-        if config.engine == "fused":  # it knows channels_last only: both are asked of the eager engine
+        if config.engine == "fused":  # it has channels_last only, so that two eager cells are compared
             without = entry("contiguous", eager | contiguous)
             found.append(Factor("memory format", "channels_last -> contiguous", without, without_engine))
         else:
@@ -279,6 +304,6 @@ def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -
     return found
 
 
-def dearest_first(factors: Iterable[Factor]) -> list[Factor]:
-    """By cost; what was not measured comes last."""
+def costliest_first(factors: Iterable[Factor]) -> list[Factor]:
+    """The factors in order of cost, the costliest first; factors that were not measured come last."""
     return sorted(factors, key=lambda factor: -factor.cost if factor.measured else float("inf"))

@@ -1,8 +1,8 @@
-"""Where the time of training steps went, by kind of work: a profiler's trace and a table of names.
+"""The time of training steps by kind of work, from a profiler's trace and a table of names.
 
-An op (CPU) has the kind of the outermost op above it that the table knows: a reorder within a convolution is the
-convolution's. A kernel (CUDA) has its own kind if its name says it, else that of the op that launched it. What the
-table does not know is `unclassified`, and shown by name.
+An op (CPU) has the kind of the outermost op around it that the table knows: a reorder inside a convolution counts as
+convolution. A kernel (CUDA) has the kind that its name tells, or else the kind of the op that launched it. Ops and
+kernels that the table does not know are `unclassified`, and are listed by name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = {
     IDLE: "the device waits",
     UNCLASSIFIED: "what the table of names does not know",
 }
-"""Every kind, in the order of presentation, and what it is."""
+"""Every kind and what it is, in the order in which they are shown."""
 
 COLOURS = {
     BLOCK: "#D55E00",
@@ -53,22 +53,28 @@ COLOURS = {
     IDLE: "#DDDDDD",
     UNCLASSIFIED: "#000000",
 }
-"""In pictures; most of them Okabe's and Ito's, which are told apart with any colour vision."""
+"""The colours of the kinds in pictures. Most are of Okabe and Ito, which every colour vision can tell apart."""
 
 STEP, MAKE_BATCH = "training step", "make batch"
-"""The ranges that a trace must hold: each step, and in it the making of its batch."""
+"""Names of the two ranges that a trace must hold: each step and, inside the step, the making of its batch."""
 
 Dims = Sequence[Any]
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What tells a pointwise product from the head's: their matrices look alike."""
+    """Tells apart ops of the same name by the shapes of their inputs.
+
+    Attributes:
+        batch_size: the number of images in a batch.
+        num_classes: the number of logits of an image; it tells the head's product from a pointwise product.
+    """
 
     batch_size: int
     num_classes: int
 
     def convolution(self, dims: Dims) -> str | None:
+        """The kind of a convolution, in either direction."""
         weights = [d for d in _tensors(dims)[1:] if len(d) == 4 and d[2] == d[3] and d[2] in (1, 3)]
         if not weights:
             return None
@@ -76,7 +82,7 @@ class Shapes:
         return POINTWISE if height == 1 else DEPTHWISE if channels == 1 else STEM
 
     def product(self, dims: Dims) -> str | None:
-        """Of a linear layer or a matrix product, in either direction."""
+        """The kind of a linear layer or a matrix product, in either direction."""
         tensors = _tensors(dims)
         if [self.num_classes] in tensors:  # a bias
             return HEAD
@@ -85,7 +91,7 @@ class Shapes:
         return POINTWISE if tensors else None
 
     def small(self, dims: Dims) -> str | None:
-        """Arithmetic on nothing larger than the logits: the loss."""
+        """The kind of arithmetic: the head, if no input is larger than the logits."""
         tensors = _tensors(dims)
         return HEAD if all(math.prod(d) <= self.batch_size * self.num_classes for d in tensors) else None
 
@@ -113,10 +119,10 @@ OPS: tuple[_Rule, ...] = (
         Shapes.small,
     ),
 )
-"""Whole name of an op or range -> kind, by its inputs' dimensions where the name says too little; the first counts."""
+"""Pattern of the whole name of an op or range -> its kind, or a function that finds it. The first match counts."""
 
 CASTS = re.compile(r"aten::_to_copy")
-"""Casts count as such also where autocast puts them into a convolution or product."""
+"""Casts keep their own kind, also where autocast puts them inside a convolution or a product."""
 
 BOOKKEEPING = re.compile(
     r"autograd::.*|torch::autograd::.*|.*Backward\w*|detach_?|torch::jit::.*|Torch-Compiled Region.*|CompiledFunction"
@@ -125,7 +131,7 @@ BOOKKEEPING = re.compile(
     r"|empty_like|empty_strided|new_empty|new_empty_strided|resize|resolve_conj|resolve_neg|expand_as|_has_compatible.*"
     r"|set)_?|_Rounded|TorchDynamo.*|## Call CompiledFxGraph .*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
 )
-"""The framework's own part of what it wraps; says nothing about what is inside."""
+"""Names of the framework's own work. The ops inside have kinds of their own."""
 
 _GENERATED = r"(triton|cpp_fused|graph_\d+_cpp_fused)_?\w*"
 
@@ -137,7 +143,7 @@ OWN_KERNELS: tuple[tuple[str, str], ...] = (
     (r"fastcifar::.*(norm|moments|merge)", NORM),
     (r"fastcifar::.*(augment|training_batch)", AUGMENTATION),
 )
-"""Our kernels: what they are called says more than the op that launches several of them."""
+"""Parts of the names of the extension's kernels -> kind. They count before the op, which may launch several kinds."""
 
 KERNELS: tuple[tuple[str, str], ...] = (
     (r"multi_tensor_apply.*(sgd|adam)", OPTIMIZER),
@@ -154,13 +160,19 @@ KERNELS: tuple[tuple[str, str], ...] = (
     (r"nchw|nhwc.*(to|2)|(to|2)nhwc|memcpy|memset|direct_copy|copy_kernel|catarray", COPIES),
     (r"gemm|nvjet|cutlass|xmma|cublas|fprop|dgrad|wgrad|splitk", POINTWISE),
 )
-"""Other kernels, by a part of their name (lower case), where no op says it, as in a replayed graph: there the products
-of stem and head cannot be told from the pointwise ones."""
+"""Parts of the lower-case names of other kernels -> kind. They count where no op is known, as in a replayed graph.
+
+There the matrix products of stem and head count as pointwise, because their names are the same."""
 
 
 @dataclass
 class Cost:
-    """Milliseconds and calls a step."""
+    """The cost of a kind or of a name.
+
+    Attributes:
+        ms: milliseconds in a step.
+        calls: calls in a step, counted as ops or kernels.
+    """
 
     ms: float = 0.0
     calls: float = 0.0
@@ -168,14 +180,14 @@ class Cost:
 
 @dataclass
 class Breakdown:
-    """Where the time went.
+    """Where the time of the profiled steps went.
 
     Attributes:
-        step_ms: of a profiled step, from its start to its end.
-        kinds: kind -> cost a step; adds up to `step_ms`.
-        names: (kind, name) -> cost a step. On the CPU names of the outermost known ops, on CUDA of kernels.
-        on_device: whether kernels were timed, and not ops.
-        num_steps: how many were profiled.
+        step_ms: milliseconds of a profiled step, from its start to its end.
+        num_steps: the number of profiled steps.
+        on_device: whether kernels were timed (CUDA), and not ops (CPU).
+        kinds: kind -> cost of a step. The milliseconds add up to `step_ms`.
+        names: (kind, name) -> cost of a step. The names are of the outermost known ops (CPU) or of kernels (CUDA).
     """
 
     step_ms: float
@@ -185,35 +197,61 @@ class Breakdown:
     names: dict[tuple[str, str], Cost] = field(default_factory=lambda: defaultdict(Cost))
 
     def add(self, kind: str, name: str, microseconds: float, calls: int) -> None:
+        """Adds an op or kernel.
+
+        Args:
+            kind: its kind.
+            name: its name.
+            microseconds: its time in all profiled steps.
+            calls: its calls in all profiled steps.
+        """
         for cost in (self.kinds[kind], self.names[kind, name]):
             cost.ms += microseconds / 1e3 / self.num_steps
             cost.calls += calls / self.num_steps
 
     @property
     def calls(self) -> float:
-        """Kernels (CUDA), or outermost ops that do work (CPU), a step."""
+        """The number of kernels (CUDA), or of outermost ops that do work (CPU), in a step."""
         return sum(cost.calls for kind, cost in self.kinds.items() if kind not in (FRAMEWORK, PYTHON, IDLE))
 
 
 @dataclass
 class _Event:
-    """A range of time on one thread of the host; the tree of those it lies in."""
+    """A range of time on one thread of the host.
+
+    Attributes:
+        name: the name of the op or range.
+        start: in microseconds.
+        end: in microseconds.
+        own: microseconds that were not spent in ranges inside this one.
+        parent: the range around this one; None if there is none.
+        kind: the kind of work; None if the table does not know it.
+        origin: the outermost range that this one has its kind from.
+        in_step: whether it belongs to a training step.
+    """
 
     name: str
     start: float
     end: float
-    own: float  # microseconds not spent in its children
+    own: float
     parent: _Event | None
     kind: str | None
-    origin: _Event | None  # the outermost event that gave it its kind
+    origin: _Event | None
     in_step: bool
 
 
 def breakdown(trace: Mapping[str, Any], shapes: Shapes) -> Breakdown:
-    """What the steps in a Chrome trace (of torch.profiler, with shapes) spent their time on.
+    """What the steps in a trace spent their time on.
+
+    Args:
+        trace: a Chrome trace of torch.profiler, recorded with shapes.
+        shapes: tells apart ops of the same name.
+
+    Returns:
+        The time by kind and by name.
 
     Raises:
-        ValueError: there is no `STEP` in it.
+        ValueError: the trace holds no range called `STEP`.
     """
     events = [e for e in trace["traceEvents"] if e.get("ph") == "X"]
     host, launches = _host_tree(events, shapes)
@@ -233,7 +271,7 @@ def breakdown(trace: Mapping[str, Any], shapes: Shapes) -> Breakdown:
 
 
 def _host_tree(events: Iterable[Mapping[str, Any]], shapes: Shapes) -> tuple[list[_Event], dict[int, _Event]]:
-    """All host events with their kinds, and by correlation number those that launched something on the device."""
+    """All events of the host with their kinds; and the events that launched device work, by correlation number."""
     categories = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")
     threads: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for raw in events:
@@ -242,7 +280,7 @@ def _host_tree(events: Iterable[Mapping[str, Any]], shapes: Shapes) -> tuple[lis
     found: list[_Event] = []
     launches: dict[int, _Event] = {}
     for thread in threads.values():
-        stack: list[_Event] = []  # of the ranges that are open
+        stack: list[_Event] = []  # the ranges that are open, the outermost first
         for raw in sorted(thread, key=lambda e: (e["ts"], -e["dur"])):
             start, end = float(raw["ts"]), float(raw["ts"]) + float(raw["dur"])
             while stack and stack[-1].end <= start:
@@ -273,6 +311,16 @@ def _event(name: str, start: float, end: float, parent: _Event | None, dims: Dim
 
 
 def kind_of_op(name: str, dims: Dims, shapes: Shapes) -> str | None:
+    """The kind of an op or range.
+
+    Args:
+        name: the name of the op or range.
+        dims: the dimensions of its inputs, as the trace has them.
+        shapes: tells apart ops of the same name.
+
+    Returns:
+        The kind; None if the tables do not know the op.
+    """
     for pattern, kind in OPS:
         if re.fullmatch(pattern, name):
             found = kind if isinstance(kind, str) else kind(shapes, dims)
@@ -290,7 +338,7 @@ def _of_kernels(kernels: Sequence[Mapping[str, Any]], launches: Mapping[int, _Ev
     for kernel in sorted(kernels, key=lambda k: k["ts"]):
         launch = launches.get(kernel.get("args", {}).get("correlation"))
         begin, finish = max(kernel["ts"], end), kernel["ts"] + kernel["dur"]
-        alone = max(0.0, finish - begin)  # of two that run at once, only what the second adds
+        alone = max(0.0, finish - begin)  # if two kernels overlap, only what the second one adds
         busy, end = busy + alone, max(end, finish)
         result.add(kind_of_kernel(kernel["name"], launch.kind if launch else None), _short(kernel["name"]), alone, 1)
     result.add(IDLE, IDLE, last - first - busy, 0)
@@ -298,7 +346,12 @@ def _of_kernels(kernels: Sequence[Mapping[str, Any]], launches: Mapping[int, _Ev
 
 
 def kind_of_kernel(name: str, of_op: str | None = None) -> str:
-    """By its own name if it is one of ours, else by the op that launched it, else by its name again."""
+    """The kind of a kernel.
+
+    Args:
+        name: the kernel's name. If it is a kernel of the extension, its name decides.
+        of_op: the kind of the op that launched it; it decides for other kernels. If it is not known, the name decides.
+    """
     known = of_op if of_op not in (None, FRAMEWORK, PYTHON, UNCLASSIFIED) else None
     return _named(name, OWN_KERNELS) or known or _named(name.lower(), KERNELS) or UNCLASSIFIED
 
@@ -316,7 +369,7 @@ def _short(name: str) -> str:
 
 
 def _tensors(dims: Dims) -> list[list[int]]:
-    """The shapes among an op's `Input Dims`; a list of tensors there is a list of shapes."""
+    """The shapes in an op's `Input Dims`, where a list of tensors stands as a list of shapes."""
     found: list[list[int]] = []
     for value in dims:
         if value and isinstance(value[0], list):

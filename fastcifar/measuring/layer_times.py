@@ -1,4 +1,4 @@
-"""The time of one layer by itself, forward and backward, on tensors that it has just seen."""
+"""The time of one layer by itself, forward and backward, on tensors that the caches still hold."""
 
 from __future__ import annotations
 
@@ -32,15 +32,24 @@ from fastcifar.session import Session
 
 
 def time_layer(layer: Layer, session: Session) -> list[float]:
-    """Median seconds of one such layer forward and, where it has one, backward (of both, less forward).
+    """Times one layer by itself.
 
-    An eager layer's backward brings its weight's gradient back to float32, as in training. Its weight is cast already;
-    on CUDA each time, because a captured backward must not reach what another stream has cast.
+    An eager layer's backward brings the gradient of its weight back to float32, as in training. On the CPU the weight
+    is cast before the measurement. On CUDA it is cast in each call, because a captured graph must not use a tensor that
+    another stream has cast.
+
+    Args:
+        layer: one of `list_layers`.
+        session: the session whose model, loader and optimizer are timed, on its device.
+
+    Returns:
+        The median seconds of the forward and, if the layer has a backward, of the backward. The backward is the time of
+        forward and backward together minus the forward. Empty for augmentation if the loader makes batches ahead.
     """
     config, device, dtype = session.target.config, session.target.device, session.target.dtype
     engine, loader = session.engine, session.loader
     if layer.kind == AUGMENTATION:
-        if not isinstance(loader, ResidentLoader):  # whose batches come ready, and in order
+        if not isinstance(loader, ResidentLoader):  # its batches are made ahead
             return []
         loader.begin(1)
         return _medians([lambda: loader.batch(0)], device)
@@ -51,7 +60,7 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
         engine.optimizer.zero_grad(set_to_none=True)
         return medians
     if layer.kind == COPIES:
-        weights = [p.detach().clone() for p in engine.model.parameters() if p.ndim > 1]  # the way back rounds them
+        weights = [p.detach().clone() for p in engine.model.parameters() if p.ndim > 1]  # the copy back rounds
         casts = [torch.empty_like(w, dtype=dtype) for w in weights]
         together = config.engine == "fused"
         return _medians([lambda: _copy(casts, weights, together), lambda: _copy(weights, casts, together)], device)
@@ -79,7 +88,7 @@ def _medians(calls: Sequence[Call], device: torch.device) -> list[float]:
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor], together: bool) -> None:
-    """As the engine does it: the fused one in a single call, autocast one by one."""
+    """Copies as the engine does: the fused engine in a single call, autocast one by one."""
     if together:
         torch._foreach_copy_(targets, sources)
     else:
@@ -88,7 +97,7 @@ def _copy(targets: list[Tensor], sources: list[Tensor], together: bool) -> None:
 
 
 def _in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A convolution or linear layer with its weight in `dtype`, as the fused engine has it; others as they are."""
+    """A module as the fused engine uses it: a copy with its weight in `dtype`; BN and depthwise as they are."""
     if isinstance(module, nn.BatchNorm2d) or getattr(module, "groups", 1) > 1:
         return module
     module = copy.deepcopy(module)
@@ -98,7 +107,7 @@ def _in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _function(layer: Layer, modules: Sequence[Any], *, fused: bool) -> Callable[[Tensor], Tensor]:
-    """What the engine computes in place of `modules`."""
+    """The function that the engine computes for the layer's `modules`."""
     first = modules[0]
     if layer.kind in (BLOCK, SEPARABLE):
         norm, conv, norm1, *pointwise = modules

@@ -1,7 +1,7 @@
-"""What each layer of a step must at least do: bytes and operations, from the shapes of the model alone.
+"""The least work of each layer of a step, in bytes and operations, computed from the shapes of the model alone.
 
-Every tensor that an op takes or gives counts once, read or written, in the compute dtype. A second look at a map for
-its statistics does not count, nor what a cache saves between two ops.
+Every input and output tensor of an op counts once, in the compute dtype. Reading a map a second time for its statistics
+does not count. Caches are ignored: a tensor counts again for each op that reads it.
 """
 
 from __future__ import annotations
@@ -30,37 +30,47 @@ from fastcifar.model import MobileNet
 from fastcifar.target import Target
 
 NORM_FLOPS = (6, 10)
-"""BN and ReLU on a number: forward (statistics 3, scale and shift 2, ReLU 1), backward (the value again 2, its mask 1,
-the two sums 3, the gradient 4)."""
-UPDATE_FLOPS = 6  # weight decay, momentum, step: a product and a sum each
+"""Operations of BN and ReLU on one number, forward and backward. Forward: statistics 3, scale and shift 2, ReLU 1.
+Backward: computing the value again 2, the mask of ReLU 1, two sums 3, the gradient 4."""
+UPDATE_FLOPS = 6  # a product and a sum each for weight decay, momentum and step
 AUGMENT_FLOPS = 2  # scale and shift of a pixel's channel; MixUp doubles it
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What must at least be done for a batch."""
+    """The least work for a batch.
+
+    Attributes:
+        bytes: the bytes read and written.
+        flops: the floating-point operations.
+    """
 
     bytes: int
     flops: int
 
     @property
     def intensity(self) -> float:
-        """FLOP a byte."""
+        """Operations per byte."""
         return self.flops / self.bytes
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What the engine runs as one op or, without fused ops, a function of the model; or another part of the step.
+    """One op of the step, for all places of the model that have its shape.
+
+    With fused ops a layer is what the engine runs as one op. Otherwise it is one module of the model. Optimizer,
+    augmentation and casts are layers too.
 
     Attributes:
         name: kind, channels, map and stride, such as `depthwise 64 @32x32 s2`.
-        modules: names of the model's modules that it computes, in order; of the first layer of this shape.
-        count: how many of this shape there are.
-        in_shape: of the batch.
-        macs: multiply-accumulates, forward.
-        forward, backward: the work of one of them; backward is None where there is none.
+        kind: one of `kernels.KINDS`.
+        modules: the names of the model's modules that the layer computes, in order, at its first place.
+        count: the number of places with this shape.
+        in_shape: the shape of the input of a batch.
+        macs: the multiply-accumulates of the forward.
+        forward: the work of the forward, at one place.
+        backward: the work of the backward, at one place; None if there is no backward.
     """
 
     name: str
@@ -73,6 +83,7 @@ class Layer:
     backward: Work | None
 
     def directions(self) -> Iterator[tuple[str, Work]]:
+        """`forward` and, if there is one, `backward`, each with its work."""
         yield "forward", self.forward
         if self.backward is not None:
             yield "backward", self.backward
@@ -80,7 +91,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """A convolution, BN or linear layer as the model's forward meets it."""
+    """A convolution, BN or linear module of the model.
+
+    Attributes:
+        name: the module's name in the model.
+        module: the module.
+        in_shape: the shape of its input, for a batch.
+        out_shape: the shape of its output, for a batch.
+    """
 
     name: str
     module: nn.Module
@@ -89,28 +107,41 @@ class Part:
 
     @property
     def inputs(self) -> int:
+        """The number of input values."""
         return math.prod(self.in_shape)
 
     @property
     def outputs(self) -> int:
+        """The number of output values."""
         return math.prod(self.out_shape)
 
     @property
     def weights(self) -> int:
+        """The number of trainable values."""
         return sum(p.numel() for p in self.module.parameters())
 
     @property
     def macs(self) -> int:
+        """The multiply-accumulates of the forward; 0 for BN."""
         if isinstance(self.module, nn.BatchNorm2d):
             return 0
-        # every weight but a bias meets every output position of its channel once
+        # Every weight, except a bias, is used once for each output position of its channel.
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return weight.numel() * self.outputs // self.out_shape[1]
 
 
 def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
-    """The model's layers with parameters, in order, with the shapes of a batch. Nothing is computed."""
+    """The model's modules that have parameters, in the order of the forward. Nothing is computed.
+
+    Args:
+        width_mult: as for `MobileNet`.
+        num_classes: as for `MobileNet`.
+        batch_size: the number of images in a batch.
+
+    Returns:
+        Each module with the shapes of its input and output for a batch.
+    """
     parts: list[Part] = []
     with torch.device("meta"):
         model = MobileNet(num_classes, width_mult)
@@ -126,10 +157,17 @@ def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
 
 
 def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
-    """The layers as the target's engine runs them, those of one shape as one, and the other parts of a step.
+    """The layers of a step as the target's engine runs them, followed by casts, optimizer and augmentation.
 
-    With `engine = fused` a BN belongs to the depthwise block that it starts. What torch.compile fuses is its own
-    choice: `compiled` has the layers of `eager`.
+    With `engine = fused` each depthwise block includes the BN before it. `compiled` has the layers of `eager`, because
+    torch.compile chooses by itself what it fuses.
+
+    Args:
+        target: the settled config and its device.
+        num_classes: as for `MobileNet`.
+
+    Returns:
+        One layer for each shape.
     """
     config, size = target.config, target.dtype.itemsize
     parts = walk(config.width_mult, num_classes, config.batch_size)
@@ -174,7 +212,7 @@ def _single(part: Part, size: int) -> Layer:
 
 
 def _block(parts: Sequence[Part], size: int) -> Layer:
-    """BN, ReLU, depthwise, BN, ReLU and, in a separable block, pointwise. y, the second BN's input, is written too."""
+    """BN, ReLU, depthwise, BN, ReLU and, in a separable block, pointwise. The second BN's input, y, is written too."""
     conv, last = parts[1], parts[-1]
     u, y, out = conv.inputs, conv.outputs, last.outputs
     w, macs = sum(p.weights for p in parts if p.macs), sum(p.macs for p in parts)
@@ -209,21 +247,21 @@ def _head(part: Part, map_shape: Shape, size: int) -> Layer:
 
 
 def _casts(parts: Sequence[Part], size: int) -> Layer:
-    """The weights of convolutions and products to the compute dtype, and their gradients back to float32."""
+    """Casting the weights of convolutions and products to the compute dtype, and their gradients back to float32."""
     count = sum(part.weights for part in parts if part.macs)
     work = Work((4 + size) * count, count)
     return Layer("weights to and fro", COPIES, (), 1, (count,), 0, work, work)
 
 
 def _optimizer(parts: Sequence[Part], config: Config) -> Layer:
-    """Weight, gradient and momentum are read, weight and momentum written."""
+    """The update: weight, gradient and momentum are read; weight and momentum are written."""
     count = sum(part.weights for part in parts)
     work = Work(4 * count * (5 if config.momentum else 3), UPDATE_FLOPS * count)
     return Layer(OPTIMIZER, OPTIMIZER, (), 1, (count,), 0, work, None)
 
 
 def _augmentation(config: Config, size: int) -> Layer:
-    """Bytes become normalised images; with MixUp there are two of them for each."""
+    """Making the batch: bytes become normalised images; with MixUp each image is made of two."""
     shape = (config.batch_size, 3, 32, 32)
     count, sources = math.prod(shape), 2 if config.mixup_alpha else 1
     work = Work(count * (sources + size), AUGMENT_FLOPS * sources * count)

@@ -1,7 +1,7 @@
-"""A process of its own that answers questions, a line of JSON each way; and what processes have used (Linux).
+"""A process that answers questions, in lines of JSON; and the time and memory that processes have used (Linux).
 
-What one measurement tells the allocator or the compiler, no other one feels. A process that crashes or is killed is an
-answer too.
+Measurements in processes of their own cannot change the allocator or the compiler of each other. If the process
+crashes or is killed, its death is the answer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Death:
-    """How a process ended that owed an answer.
+    """How a process ended before it answered.
 
-    Args:
-        kind: the name of the signal that ended it, or `exit`.
-        message: the same in words, with the last line that it wrote to stderr.
+    Attributes:
+        kind: the name of the signal that ended the process, or `exit`.
+        message: how the process ended, in words, with the last line that it wrote to stderr.
     """
 
     kind: str
@@ -34,11 +34,11 @@ class Death:
 
 
 class Process:
-    """A process that runs `serve`. It is a context; whatever ends the context ends the process.
+    """A process that runs `serve`. It is a context; when the context ends, the process is killed.
 
     Args:
-        command: what to start, with its arguments.
-        environment: variables on top of this process's own.
+        command: the program and its arguments.
+        environment: environment variables for the process, added to the ones that this process has.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -54,6 +54,7 @@ class Process:
 
     @property
     def pid(self) -> int:
+        """The number of the process."""
         return self._process.pid
 
     def __enter__(self) -> Process:
@@ -63,7 +64,7 @@ class Process:
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(OSError):  # what was not read in time
+        with contextlib.suppress(OSError):  # the process did not read all of it
             self._process.stdin.close()
         self._process.stdout.close()
         self._stderr.close()
@@ -72,21 +73,21 @@ class Process:
         """Sends a question and waits for its answer.
 
         Args:
-            question: what JSON holds.
-            last: no other question follows, and the process is waited for.
+            question: values that JSON can hold, by name.
+            last: whether this is the last question. Then the end of the process is waited for.
 
         Returns:
-            The answer; how the process ended, if it did not give one.
+            The answer or, if the process ended without one, how it ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended already: its exit code says more
+        with contextlib.suppress(BrokenPipeError):  # it has ended; its exit code says more
             stdin.write(json.dumps(question) + "\n")
             stdin.flush()
         if last:
             with contextlib.suppress(BrokenPipeError):
                 stdin.close()
-        line = stdout.readline()  # not to the end of the file, which the process's own children may keep open
+        line = stdout.readline()  # not read(): the process's children may keep the pipe open
         if last:
             self._process.wait()
         try:
@@ -108,21 +109,35 @@ class Process:
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answers each question from stdin on stdout, until there are no more. What else is printed goes to stderr."""
+    """Answers the questions on stdin, one after the other, on stdout. All other output goes to stderr.
+
+    Args:
+        answer: question -> answer, both of values that JSON can hold.
+    """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
-        os.dup2(2, 1)  # whatever else is printed here is no answer
+        os.dup2(2, 1)  # other prints must not look like answers
         for line in sys.stdin:
             print(json.dumps(answer(json.loads(line))), file=stdout, flush=True)
 
 
 def seconds_of(pid: int, proc: Path = Path("/proc")) -> float:
-    """Processor seconds of a process and of all that it has started and that still run."""
+    """The processor seconds of a process and of its descendants that still run.
+
+    Args:
+        pid: the process.
+        proc: where Linux describes its processes.
+    """
     times = _times(proc)
     return sum(times[process][1] for process in _family(pid, times)) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
-    """Bytes in use by a process and all that it has started, where memory that several share counts once."""
+    """The bytes of memory that a process and its descendants use; memory that several share counts once.
+
+    Args:
+        pid: the process.
+        proc: where Linux describes its processes.
+    """
     kib = 0
     for process in _family(pid, _times(proc)):
         with contextlib.suppress(OSError):  # it has ended
@@ -131,7 +146,14 @@ def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
 
 
 def seconds_of_others(proc: Path = Path("/proc")) -> float:
-    """Processor seconds since boot of all but this process and its descendants, a hypervisor's too; NaN off Linux."""
+    """The processor seconds since boot of all other programs, and of other virtual machines on this processor.
+
+    Args:
+        proc: where Linux describes its processes.
+
+    Returns:
+        The seconds, without the time of this process and its descendants; NaN on systems other than Linux.
+    """
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])
         times = _times(proc)
@@ -142,7 +164,7 @@ def seconds_of_others(proc: Path = Path("/proc")) -> float:
 
 
 def _times(proc: Path) -> dict[int, tuple[int, int]]:
-    """Of each process that runs: the one that started it, and its ticks in user and system mode."""
+    """For each running process: its parent, and its clock ticks in user and system mode."""
     times = {}
     for folder in os.listdir(proc):
         if folder.isdigit():
@@ -153,7 +175,7 @@ def _times(proc: Path) -> dict[int, tuple[int, int]]:
 
 
 def _family(pid: int, times: Mapping[int, tuple[int, int]]) -> Iterable[int]:
-    """The process and all below it, as far as they still run."""
+    """The process and its descendants that still run."""
     family = found = {pid} & times.keys()
     while found:
         found = {process for process, (parent, _) in times.items() if parent in found} - family

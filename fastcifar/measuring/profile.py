@@ -1,7 +1,7 @@
-"""`fastcifar profile`: where the time of a training step goes, and how near each layer is to this device's floor.
+"""`fastcifar profile`: where the time of a training step goes, and how near each layer comes to its least time.
 
-The steps are a training run's: same engine, loader, batch and precision, on images of random bytes, which cost what any
-others do. They are timed first, then profiled, then each layer is timed by itself.
+The steps have the engine, loader, batch size and precision of a training run. The images are random bytes, which take
+as long as others. The steps are timed first, then profiled; then each layer is timed by itself.
 """
 
 from __future__ import annotations
@@ -51,14 +51,19 @@ TIME, ROOFLINE = "time", "roofline"  # pictures, without their endings
 
 
 def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
-    """Profiles training steps of `config` and writes what it finds to a folder.
+    """Profiles training steps, and writes the result to a folder.
 
-    Arguments:
-        config: what a run of it would do with data; its own is not read.
+    Args:
+        config: the settings of the run. Its data is not read.
         out: the folder, new or empty; None makes runs/profile/<local time>-<engine>-<precision>.
-        num_steps: how many steps are profiled, and as many timed.
+        num_steps: the number of steps that are profiled. As many, and at least 5, are timed.
 
-    Errors: `UsageError` for an `out` that holds something; any other `FastcifarError` of a run.
+    Returns:
+        The result.
+
+    Raises:
+        UsageError: `out` is not empty, or cannot be made.
+        FastcifarError: any error of a training run, or the result cannot be written.
     """
     if out is not None:
         RunFolder.check_unused(out)
@@ -100,7 +105,7 @@ class _Walk:
         self._training, self._device = session.train(), session.target.device
 
     def take(self, count: int) -> float:
-        """Takes `count` steps; returns the seconds of one."""
+        """Takes `count` steps, and returns the mean seconds of a step."""
         wait(self._device)
         start = time.perf_counter()
         for _ in range(count):
@@ -112,7 +117,7 @@ class _Walk:
 
 @contextmanager
 def _batches_marked(loader: Loader) -> Iterator[None]:
-    """While it lasts, a trace shows the making of each batch as a range."""
+    """A context in which a trace shows the making of each batch as a range."""
     make = loader.batch
 
     def batch(step: int) -> Any:
@@ -127,7 +132,7 @@ def _batches_marked(loader: Loader) -> Iterator[None]:
 
 
 def _generated_code_visible(config: Config) -> AbstractContextManager[Any]:
-    """What torch.compile makes for the CPU is seen by the profiler only if it is compiled to be seen."""
+    """A context in which torch.compile makes CPU code that the profiler can see."""
     if config.engine != "compiled" or config.device != "cpu":
         return nullcontext()
     from torch._inductor import config as inductor
@@ -137,7 +142,7 @@ def _generated_code_visible(config: Config) -> AbstractContextManager[Any]:
 
 
 def _record(walk: _Walk, num_steps: int, device: torch.device, path: Path) -> None:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler prints two lines of its own
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler prints two lines
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with torch_profile(activities=activities, record_shapes=True) as profiler:
         walk.take(num_steps)
@@ -176,7 +181,16 @@ def _write(result: Profile) -> None:
 
 
 def draw_times(result: Profile, path_stem: Path, title: str) -> list[Path]:
-    """Draws the time of a step by kind, to `path_stem`.svg and .png."""
+    """Draws the time of a step by kind, as `path_stem`.svg and `path_stem`.png.
+
+    Args:
+        result: the profile.
+        path_stem: the path of the pictures without its ending.
+        title: the text above the picture.
+
+    Returns:
+        The paths of the pictures.
+    """
 
     found = result.breakdown
     order = sorted(((k, c) for k, c in found.kinds.items() if c.ms > 0), key=lambda item: item[1].ms)

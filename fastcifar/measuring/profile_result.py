@@ -1,4 +1,4 @@
-"""What a profile found, as numbers."""
+"""The result of a profile, as numbers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ Table = tuple[list[str], list[list[str]]]
 
 @dataclass(frozen=True)
 class Profile:
-    """What was found.
+    """The result of a profile.
 
     Attributes:
-        config: settled.
-        step_seconds: median of a step that nobody watched.
-        breakdown: of the profiled steps.
-        roofs, rows: what the device reached; the layers under it.
-        environment: see `environment.collect`.
-        path: the folder with what was written.
+        config: the settings, settled.
+        step_seconds: the median seconds of a step without the profiler.
+        breakdown: the time of the profiled steps by kind and by name.
+        roofs: the speeds that this device reached at best.
+        rows: the layers with their floors and times.
+        environment: what `environment.collect` returns.
+        path: the folder of the result.
     """
 
     config: Config
@@ -44,14 +45,16 @@ class Profile:
 
     @property
     def images_per_second(self) -> float:
+        """The rate of the steps without the profiler."""
         return self.config.batch_size / self.step_seconds
 
     @property
     def floor_seconds(self) -> float:
+        """The least seconds of a step on this device."""
         return sum(self.floors().values())
 
     def floors(self) -> dict[str, float]:
-        """Seconds of the floor of a step's layers, by kind."""
+        """The least seconds of a step's layers on this device, by kind."""
         floors: dict[str, float] = {}
         for row in self.rows:
             floors[row.layer.kind] = floors.get(row.layer.kind, 0.0) + row.layer.count * row.floor_seconds
@@ -59,12 +62,13 @@ class Profile:
 
     @property
     def alone_seconds(self) -> float | None:
-        """All layers of a step, each by itself; None if they were not timed."""
+        """The sum of the seconds of a step's layers, each timed by itself; None if they were not timed."""
         timed = [row.layer.count * row.seconds for row in self.rows if row.seconds is not None]
         return sum(timed) if timed else None
 
 
 def as_dict(result: Profile) -> dict[str, Any]:
+    """The content of profile.json."""
     found = result.breakdown
     return {
         "config": result.config.model_dump(mode="json"),
@@ -86,18 +90,18 @@ def as_dict(result: Profile) -> dict[str, Any]:
 
 
 def describe(config: Config) -> str:
-    """Such as `fused, bf16, batch 128, width 1`."""
+    """The config in a few words, such as `fused, bf16, batch 128, width 1`."""
     return f"{config.engine}, {config.precision}, batch {config.batch_size}, width {config.width_mult:g}"
 
 
 def device_name(result: Profile) -> str:
-    """The GPU; or the processor, with the number of threads."""
+    """The name of the GPU or, on the CPU, of the processor with the number of threads."""
     name = device_model(result.environment) or platform.machine()
     threads = result.environment["threads"]["torch"]
     return name if result.environment["gpu"] is not None else f"{name}, {threads} thread{'s' * (threads != 1)}"
 
 
 def slowest(found: Breakdown) -> list[tuple[str, str, float, float]]:
-    """Kind, name, milliseconds and calls a step, the slowest first."""
+    """Kind, name, milliseconds of a step and calls of a step, the slowest name first."""
     costs = [(kind, name, cost.ms, cost.calls) for (kind, name), cost in found.names.items()]
     return sorted(costs, key=lambda cost: -cost[2])

@@ -1,4 +1,4 @@
-"""The tables of a profile in the terminal."""
+"""The tables of a profile for the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastcifar.ui.tables import justified
 
 
 def headline(result: Profile) -> list[str]:
-    """The answer in a few lines."""
+    """The result in a few lines."""
     found, floor, step = result.breakdown, result.floor_seconds, result.step_seconds
     roofs, precision = result.roofs, result.config.precision
     what = "kernels" if found.on_device else "ops"
@@ -39,12 +39,15 @@ def headline(result: Profile) -> list[str]:
 
 
 def tables(result: Profile) -> list[Table]:
-    """By kind, by name, and the layers."""
+    """The table of kinds, the table of names, and the table of layers."""
     return [kinds_table(result), names_table(result.breakdown), layers_table(result.rows)]
 
 
 def kinds_table(result: Profile) -> Table:
-    """Each kind's time in the profiled steps beside the floor of its layers. A CUDA kernel may do less than a layer."""
+    """For each kind its time in the profiled steps, and the floor of its layers.
+
+    On CUDA the time may be of fewer ops than the floor, because a kernel may do only a part of a layer.
+    """
     found, floors = result.breakdown, result.floors()
     rows = []
     for kind, cost in sorted(found.kinds.items(), key=lambda item: -item[1].ms):
@@ -57,7 +60,12 @@ def kinds_table(result: Profile) -> Table:
 
 
 def names_table(found: Breakdown, most: int = 10) -> Table:
-    """The slowest by name, and everything that the table of kinds does not know."""
+    """The slowest names, and all names that the table of kinds does not know.
+
+    Args:
+        found: the time by name.
+        most: how many of the slowest names are shown.
+    """
     costs = [cost for cost in slowest(found) if cost[0] not in (PYTHON, IDLE)]
     shown = costs[:most] + [cost for cost in costs[most:] if cost[0] == UNCLASSIFIED]
     rows = [[_cut(name), f"{ms:.2f}", f"{calls:.0f}", kind] for kind, name, ms, calls in shown]
@@ -65,6 +73,7 @@ def names_table(found: Breakdown, most: int = 10) -> Table:
 
 
 def ratio(value: float | None) -> str:
+    """A ratio as text, with one decimal below 100; `-` for None."""
     return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
@@ -73,7 +82,7 @@ def _cut(name: str, most: int = 60) -> str:
 
 
 def layers_table(rows: Sequence[Row]) -> Table:
-    """A line a layer, forward / backward; milliseconds are of one of them."""
+    """A line for each layer, with forward / backward. The milliseconds are of one of the places with its shape."""
     by_layer: dict[str, list[Row]] = {}
     for row in rows:
         by_layer.setdefault(row.layer.name, []).append(row)

@@ -1,7 +1,7 @@
-"""The least time each layer could take on this device, beside the time it takes.
+"""The floor of each layer, which is the least time that it could take on this device, beside the time that it takes.
 
-The floor is the longer of two times: the layer's bytes at the speed of a copy of as many, and its operations at the
-speed of a large matrix product. Both speeds are measured in the same run, as the best of many.
+The floor is the longer of two times: copying as many bytes as the layer reads and writes, and doing its operations at
+the speed of a large matrix product. Both speeds are measured in the same run; the best of many measurements counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from fastcifar.measuring.roofs import Roofs
 
 @dataclass(frozen=True)
 class Row:
-    """One direction of a layer: its least work, floor and time, each for one of `layer.count`."""
+    """One direction of a layer. All values are for one of its `layer.count` places.
+
+    Attributes:
+        layer: the layer.
+        direction: `forward` or `backward`.
+        work: the least work.
+        floor_seconds: the least time, in seconds.
+        memory_bound: whether the bytes take longer than the operations.
+        seconds: the measured time; None if it was not measured.
+    """
 
     layer: Layer
     direction: str
@@ -28,9 +37,11 @@ class Row:
 
     @property
     def times_floor(self) -> float | None:
+        """The measured time divided by the floor; None if it was not measured."""
         return None if self.seconds is None else self.seconds / self.floor_seconds
 
     def as_dict(self) -> dict[str, Any]:
+        """The row of layers.csv."""
         return {
             "layer": self.layer.name,
             "kind": self.layer.kind,
@@ -46,7 +57,13 @@ class Row:
 
 
 def rows_of(layers: Sequence[Layer], roofs: Roofs, times: Sequence[Sequence[float] | None]) -> list[Row]:
-    """A row for each direction of each layer; `times` as `time_layer` gives them, None where not measured."""
+    """A row for each direction of each layer.
+
+    Args:
+        layers: the layers.
+        roofs: the speeds of this device.
+        times: for each layer what `time_layer` returns; None if it was not timed.
+    """
     rows = []
     for layer, seconds in zip(layers, times, strict=True):
         for (direction, work), taken in itertools.zip_longest(layer.directions(), seconds or ()):

@@ -1,4 +1,4 @@
-"""The picture of a roofline: what each layer reaches, under what the device can."""
+"""The roofline chart: the speed of each layer, below the speeds that the device can reach."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ from fastcifar.ui import drawing
 
 
 def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str, most: int = 10) -> list[Path]:
-    """Draws the measured `rows` under the roofs, to `path_stem`.svg and .png: FLOP a byte against FLOP a second.
+    """Draws the chart as `path_stem`.svg and `path_stem`.png: operations per second over operations per byte.
 
-    A point's area is its share of the time. The `most` that lose most time over their floors are numbered, and named
-    at the side.
+    The area of a point is its share of the time. The rows that lose most time are numbered, and named at the side.
+
+    Args:
+        rows: only the measured rows are drawn.
+        roofs: the speeds of the device.
+        path_stem: the path of the pictures without its ending.
+        title: the text above the chart.
+        most: how many rows are numbered.
+
+    Returns:
+        The paths of the pictures.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -44,7 +53,7 @@ def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str
         worst = sorted(points, key=lambda p: -p.lost)[:most]
         _name(side, worst)
         _legend(side, [p.row.layer.kind for p in points])
-        figure.draw_without_rendering()  # gives the axes their place, from which distances and slopes on paper follow
+        figure.draw_without_rendering()  # places the axes: the next two calls need distances on paper
         _number(axes, worst)
         _draw_roofs(axes, roofs)
         return drawing.save(figure, path_stem)
@@ -52,21 +61,31 @@ def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str
 
 @dataclass(frozen=True)
 class _Point:
+    """A point of the chart.
+
+    Attributes:
+        row: what it stands for.
+        x: operations per byte.
+        y: operations per second.
+    """
+
     row: Row
     x: float
     y: float
 
     @property
     def seconds(self) -> float:
+        """The seconds of all places of the layer in a step."""
         return self.row.layer.count * (self.row.seconds or 0.0)
 
     @property
     def lost(self) -> float:
+        """The seconds above the floor, for all places of the layer in a step."""
         return self.seconds - self.row.layer.count * self.row.floor_seconds
 
 
 def _number(axes: Any, points: Sequence[_Point]) -> None:
-    """Writes the points' numbers beside them, those of neighbours one below the other."""
+    """Writes the number of each point beside it; the numbers of neighbours stand one below the other."""
     to_points = 72 / axes.get_figure().dpi
     places = {n: axes.transData.transform((p.x, p.y)) * to_points for n, p in enumerate(points, 1)}
     written: list[tuple[float, float]] = []
@@ -113,7 +132,7 @@ def _draw_roofs(axes: Any, roofs: Roofs) -> None:
         ends = [low / 100, peak / rate]
         axes.plot(ends, [x * rate for x in ends], dashes, color=grey, lw=1.2, zorder=1)
         (x0, y0), (x1, y1) = axes.transData.transform([(x, x * rate) for x in ends])
-        left, right = max(low, axes.get_ylim()[0] / rate), min(high, peak / rate)  # of its visible part
+        left, right = max(low, axes.get_ylim()[0] / rate), min(high, peak / rate)  # the ends of its visible part
         at = left * (max(right, left) / left) ** 0.25
         axes.text(
             at,

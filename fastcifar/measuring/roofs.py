@@ -1,4 +1,4 @@
-"""What a device reaches at best: copies of every size, and a large matrix product."""
+"""The best speeds of a device: copies of many sizes, and a large matrix product."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fastcifar.measuring.layers import Work
 from fastcifar.measuring.timing import Call, time_calls
 
 COPY_BYTES = tuple(2**exponent for exponent in range(12, 30))
-"""Sizes of the copies that are measured, read and written together: 4 KiB, which is the cost of a call, to 512 MiB."""
+"""Sizes of the measured copies: bytes read and written together, 4 KiB (which times the call itself) to 512 MiB."""
 
 
 @dataclass(frozen=True)
 class Roofs:
-    """What this device reached.
+    """The best speeds that a device reached.
 
     Attributes:
-        copies: (bytes read and written, bytes a second) of each copy, by size.
-        flops_per_second: of a large matrix product in the compute dtype.
+        copies: for each copy the bytes read and written, and the bytes per second; the smallest copy first.
+        flops_per_second: the speed of a large matrix product in the compute dtype.
     """
 
     copies: tuple[tuple[int, float], ...]
@@ -31,16 +31,16 @@ class Roofs:
 
     @property
     def memory(self) -> float:
-        """Bytes a second of the largest copy, which no cache holds."""
+        """Bytes per second of the largest copy, which fits no cache."""
         return self.copies[-1][1]
 
     @property
     def cache(self) -> float:
-        """Bytes a second of the fastest copy."""
+        """Bytes per second of the fastest copy."""
         return max(rate for _, rate in self.copies)
 
     def bytes_per_second(self, num_bytes: int) -> float:
-        """Of a copy of that size; between two measured ones by the logarithm of the size."""
+        """Bytes per second of a copy of `num_bytes`, interpolated over the logarithm of the size."""
         sizes = [math.log(size) for size, _ in self.copies]
         rates = [rate for _, rate in self.copies]
         x = min(max(math.log(num_bytes), sizes[0]), sizes[-1])
@@ -49,17 +49,25 @@ class Roofs:
         return rates[right - 1] + share * (rates[right] - rates[right - 1])
 
     def is_memory_bound(self, work: Work) -> bool:
+        """Whether the bytes of `work` take longer than its operations."""
         return work.bytes / self.bytes_per_second(work.bytes) >= work.flops / self.flops_per_second
 
     def seconds(self, work: Work) -> float:
-        """The floor."""
+        """The least seconds for `work`."""
         return max(work.bytes / self.bytes_per_second(work.bytes), work.flops / self.flops_per_second)
 
 
 def measure_roofs(
     device: torch.device, dtype: torch.dtype, copy_bytes: Sequence[int] = COPY_BYTES, side: int | None = None
 ) -> Roofs:
-    """The best of many copies of each size, and of many products of two square matrices with that many rows."""
+    """Measures the speeds of a device. The best of many measurements counts.
+
+    Args:
+        device: the device.
+        dtype: the dtype of the matrix product.
+        copy_bytes: the sizes of the copies, in bytes read and written.
+        side: the number of rows of the two square matrices; None is 8192 on CUDA and 2048 on the CPU.
+    """
     copies = []
     for num_bytes in copy_bytes:
         source = torch.ones(num_bytes // 2, dtype=torch.uint8, device=device)

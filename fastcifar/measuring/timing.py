@@ -1,4 +1,4 @@
-"""Seconds of a call on a device, without those of the host."""
+"""The seconds that a call takes on a device, without the time of the host."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ Call = Callable[[], object]
 
 
 def time_calls(calls: Sequence[Call], device: torch.device, seconds: float = 0.15) -> list[list[float]]:
-    """Seconds of each of `calls`, at least five times, in turns, so that what disturbs one disturbs all.
+    """Times calls in turns, so that a disturbance affects all of them alike.
 
-    On CUDA each is captured in a graph, many times in a row, and replayed between events: no host clock can time a
-    kernel, and eager launches would measure the host.
+    On CUDA each call is captured many times in one graph, which is replayed between two events. A clock of the host
+    cannot time a kernel, and launching op by op would measure the host.
+
+    Args:
+        calls: what to time.
+        device: the device that the calls use.
+        seconds: about how long the measurement lasts.
+
+    Returns:
+        For each call its seconds, 5 to 50 times.
     """
     if device.type == "cuda":
         runs = [_captured(call) for call in calls]
     else:
         runs = [_timed(call) for call in calls]
-    for run in runs * 2:  # caches, pages, threads
+    for run in runs * 2:  # warms up caches, pages and threads
         run()
     once = sum(run() for run in runs)
     rounds = min(50, max(5, round(seconds / max(once, 1e-6))))
@@ -38,11 +46,11 @@ def _timed(call: Call) -> Callable[[], float]:
 
 
 def _captured(call: Call, launches: int = 20) -> Callable[[], float]:
-    """Runs a graph that holds `call` so many times; returns the seconds of one. All of it is on one stream."""
+    """A function that replays a graph of `launches` calls, and returns the seconds of one call."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # handles, workspaces and choices of algorithm are made lazily
+        for _ in range(3):  # makes handles and workspaces, and chooses algorithms
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -35,7 +35,7 @@ THROTTLE_REASONS = {
 class Sample:
     """One reading of the GPU. None stands for what this GPU does not tell.
 
-    Args:
+    Attributes:
         utilization: 0 to 1.
         memory_gib: in use on the whole device.
         watts: drawn now.

@@ -42,6 +42,8 @@ def preset(name: str, /, **settings: object) -> Config:
         UsageError: no preset has that name, or a setting is unknown or out of its bounds; the message names the
             nearest one.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"preset {name!r}: expected a name, or the path of a .toml file as text")
     base = resolve(None, _path(name), []) if name.lower().endswith(".toml") else load_preset(name)
     plain = {key: _plain(value) for key, value in settings.items()}
     return from_dict({**base.model_dump(), **plain}, f"preset {name!r}")
@@ -70,6 +72,8 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
     """
     from fastcifar import trainer
 
+    if not isinstance(config, Config):
+        raise UsageError(f"config = {config!r}: expected settings, such as fc.preset('final')")
     folder = None if out is None else _path(out)
     return load(trainer.train(config, folder, _as_command(config, folder), progress=progress))
 
@@ -316,6 +320,8 @@ def _path(path: StrPath) -> Path:
     """A path with `~` expanded, as the command line reads it."""
     try:
         return given(os.fspath(path))
+    except TypeError:
+        raise UsageError(f"{path!r}: expected a path") from None
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
 

@@ -173,3 +173,14 @@ def test_a_study_checks_its_numbers(wrong: dict[str, Any], tmp_path: Path) -> No
 def test_a_device_of_no_such_name_is_refused(run: fc.Run, device: Any) -> None:
     with pytest.raises(fc.errors.UsageError, match="device"):
         fc.evaluate(run, device=device)
+
+
+def test_things_of_another_kind_are_refused_as_such(tmp_path: Path) -> None:
+    for call in (
+        lambda: fc.load(None),
+        lambda: fc.preset(None),
+        lambda: fc.train({"lr": 0.1}),
+        lambda: fc.train("quick"),
+    ):
+        with pytest.raises(fc.errors.UsageError, match="expected"):
+            call()

@@ -787,3 +787,10 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     words += f"PYTHONPATH={ROOT} {sys.executable} -m fastcifar report {tmp_path}/none"
     done = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
     assert done.returncode == 2 and "unexpected" not in done.stderr
+
+
+def test_no_message_acts_on_the_terminal(capsys: Captured) -> None:
+    """The bug: ESC in the path of a run reached the terminal as it was."""
+    assert cli.main(["evaluate", "a\x1b[31mb"]) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and "a\\x1b[31mb" in err

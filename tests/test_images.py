@@ -311,3 +311,24 @@ def test_whole_pngs_of_every_kind_are_whole(tmp_path: Path) -> None:
         (tmp_path / "d.png").write_bytes(content)
         with pytest.raises(DataError, match="damaged"):
             open_image(tmp_path / "d.png")
+
+
+def test_a_part_of_a_picture_and_one_of_two_are_refused(tmp_path: Path) -> None:
+    RGB.crop((0, 0, 20, 20)).save(tmp_path / "part.gif")
+    content = bytearray((tmp_path / "part.gif").read_bytes())
+    content[6:10] = struct.pack("<HH", 32, 32)  # a canvas larger than its only frame
+    (tmp_path / "part.gif").write_bytes(content)
+    with pytest.raises(DataError, match="covers only a part"):
+        open_image(tmp_path / "part.gif")
+    for mode, kind in (("RGB", "P6"), ("L", "P5")):
+        one = f"{kind} 32 32 255\n".encode() + RGB.convert(mode).tobytes()
+        (tmp_path / "one.ppm").write_bytes(one)
+        assert np.array_equal(open_image(tmp_path / "one.ppm"), np.asarray(RGB.convert(mode).convert("RGB")))
+        (tmp_path / "two.ppm").write_bytes(one + one)
+        with pytest.raises(DataError, match="more than one picture"):
+            open_image(tmp_path / "two.ppm")
+
+
+def test_whole_gifs_are_taken(tmp_path: Path) -> None:
+    PALETTE.save(tmp_path / "a.gif")
+    assert np.array_equal(open_image(tmp_path / "a.gif"), np.asarray(PALETTE.convert("RGB")))

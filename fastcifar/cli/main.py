@@ -21,7 +21,7 @@ from fastcifar.cli.arguments import Parser
 from fastcifar.errors import DataError, DeviceMemoryError, FastcifarError, UsageError
 from fastcifar.paths import refused
 from fastcifar.run import failure
-from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line
+from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line, printable_lines
 from fastcifar.ui.notes import unfailing_stderr
 
 HELP = """\
@@ -117,7 +117,7 @@ def _main(words: list[str]) -> int:
         return code
     except FastcifarError as error:
         _show_traceback_if_debugging()
-        print("fastcifar: " + str(error).replace("\n", "\nfastcifar: "), file=sys.stderr)
+        print("fastcifar: " + printable_lines(str(error)).replace("\n", "\nfastcifar: "), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         _show_traceback_if_debugging()

@@ -122,6 +122,12 @@ def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
         return f"is of mode {image.mode}, which has no exact 8-bit RGB"
     if (bits := _bits(image, content)) > 8:
         return f"has {bits} bits a channel, and only 8 are taken: convert it first"
+    decoder, place, offset, *_ = (*getattr(image, "tile", [])[:1], ("", None, 0))[0]
+    if image.format == "GIF" and place is not None and tuple(place) != (0, 0, 32, 32):
+        return "holds a picture that covers only a part of it: what is the rest?"
+    if image.format == "PPM" and decoder == "raw" and image.mode in ("L", "RGB"):
+        if offset + 32 * 32 * len(image.getbands()) < len(content):
+            return "holds more than one picture: which one is meant?"
     if image.format == "TIFF":
         return _reason_to_refuse_tiff(image)
     if _orientation(image) not in _UPRIGHT:

@@ -65,7 +65,9 @@ class Source:
             present = (self.path / name for name in self.version.required + self.version.names)
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
         # A third split is not read, but a note names it, so that it is part of the fingerprint.
-        found = [(os.fsencode(e.name), _NOTHING) for e in entries(self.path) if e.name.startswith(("val", "dev"))]
+        found = [
+            (os.fsencode(e.name), _NOTHING) for e in entries(self.path) if e.name.lower().startswith(("val", "dev"))
+        ]
         for split in SPLITS:
             for folder in entries(self.path / split):
                 inside = os.fsencode(f"{split}/{folder.name}")

@@ -187,7 +187,7 @@ def explained(path: Path, num_bytes: int, advice: str = "") -> Iterator[None]:
                 free = f"{shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB"
             need = f"{num_bytes / 2**20:,.1f} MiB are needed, {free} free"
             if problem.errno == errno.EFBIG:
-                need, advice = f"{num_bytes / 2**20:,.1f} MiB are needed", "Raise the limit of this shell: ulimit -f."
+                advice = "Raise the limit of this shell: ulimit -f."
             text = f"no room to write {path}: {need} ({problem.strerror}). {advice}"
             raise FastcifarError(text.rstrip()) from problem
         raise FastcifarError(f"{path} cannot be written: {refusal(path, problem)}.") from problem

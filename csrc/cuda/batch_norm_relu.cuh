@@ -26,18 +26,19 @@ auto with_width(int64_t C, F f) {
 template <int V, class T, class F, class... Inputs>
 __device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, F f, const Inputs*... inputs) {
   constexpr int kInputs = sizeof...(Inputs);
+  constexpr int kRows = V > 1 ? kUnroll : 1;  // of odd widths, where nothing is fast: four rows spill on sm_100
   const T* const from[kInputs] = {inputs...};
   const int step = gridDim.y * at.kCount;
-  for (int first = blockIdx.y * at.kCount + at.lane; first < M; first += kUnroll * step) {
-    Pack<T, V> packs[kUnroll][kInputs];
+  for (int first = blockIdx.y * at.kCount + at.lane; first < M; first += kRows * step) {
+    Pack<T, V> packs[kRows][kInputs];
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const int m = first + i * step;
 #pragma unroll
       for (int k = 0; k < kInputs; ++k) packs[i][k] = load_if<V>(from[k] + static_cast<int64_t>(m) * C + c, m < M);
     }
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const int m = first + i * step;
       if (m >= M) break;
       float v[kInputs][V];

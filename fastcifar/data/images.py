@@ -83,7 +83,7 @@ def open_image(file: Path) -> NDArray[np.uint8]:
             if reason := _reason_to_refuse(image, content):
                 raise DataError(f"{file} {reason}")
             if image.format == "PNG" and not _png_is_whole(content):
-                raise DataError(f"{file} is damaged: its pixels end early")
+                raise DataError(f"{file} is damaged or no image (its pixels end early)")
             if _may_be_transparent(image):
                 rgba = image.convert("RGBA")
                 if rgba.getchannel("A").getextrema() != (255, 255):

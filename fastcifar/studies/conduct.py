@@ -128,7 +128,6 @@ def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
         config = study.config(name, 0)
         key = (config.data, config.mirror)
         if key not in loaded:
-            sources.announce_download(config.data, config.mirror)
             loaded[key] = sources.load(config.data, mirror=config.mirror).digest
         digests[name], known = loaded[key], study.trials[name].dataset_digest
         if known not in ("", digests[name]):

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .SHELLFLAGS := -euc
-.PHONY: help setup train test test-all test-machines bench lint clean
+.PHONY: help setup train test test-all test-kernels test-machines bench lint clean
 
 PYTHON ?= python3
 PRESET ?= quick
@@ -34,6 +34,9 @@ test: $(READY) ## the quick tests, six minutes on two cores
 
 test-all: $(READY) ## all tests
 	@exec $(PYTEST) -m "" $(ARGS)
+
+test-kernels: $(READY) ## the CUDA kernels: compiled anew, and run on the CPU under sanitizers
+	@exec $(PYTEST) -m 'sanitized and not slow' $(ARGS)
 
 # These variables make the extension's kernels, oneDNN and PyTorch's own kernels ignore newer instruction sets.
 test-machines: $(READY) ## what depends on the machine, as two others: without AVX and one thread; with AVX2 alone

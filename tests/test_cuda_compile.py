@@ -89,6 +89,7 @@ def check(arch: str) -> None:
     assert all(re.search(allowed, k.name) for k in cramped), cramped
 
 
+@pytest.mark.sanitized
 def test_no_kernel_spills_on_hopper() -> None:
     """`pytest -s` prints the registers of every kernel."""
     check("90")

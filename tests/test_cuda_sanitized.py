@@ -13,7 +13,10 @@ from pathlib import Path
 import emulator
 import pytest
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels"),
+    pytest.mark.sanitized,
+]
 
 EMULATED = str(Path(__file__).with_name("test_cuda_emulated.py"))
 SCRIPT = """

@@ -91,7 +91,7 @@ def check_folder(out: Path) -> None:
             ours.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; a folder is wanted.")
+        raise UsageError(f"--out {out} cannot be written: it is a file; a folder is wanted.")
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(f"--out {out} cannot be written: this user may not write to the folder {there}.")

@@ -250,7 +250,7 @@ def why_no_start(word: str) -> str:
     try:
         there = paths.given(word)
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return _reason(error)
     if (there / "config.toml").is_file():
         return f"unexpected argument; settings are given as --KEY VALUE{did_you_mean(quoted(word), '--resume ')}"
     if there.exists():
@@ -281,8 +281,13 @@ def start_of(args: argparse.Namespace, given: Given) -> Start:
         try:
             file = paths.given(files[0])
         except (OSError, ValueError) as error:
-            given.problems.append(f"command line: {one_line(files[0])}: {getattr(error, 'strerror', None) or error}")
+            given.problems.append(f"command line: {one_line(files[0])}: {_reason(error)}")
     return Start(preset, file)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why `paths.given` refuses a word."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _is_start(word: str) -> bool:

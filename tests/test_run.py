@@ -470,7 +470,10 @@ def test_another_runs_files_are_refused(run: RunFolder, tmp_path: Path, patterns
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("format", 2, "has format 2; this fastcifar reads format 1"), ("folder", "../x", "is damaged: it names no")],
+    [
+        ("format", 3, "has format 3; this fastcifar reads formats 1 and 2"),
+        ("folder", "../x", "is damaged: it names no"),
+    ],
 )
 def test_a_pointer_is_not_trusted(run: RunFolder, key: str, value: object, message: str) -> None:
     run.save_checkpoint(*saved(1))
@@ -641,8 +644,69 @@ def test_cut_settings_are_not_made_up_from_defaults(run: RunFolder) -> None:
         path.write_text("\n".join(lines[:count]))
         with pytest.raises(CheckpointError, match="config.toml is damaged: it has no .*(seed|precision)"):
             RunFolder.open(run.path)
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as an editor of Windows saves it
-    assert RunFolder.open(run.path).config == CONFIG
+
+
+def without_digests(run: RunFolder) -> None:
+    """Makes a run folder one of an earlier version, which knew no digest of the settings."""
+    path = run.path / "environment.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in facts.items() if key != "config_sha256"}))
+    if (path := run.path / "checkpoint.json").exists():
+        pointer = json.loads(path.read_text())
+        for name in ("config.toml", "environment.json"):
+            del pointer["files"][name]
+        path.write_text(json.dumps(pointer | {"format": 1}))
+
+
+def test_settings_are_those_that_the_run_wrote(whole: RunFolder) -> None:
+    """The bug: a flipped digit of std trained on. Every bit counts, before and after the first checkpoint."""
+    path = whole.path / "config.toml"
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(CheckpointError, match="config.toml"):
+            RunFolder.open(whole.path)
+    path.write_bytes(content.replace(b"\n", b"\r\n"))
+    with pytest.raises(CheckpointError, match=r"is not as the run wrote it: its SHA-256 is .*Restore it from a copy"):
+        RunFolder.open(whole.path)
+
+
+def test_settings_and_environment_of_another_run_are_refused(whole: RunFolder, tmp_path: Path) -> None:
+    """Both files agree with each other, but not with the checkpoint. The bug: they were accepted."""
+    other = RunFolder.create(CONFIG.model_copy(update={"lr": 0.5}), tmp_path / "other", [], "digest")
+    facts = json.loads((other.path / "environment.json").read_text())
+    (whole.path / "environment.json").write_text(json.dumps(facts | {"run_id": whole.id}))
+    with pytest.raises(CheckpointError, match=r"config.toml is not as the run wrote it"):
+        RunFolder.open(whole.path)
+    shutil.copy(other.path / "config.toml", whole.path)
+    with pytest.raises(CheckpointError, match=r"config.toml is not the file with which the checkpoint was saved"):
+        RunFolder.open(whole.path).load_checkpoint()
+
+
+def test_an_environment_that_was_altered_is_refused(whole: RunFolder) -> None:
+    path = whole.path / "environment.json"
+    path.write_text(path.read_text().replace('"digest"', '"digesu"'))
+    with pytest.raises(CheckpointError, match=r"environment.json is not the file .* train anew with"):
+        RunFolder.open(whole.path).load_checkpoint()
+
+
+def test_a_pointer_without_digests_of_the_settings_is_damaged(whole: RunFolder) -> None:
+    path = whole.path / "checkpoint.json"
+    pointer = json.loads(path.read_text())
+    del pointer["files"]["config.toml"]
+    path.write_text(json.dumps(pointer))
+    with pytest.raises(CheckpointError, match="is damaged: it names no checkpoint .*expected the digests"):
+        whole.load_checkpoint()
+
+
+def test_a_run_of_an_earlier_version_goes_on(whole: RunFolder) -> None:
+    without_digests(whole)
+    path = whole.path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as an editor of Windows saves it
+    again = RunFolder.open(whole.path)
+    assert again.config == CONFIG and loaded_version(again) == 1
 
 
 def test_a_summary_is_of_its_types(whole: RunFolder) -> None:

@@ -1,6 +1,7 @@
 """A run's checkpoint on disk, whole whatever kills the process: how it is written, checked and read.
 
-    checkpoint.json         which checkpoint counts, with the size and SHA-256 of its files
+    checkpoint.json         which checkpoint counts, with the size and SHA-256 of its files, and of the run's settings
+                            and environment
     checkpoint-7/           tensors.safetensors, state.json
 
 `checkpoint.json` is the only switch: a checkpoint is written to a folder of its own and forced to disk, then the
@@ -25,8 +26,8 @@ from pydantic import ValidationError
 from fastcifar import files
 from fastcifar.errors import CheckpointError
 from fastcifar.run import schema
-from fastcifar.run.encoding import check_plain, to_json
-from fastcifar.run.names import ADVICE, CONFIG, ENVIRONMENT, METRICS_JSONL, POINTER, STATE, TENSORS
+from fastcifar.run.encoding import check_plain, described, to_json
+from fastcifar.run.names import CONFIG, ENVIRONMENT, METRICS_JSONL, POINTER, STATE, TENSORS, advice
 from fastcifar.text import quoted
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ class Checkpoint:
     Args:
         folder: the run folder.
         run_id: the run's own name, which the pointer must bear.
+        settings: config.toml and environment.json -> what `encoding.described` says of the content that was read, or
+            written, by this process.
     """
 
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self._folder, self._run_id = folder, run_id
+    def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self._folder, self._run_id, self._settings = folder, run_id, settings
 
     def exists(self) -> bool:
         """Whether one was ever saved; whether it is sound is for `load` to say.
@@ -78,17 +81,14 @@ class Checkpoint:
         self._remove(but=current)  # what a killed writer left
         folder = self._folder / f"checkpoint-{1 + int(current.rpartition('-')[2]) if current else 1}"
         pointer = {
-            "format": schema.FORMAT,
+            "format": schema.FORMATS[-1],
             "run_id": self._run_id,
             "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "folder": folder.name,
-            "files": {
-                name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                for name, content in contents.items()
-            },
+            "files": {name: described(content) for name, content in contents.items()} | dict(self._settings),
         }
         new_pointer = self._folder / f"{POINTER}.new"
-        with files.explained(folder, sum(map(len, contents.values())), ADVICE):
+        with files.explained(folder, sum(map(len, contents.values())), advice(self._folder)):
             # A checkpoint after epoch n promises n lines of metrics, also after a power cut.
             files.sync(self._folder / METRICS_JSONL)
             try:
@@ -124,6 +124,7 @@ class Checkpoint:
             except FileNotFoundError as problem:
                 if self._pointer() == pointer:  # else the run's writer saved meanwhile and removed what we looked for
                     raise CheckpointError(f"{problem.filename} is missing. {self._advice}") from None
+        self._check_settings(pointer)
         try:
             tensors = safetensors.torch.load(contents[TENSORS])
             saved = schema.check(schema.parse(contents[STATE]), schema.State)
@@ -152,11 +153,11 @@ class Checkpoint:
                 f"{self._folder} has no checkpoint: {path} was looked for. The run ended before its first one was "
                 f"saved; train anew with `fastcifar train --config {self._config}`."
             )
-        pointer = schema.read_object(path, self._advice)
-        if pointer.get("format") != schema.FORMAT:
+        pointer = schema.object_of(schema.content_of(path, self._advice), path, self._advice)
+        if pointer.get("format") not in schema.FORMATS:
             raise CheckpointError(
-                f"{path} has format {pointer.get('format')!r}; this fastcifar reads format {schema.FORMAT}. "
-                f"{self._advice}"
+                f"{path} has format {pointer.get('format')!r}; this fastcifar reads formats "
+                f"{' and '.join(map(str, schema.FORMATS))}. {self._advice}"
             )
         if pointer.get("run_id") != self._run_id:
             raise CheckpointError(
@@ -168,6 +169,20 @@ class Checkpoint:
         except ValidationError as error:
             what = "; ".join(schema.problems(error)[:3])
             raise CheckpointError(f"{path} is damaged: it names no checkpoint ({what}). {self._advice}") from error
+
+    def _check_settings(self, pointer: schema.Pointer) -> None:
+        """Refuses settings and an environment that are not those with which the checkpoint was saved.
+
+        Raises:
+            CheckpointError: one of them was altered since.
+        """
+        for name, expected in ((CONFIG, pointer.files.config), (ENVIRONMENT, pointer.files.environment)):
+            if expected is not None and self._settings[name]["sha256"] != expected.sha256:
+                raise CheckpointError(
+                    f"{self._folder / name} is not the file with which the checkpoint was saved: its SHA-256 is "
+                    f"{self._settings[name]['sha256'][:12]}..., not {expected.sha256[:12]}... "
+                    f"{self._advice}"
+                )
 
     def _read_checked(self, pointer: schema.Pointer, name: str) -> bytes:
         path = self._folder / pointer.folder / name

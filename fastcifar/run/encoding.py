@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -33,6 +34,11 @@ def check_plain(value: object, where: str) -> None:
 def to_json(value: object) -> bytes:
     """`value` as a file of its own."""
     return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def described(content: bytes) -> dict[str, Any]:
+    """What the pointer to a checkpoint says of a file: its size and its SHA-256."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def to_jsonl(records: Sequence[Mapping[str, Any]]) -> bytes:

@@ -30,10 +30,10 @@ from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import from_dict
 from fastcifar.run import finding, schema
 from fastcifar.run.checkpoint import Checkpoint
-from fastcifar.run.encoding import check_plain, to_json
+from fastcifar.run.encoding import check_plain, described, to_json
 from fastcifar.run.environment import collect, differences
 from fastcifar.run.metrics import Metrics
-from fastcifar.run.names import ADVICE, ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY
+from fastcifar.run.names import ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY, advice
 from fastcifar.run.predictions import read_predictions, write_predictions
 from fastcifar.spelling import to_toml
 from fastcifar.text import quoted
@@ -56,10 +56,18 @@ class RunFolder:
     config: Config
     environment: dict[str, Any]
 
-    def __init__(self, path: Path, config: Config, environment: dict[str, Any], note: Callable[[str], None]) -> None:
-        """For `create` and `open`."""
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        environment: dict[str, Any],
+        note: Callable[[str], None],
+        settings: Mapping[str, bytes],
+    ) -> None:
+        """For `create` and `open`. `settings` has what config.toml and environment.json hold, byte by byte."""
         self.path, self.config, self.environment, self._note = path, config, environment, note
-        self._metrics, self._checkpoint = Metrics(path, note), Checkpoint(path, self.id)
+        digests = {name: described(content) for name, content in settings.items()}
+        self._metrics, self._checkpoint = Metrics(path, note), Checkpoint(path, self.id, digests)
         # thread_local=False: whichever thread writes, it is this run's lock.
         self._lock = filelock.FileLock(path / LOCK, thread_local=False)
 
@@ -86,21 +94,24 @@ class RunFolder:
             UsageError: `out` is a file, holds something already, or cannot be made.
         """
         path = finding.new_folder(config) if out is None else finding.given_folder(out)
+        text = to_toml(config).encode()
         facts = {
             "run_id": uuid.uuid4().hex,
+            "config_sha256": described(text)["sha256"],
             "command": list(command),
             "dataset_digest": dataset_digest,
             **collect(config.device),
         }
-        run = cls(path, config, facts, note)
+        settings = {CONFIG: text, ENVIRONMENT: to_json(facts)}
+        run = cls(path, config, facts, note, settings)
         run.lock()
         if (path / CONFIG).exists():  # another process was given the same --out and came first
             run.close()
             raise finding.not_empty(path)
-        files.replace(path / ENVIRONMENT, to_json(facts), ADVICE)
+        files.replace(path / ENVIRONMENT, settings[ENVIRONMENT], advice(path))
         run._metrics.create()
         # Last: a folder with a config.toml is a whole run.
-        files.replace(path / CONFIG, to_toml(config).encode(), ADVICE)
+        files.replace(path / CONFIG, text, advice(path))
         return run
 
     @classmethod
@@ -123,9 +134,10 @@ class RunFolder:
         path = Path(path)
         if not finding.is_run(path):
             raise finding.no_run(path)
-        config = _read_config(path / CONFIG)
-        facts = schema.read(path / ENVIRONMENT, schema.Environment, note=note)
-        run = cls(path, config, facts, note)
+        settings = {name: schema.content_of(path / name) for name in (CONFIG, ENVIRONMENT)}
+        facts = schema.checked(settings[ENVIRONMENT], path / ENVIRONMENT, schema.Environment, note=note)
+        config = _settings(settings[CONFIG], path / CONFIG, facts.get("config_sha256"))
+        run = cls(path, config, facts, note, settings)
         run._metrics.read()
         return run
 
@@ -175,7 +187,7 @@ class RunFolder:
         """
         if self._lock.is_locked:
             return
-        with files.explained(self.path / LOCK, 0, ADVICE):
+        with files.explained(self.path / LOCK, 0, advice(self.path)):
             try:
                 self._lock.acquire(blocking=False)
             except filelock.Timeout:
@@ -230,7 +242,7 @@ class RunFolder:
         """Writes summary.json in one step, in place of an earlier one."""
         self.lock()
         check_plain(summary, "summary")
-        files.replace(self.path / SUMMARY, to_json(dict(summary)), ADVICE)
+        files.replace(self.path / SUMMARY, to_json(dict(summary)), advice(self.path))
 
     def summary(self) -> dict[str, Any] | None:
         """What `write_summary` wrote; None while there is none.
@@ -277,25 +289,32 @@ class RunFolder:
             self._note(f"the curves were not drawn: {type(problem).__name__}: {problem}")
 
 
-def _read_config(path: Path) -> Config:
+def _settings(content: bytes, path: Path, digest: str | None) -> Config:
     """The settings in a run's config.toml. A name that is not UTF-8 is written there in its own bytes.
+
+    Args:
+        content: of the file.
+        path: the file, for messages.
+        digest: the SHA-256 of the file that the run wrote; None if it is not known.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    advice = schema.COPY
     try:
-        text = files.read(path, 2**20).decode("utf-8-sig", errors="surrogateescape")
-        settings = tomllib.loads(text)
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}. {advice}") from problem
+        settings = tomllib.loads(content.decode("utf-8-sig", errors="surrogateescape"))
     except RecursionError:
-        raise CheckpointError(f"{path} cannot be read: it is nested too deeply. {advice}") from None
+        raise CheckpointError(f"{path} cannot be read: it is nested too deeply. {schema.COPY}") from None
     except ValueError as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem}. {advice}") from problem
+        raise CheckpointError(f"{path} cannot be read: {problem}. {schema.COPY}") from problem
     inner = settings.get("settings", settings)
     if isinstance(inner, dict) and (missing := [name for name in ALWAYS_WRITTEN if name not in inner]):
-        raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}. {advice}")
+        raise CheckpointError(f"{path} is damaged: it has no {', '.join(missing)}. {schema.COPY}")
+    found = described(content)["sha256"]
+    if digest is not None and found != digest:
+        raise CheckpointError(
+            f"{path} is not as the run wrote it: its SHA-256 is {found[:12]}..., {ENVIRONMENT} says {digest[:12]}... "
+            f"{schema.COPY}"
+        )
     return from_dict(settings, str(path))
 
 

@@ -13,7 +13,7 @@ from fastcifar import files
 from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.run import schema
 from fastcifar.run.encoding import check_plain, columns_of, shortened, to_csv, to_jsonl
-from fastcifar.run.names import ADVICE, EPOCH_KEYS, METRICS_CSV, METRICS_JSONL
+from fastcifar.run.names import EPOCH_KEYS, METRICS_CSV, METRICS_JSONL, advice
 
 
 class Metrics:
@@ -95,7 +95,7 @@ class Metrics:
         if self._damaged:
             names = (f"{self._jsonl.name}.damaged{'' if n == 1 else n}" for n in itertools.count(1))
             copy = next(path for name in names if not files.holds(path := self._jsonl.with_name(name)))
-            files.replace(copy, _content(self._jsonl), ADVICE)
+            files.replace(copy, _content(self._jsonl), advice(self._jsonl.parent))
             self._note(f"the file with the damaged line is kept as {copy}")
         if self._torn or self._damaged or _content(self._csv) != to_csv(self.records):
             self._write()
@@ -123,8 +123,8 @@ class Metrics:
             if rewrite:
                 self._write()
             else:
-                files.append(self._jsonl, to_jsonl([line]), ADVICE)
-                files.append(self._csv, to_csv([line], columns, header=False), ADVICE)
+                files.append(self._jsonl, to_jsonl([line]), advice(self._jsonl.parent))
+                files.append(self._csv, to_csv([line], columns, header=False), advice(self._csv.parent))
         except FastcifarError:
             self.records.pop()
             self._torn = True  # one file may have the line
@@ -138,8 +138,8 @@ class Metrics:
             self._write()
 
     def _write(self) -> None:
-        files.replace(self._jsonl, to_jsonl(self.records), ADVICE)
-        files.replace(self._csv, to_csv(self.records), ADVICE)
+        files.replace(self._jsonl, to_jsonl(self.records), advice(self._jsonl.parent))
+        files.replace(self._csv, to_csv(self.records), advice(self._csv.parent))
         self._torn, self._damaged = False, []
 
 

@@ -1,5 +1,10 @@
 """The names of what lies in a run folder; `fastcifar.run.folder` says what each holds."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
 CONFIG, ENVIRONMENT, SUMMARY, POINTER, LOCK = (
     "config.toml", "environment.json", "summary.json", "checkpoint.json", ".lock",
 )  # fmt: skip
@@ -18,5 +23,13 @@ ALWAYS_WRITTEN = (
 )  # fmt: skip
 """Settings that every version has written to config.toml. A file without one was cut, and a default is no answer."""
 
-ADVICE = "What was saved before is intact: make room, then continue with --resume."
-"""What a run's message about a full disk ends with."""
+
+def advice(folder: Path) -> str:
+    """What the message about a full disk ends with.
+
+    Args:
+        folder: the run folder. A run that has no settings there yet has nothing to go on with.
+    """
+    if os.path.isfile(folder / CONFIG):
+        return "What was saved before is intact: make room, then continue with --resume."
+    return "The run has not begun: make room, then give the command again."

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcifar import files
 from fastcifar.errors import CheckpointError
-from fastcifar.run.names import ADVICE, PREDICTIONS
+from fastcifar.run.names import PREDICTIONS, advice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def write_predictions(folder: Path, predictions: Mapping[str, NDArray[Any]]) -> 
         arrays[name] = arrays[name].astype(dtype)
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    files.replace(folder / PREDICTIONS, content.getvalue(), ADVICE)
+    files.replace(folder / PREDICTIONS, content.getvalue(), advice(folder))
 
 
 def read_predictions(folder: Path) -> dict[str, NDArray[Any]] | None:

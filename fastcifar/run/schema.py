@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastcifar import files
 from fastcifar.errors import CheckpointError
 
-FORMAT = 1
-"""Of checkpoint.json."""
+FORMATS = (1, 2)
+"""Of checkpoint.json: those that are read. The last one is written; the first says nothing of the settings."""
 
 COPY = "Restore it from a copy."
 """What the message about a damaged file ends with, if there is nothing better to do."""
@@ -29,6 +29,7 @@ _LARGEST = 2**26
 """Bytes of a JSON file; the command and the environment variables of a run are less."""
 
 _Text = Annotated[str, Field(max_length=100_000)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -53,6 +54,7 @@ class Environment(_Model):
 
     run_id: _Text
     dataset_digest: _Text
+    config_sha256: _Digest | None = None  # earlier versions have none
     command: list[_AnyText] = []
     date: str | None = None
     fastcifar: str | None = None
@@ -115,23 +117,31 @@ class File(_Model):
     """What checkpoint.json says of one file."""
 
     bytes: _Count
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: _Digest
 
 
 class Files(_Model):
-    """What checkpoint.json says of the files of its checkpoint."""
+    """What checkpoint.json says of the files of its checkpoint, and of the run's settings and environment."""
 
     tensors: File = Field(alias="tensors.safetensors")
     state: File = Field(alias="state.json")
+    config: File | None = Field(None, alias="config.toml")
+    environment: File | None = Field(None, alias="environment.json")
 
 
 class Pointer(_Model):
     """checkpoint.json."""
 
-    format: Literal[1]  # FORMAT
+    format: Literal[1, 2]  # FORMATS
     run_id: _Text
     folder: Annotated[str, Field(pattern=FOLDER)]
     files: Files
+
+    @model_validator(mode="after")
+    def _has_settings(self) -> Pointer:
+        if self.format > 1 and (self.files.config is None or self.files.environment is None):
+            raise ValueError("expected the digests of config.toml and environment.json too")
+        return self
 
 
 class State(_Model):
@@ -210,25 +220,37 @@ def parse(content: bytes) -> Any:
         raise ValueError("it is too large") from None
 
 
-def read_object(path: Path, advice: str = COPY) -> dict[str, Any]:
-    """The JSON object in one of a run's files, whatever keys it has.
+def content_of(path: Path, advice: str = COPY) -> bytes:
+    """What one of a run's files of text holds.
 
     Args:
         path: the file.
         advice: what messages end with.
 
-    Returns:
-        The object.
-
     Raises:
-        CheckpointError: there is no such file, or it holds something else.
+        CheckpointError: there is no such file, or it cannot be read.
     """
     try:
-        value = parse(files.read(path, _LARGEST))
+        return files.read(path, _LARGEST)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. {advice}") from None
     except OSError as problem:
         raise CheckpointError(f"{path} cannot be read: {files.refusal(path, problem)}. {advice}") from problem
+
+
+def object_of(content: bytes, path: Path, advice: str = COPY) -> dict[str, Any]:
+    """The JSON object in one of a run's files, whatever keys it has.
+
+    Args:
+        content: of the file.
+        path: the file, for messages.
+        advice: what messages end with.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    try:
+        value = parse(content)
     except ValueError as problem:
         raise CheckpointError(f"{path} is damaged: {problem}. {advice}") from problem
     if not isinstance(value, dict):
@@ -236,13 +258,19 @@ def read_object(path: Path, advice: str = COPY) -> dict[str, Any]:
     return value
 
 
-def read(
-    path: Path, model: type[_Model], advice: str = COPY, note: Callable[[str], None] | None = None
+def read(path: Path, model: type[_Model], advice: str = COPY) -> dict[str, Any]:
+    """`checked`, of the content of the file `path`."""
+    return checked(content_of(path, advice), path, model, advice)
+
+
+def checked(
+    content: bytes, path: Path, model: type[_Model], advice: str = COPY, note: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """The JSON object in one of a run's files, which has the keys of its model.
 
     Args:
-        path: the file.
+        content: of the file.
+        path: the file, for messages.
         model: what it must hold.
         advice: what messages end with.
         note: told of a damaged key that the model does not require, which is then left out; None makes it an error.
@@ -251,9 +279,9 @@ def read(
         The object as it stands in the file.
 
     Raises:
-        CheckpointError: there is no such file, or it holds something else.
+        CheckpointError: it holds something else.
     """
-    value = read_object(path, advice)
+    value = object_of(content, path, advice)
     try:
         check(value, model)
     except ValidationError as error:

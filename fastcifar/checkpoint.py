@@ -31,16 +31,30 @@ def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, 
         telemetry: its totals are saved.
 
     Raises:
-        NonFiniteError: a weight, statistic or momentum is infinite or not a number. The previous checkpoint is kept.
+        NonFiniteError: as for `check_finite`. The previous checkpoint is kept.
     """
-    tensors = engine.tensors()
-    if bad := _not_finite(tensors):
+    check_finite(run, engine, epoch, step)
+    state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
+    state["telemetry"] = telemetry.state()
+    run.save_checkpoint(engine.tensors(), state)
+
+
+def check_finite(run: RunFolder, engine: Engine, epoch: int, step: int) -> None:
+    """Ends a run whose state is worth nothing any more. Reads from the device once.
+
+    Args:
+        run: named in the error.
+        engine: all its tensors are looked at.
+        epoch: as for `save`.
+        step: as for `save`.
+
+    Raises:
+        NonFiniteError: a weight, statistic or momentum is infinite or not a number.
+    """
+    if bad := _not_finite(engine.tensors()):
         where = f"epoch {epoch}, step {step}" if step else f"epoch {epoch - 1}"
         before = "the checkpoint before it is kept" if run.has_checkpoint() else "nothing was saved before it"
         raise NonFiniteError(f"{bad} is not finite after {where}: it is not saved, and {before}; {REMEDY}: {run.path}")
-    state = {"epoch": epoch, "step": step, "clocks": clocks.state(), "scaler": engine.scaler.state_dict()}
-    state["telemetry"] = telemetry.state()
-    run.save_checkpoint(tensors, state)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """The errors that a user may see, each kind with the exit code of the command that it ends."""
 
+import signal
+
 
 class FastcifarError(Exception):
     """An error whose message is written for the user. The command line shows no traceback for it.
@@ -50,8 +52,20 @@ class LoaderError(FastcifarError):
 
 
 class InterruptedRunError(FastcifarError):
-    """A signal stopped the run after its state was saved. The exit code is 128 plus the number of the signal."""
+    """A signal stopped the run after its state was saved; `stopped_code` is the exit code."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = stopped_code(signal_number)
+
+
+def stopped_code(signal_number: int) -> int:
+    """The exit code of a run that a signal stopped after its state was saved.
+
+    Args:
+        signal_number: the signal.
+
+    Returns:
+        128 plus the signal's number; for SIGUSR1 75, "try again later", which a batch system can tell from an error.
+    """
+    return 75 if signal_number == signal.SIGUSR1 else 128 + signal_number

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,9 @@ from fastcifar.errors import FastcifarError
 
 LARGEST = 2**30
 """Bytes that `read` takes at most, if nothing else is said."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -166,6 +168,28 @@ def append(path: Path, content: bytes, advice: str = "") -> None:
             raise
 
 
+def room(path: Path, problem: OSError) -> str:
+    """What is short where a file does not fit.
+
+    Args:
+        path: the file, or a folder on the same file system.
+        problem: what the system said, with a number that is in `FULL`.
+
+    Returns:
+        Such as `0.2 MiB free`.
+    """
+    try:
+        found = os.statvfs(next(folder for folder in (path, *path.absolute().parents) if folder.is_dir()))
+    except OSError:
+        return "an unknown amount free"
+    free = f"{found.f_bavail * found.f_frsize / 2**20:,.1f} MiB free"
+    if problem.errno == errno.EDQUOT:
+        return f"{free}, but this user's quota is used up: quota -s"
+    if found.f_files and not found.f_favail:
+        return f"{free}, but no inode for another file: df -i"
+    return free
+
+
 @contextlib.contextmanager
 def explained(path: Path, num_bytes: int, advice: str = "") -> Iterator[None]:
     """Turns the system's refusal to write into a message.
@@ -181,13 +205,10 @@ def explained(path: Path, num_bytes: int, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = "an unknown amount"
-            with contextlib.suppress(OSError):
-                free = f"{shutil.disk_usage(path.parent).free / 2**20:,.1f} MiB"
-            need = f"{num_bytes / 2**20:,.1f} MiB are needed, {free} free"
+        if problem.errno in FULL:
             if problem.errno == errno.EFBIG:
                 advice = "Raise the limit of this shell: ulimit -f."
+            need = f"{num_bytes / 2**20:,.1f} MiB are needed, {room(path, problem)}"
             text = f"no room to write {path}: {need} ({problem.strerror}). {advice}"
             raise FastcifarError(text.rstrip()) from problem
         raise FastcifarError(f"{path} cannot be written: {refusal(path, problem)}.") from problem

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""A person's Ctrl-C, a batch system's end, and a terminal that is closed."""
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""A person's Ctrl-C, a batch system's end, a terminal that is closed, and a batch system's warning before the end."""
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def as_interrupts(*numbers: int) -> Iterator[Stop]:
     """Makes a KeyboardInterrupt of each of the signals, as Ctrl-C is one already; `number` says which it was.
 
     Args:
-        *numbers: the signals; SIGTERM and SIGHUP if there are none.
+        *numbers: the signals; all of `STOP` but SIGINT if there are none.
     """
     stop = Stop()
     stop.number = signal.SIGINT
@@ -80,5 +80,5 @@ def as_interrupts(*numbers: int) -> Iterator[Stop]:
         stop.number = number
         raise KeyboardInterrupt
 
-    with caught(interrupt, *(numbers or (signal.SIGTERM, signal.SIGHUP))):
+    with caught(interrupt, *(numbers or STOP[1:])):
         yield stop

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar import signals
-from fastcifar.checkpoint import REMEDY, restore, save
+from fastcifar.checkpoint import REMEDY, check_finite, restore, save
 from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset, Split
@@ -47,7 +47,7 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
 
     Raises:
         FastcifarError: any of its kinds. Once the run folder exists, the error is also recorded there.
-        InterruptedRunError: SIGINT, SIGTERM or SIGHUP came; the state was saved first.
+        InterruptedRunError: one of `signals.STOP` came; the state was saved first.
     """
     target = Target.of(config.model_copy(update={"data": sources.absolute(config.data)}))
     if out is not None:
@@ -135,6 +135,8 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
                 save(run, engine, epoch + 1, 0, clocks, telemetry)
                 last_saved = time.monotonic()
+            else:
+                check_finite(run, engine, epoch + 1, 0)  # `save` does so too
             if stop.number and epoch < config.epochs:
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
 

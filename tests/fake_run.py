@@ -4,6 +4,7 @@ An epoch takes 20 ms, and a checkpoint follows it. $FAKE_DO (JSON: run name -> a
   diverge   ends in epoch 2 with exit code 5
   crash     raises an unforeseen error in epoch 2
   die       kills itself in epoch 2, every time; `die once` does so only the first time
+  stop once is stopped by SIGUSR1 in epoch 2, and saved
   hold      waits in epoch 2 until the current folder holds a file `go`
   refuse    is refused before it has a run folder
   no validation    has no validation images
@@ -72,6 +73,9 @@ def _fit(folder: RunFolder, config: Config, done: int) -> Path:
         if epoch == 2 and action.startswith("die") and not (action == "die once" and Path("died").exists()):
             Path("died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if epoch == 2 and action == "stop once" and not Path("stopped").exists():
+            Path("stopped").touch()
+            stopped.append(signal.SIGUSR1)
         while epoch == 2 and action == "hold" and not Path("go").exists() and not stopped:
             time.sleep(0.01)
         if stopped:

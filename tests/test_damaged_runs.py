@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,25 +153,26 @@ def test_a_missing_loader_leaves_no_run_folder(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_stopped_by_a_closed_terminal_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import signal
-
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGUSR1, 75)], ids=["SIGHUP", "SIGUSR1"])
+def test_a_run_is_saved_when_its_terminal_or_its_time_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """A batch system sends SIGUSR1 before the time is over; exit code 75 tells its script to queue the run again."""
     images, steps = trainer.Display.images, 0
 
     def close(self: Any, count: int) -> None:
         nonlocal steps
         steps += 1
         if steps == 3:
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), number)
         images(self, count)
 
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
+    before = signal.signal(number, signal.SIG_DFL)  # pytest itself may run under nohup
     try:
         monkeypatch.setattr(trainer.Display, "images", close)
-        with pytest.raises(InterruptedRunError, match="stopped by SIGHUP: saved at epoch 1, step 3") as caught:
+        with pytest.raises(InterruptedRunError, match=f"stopped by {number.name}: saved at epoch 1, step 3") as caught:
             trainer.train(tiny_config(write_tiny(tmp_path / "tiny.npz")), tmp_path / "run", [])
     finally:
-        signal.signal(signal.SIGHUP, before)
-    assert caught.value.exit_code == 129
+        signal.signal(number, before)
+    assert caught.value.exit_code == code
     assert RunFolder.open(tmp_path / "run").load_checkpoint()[1]["step"] == 3

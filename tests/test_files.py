@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,25 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(FastcifarError, match=r"no room to write .*x.json: .* MiB free .*Make room first\.$"):
         files.replace(path, b"three", "Make room first.")
     assert path.read_bytes() == b"two" and [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "inodes", "said"),
+    [
+        (errno.ENOSPC, 0, "1.0 MiB are needed, 7.0 MiB free, but no inode for another file: df -i (No"),
+        (errno.ENOSPC, 9, "1.0 MiB are needed, 7.0 MiB free (No"),
+        (errno.EDQUOT, 9, "1.0 MiB are needed, 7.0 MiB free, but this user's quota is used up: quota -s (Disk"),
+    ],
+    ids=["inodes", "bytes", "quota"],
+)
+def test_a_full_disk_says_what_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, inodes: int, said: str
+) -> None:
+    found = SimpleNamespace(f_bavail=7, f_frsize=2**20, f_files=100, f_favail=inodes)
+    monkeypatch.setattr(os, "statvfs", lambda path: found)
+    with pytest.raises(FastcifarError) as caught, files.explained(tmp_path / "x" / "y", 2**20, "Make room."):
+        raise OSError(number, os.strerror(number))
+    assert said in str(caught.value) and str(caught.value).endswith("). Make room.")
 
 
 def test_what_is_added_is_added_or_taken_back(tmp_path: Path) -> None:

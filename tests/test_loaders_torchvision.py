@@ -18,6 +18,7 @@ from fastcifar.config import Config
 from fastcifar.errors import LoaderError, UsageError
 from fastcifar.loaders.torchvision import TorchvisionLoader
 from fastcifar.loaders.torchvision_import import import_torchvision
+from fastcifar.signals import STOP
 from fastcifar.target import Target
 
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def test_workers_outlive_the_signals_of_a_terminal_and_of_a_batch_system() -> No
     loader.begin(1)
     loader.batch(0)
     (process,) = loader._workers
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP:
         assert process.pid is not None
         os.kill(process.pid, number)
     for step in range(1, loader.num_batches):

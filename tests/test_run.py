@@ -1008,6 +1008,22 @@ def only_bytes_fit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_run_that_never_began_cannot_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: the message about a full disk advised --resume, where there was no run yet."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(FastcifarError, match="room, then give the command again.$"):
+        patch.setattr(os, "replace", full)
+        RunFolder.create(CONFIG, tmp_path / "run", [], "digest")
+    run = RunFolder.create(CONFIG, tmp_path / "run", [], "digest")
+    with monkeypatch.context() as patch, pytest.raises(FastcifarError, match="room, then continue with --resume.$"):
+        patch.setattr(os, "replace", full)
+        run.write_summary({})
+    run.close()
+
+
 def test_what_does_not_fit_is_said_with_its_size(run: RunFolder) -> None:
     run.save_checkpoint(*saved(1))
     with (

@@ -18,7 +18,7 @@ def defaults() -> Iterator[None]:
     """Restores the default handlers: pytest may run as a shell's background job, which ignores some signals."""
     before = {number: signal.getsignal(number) for number in signals.STOP}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in signals.STOP[1:]:
         signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():

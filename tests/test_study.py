@@ -437,6 +437,13 @@ def test_without_any_result_there_is_no_page(fake: Any, report: Report, capsys: 
     assert report.calls == [] and "report" not in capsys.readouterr().out
 
 
+def test_a_run_that_was_stopped_beside_the_study_goes_on(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch system may send its signal to every process of a job, and exit code 75 is no failure."""
+    fake(final_s0="stop once")
+    assert states(conduct(OUT, request("final"))) == {"final-s0": "finished"}
+    assert "final-s0: stopped by SIGUSR1; it goes on from its last checkpoint" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_once(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fake(final_s0="die once")
     assert states(conduct(OUT, request("final", "constant"))) == {"final-s0": "finished", "constant-s0": "finished"}
@@ -447,17 +454,18 @@ def test_a_killed_run_goes_on_once(fake: Any, capsys: pytest.CaptureFixture[str]
     assert result.runs[2].reason == "killed by SIGKILL, twice"
 
 
-def test_a_stopped_study_goes_on(fake: Any, report: Report) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)], ids=["TERM", "USR1"])
+def test_a_stopped_study_goes_on(fake: Any, report: Report, number: signal.Signals, code: int) -> None:
     fake(final_s0="hold")
     stopper = when(
         lambda: trained()["final-s0 1"] and trained()["constant-s0 3"],
-        lambda: os.kill(os.getpid(), signal.SIGTERM),
+        lambda: os.kill(os.getpid(), number),
     )
     with pytest.raises(InterruptedRunError) as caught:
         conduct(OUT, request("final", "constant", seeds=2), jobs=2)
     stopper.join()
-    assert caught.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert str(caught.value).startswith("stopped by SIGTERM: ")
+    assert caught.value.exit_code == code and signal.getsignal(number) == signal.SIG_DFL
+    assert str(caught.value).startswith(f"stopped by {number.name}: ")
     assert str(caught.value).endswith("go on with: fastcifar study --out s")
     saved = next(run for run in Study.open(OUT).planned() if run.name == "final-s0")
     assert (saved.state, saved.epochs_done, report.calls) == ("cut", 1, [])

@@ -354,6 +354,18 @@ def test_nothing_that_is_not_finite_is_saved_over_a_good_checkpoint(
     assert same_weights(resumed, trainer.train(config, tmp_path / "whole", [])), "what was kept goes on as if nothing"
 
 
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+def test_what_is_not_finite_is_noticed_within_the_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """No checkpoint is due, and neither the losses nor the validation see it: the epoch's end does."""
+    config = tiny_config(data, engine=engine, eval_every=3, checkpoint_seconds=1e6)
+    poison(monkeypatch, 2 * STEPS)
+    with pytest.raises(NonFiniteError, match="is not finite after epoch 2: it is not saved, and nothing was saved"):
+        trainer.train(config, tmp_path / "run", [])
+    assert len(records(tmp_path / "run")) == 2
+
+
 @pytest.mark.parametrize("settings", [{"lr": 100.0}, {"std": (1e-30, 1e-30, 1e-30)}], ids=["lr", "std"])
 def test_a_loss_that_only_validation_sees_is_no_success(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """The bug: exit code 0, with a validation and test loss of NaN."""

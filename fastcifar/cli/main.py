@@ -40,9 +40,10 @@ examples:
   fastcifar study quick                             the whole study in small, with its report
 
 exit codes:
-  0 done              3 data missing or wrong       6 out of device memory
-  1 other error       4 checkpoint unusable         130 interrupted (Ctrl-C)
-  2 wrong usage       5 loss not finite             143 terminated (SIGTERM)
+  0 done              4 checkpoint unusable         75  SIGUSR1: saved; resume it
+  1 other error       5 loss not finite             129 terminal closed (SIGHUP)
+  2 wrong usage       6 out of device memory        130 interrupted (Ctrl-C)
+  3 data missing or wrong                           143 terminated (SIGTERM)
 
 environment:
   FASTCIFAR_DATA=DIR  where data sets are kept       FASTCIFAR_DEBUG=1  shows the traceback of any error

@@ -25,7 +25,6 @@ from fastcifar.errors import DataError
 FORMAT = "2"  # is raised when older entries can no longer be used; they are then made anew
 FORMAT_WITHOUT_PLACES = "1"  # entries with the right images, but without `places`
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,8 @@ def cannot_write(path: Path, error: OSError) -> DataError:
         An error with the path, the reason and what to do about it; if the disk is full, also the free space.
     """
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
-        with suppress(OSError):
-            room = os.statvfs(path if path.is_dir() else path.parent)
-            reason += f", {room.f_bavail * room.f_frsize / 2**20:,.0f} MiB free"
+    if error.errno in files.FULL:
+        reason += f", {files.room(path, error)}"
     return DataError(f"cannot write {path}: {reason}. FASTCIFAR_DATA=FOLDER keeps the data in another folder.")
 
 

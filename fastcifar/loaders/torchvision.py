@@ -29,9 +29,9 @@ from fastcifar.draws import EpochDraws, draw_seeds
 from fastcifar.loaders.ordered import OrderedLoader
 from fastcifar.loaders.torchvision_import import import_torchvision
 from fastcifar.loaders.workers import check_processes, explained, num_workers
+from fastcifar.signals import STOP
 from fastcifar.target import Target
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _DATASET = "fastcifar.loaders.torchvision_dataset"
 
 Item = tuple[int, int, bool]
@@ -132,10 +132,10 @@ def _clean_processes() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_DATASET])
-    # Ctrl-C, a batch system's SIGTERM and a closed terminal's SIGHUP go to all processes of a job. This one ends its
+    # Ctrl-C, a closed terminal's SIGHUP and a batch system's signals go to all processes of a job. This one ends its
     # step and saves its state, for which it needs its workers: they inherit the block.
     resource_tracker.ensure_running()  # it unblocks two of the signals when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     try:
         forkserver.ensure_running()
     finally:
@@ -145,7 +145,7 @@ def _clean_processes() -> BaseContext:
 
 def _settle_in(worker: int) -> None:
     """Prepares a worker process; it is called first."""
-    for number in _SIGNALS:  # a server that was running before we asked for one blocks nothing
+    for number in STOP:  # a server that was running before we asked for one blocks nothing
         signal.signal(number, signal.SIG_IGN)
     # DataLoader's own watch looks at the server, which lives as long as a worker does: both would outlive a killed run.
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()

@@ -29,7 +29,7 @@ import filelock
 import fastcifar
 from fastcifar import signals
 from fastcifar.config import RESUMABLE
-from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError
+from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, UsageError, stopped_code
 from fastcifar.run import failure
 from fastcifar.run.environment import usable_cores
 from fastcifar.run.names import CONFIG, ENVIRONMENT, LOCK, METRICS_CSV, METRICS_JSONL
@@ -47,8 +47,8 @@ POLL_SECONDS = 0.2
 """Between two looks at the runs in training."""
 PROGRAM = (sys.executable, "-m", "fastcifar")
 
-_STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-"""Exit codes of a run that a signal stopped after its state was saved."""
+_STOPPED = {stopped_code(number): number.name for number in signals.STOP}
+"""Exit code of a run that a signal stopped after its state was saved -> the signal's name."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
         UsageError: the request is wrong, contradicts the study in `out`, or another study is at work there; or the
             place of the page holds a page that is not ours.
         DataError: the images cannot be had.
-        InterruptedRunError: on SIGINT, SIGTERM and SIGHUP, after every run has saved its state and ended.
+        InterruptedRunError: on one of `signals.STOP`, after every run has saved its state and ended.
     """
     from fastcifar.report.ownership import check_folder
 
@@ -255,7 +255,7 @@ class _Job:
         if self.code < 0:
             return f"killed by {_signal_name(-self.code)}"
         if self.code in _STOPPED:
-            return f"stopped by {_signal_name(self.code - 128)}"
+            return f"stopped by {_STOPPED[self.code]}"
         if (told := failure.read(self.record)) is not None:
             return told.reason
         return f"exit code {self.code}: it left no record of the reason, but its log may tell"

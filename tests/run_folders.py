@@ -58,6 +58,17 @@ def make_run(
     return path
 
 
+def without_digests(path: Path) -> None:
+    """Makes the run in `path` one of an earlier version, which knew no digest of the settings."""
+    facts = json.loads((path / "environment.json").read_text())
+    del facts["config_sha256"]
+    (path / "environment.json").write_text(json.dumps(facts))
+    pointer = json.loads((path / "checkpoint.json").read_text())
+    for name in ("config.toml", "environment.json"):
+        del pointer["files"][name]
+    (path / "checkpoint.json").write_text(json.dumps(pointer | {"format": 1}))
+
+
 def record(epoch: int, epochs: int, seed: int) -> dict[str, Any]:
     progress = epoch / epochs
     values = (

@@ -30,6 +30,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_folders import without_digests
 
 from fastcifar import files
 from fastcifar.config import Config
@@ -646,18 +647,6 @@ def test_cut_settings_are_not_made_up_from_defaults(run: RunFolder) -> None:
             RunFolder.open(run.path)
 
 
-def without_digests(run: RunFolder) -> None:
-    """Makes a run folder one of an earlier version, which knew no digest of the settings."""
-    path = run.path / "environment.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in facts.items() if key != "config_sha256"}))
-    if (path := run.path / "checkpoint.json").exists():
-        pointer = json.loads(path.read_text())
-        for name in ("config.toml", "environment.json"):
-            del pointer["files"][name]
-        path.write_text(json.dumps(pointer | {"format": 1}))
-
-
 def test_settings_are_those_that_the_run_wrote(whole: RunFolder) -> None:
     """The bug: a flipped digit of std trained on. Every bit counts, before and after the first checkpoint."""
     path = whole.path / "config.toml"
@@ -702,7 +691,7 @@ def test_a_pointer_without_digests_of_the_settings_is_damaged(whole: RunFolder) 
 
 
 def test_a_run_of_an_earlier_version_goes_on(whole: RunFolder) -> None:
-    without_digests(whole)
+    without_digests(whole.path)
     path = whole.path / "config.toml"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as an editor of Windows saves it
     again = RunFolder.open(whole.path)

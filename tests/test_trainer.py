@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_folders import without_digests
 from tiny import tiny_config, weights, write_tiny
 
 from fastcifar import session, trainer
@@ -261,6 +262,7 @@ def test_other_images_are_refused_before_the_first_checkpoint_too(data: Path, tm
 
 def test_a_checkpoint_of_another_width_is_refused(data: Path, tmp_path: Path) -> None:
     run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", [])
+    without_digests(run)
     settings = (run / "config.toml").read_text()
     (run / "config.toml").write_text(settings.replace("width_mult = 0.125", "width_mult = 0.5"))
     with pytest.raises(CheckpointError, match="another model"):

@@ -12,7 +12,8 @@ inline constexpr const char* kSeparableBlockSchemas[] = {
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
-    " int stride) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 };
 
 // A 1x1 weight [out, C, 1, 1], float32 or x's dtype.
@@ -27,12 +28,12 @@ inline Tensor check_pointwise_weight(const char* op, const Tensor& w, const Tens
 }
 
 // Partial moments [rows, 3, C]: count, mean and sum of squared deviations; the first row not empty.
-inline Tensor check_moments(const char* op, const Tensor& rows, const Tensor& x) {
-  STD_TORCH_CHECK(rows.dim() == 3 && rows.size(0) >= 1 && rows.size(1) == 3 && rows.size(2) == x.size(1), op,
-                  ": u_rows must be [rows, 3, ", x.size(1), "], got ", shape_text(rows));
-  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float, op, ": u_rows must be float32, got ",
+inline Tensor check_moments(const char* op, const char* name, const Tensor& rows, const Tensor& x) {
+  STD_TORCH_CHECK(rows.dim() == 3 && rows.size(0) >= 1 && rows.size(1) == 3 && rows.size(2) == x.size(1), op, ": ",
+                  name, " must be [rows, 3, ", x.size(1), "], got ", shape_text(rows));
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
                   torch::headeronly::toString(rows.scalar_type()));
-  check_device(op, "u_rows", rows, x);
+  check_device(op, name, rows, x);
   return dense(rows);
 }
 
@@ -54,23 +55,31 @@ inline SeparableBlockForward prepare_separable_block(Backend backend, const Tens
   STD_TORCH_CHECK(s.N > 0, op, ": u must not be empty, got ", shape_text(u));
   a.pointwise = check_pointwise_weight(op, pointwise, u);
   a.out_channels = a.pointwise.size(0);
-  if (u_rows.has_value()) a.u_rows = check_moments(op, *u_rows, u);
+  if (u_rows.has_value()) a.u_rows = check_moments(op, "u_rows", *u_rows, u);
   a.v = empty_channels_last(u, s.N, a.out_channels, s.Ho, s.Wo);
   const int64_t sizes[3] = {moment_rows(output_pixels(s), a.out_channels), 3, a.out_channels};
   a.v_rows = torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, u.device());
   return a;
 }
 
+// What the gradient of v is made of besides grad_v, where the next op used the moments of v.
+struct GradientOfMoments {
+  Tensor grad_rows, v, rows;
+};
+
 struct SeparableBlockBackward {
   DepthwiseBlockBackward block;  // without grad_z
-  Tensor grad_v, pointwise;
+  Tensor grad_v, pointwise, grad_u_rows;
+  std::optional<Tensor> u_rows;
+  std::optional<GradientOfMoments> of_moments;
   int64_t out_channels;
 };
 
 inline SeparableBlockBackward prepare_separable_block_backward(
     Backend backend, const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
     const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0,
-    const Tensor& var0, const Tensor& mean1, const Tensor& var1, int64_t stride) {
+    const Tensor& var0, const Tensor& mean1, const Tensor& var1, int64_t stride, const std::optional<Tensor>& u_rows,
+    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
   const char* op = "_separable_block_backward";
   SeparableBlockBackward a;
   a.block = check_depthwise_block_backward(backend, op, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1,
@@ -80,6 +89,21 @@ inline SeparableBlockBackward prepare_separable_block_backward(
   a.pointwise = check_pointwise_weight(op, pointwise, u);
   a.out_channels = a.pointwise.size(0);
   a.grad_v = check_matching(op, "grad_v", grad_v, {s.N, a.out_channels, s.Ho, s.Wo}, u);
+  STD_TORCH_CHECK(backend == Backend::cpu || !(u_rows.has_value() || grad_v_rows.has_value()), op,
+                  ": only the CPU has kernels for gradients of u_rows and v_rows");
+  if (grad_v_rows.has_value()) {
+    STD_TORCH_CHECK(v.has_value() && v_rows.has_value(), op, ": grad_v_rows needs v and v_rows");
+    a.of_moments = {check_moments(op, "grad_v_rows", *grad_v_rows, grad_v),
+                    check_matching(op, "v", *v, {s.N, a.out_channels, s.Ho, s.Wo}, u),
+                    check_moments(op, "v_rows", *v_rows, grad_v)};
+  }
+  if (u_rows.has_value()) {
+    a.u_rows = check_moments(op, "u_rows", *u_rows, u);
+    const int64_t sizes[3] = {a.u_rows->size(0), 3, s.C};
+    a.grad_u_rows = torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, u.device());
+  } else {
+    a.grad_u_rows = no_gradient(gamma0);
+  }
   return a;
 }
 

@@ -16,6 +16,9 @@ from fastcifar.errors import DeviceMemoryError, UsageError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
+_ISAS_WITH_OWN_PRODUCTS = ("generic", "avx2")
+"""The instruction sets on which `separable_block` was measured to be faster than `depthwise_block` and a product."""
+
 _COMPILER_SWITCHES = {
     "TORCHDYNAMO_DISABLE": "1",
     "TORCH_COMPILE_DISABLE": "1",
@@ -68,6 +71,17 @@ class Target:
     def memory_format(self) -> torch.memory_format:
         """The memory format of images and activations."""
         return _MEMORY_FORMATS[self.config.memory_format]
+
+    @property
+    def fuses_pointwise(self) -> bool:
+        """Whether the fused engine's blocks include their pointwise product (see `ops.separable_block`).
+
+        On CUDA the setting `fuse_pointwise` says so. On the CPU it depends on the instruction set: where the extension
+        has products of its own that were measured to be faster than the library's.
+        """
+        if self.config.engine != "fused" or self.device.type == "cuda":
+            return self.config.fuse_pointwise
+        return ops.cpu_isa() in _ISAS_WITH_OWN_PRODUCTS
 
     @property
     def is_emulated(self) -> bool:

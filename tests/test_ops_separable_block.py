@@ -1,10 +1,12 @@
 """A whole block of the network as one op, with the pointwise product."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from op_cases import (
+    DTYPES,
     EPS,
     SHAPES,
     Arguments,
@@ -106,11 +108,66 @@ def test_the_gradients_formula(stride: int) -> None:
             u, gamma0, beta0, w, gamma1, beta1, pointwise, y, *statistics = ctx.saved_tensors
             return separable_block_backward_ref(
                 grad, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics, EPS, stride
-            )
+            )[:7]
 
     torch.manual_seed(0)
     inputs = next(calls((2, 3, 4, 5), torch.float32, stride, "cpu", 2))[1][:7]
     assert torch.autograd.gradcheck(Reference.apply, [x.double().requires_grad_() for x in inputs])
+
+
+@strides
+def test_the_gradients_through_moments(stride: int) -> None:
+    """With moments given and used, every gradient is a partial derivative: those of u and of its moments are apart."""
+
+    class Reference(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+            *block, means, m2s = inputs
+            rows = torch.stack((counts, means, m2s), 1)
+            v, v_rows, *saved = separable_block_ref(*block, EPS, stride, rows)
+            ctx.save_for_backward(*block, rows, v, v_rows, *saved)
+            return v, v_rows[0, 1:]
+
+        @staticmethod
+        def backward(ctx, grad: Tensor, grad_moments: Tensor) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+            u, gamma0, beta0, w, gamma1, beta1, pointwise, rows, v, v_rows, y, *statistics = ctx.saved_tensors
+            grad_rows = torch.zeros_like(v_rows)
+            grad_rows[0, 1:] = grad_moments
+            *grads, of_rows = separable_block_backward_ref(
+                grad, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics, EPS, stride, rows, grad_rows, v,
+                v_rows,
+            )  # fmt: skip
+            return *grads, of_rows[:, 1], of_rows[:, 2]
+
+    torch.manual_seed(0)
+    inputs = next(calls((2, 3, 4, 5), torch.float32, stride, "cpu", 2))[1][:7]
+    counts = torch.tensor([25.0, 15.0]).double()[:, None].expand(2, 3)
+    moments = torch.randn(2, 3), torch.rand(2, 3) * 30 + 10
+    arguments = [x.double().requires_grad_() for x in (*inputs, *moments)]
+    assert torch.autograd.gradcheck(Reference.apply, arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=str)
+def test_a_chain_of_blocks_passes_gradients_through_moments(dtype: torch.dtype) -> None:
+    """Two blocks joined by moments have the gradients of two blocks that compute them, which are the truth's."""
+    torch.manual_seed(0)
+    first = next(calls((3, 40, 6, 6), torch.float32, 1, "cpu", 72))[1][:7]
+    second = next(calls((3, 72, 6, 6), torch.float32, 2, "cpu", 33))[1][1:7]
+    grad = torch.randn(3, 33, 3, 3)
+
+    def gradients(dtype: torch.dtype, op: Any, joined: bool) -> list[Tensor]:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        u, *others = [x.to(wide) for x in (*first, *second)]
+        inputs = [x.detach().requires_grad_() for x in (u.to(dtype), *others)]
+        v, rows, *_ = op(*inputs[:7], EPS, 1)
+        out = op(v, *inputs[7:], EPS, 2, rows if joined else None)[0]
+        return [g.double() for g in torch.autograd.grad(out, inputs, grad.to(dtype))]
+
+    truth = gradients(torch.float64, separable_block_ref, False)
+    apart = gradients(dtype, separable_block, False)
+    for i, (exact, a, b) in enumerate(zip(truth, apart, gradients(dtype, separable_block, True), strict=True)):
+        allowed = 2 * float((a - exact).norm()) + 1e-4 * float(exact.norm())
+        assert float((b - exact).norm()) <= allowed, i
 
 
 @kinds
@@ -133,7 +190,7 @@ def test_autograd(device: str, stride: int) -> None:
     *inputs, _, _ = next(calls((4, 6, 5, 4), torch.float32, stride, device))[1]
     inputs = [x.requires_grad_() for x in inputs]
     outputs = separable_block(*inputs, EPS, stride)
-    assert [x.requires_grad for x in outputs] == [True] + [False] * 6
+    assert [x.requires_grad for x in outputs] == [True, device == "cpu"] + [False] * 5
     got = torch.autograd.grad(outputs[0].mean((2, 3)).square().sum(), inputs)
     truth = torch.autograd.grad(separable_block_ref(*inputs, EPS, stride)[0].mean((2, 3)).square().sum(), inputs)
     torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-4)

@@ -18,34 +18,67 @@ struct Block {
   int64_t in_rows, out_rows, pitch, bytes;  // rows of an image; bytes of u
   Range all;
   Cut parts;
-  Scratch columns0, columns1;
 
   Block(const Tensor& u, const DwShape& shape)
       : s(shape), element(element_of(u)), in_rows(s.H * s.W), out_rows(s.Ho * s.Wo), pitch(round_up(s.C, kBlock)),
         bytes(u.numel() * static_cast<int64_t>(u.element_size())), all{0, s.N, 0, s.C},
-        parts(cut(s.N, s.C, in_rows * s.C * static_cast<int64_t>(u.element_size()))),
-        columns0(Scratch::zeros(kColumns * pitch)), columns1(Scratch::zeros(kColumns * pitch)) {}
+        parts(cut(s.N, s.C, in_rows * s.C * static_cast<int64_t>(u.element_size()))) {}
+
+  Scratch columns() const { return Scratch::zeros(kColumns * pitch); }
 
   // The same range, counted in rows instead of images.
   static Range rows(const Range& r, int64_t per_image) { return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1}; }
 };
 
+// Computes every output. The batch must not be empty.
+void run_forward(const DepthwiseBlockForward& a, double eps) {
+  const Block b(a.u, a.shape);
+  const Scratch columns1 = b.columns();
+  run_depthwise_convolution(a, eps, columns1.get());
+  const void* ys = data(a.y);
+  void* zs = mutable_data(a.z);
+  parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
+    FASTCIFAR_KERNEL(apply_affine_relu)(b.element, b.rows(r, b.out_rows), b.s.C, ys, columns1.get(), b.pitch, zs);
+  });
+}
+
+// Computes every gradient. The batch must not be empty.
+void run_backward(const DepthwiseBlockBackward& a, double eps) {
+  const Block b(a.u, a.shape);
+  const Scratch columns0 = b.columns(), columns1 = b.columns();
+  const int64_t size = 2 * b.pitch;
+  const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
+  const Sums sums1{memory.get(), b.parts.image_parts, size};
+  const void *ys = data(a.y), *grads = data(a.grad_z);
+  FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean1), floats(a.var1), floats(a.gamma1), floats(a.beta1), eps,
+                                    columns1.get(), b.pitch);
+  parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
+    FASTCIFAR_KERNEL(add_gradient_sums)(b.element, b.rows(r, b.out_rows), b.s.C, grads, ys, columns1.get(), b.pitch,
+                                        sums1.part(part));
+  });
+  FASTCIFAR_KERNEL(finish_gradient)(b.all, sums1, b.s.N * b.out_rows, floats(a.gamma1), floats(a.var1), eps,
+                                    columns1.get(), b.pitch, mutable_floats(a.grad_gamma1),
+                                    mutable_floats(a.grad_beta1));
+  run_depthwise_backward(a, eps, /*through_statistics=*/true, columns0.get(), columns1.get());
+}
+
 }  // namespace
 
 namespace fastcifar {
 
-void run_depthwise_block(const DepthwiseBlockForward& a, double eps) {
+void run_depthwise_convolution(const DepthwiseBlockForward& a, double eps, float* columns1) {
   const Block b(a.u, a.shape);
   const DwShape& s = b.s;
   const Taps taps(a.w, s.C);
+  const Scratch columns = b.columns();
   // The rows of each part: two sums for bn0, two for bn1.
   const int64_t size = 4 * b.pitch;
   const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
   const Sums sums0{memory.get(), b.parts.image_parts, size},
       sums1{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
   const void* us = data(a.u);
-  void *ys = mutable_data(a.y), *zs = mutable_data(a.z);
-  float *columns0 = b.columns0.get(), *columns1 = b.columns1.get();
+  void* ys = mutable_data(a.y);
+  float* columns0 = columns.get();
   if (a.given_statistics) {
     FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean0), floats(a.var0), floats(a.gamma0), floats(a.beta0), eps,
                                       columns0, b.pitch);
@@ -65,44 +98,24 @@ void run_depthwise_block(const DepthwiseBlockForward& a, double eps) {
   });
   FASTCIFAR_KERNEL(finish_statistics)(b.all, sums1, s.N * b.out_rows, floats(a.gamma1), floats(a.beta1), eps, columns1,
                                       b.pitch, mutable_floats(a.mean1), mutable_floats(a.var1));
-  parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
-    FASTCIFAR_KERNEL(apply_affine_relu)(b.element, b.rows(r, b.out_rows), s.C, ys, columns1, b.pitch, zs);
-  });
 }
 
-void write_activation(const DepthwiseBlockBackward& a, double eps, Tensor z) {
-  const Block b(a.u, a.shape);
-  const void* ys = data(a.y);
-  void* zs = mutable_data(z);
-  FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean1), floats(a.var1), floats(a.gamma1), floats(a.beta1), eps,
-                                    b.columns1.get(), b.pitch);
-  parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
-    FASTCIFAR_KERNEL(apply_affine_relu)(b.element, b.rows(r, b.out_rows), b.s.C, ys, b.columns1.get(), b.pitch, zs);
-  });
-}
-
-void run_depthwise_block_backward(const DepthwiseBlockBackward& a, double eps) {
+void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool through_statistics, float* columns0,
+                            const float* columns1) {
   const Block b(a.u, a.shape);
   const DwShape& s = b.s;
   const Taps taps(a.w, s.C);
-  // The rows of each part: two sums for bn1, two for bn0, nine for the weight.
-  const int64_t size = 13 * b.pitch;
+  // The rows of each part: two sums for bn0, nine for the weight.
+  const int64_t size = 11 * b.pitch;
   const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
-  const Sums sums1{memory.get(), b.parts.image_parts, size},
-      sums0{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
+  const Sums sums0{memory.get(), b.parts.image_parts, size};
   const void *us = data(a.u), *ys = data(a.y), *grads = data(a.grad_z);
   void* outs = mutable_data(a.grad_u);
-  float *columns0 = b.columns0.get(), *columns1 = b.columns1.get();
   FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean0), floats(a.var0), floats(a.gamma0), floats(a.beta0), eps,
                                     columns0, b.pitch);
-  FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean1), floats(a.var1), floats(a.gamma1), floats(a.beta1), eps,
-                                    columns1, b.pitch);
-  parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
-    FASTCIFAR_KERNEL(add_gradient_sums)(b.element, b.rows(r, b.out_rows), s.C, grads, ys, columns1, b.pitch,
-                                        sums1.part(part));
-  });
-  FASTCIFAR_KERNEL(finish_gradient)(b.all, sums1, s.N * b.out_rows, floats(a.gamma1), floats(a.var1), eps, columns1,
-                                    b.pitch, mutable_floats(a.grad_gamma1), mutable_floats(a.grad_beta1));
+  for (int64_t c = 0; c < s.C; ++c) {  // what the sweep multiplies the gradient of bn0's output by
+    columns0[kGradFactor * b.pitch + c] = through_statistics ? 1 : columns0[kScale * b.pitch + c];
+  }
   parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
     const Scratch ring(ring_floats(s.Wo));
     FASTCIFAR_KERNEL(depthwise_block_backward)(b.element, s, r, grads, ys, us, columns0, columns1, taps.get(), b.pitch,
@@ -110,12 +123,14 @@ void run_depthwise_block_backward(const DepthwiseBlockBackward& a, double eps) {
   });
   FASTCIFAR_KERNEL(finish_gradient)(b.all, sums0, s.N * b.in_rows, floats(a.gamma0), floats(a.var0), eps, columns0,
                                     b.pitch, mutable_floats(a.grad_gamma0), mutable_floats(a.grad_beta0));
-  parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
-    FASTCIFAR_KERNEL(apply_gradient)(b.element, b.rows(r, b.in_rows), s.C, /*masked=*/true, outs, us, columns0, b.pitch,
-                                     outs);
-  });
+  if (through_statistics) {
+    parallel(b.parts, b.bytes, [&](const Range& r, int64_t) {
+      FASTCIFAR_KERNEL(apply_gradient)(b.element, b.rows(r, b.in_rows), s.C, /*masked=*/true, outs, us, columns0,
+                                       b.pitch, outs);
+    });
+  }
   FASTCIFAR_KERNEL(sum_parts)(memory.get(), b.parts.image_parts, size, memory.get());
-  write_weight_gradient(memory.get() + 4 * b.pitch, b.pitch, a.grad_w);
+  write_weight_gradient(memory.get() + 2 * b.pitch, b.pitch, a.grad_w);
 }
 
 }  // namespace fastcifar
@@ -139,7 +154,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
     if (!a.given_statistics) zero(a.mean0), zero(a.var0);
     return {a.z, a.y, a.mean0, a.var0, zero(a.mean1), zero(a.var1)};
   }
-  run_depthwise_block(a, eps);
+  run_forward(a, eps);
   return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
@@ -154,7 +169,7 @@ Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const T
   if (s.N == 0) {
     return {a.grad_u, zero(a.grad_gamma0), zero(a.grad_beta0), zero(a.grad_w), zero(a.grad_gamma1), zero(a.grad_beta1)};
   }
-  run_depthwise_block_backward(a, eps);
+  run_backward(a, eps);
   return {a.grad_u, a.grad_gamma0, a.grad_beta0, a.grad_w, a.grad_gamma1, a.grad_beta1};
 }
 

@@ -125,6 +125,7 @@ template <class T, class Lanes>
 struct BackwardSink {
   const T* u;
   T* grad_h;
+  const float* factor;
   float* sums;
   int64_t width, channels, pitch;
   Lanes lanes;
@@ -132,7 +133,8 @@ struct BackwardSink {
 
   FC_INLINE BackwardSink(const T* u, T* grad_h, const float* columns, float* sums, int64_t width, int64_t channels,
                          int64_t pitch, Lanes lanes)
-      : u(u), grad_h(grad_h), sums(sums), width(width), channels(channels), pitch(pitch), lanes(lanes) {
+      : u(u), grad_h(grad_h), factor(columns + kGradFactor * pitch), sums(sums), width(width), channels(channels),
+        pitch(pitch), lanes(lanes) {
     mean = load(columns + kMean * pitch);
     scale = load(columns + kScale * pitch);
     shift = load(columns + kShift * pitch);
@@ -144,7 +146,7 @@ struct BackwardSink {
     const int64_t at = (row * width + column) * channels;
     const Vec x = load(u + at, lanes), h = relu(x * scale + shift);
     const Vec g = h > Vec{} ? value : Vec{};
-    store(grad_h + at, g, lanes);
+    store(grad_h + at, g * load(factor), lanes);
     sum += g;
     product = g * (x - mean) + product;
     ((grad_w[K] = h * taps.value + grad_w[K]), ...);

@@ -14,8 +14,9 @@ FASTCIFAR_DECLARE_KERNELS(
                                  const float* columns0, const float* taps, int64_t pitch, void* y,
                                  const float* columns1, float* sums, float* ring);
 
-    // Writes grad_h, the gradient of bn0(u), from the gradient of z. Adds the two sums that bn0's gradient needs to the
-    // first two rows of sums [11][pitch], and the gradient of the weight to the other nine. ring: ring_floats(Wo).
+    // Writes grad_h, the gradient of bn0(u) times the column kGradFactor of columns0, from the gradient of z. Adds the
+    // two sums that bn0's gradient needs to the first two rows of sums [11][pitch], and the gradient of the weight to
+    // the other nine. ring: ring_floats(Wo).
     void depthwise_block_backward(Element element, const DwShape& s, const Range& range, const void* grad_z,
                                   const void* y, const void* u, const float* columns0, const float* columns1,
                                   const float* taps, int64_t pitch, void* grad_h, float* sums, float* ring);

@@ -2,77 +2,50 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/batch_statistics.h"
 #include "cpu/block_passes.h"
 #include "cpu/data.h"
 #include "cpu/parallel.h"
 #include "cpu/separable_block_kernel.h"
 
-// depthwise_block's passes and a product of its own after them. There is no kernel yet that holds both: depthwise_block
-// with the library's product is the faster way.
+// Memory is passed through 4 times forward (u read, y written; y read, v written) and 8 times backward (grad_v, v and y
+// read, grad_z written; grad_z, y and u read, grad_u written).
 
 namespace {
 using namespace fastcifar;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The product's weight [out_channels, C] as it is multiplied: rounded to the activations' dtype, in float32, as it lies
-// or transposed; its rows `pitch` apart.
-struct Weight {
-  int64_t pitch;
-  Scratch memory;
+// If W has at most this many numbers, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all.
+// Otherwise each part of the channels goes through all pixels, and z and the gradient of v are computed once more.
+constexpr int64_t kFewWeights = 1 << 18, kSums = 1 << 21;
 
-  Weight(const Tensor& pointwise, const Tensor& x, bool transposed)
-      : pitch(round_up(transposed ? pointwise.size(0) : pointwise.size(1), kBlock)),
-        memory(Scratch::zeros(pitch * (transposed ? pointwise.size(1) : pointwise.size(0)))) {
-    const int64_t rows = pointwise.size(0), columns = pointwise.size(1);
-    const bool narrow = element_of(x) == Element::bf16, is_f32 = element_of(pointwise) == Element::f32;
-    const auto* f32s = static_cast<const float*>(data(pointwise));
-    const auto* bf16s = static_cast<const bf16*>(data(pointwise));
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) {
-        const int64_t i = r * columns + c;
-        const float value = is_f32 ? f32s[i] : to_f32(bf16s[i]);
-        memory.get()[transposed ? c * pitch + r : r * pitch + c] = narrow ? to_f32(from_f32<bf16>(value)) : value;
-      }
-    }
+// The passes of the product.
+struct Product {
+  PointwiseProduct p;
+  int64_t rows, k_pitch, m_pitch, bytes;  // bytes: of y and v
+  Cut parts;                              // of the rows
+
+  Product(const Tensor& y, const Tensor& pointwise, const float* columns1)
+      : p{element_of(y), pointwise.size(1), pointwise.size(0), data(y), columns1},
+        rows(y.size(0) * y.size(2) * y.size(3)), k_pitch(round_up(p.k, kBlock)), m_pitch(round_up(p.m, kBlock)),
+        bytes(rows * (p.k + p.m) * static_cast<int64_t>(y.element_size())), parts(cut_rows(32)) {}
+
+  Cut cut_rows(int64_t most) const { return {rows, kBlock, clamp(rows / 64, most), 1}; }
+
+  Scratch scratch() const { return Scratch(FASTCIFAR_KERNEL(product_scratch)(p)); }
+
+  // W as it is multiplied.
+  Scratch pack(const Tensor& pointwise, bool transposed) const {
+    const int64_t steps = transposed ? p.k : p.m, columns = transposed ? p.m : p.k;
+    Scratch packed(FASTCIFAR_KERNEL(packed_floats)(steps, columns));
+    const Element element = element_of(pointwise);
+    const void* weight = data(pointwise);
+    parallel(FASTCIFAR_KERNEL(num_panels)(columns), steps * columns * 4, [&](int64_t begin, int64_t end) {
+      FASTCIFAR_KERNEL(pack_weight)(p, element, weight, transposed, begin, end, packed.get());
+    });
+    return packed;
   }
 };
-
-// out = x . weight over all pixels of two channels_last tensors.
-void multiply(const Tensor& x, const Weight& weight, Tensor out) {
-  constexpr int64_t kPixels = 64;  // of a part
-  const int64_t k = x.size(1), n = out.size(1), pixels = x.size(0) * x.size(2) * x.size(3);
-  const void* xs = data(x);
-  void* outs = mutable_data(out);
-  parallel((pixels + kPixels - 1) / kPixels, pixels * (k + n) * 4, [&](int64_t begin, int64_t end) {
-    const int64_t last = end * kPixels < pixels ? end * kPixels : pixels;
-    FASTCIFAR_KERNEL(multiply_rows)(element_of(x), begin * kPixels, last, k, n, xs, weight.memory.get(), weight.pitch,
-                                    outs);
-  });
-}
-
-// The gradient of the product's weight, in its shape and dtype.
-Tensor weight_gradient(const Tensor& grad_v, const Tensor& z, const Tensor& pointwise) {
-  const int64_t m = grad_v.size(1), n = z.size(1), pixels = z.size(0) * z.size(2) * z.size(3);
-  const int64_t pitch = round_up(n, kBlock), groups = (m + 3) / 4;
-  const Scratch sums = Scratch::zeros(m * pitch);
-  const void *grads = data(grad_v), *zs = data(z);
-  parallel(groups, pixels * (m + n) * 4, [&](int64_t begin, int64_t end) {
-    const int64_t last = end * 4 < m ? end * 4 : m;
-    FASTCIFAR_KERNEL(multiply_transposed)(element_of(z), begin * 4, last, pixels, m, n, grads, zs, sums.get(), pitch);
-  });
-  const int64_t sizes[4] = {m, n, 1, 1};
-  Tensor grad = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, pointwise.device());
-  for (int64_t i = 0; i < m * n; ++i) {
-    const float value = sums.get()[i / n * pitch + i % n];
-    if (element_of(grad) == Element::f32) {
-      mutable_floats(grad)[i] = value;
-    } else {
-      static_cast<bf16*>(mutable_data(grad))[i] = from_f32<bf16>(value);
-    }
-  }
-  return grad;
-}
 
 // Mean and biased variance out of partial moments.
 void merge_moments(const Tensor& rows, const DepthwiseBlockForward& a) {
@@ -93,14 +66,21 @@ void merge_moments(const Tensor& rows, const DepthwiseBlockForward& a) {
 }
 
 // The moments of v in the first row, the others empty.
-void write_moments(const Tensor& v, Tensor rows) {
-  const int64_t channels = v.size(1), pixels = v.size(0) * v.size(2) * v.size(3);
-  zero(rows);
-  float *count = mutable_floats(rows), *mean = count + channels, *squares = mean + channels;
-  batch_statistics(v, mean, squares);
+void write_moments(const Product& product, const Sums& sums, const float* pivots, Tensor v_rows) {
+  const int64_t channels = product.p.m;
+  zero(v_rows);
+  float *count = mutable_floats(v_rows), *mean = count + channels, *squares = mean + channels;
+  const double rows = static_cast<double>(product.rows);
   for (int64_t c = 0; c < channels; ++c) {
-    count[c] = static_cast<float>(pixels);
-    squares[c] *= static_cast<float>(pixels);
+    double sum = 0, square = 0;
+    for (int64_t part = 0; part < sums.num_parts; ++part) {
+      sum += sums.part(part)[c];
+      square += sums.part(part)[product.m_pitch + c];
+    }
+    const double deviations = square - sum * sum / rows;
+    count[c] = static_cast<float>(product.rows);
+    mean[c] = static_cast<float>(pivots[c] + sum / rows);
+    squares[c] = deviations < 0 ? 0.0f : static_cast<float>(deviations);  // NaN stays NaN
   }
 }
 
@@ -109,34 +89,121 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
                 const std::optional<Tensor>& u_rows) {
   auto a = prepare_separable_block(Backend::cpu, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows);
   DepthwiseBlockForward& block = a.block;
-  const DwShape& s = block.shape;
   if (a.u_rows) {
     block.given_statistics = true;
     merge_moments(*a.u_rows, block);
   }
-  block.z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
-  run_depthwise_block(block, eps);
-  multiply(block.z, Weight(a.pointwise, u, /*transposed=*/true), a.v);
-  write_moments(a.v, a.v_rows);
+  const Scratch columns1 = Scratch::zeros(kColumns * round_up(block.shape.C, kBlock));
+  run_depthwise_convolution(block, eps, columns1.get());
+  const Product product(block.y, a.pointwise, columns1.get());
+  const Scratch packed = product.pack(a.pointwise, /*transposed=*/true), pivots = Scratch::zeros(product.m_pitch);
+  const int64_t size = 2 * product.m_pitch;
+  const Scratch memory = Scratch::zeros(product.parts.image_parts * size);
+  const Sums sums{memory.get(), product.parts.image_parts, size};
+  void* vs = mutable_data(a.v);
+  FASTCIFAR_KERNEL(set_product_pivot)(product.p, product.rows / 2, packed.get(), pivots.get(), product.scratch().get());
+  parallel(product.parts, product.bytes, [&](const Range& r, int64_t part) {
+    FASTCIFAR_KERNEL(multiply_forward)(product.p, r.n0, r.n1, packed.get(), vs, pivots.get(), sums.part(part),
+                                       product.scratch().get());
+  });
+  write_moments(product, sums, pivots.get(), a.v_rows);
   return {a.v, a.v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1};
 }
 
-Outputs backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
-                 const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
-                 const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, double eps,
-                 int64_t stride) {
+// What the gradient of v's moments adds to the gradient of v: (v - mean) * kXFactor + kConstant. All of v is in the
+// first row.
+Scratch moments_columns(const Product& product, const GradientOfMoments& g) {
+  Scratch columns = Scratch::zeros(kColumns * product.m_pitch);
+  const int64_t channels = product.p.m;
+  const float *grads = floats(g.grad_rows), *rows = floats(g.rows);
+  for (int64_t c = 0; c < channels; ++c) {
+    columns.get()[kMean * product.m_pitch + c] = rows[channels + c];
+    columns.get()[kXFactor * product.m_pitch + c] = 2 * grads[2 * channels + c];
+    columns.get()[kConstant * product.m_pitch + c] = grads[channels + c] / static_cast<float>(product.rows);
+  }
+  return columns;
+}
+
+// The gradient of u's moments. The columns hold the gradient by a pixel that comes through u's mean and variance.
+void write_moments_gradient(const Tensor& u_rows, const Tensor& mean0, const float* columns0, int64_t pitch,
+                            Tensor grad_rows) {
+  zero(grad_rows);
+  const int64_t channels = u_rows.size(2);
+  for (int64_t row = 0; row < u_rows.size(0); ++row) {
+    const float *count = floats(u_rows) + row * 3 * channels, *mean = count + channels;
+    float* grad = mutable_floats(grad_rows) + row * 3 * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float factor = columns0[kXFactor * pitch + c], constant = columns0[kConstant * pitch + c];
+      grad[channels + c] = count[c] * (constant + (mean[c] - floats(mean0)[c]) * factor);
+      grad[2 * channels + c] = factor / 2;
+    }
+  }
+}
+
+// The gradient of W out of its sums over the parts.
+Tensor weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, const Tensor& pointwise) {
+  const int64_t sizes[4] = {p.m, p.k, 1, 1};
+  Tensor grad = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, pointwise.device());
+  const Element element = element_of(pointwise);
+  void* grads = mutable_data(grad);
+  parallel(p.m, num_parts * p.m * p.k * 4, [&](int64_t begin, int64_t end) {
+    FASTCIFAR_KERNEL(write_weight_gradient)(p, sums, num_parts, element, begin, end, grads);
+  });
+  return grad;
+}
+
+// Computes grad_z, the gradients of gamma1 and beta1, bn1's columns, and the gradient of W.
+Tensor run_product_backward(const SeparableBlockBackward& a, double eps, float* columns1) {
+  const DepthwiseBlockBackward& block = a.block;
+  const Product product(block.y, a.pointwise, columns1);
+  const PointwiseProduct& p = product.p;
+  const Range all{0, product.rows, 0, p.k};
+  FASTCIFAR_KERNEL(fold_statistics)(all, floats(block.mean1), floats(block.var1), floats(block.gamma1),
+                                    floats(block.beta1), eps, columns1, product.k_pitch);
+  const Scratch columns = a.of_moments ? moments_columns(product, *a.of_moments) : Scratch(0);
+  const GradientOfProduct g{data(a.grad_v), data(a.of_moments ? a.of_moments->v : a.grad_v),
+                            a.of_moments ? columns.get() : nullptr};
+  const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
+  const bool few = p.k * p.m <= kFewWeights;
+  const Cut parts = product.cut_rows(few ? clamp(kSums / (p.k * p.m), 32) : 32);
+  const int64_t num_parts = parts.image_parts, num_sums = few ? num_parts : 1;
+  const int64_t size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(packed_floats)(p.m, p.k);
+  const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);
+  const Sums sums{memory.get(), num_parts, size};
+  void* grad_zs = mutable_data(block.grad_z);
+  parallel(parts, product.bytes, [&](const Range& r, int64_t part) {
+    FASTCIFAR_KERNEL(multiply_backward)(p, g, r.n0, r.n1, packed.get(), grad_zs, sums.part(part),
+                                        few ? grad_w.get() + part * w_size : nullptr, product.scratch().get());
+  });
+  if (!few) {
+    const Cut channels{1, p.m, 1, 8};
+    parallel(channels, product.bytes, [&](const Range& r, int64_t) {
+      FASTCIFAR_KERNEL(multiply_weight_gradient)(p, g, product.rows, r.c0, r.c1, grad_w.get(), product.scratch().get());
+    });
+  }
+  FASTCIFAR_KERNEL(finish_gradient)(all, sums, product.rows, floats(block.gamma1), floats(block.var1), eps, columns1,
+                                    product.k_pitch, mutable_floats(block.grad_gamma1),
+                                    mutable_floats(block.grad_beta1));
+  return weight_gradient(p, grad_w.get(), num_sums, a.pointwise);
+}
+
+Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
+                   const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
+                   const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, double eps,
+                   int64_t stride, const std::optional<Tensor>& u_rows, const std::optional<Tensor>& grad_v_rows,
+                   const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
   auto a = prepare_separable_block_backward(Backend::cpu, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise,
-                                            mean0, var0, mean1, var1, stride);
+                                            mean0, var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows);
   DepthwiseBlockBackward& block = a.block;
   const DwShape& s = block.shape;
+  const int64_t pitch = round_up(s.C, kBlock);
+  const Scratch columns0 = Scratch::zeros(kColumns * pitch), columns1 = Scratch::zeros(kColumns * pitch);
   block.grad_z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
-  multiply(a.grad_v, Weight(a.pointwise, u, /*transposed=*/false), block.grad_z);
-  Tensor z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
-  write_activation(block, eps, z);
-  const Tensor grad_pointwise = weight_gradient(a.grad_v, z, a.pointwise);
-  run_depthwise_block_backward(block, eps);
+  const Tensor grad_pointwise = run_product_backward(a, eps, columns1.get());
+  run_depthwise_backward(block, eps, /*through_statistics=*/!a.u_rows, columns0.get(), columns1.get());
+  if (a.u_rows) write_moments_gradient(*a.u_rows, block.mean0, columns0.get(), pitch, a.grad_u_rows);
   return {block.grad_u,      block.grad_gamma0, block.grad_beta0, block.grad_w,
-          block.grad_gamma1, block.grad_beta1,  grad_pointwise};
+          block.grad_gamma1, block.grad_beta1,  grad_pointwise,   a.grad_u_rows};
 }
 
 }  // namespace

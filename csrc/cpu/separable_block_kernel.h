@@ -1,16 +1,57 @@
-// Kernels of separable_block's pointwise product: over a part of its output, in one thread.
+// Kernels of separable_block's pointwise product and of its gradients: over a part of the pixels or of the output
+// channels, in one thread. Columns as in batch_norm_relu_kernel.h: columns1 of y's BN. A tile of pixels is computed into
+// a cache as it is loaded, multiplied there, and used before the product leaves the cache.
 #pragma once
 #include "common.h"
-#include "cpu/isa.h"
-#include "cpu/range.h"
+#include "cpu/batch_norm_relu_kernel.h"
+
+namespace fastcifar {
+
+// v = z . W^T with z = relu(bn1(y)): rows are pixels, y has k channels and v has m.
+struct PointwiseProduct {
+  Element element;
+  int64_t k, m;
+  const void* y;
+  const float* columns1;  // [kColumns][round_up(k, kBlock)]
+};
+
+// What the gradient of v is made of: grad_v, and what comes through the moments of v where the next op uses them.
+struct GradientOfProduct {
+  const void *grad_v, *v;
+  const float* columns;  // kMean, kXFactor and kConstant of [kColumns][round_up(m, kBlock)]; null: grad_v is all
+};
+
+}  // namespace fastcifar
 
 FASTCIFAR_DECLARE_KERNELS(
-    // Rows [first, end) of out [rows][n] = x [rows][k] . matrix: x and out of the element type, matrix float32
-    // [k][pitch], padded with zeros to whole blocks of channels. A sum runs over k in order, in float32.
-    void multiply_rows(Element element, int64_t first, int64_t end, int64_t k, int64_t n, const void* x,
-                       const float* matrix, int64_t pitch, void* out);
+    // W and its gradient are worked on in panels of columns.
+    int64_t num_panels(int64_t columns);
+    // Floats of a matrix in panels.
+    int64_t packed_floats(int64_t rows, int64_t columns);
+    // Floats of scratch memory that each kernel below needs.
+    int64_t product_scratch(const PointwiseProduct& p);
 
-    // Rows [first, end) of out [m][n] = a [rows][m]^T . b [rows][n]: a and b of the element type, out float32
-    // [m][pitch]. A sum runs over the rows in order, in float32.
-    void multiply_transposed(Element element, int64_t first, int64_t end, int64_t rows, int64_t m, int64_t n,
-                             const void* a, const void* b, float* out, int64_t pitch);)
+    // Packs the panels [first, end) of W [m][k], float32 or bfloat16, rounded to p.element: for v = z . W^T
+    // (`transposed`, a matrix [k][m]) or for grad_z = grad_v . W (a matrix [m][k]).
+    void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,
+                     int64_t end, float* packed);
+
+    // Takes row `row` of v, rounded to p.element, as the pivots.
+    void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch);
+
+    // Rows [first, end) of v. Adds the sums of v - pivot and of its square to sums [2][round_up(m, kBlock)].
+    void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v,
+                          const float* pivots, float* sums, float* scratch);
+
+    // Rows [first, end) of grad_z. Adds the two sums that bn1's gradient needs to sums [2][round_up(k, kBlock)]. Unless
+    // grad_w is null, writes the gradient of W from these rows there, [m][k] in panels.
+    void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
+                           const float* packed, void* grad_z, float* sums, float* grad_w, float* scratch);
+
+    // Rows [first_channel, end_channel) of the gradient of W, over all `rows` pixels in order.
+    void multiply_weight_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t rows,
+                                  int64_t first_channel, int64_t end_channel, float* grad_w, float* scratch);
+
+    // Rows [first, end) of the gradient [m][k] of W, float32 or bfloat16: the sum of `num_parts` matrices, in order.
+    void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, Element of_weight,
+                               int64_t first, int64_t end, void* grad);)

@@ -57,14 +57,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   return {prepared.v, prepared.v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
     const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
     const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0, const Tensor& var0,
-    const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
+    const Tensor& mean1, const Tensor& var1, double eps, int64_t stride, const std::optional<Tensor>& u_rows,
+    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
   const char* op = "_separable_block_backward";
   const DeviceStream stream(u);
-  SeparableBlockBackward prepared = prepare_separable_block_backward(
-      Backend::cuda, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride);
+  SeparableBlockBackward prepared =
+      prepare_separable_block_backward(Backend::cuda, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0,
+                                       var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows);
   DepthwiseBlockBackward& a = prepared.block;
   const DwShape& s = a.shape;
   const int64_t channels = prepared.out_channels;
@@ -107,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
           weight_gradient(grad_w, w),
           a.grad_gamma1,
           a.grad_beta1,
-          weight_gradient(grad_pointwise, pointwise)};
+          weight_gradient(grad_pointwise, pointwise),
+          prepared.grad_u_rows};
 }
 
 }  // namespace

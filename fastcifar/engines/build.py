@@ -35,7 +35,7 @@ def build_engine(model: MobileNet, target: Target) -> Engine:
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     logits, forward = None, None
     if config.engine == "fused":
-        logits = FusedModel(model, fuse_pointwise=config.fuse_pointwise)
+        logits = FusedModel(model, fuse_pointwise=target.fuses_pointwise)
         forward = fused_forward(logits, config.label_smoothing)
     elif config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)

@@ -1,7 +1,8 @@
 """The fused engine: the same model computed with the extension's ops, two autograd nodes for each block.
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
-products. Tensors named u are raw outputs of a convolution; the next op applies BN and ReLU to them as it loads them.
+products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
+applies BN and ReLU to them as it loads them.
 The weights of all products are rounded to the compute dtype together, once a step; autocast would launch 30 small
 kernels.
 """
@@ -35,8 +36,8 @@ class FusedModel:
 
     Args:
         model: trained in place.
-        fuse_pointwise: makes the pointwise product a part of the block's op in training. Only CUDA has kernels for it.
-            The product then applies BN and ReLU as it loads, and also computes the statistics for the next block.
+        fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN and
+            ReLU as it loads, and also computes the statistics for the next block.
     """
 
     def __init__(self, model: MobileNet, *, fuse_pointwise: bool = False) -> None:

@@ -175,7 +175,7 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
     while rest:
         first, *others = rest
         if isinstance(first.module, nn.BatchNorm2d) and config.engine == "fused" and len(others) > 1:
-            length = 4 if config.fuse_pointwise else 3
+            length = 4 if target.fuses_pointwise else 3
             layers.append(_block(rest[:length], size))
             rest = rest[length:]
         else:

@@ -1,9 +1,9 @@
 """A whole MobileNet block as one op: what `depthwise_block` does, and the pointwise convolution after it.
 
-CUDA has fused kernels for it: the input of the pointwise convolution is never written, and the statistics of its
-output need no pass of their own. `fuse_pointwise` asks for it; whether it is faster than `depthwise_block` and the
-library's product has not been measured. The CPU has no fused kernel yet: it computes the same in several passes, and
-`depthwise_block` is the op to use there.
+The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own. On
+the CPU the gradient through these statistics needs none either: the moments are differentiable, so that the block
+before adds that part to the gradient of its output as it loads it. Whether the op is faster than `depthwise_block` and
+the library's product depends on the processor: see the setting `fuse_pointwise`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fastcifar.ops._library import accumulate_dtype, define
 from fastcifar.ops.depthwise_block import depthwise_block_backward_ref, depthwise_block_ref
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def separable_block(
@@ -35,20 +36,21 @@ def separable_block(
     """From one pointwise convolution's raw output to the next one's, in training mode.
 
     Equal to `v = F.conv2d(z, pointwise)` with `z, y, mean0, var0, mean1, var1 = depthwise_block(u, ...)`, except that z
-    is never written to memory on CUDA.
+    is never written to memory.
 
     Args:
         u: [N, C, H, W], N at least 1; otherwise as in `depthwise_block`, and so are gamma0, beta0, w, gamma1, beta1,
             eps and stride.
         pointwise: [out_channels, C, 1, 1], float32 or u's dtype; multiplied in u's dtype, summed in float32.
         u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u, the first row not
-            empty: the `v_rows` of the block before; None: they are computed here. Not differentiable: the gradient of u
-            takes its statistics into account in either case.
+            empty: the `v_rows` of the block before; None: they are computed here. The gradient that comes through them
+            is u_rows' own on the CPU, and a part of u's on CUDA: in a chain of blocks both are the same.
 
     Returns:
-        v: [N, out_channels, Ho, Wo] in u's dtype, channels_last; the only differentiable one.
-        v_rows: float32 [rows, 3, out_channels], partial moments as in u_rows, of v as it was rounded.
-        y, mean0, var0, mean1, var1: as `depthwise_block` returns them.
+        v: [N, out_channels, Ho, Wo] in u's dtype, channels_last.
+        v_rows: float32 [rows, 3, out_channels], partial moments as in u_rows, of v as it was rounded. Differentiable on
+            the CPU.
+        y, mean0, var0, mean1, var1: as `depthwise_block` returns them; not differentiable.
 
     Raises:
         RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
@@ -100,28 +102,56 @@ def separable_block_backward_ref(
     var1: Tensor,
     eps: float,
     stride: int,
-) -> Outputs:
+    u_rows: Tensor | None = None,
+    grad_v_rows: Tensor | None = None,
+    v: Tensor | None = None,
+    v_rows: Tensor | None = None,
+) -> Gradients:
     """The backward of `separable_block` in plain PyTorch.
 
     Args:
         grad_v: the gradient of v, in its shape and dtype.
         u: as in the forward; so are gamma0, beta0, w, gamma1, beta1, pointwise, eps and stride.
         y: as the forward returned it; so are mean0, var0, mean1 and var1.
+        u_rows: as in the forward, to have the gradient through u's statistics apart; None: it is a part of u's.
+        grad_v_rows: the gradient of v_rows in its shape, of which only the first row counts; None: there is none.
+        v: as the forward returned it, with all pixels in the first row of v_rows; needed with grad_v_rows.
+        v_rows: as v.
 
     Returns:
-        The gradients of u, gamma0, beta0, w, gamma1, beta1 and pointwise, each in the shape and dtype of its argument;
-        that of u in channels_last.
+        The gradients of u, gamma0, beta0, w, gamma1, beta1 and pointwise, each in the shape and dtype of its argument,
+        that of u in channels_last; and the gradient of u_rows, in which counts have none, or an empty tensor.
     """
     wide = accumulate_dtype(u)
     scale = gamma1 * torch.rsqrt(var1 + eps)
     z = F.relu(y.to(wide) * scale[:, None, None] + (beta1 - mean1 * scale)[:, None, None]).to(u.dtype)
+    if grad_v_rows is not None:
+        assert v is not None and v_rows is not None
+        grad_mean, grad_m2 = (grad_v_rows[0, i, :, None, None] for i in (1, 2))
+        count, mean = (v_rows[0, i, :, None, None] for i in (0, 1))
+        grad_v = grad_v.to(wide) + grad_mean / count + 2 * (v.to(wide) - mean) * grad_m2
     grad_rows, z_rows = (t.to(wide).permute(0, 2, 3, 1).flatten(0, 2) for t in (grad_v, z))
     matrix = pointwise.to(u.dtype).to(wide).flatten(1)
     grad_z = (grad_rows @ matrix).to(u.dtype).view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
-    grads = depthwise_block_backward_ref(
+    grad_u, *grads = depthwise_block_backward_ref(
         grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1, eps, stride
     )
-    return *grads, (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
+    grad_u_rows = gamma0.new_empty(0)
+    if u_rows is not None:
+        # The part through the statistics, from the gradients of gamma and beta
+        count, mean, _ = u_rows.unbind(1)
+        rstd = torch.rsqrt(var0 + eps)
+        scale0, total = gamma0 * rstd, count.sum(0)
+        constant, factor = -scale0 * grads[1] / total, -scale0 * rstd * grads[0] / total
+        centred = u.to(wide) - mean0[:, None, None]
+        grad_u = (grad_u.to(wide) - centred * factor[:, None, None] - constant[:, None, None]).to(u.dtype)
+        grad_u = grad_u.contiguous(memory_format=torch.channels_last)
+        grad_u_rows = torch.stack(
+            (torch.zeros_like(count), count * (constant + (mean - mean0) * factor), (factor / 2).expand_as(count)), 1
+        )
+    grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1 = grads
+    grad_pointwise = (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
+    return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1, grad_pointwise, grad_u_rows
 
 
 def num_rows(pixels: int, channels: int) -> int:
@@ -147,24 +177,35 @@ _forward = define(
 _backward = define(
     "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
-    " int stride) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     separable_block_backward_ref,
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, _ = inputs
-    _, v_rows, y, *statistics = output
-    ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics)
-    ctx.mark_non_differentiable(v_rows, y, *statistics)
+    u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, u_rows = inputs
+    v, v_rows, y, *statistics = output
+    ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics, u_rows, v, v_rows)
+    not_differentiable = [y, *statistics]
+    if u.device.type == "cuda":
+        not_differentiable.append(v_rows)
+    ctx.mark_non_differentiable(*not_differentiable)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad_v: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_v is None:
+def _autograd(ctx: Any, grad_v: Tensor | None, grad_v_rows: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    if grad_v is None and grad_v_rows is None:
         return (None,) * 10
-    grads = _backward(grad_v, *ctx.saved_tensors, ctx.eps, ctx.stride)
-    return *grads, None, None, None
+    *tensors, u_rows, v, v_rows = ctx.saved_tensors
+    if grad_v is None:
+        grad_v = torch.zeros_like(v)
+    if v.device.type == "cuda":  # its gradient of u has what comes through u's statistics
+        return *_backward(grad_v, *tensors, ctx.eps, ctx.stride)[:7], None, None, None
+    if grad_v_rows is None:
+        v, v_rows = None, None
+    *grads, grad_u_rows = _backward(grad_v, *tensors, ctx.eps, ctx.stride, u_rows, grad_v_rows, v, v_rows)
+    return *grads, None, None, None if u_rows is None else grad_u_rows
 
 
 torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_context=_setup_context)

@@ -23,7 +23,8 @@ TORCH_MIN = (2, 10)
 ISAS_X86 = {
     "generic": ["-march=x86-64-v2"],
     "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mamx-bf16", "-mprefer-vector-width=512"],
 }
 NVCC_MIN = (12, 0)
 CUDA_ARCHS = ["75", "80", "86", "89", "90", "100", "120"]  # "all"; the last one as PTX too, for the GPUs to come

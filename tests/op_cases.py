@@ -114,11 +114,16 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
     u, gamma0, beta0, w, gamma1, beta1, _, _ = depthwise_block_arguments(shape, dtype, stride, device)
     yield "dwconv3x3_affine_relu", (u, gamma0, beta0, w, gamma1, beta1, stride)
     if u.numel():
-        yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride)
+        yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride, device)
 
 
-def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterator[tuple[str, Arguments]]:
-    """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1)."""
+def separable_calls(
+    block: Arguments, out_channels: int, stride: int, device: str = "cpu"
+) -> Iterator[tuple[str, Arguments]]:
+    """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1).
+
+    `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
+    """
     u, *parameters = block
     n, c, h, w = u.shape
     pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
@@ -132,7 +137,7 @@ def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterato
     grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
     backward = (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
     yield "_separable_block_backward", backward
-    if u.device.type == "cpu":  # as in a chain of blocks
+    if device == "cpu":  # as in a chain of blocks
         v, v_rows, *_ = separable_block_ref(*arguments)
         grad_rows = torch.zeros_like(v_rows)
         grad_rows[0, 1:] = torch.randn(2, out_channels)

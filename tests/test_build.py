@@ -73,20 +73,26 @@ def test_wide_registers_stay_in_the_kernels_compiled_for_them() -> None:
     if "avx2" not in build_record("cpu").get("isas", ()) or not list(ROOT.glob("csrc/cpu/*_kernel.cpp")):
         pytest.skip("no kernels for several instruction sets here")
     listing = subprocess.check_output(["objdump", "-d", "--no-show-raw-insn", str(PACKAGE / "_C.abi3.so")], text=True)
-    isas = ["generic", "avx2", "avx512"]
+    isas = ["generic", "avx2", "avx512", "avx512_bf16"]
+    newer = {
+        "avx512_bf16": r"\t(vdpbf16ps|vcvtne|tdp|tile|ldtilecfg)",
+        "avx512": r"%zmm|%k[1-7]",
+        "avx2": r"%ymm|\tv[a-z]",
+        "generic": "",
+    }
     seen = dict.fromkeys(isas, 0)
     function, allowed = "", "generic"
     for line in listing.splitlines():
         if header := re.match(r"[0-9a-f]+ <(.*)>:$", line):
             function = header[1]
-            allowed = next((isa for isa in ("avx512", "avx2") if re.search(rf"\d{isa}", function)), "generic")
+            allowed = next((isa for isa in reversed(isas) if re.search(rf"\d{isa}", function)), "generic")
             continue
-        used = (
-            "avx512" if re.search(r"%zmm|%k[1-7]", line) else "avx2" if re.search(r"%ymm|\tv[a-z]", line) else "generic"
-        )
+        used = next(isa for isa, pattern in newer.items() if re.search(pattern, line))
         assert isas.index(used) <= isas.index(allowed), f"{function}: {line}"
         seen[used] += 1
-    assert all(seen.values()), f"the kernels are not vectorised: {seen}"
+    assert all(seen[isa] for isa in build_record("cpu")["isas"]), f"the kernels are not vectorised: {seen}"
+    if "avx512_bf16" in build_record("cpu")["isas"]:
+        assert "vdpbf16ps" in listing and "tdpbf16ps" in listing, "bfloat16 is not multiplied in pairs or tiles"
 
 
 def test_cuda_kernels_do_not_spill() -> None:
@@ -210,11 +216,12 @@ def test_kernels_are_compiled_for_each_instruction_set(project: Project) -> None
         "csrc/cpu/add.cpp [cpu]",
         "csrc/cpu/add_kernel.cpp [avx2]",
         "csrc/cpu/add_kernel.cpp [avx512]",
+        "csrc/cpu/add_kernel.cpp [avx512_bf16]",
         "csrc/cpu/add_kernel.cpp [generic]",
         "csrc/schemas.cpp [cpu]",
     ]
     assert project.libraries == ["_C.abi3.so"]
-    assert project.about["cpu"]["isas"] == ["generic", "avx2", "avx512"]
+    assert project.about["cpu"]["isas"] == ["generic", "avx2", "avx512", "avx512_bf16"]
 
 
 @needs_x86
@@ -224,7 +231,9 @@ def test_only_what_changed_is_compiled_again(project: Project) -> None:
     project.write("csrc/ops.h", "const int answer = 43;\n")
     assert project.compiled() == ["csrc/cpu/add.cpp [cpu]"]
     project.write("csrc/cpu/add_kernel.cpp", "namespace FASTCIFAR_ISA { int f() { return 2; } }\n")
-    assert project.compiled() == [f"csrc/cpu/add_kernel.cpp [{isa}]" for isa in ("avx2", "avx512", "generic")]
+    assert project.compiled() == [
+        f"csrc/cpu/add_kernel.cpp [{isa}]" for isa in ("avx2", "avx512", "avx512_bf16", "generic")
+    ]
     setup = (project.root / "setup.py").read_text()
     project.write("setup.py", setup.replace('[*CXX_FLAGS, "-O2"', '[*CXX_FLAGS, "-O1"'))
     assert project.compiled() == ["csrc/cpu/add.cpp [cpu]", "csrc/schemas.cpp [cpu]"]

@@ -139,7 +139,7 @@ def test_separable_block_agrees_with_its_reference(
     emulated: Emulated, dtype: torch.dtype, stride: int, shape: tuple[int, int, int, int], out_channels: int
 ) -> None:
     torch.manual_seed(0)
-    for name, args in separable_calls(block_arguments(shape, dtype), out_channels, stride):
+    for name, args in separable_calls(block_arguments(shape, dtype), out_channels, stride, "cuda"):
         check(emulated, name, args)
 
 
@@ -169,7 +169,7 @@ def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
     counted: dict[str, list[int]] = {}
     expected |= {"separable_block": [4, 3], "_separable_block_backward": [6]}
     shape = (2, 64, 8, 8)
-    separable = separable_calls(block_arguments(shape, torch.bfloat16), 64, 1)
+    separable = separable_calls(block_arguments(shape, torch.bfloat16), 64, 1, "cuda")
     for name, args in (*calls(shape, torch.bfloat16, 1), *separable):
         counted.setdefault(name, []).append(emulated.launches(name, *args))
     assert {name: counts for name, counts in counted.items() if name in expected} == expected
@@ -205,7 +205,7 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
 def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated) -> None:
     torch.manual_seed(0)
     shape = (2, 34, 5, 6)
-    separable = separable_calls(block_arguments(shape, torch.bfloat16), 36, 1)
+    separable = separable_calls(block_arguments(shape, torch.bfloat16), 36, 1, "cuda")
     for name, args in (*calls(shape, torch.bfloat16, 1), *separable):
         first = emulated(name, *args, seed=0)
         for seed in (1, 2):

@@ -100,7 +100,7 @@ def test_batches_of_none_and_one(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_each_instruction_set(isa: str) -> None:
     done = run_python(str(ROOT / "tests/op_cases.py"), FASTCIFAR_ISA=isa)
     if done.returncode and f"FASTCIFAR_ISA={isa}: this CPU and this build" in done.stderr:
@@ -120,7 +120,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     "isa, library, message",
     [
         ("AVX2", True, "FASTCIFAR_ISA=AVX2: .* generic.*; did you mean avx2?"),
-        ("sse9", False, "FASTCIFAR_ISA=sse9: expected one of generic, avx2, avx512"),
+        ("sse9", False, "FASTCIFAR_ISA=sse9: expected one of generic, avx2, avx512, avx512_bf16, amx"),
     ],
     ids=["kernels", "no kernels"],
 )

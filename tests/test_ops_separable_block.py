@@ -36,7 +36,7 @@ def calls(
     shape: Shape, dtype: torch.dtype, stride: int, device: str, out_channels: int = 0
 ) -> Iterator[tuple[str, Arguments]]:
     block = depthwise_block_arguments(shape, dtype, stride, device)[:6]
-    yield from separable_calls(block, out_channels or 2 * shape[1], stride)
+    yield from separable_calls(block, out_channels or 2 * shape[1], stride, device)
 
 
 @kinds

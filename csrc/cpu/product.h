@@ -1,21 +1,55 @@
-// Products of float32 matrices that lie in a cache, for kernels that compute a factor as they load it and use the
-// product before it leaves the cache.
+// Products of matrices that lie in a cache, for kernels that compute a factor as they load it and use the product
+// before it leaves the cache.
+//
+// The numbers are float32 or, where the processor multiplies them, pairs of bfloat16: a pair holds two consecutive steps
+// of a sum. A right factor lies in panels of kPanel columns.
 #pragma once
+#include "cpu/tiles.h"
 #include "cpu/vec.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
 // Rows and vectors of the product that the registers hold, with a row of the right factor and one number of the left.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(FASTCIFAR_EMULATED)
 constexpr int kSumRows = 12, kSumVectors = 2;
 #else
 constexpr int kSumRows = 6, kSumVectors = 2;
 #endif
-// Columns of a panel: the right factor and the product are worked on in panels.
 constexpr int kPanel = kSumVectors * kLanes;
-// Products that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
+// Steps that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
 constexpr int64_t kChain = 256;
+
+// Two bfloat16, the first step in the lower half.
+struct Pair {
+  uint32_t bits;
+};
+
+template <class Number>
+constexpr int kStepsOf = 1;
+template <>
+constexpr int kStepsOf<Pair> = 2;
+
+FC_INLINE Vec multiply_add(float a, Vec b, Vec sum) { return broadcast(a) * b + sum; }
+FC_INLINE Vec multiply_add(Pair a, Vec b, Vec sum) {
+  const VecBits as = VecBits{} + a.bits;
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<Vec>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(as), reinterpret_cast<__m512bh>(b)));
+#else
+  const VecBits bs = reinterpret_cast<VecBits>(b), upper = VecBits{} + 0xffff0000u;
+  sum = reinterpret_cast<Vec>(as & upper) * reinterpret_cast<Vec>(bs & upper) + sum;
+  return reinterpret_cast<Vec>(as << 16) * reinterpret_cast<Vec>(bs << 16) + sum;
+#endif
+}
+FC_INLINE Vec load_numbers(const float* p) { return load(p); }
+FC_INLINE Vec load_numbers(const Pair* p) { return load(reinterpret_cast<const float*>(p)); }
+
+// The bfloat16 numbers of two steps in pairs.
+FC_INLINE void store_pairs(Pair* p, Vec first, Vec second) {
+  const VecBits low = reinterpret_cast<VecBits>(rounded<bf16>(first)) >> 16;
+  store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(low | reinterpret_cast<VecBits>(rounded<bf16>(second))));
+}
 
 // A number of rows that the compiler knows.
 template <int n>
@@ -33,33 +67,33 @@ FC_INLINE void for_row_groups(int64_t num_rows, F f) {
   if (row < num_rows) f(row, Rows<1>{});
 }
 
-// The left factor: its number of row r at step i is first[r * pitch + i] or, transposed, first[i * pitch + r].
-template <bool transposed>
+// A left factor: its number of row r at step i is first[r * pitch + i] or, transposed, first[i * pitch + r].
+template <class Number, bool transposed>
 struct Left {
-  const float* first;
+  const Number* first;
   int64_t pitch;
 
-  FC_INLINE const float* at(int64_t row, int64_t step) const {
+  FC_INLINE const Number* at(int64_t row, int64_t step) const {
     return first + (transposed ? step * pitch + row : row * pitch + step);
   }
 };
 
-template <int R, bool transposed>
-FC_INLINE void multiply_group(Left<transposed> left, int64_t row, const float* right, int64_t right_pitch,
-                              int64_t first, int64_t end, float* out, int64_t out_pitch, bool add) {
+template <int R, class Number, bool transposed>
+FC_INLINE void multiply_group(Left<Number, transposed> left, int64_t row, const Number* right, int64_t first,
+                              int64_t end, float* out, bool add) {
   Vec sum[R][kSumVectors];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kSumVectors; ++v) sum[r][v] = Vec{};
   }
-  const float* a[R];
+  const Number* a[R];
   for (int r = 0; r < R; ++r) a[r] = left.at(row + r, first);
-  const float* b = right + first * right_pitch;
-  for (int64_t i = first; i < end; ++i, b += right_pitch) {
+  const Number* b = right + first * kPanel;
+  for (int64_t i = first; i < end; ++i, b += kPanel) {
     Vec columns[kSumVectors];
-    for (int v = 0; v < kSumVectors; ++v) columns[v] = load(b + v * kLanes);
+    for (int v = 0; v < kSumVectors; ++v) columns[v] = load_numbers(b + v * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Vec factor = broadcast(transposed ? a[0][r] : a[r][0]);
-      for (int v = 0; v < kSumVectors; ++v) sum[r][v] = factor * columns[v] + sum[r][v];
+      const Number factor = transposed ? a[0][r] : a[r][0];
+      for (int v = 0; v < kSumVectors; ++v) sum[r][v] = multiply_add(factor, columns[v], sum[r][v]);
     }
     if constexpr (transposed) {
       a[0] += left.pitch;
@@ -68,7 +102,7 @@ FC_INLINE void multiply_group(Left<transposed> left, int64_t row, const float* r
     }
   }
   for (int r = 0; r < R; ++r) {
-    float* p = out + (row + r) * out_pitch;
+    float* p = out + (row + r) * kPanel;
     for (int v = 0; v < kSumVectors; ++v) {
       store(p + v * kLanes, add ? load(p + v * kLanes) + sum[r][v] : sum[r][v]);
     }
@@ -76,17 +110,41 @@ FC_INLINE void multiply_group(Left<transposed> left, int64_t row, const float* r
 }
 
 // One panel of a product: out [num_rows][kPanel] = left [num_rows][steps] . right [steps][kPanel], or with `add` out +=.
-template <bool transposed>
-FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<transposed> left, const float* right,
-                              int64_t right_pitch, float* out, int64_t out_pitch, bool add) {
-  for (int64_t first = 0; first < steps; first += kChain) {
-    const int64_t end = first + kChain < steps ? first + kChain : steps;
+template <class Number, bool transposed>
+FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, transposed> left, const Number* right,
+                              float* out, bool add) {
+  for (int64_t first = 0; first < steps; first += kChain / kStepsOf<Number>) {
+    const int64_t next = first + kChain / kStepsOf<Number>, end = next < steps ? next : steps;
     for_row_groups(num_rows, [&](int64_t row, auto rows) FC_LAMBDA {
-      multiply_group<decltype(rows)::count>(left, row, right, right_pitch, first, end, out, out_pitch,
-                                            add || first > 0);
+      multiply_group<decltype(rows)::count>(left, row, right, first, end, out, add || first > 0);
     });
   }
 }
+
+#if defined(FASTCIFAR_HAVE_TILES)
+// The same in the tile registers. left [num_rows][pitch] is row by row, `steps` are a multiple of kTileSteps. It reads
+// and writes whole tiles: the rows up to the next multiple of 2 * kTileRows must exist.
+FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pair* left, int64_t pitch,
+                                       const Pair* right, float* out, bool add) {
+  static_assert(kPanel == 2 * kTileColumns);
+  for (int64_t row = 0; row < num_rows; row += 2 * kTileRows) {
+    float *upper = out + row * kPanel, *lower = upper + kTileRows * kPanel;
+    if (add) {
+      tile_load<0>(upper, kPanel), tile_load<1>(upper + kTileColumns, kPanel);
+      tile_load<2>(lower, kPanel), tile_load<3>(lower + kTileColumns, kPanel);
+    } else {
+      tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    }
+    for (int64_t i = 0; i < steps; i += kTileSteps) {
+      tile_load<4>(left + row * pitch + i, pitch), tile_load<5>(left + (row + kTileRows) * pitch + i, pitch);
+      tile_load<6>(right + i * kPanel, kPanel), tile_load<7>(right + i * kPanel + kTileColumns, kPanel);
+      tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
+    }
+    tile_store<0>(upper, kPanel), tile_store<1>(upper + kTileColumns, kPanel);
+    tile_store<2>(lower, kPanel), tile_store<3>(lower + kTileColumns, kPanel);
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace fastcifar::FASTCIFAR_ISA

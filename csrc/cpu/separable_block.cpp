@@ -26,7 +26,7 @@ struct Product {
   Cut parts;                              // of the rows
 
   Product(const Tensor& y, const Tensor& pointwise, const float* columns1)
-      : p{element_of(y), pointwise.size(1), pointwise.size(0), data(y), columns1},
+      : p{element_of(y), isa() == Isa::amx, pointwise.size(1), pointwise.size(0), data(y), columns1},
         rows(y.size(0) * y.size(2) * y.size(3)), k_pitch(round_up(p.k, kBlock)), m_pitch(round_up(p.m, kBlock)),
         bytes(rows * (p.k + p.m) * static_cast<int64_t>(y.element_size())), parts(cut_rows(32)) {}
 
@@ -37,7 +37,7 @@ struct Product {
   // W as it is multiplied.
   Scratch pack(const Tensor& pointwise, bool transposed) const {
     const int64_t steps = transposed ? p.k : p.m, columns = transposed ? p.m : p.k;
-    Scratch packed(FASTCIFAR_KERNEL(packed_floats)(steps, columns));
+    Scratch packed(FASTCIFAR_KERNEL(packed_weight)(p, transposed));
     const Element element = element_of(pointwise);
     const void* weight = data(pointwise);
     parallel(FASTCIFAR_KERNEL(num_panels)(columns), steps * columns * 4, [&](int64_t begin, int64_t end) {
@@ -167,7 +167,7 @@ Tensor run_product_backward(const SeparableBlockBackward& a, double eps, float* 
   const bool few = p.k * p.m <= kFewWeights;
   const Cut parts = product.cut_rows(few ? clamp(kSums / (p.k * p.m), 32) : 32);
   const int64_t num_parts = parts.image_parts, num_sums = few ? num_parts : 1;
-  const int64_t size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(packed_floats)(p.m, p.k);
+  const int64_t size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(weight_sums)(p);
   const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);
   const Sums sums{memory.get(), num_parts, size};
   void* grad_zs = mutable_data(block.grad_z);

@@ -5,83 +5,192 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-constexpr int64_t kTileRows = 96;  // pixels of a tile: with 512 channels 200 KiB, within the L2 cache
+constexpr int64_t kPixels = 96;  // of a tile: with 512 channels in float32 200 KiB, within the L2 cache
+// Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
+constexpr int64_t kWhole = 32;
 
-// A tile as the left factor of a product: row by row. The distance of two rows is not a power of two, so that the rows
-// do not share one set of the cache.
-struct ByRows {
-  int64_t pitch;
-  explicit ByRows(int64_t channels) : pitch(round_up(channels, kPanel) + 16) {}
-  FC_INLINE int64_t at(int64_t row, int64_t channel) const { return row * pitch + channel; }
-};
+template <class Number>
+int64_t num_steps(int64_t length) {
+  return kStepsOf<Number> == 1 ? length : round_up(length, kWhole) / kStepsOf<Number>;
+}
 
-// A tile as the right factor: panel by panel, so that a panel is in few pages.
-struct ByPanels {
-  FC_INLINE int64_t at(int64_t row, int64_t channel) const {
-    return (channel / kPanel * kTileRows + row) * kPanel + channel % kPanel;
-  }
-};
+// The distance of two rows of a tile: not a power of two, so that the rows do not share one set of the cache.
+template <class Number>
+int64_t tile_pitch(int64_t channels) {
+  return (kStepsOf<Number> == 1 ? round_up(channels, kPanel) : num_steps<Number>(channels)) + 16;
+}
 
-// The scratch memory of a kernel.
+// The scratch memory of a kernel: z or the gradient of v as a left factor, the gradient as a transposed left factor, z
+// as a right factor, and a panel of the product. In float32 a left factor serves as the transposed one, too.
+template <class Number>
 struct Tiles {
-  float *z, *g, *product;
+  Number *left, *transposed, *right;
+  float* product;
+
+  static int64_t left_size(const PointwiseProduct& p) { return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m); }
+  static int64_t transposed_size(const PointwiseProduct& p) {
+    return kStepsOf<Number> == 1 ? 0 : kPixels / 2 * (round_up(p.m, kWhole) + 16);
+  }
+  static int64_t right_size(const PointwiseProduct& p) { return kPixels * round_up(p.k, kPanel); }
 
   Tiles(const PointwiseProduct& p, float* memory)
-      : z(memory), g(z + kTileRows * ByRows(p.k).pitch), product(g + kTileRows * ByRows(p.m).pitch) {}
+      : left(reinterpret_cast<Number*>(memory)), transposed(left), right(left + left_size(p)),
+        product(reinterpret_cast<float*>(right + right_size(p))) {
+    if (kStepsOf<Number> > 1) transposed = reinterpret_cast<Number*>(product + kPixels * kPanel);
+  }
+  static int64_t size(const PointwiseProduct& p) {
+    return left_size(p) + right_size(p) + kPixels * kPanel + transposed_size(p);
+  }
 };
 
 // Calls f(first row, number of rows) for each tile.
 template <class F>
 FC_INLINE void for_tiles(int64_t first, int64_t end, F f) {
-  for (int64_t row = first; row < end; row += kTileRows) f(row, end - row < kTileRows ? end - row : kTileRows);
+  for (int64_t row = first; row < end; row += kPixels) f(row, end - row < kPixels ? end - row : kPixels);
 }
 
-// z = relu(bn1(y))
-template <class T, class Layout>
-void load_z(const PointwiseProduct& p, int64_t row, int64_t num_rows, float* tile, Layout layout) {
-  const int64_t columns_pitch = round_up(p.k, kBlock);
-  const float *scales = p.columns1 + kScale * columns_pitch, *shifts = p.columns1 + kShift * columns_pitch;
-  const T* y = static_cast<const T*>(p.y) + row * p.k;
-  for (int64_t r = 0; r < num_rows; ++r, y += p.k) {
-    for_vectors(static_cast<int>(p.k), [&](int c, auto lanes) FC_LAMBDA {
-      store(tile + layout.at(r, c), rounded<T>(relu(load(y + c, lanes) * load(scales + c) + load(shifts + c))), lanes);
-    });
-  }
-}
-
-// The gradient of v, channels [c0, c1).
+// Rows of z = relu(bn1(y)), from row `first` on.
 template <class T>
-void load_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t row, int64_t num_rows, int64_t c0,
-                   int64_t c1, float* tile, ByRows layout) {
-  const int64_t columns_pitch = round_up(p.m, kBlock);
-  const T* grad = static_cast<const T*>(g.grad_v) + row * p.m + c0;
-  const T* v = static_cast<const T*>(g.v) + row * p.m + c0;
+FC_INLINE auto z_rows(const PointwiseProduct& p, int64_t first) {
+  const int64_t pitch = round_up(p.k, kBlock), channels = p.k;
+  const float *scales = p.columns1 + kScale * pitch, *shifts = p.columns1 + kShift * pitch;
+  const T* y = static_cast<const T*>(p.y) + first * channels;
+  return [=](int64_t row, int c, auto lanes) FC_LAMBDA {
+    return rounded<T>(relu(load(y + row * channels + c, lanes) * load(scales + c) + load(shifts + c)));
+  };
+}
+
+// Rows of the gradient of v, from row `first` and channel c0 on.
+template <class T>
+FC_INLINE auto gradient_rows(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t c0) {
+  const int64_t pitch = round_up(p.m, kBlock), channels = p.m;
+  const T* grad = static_cast<const T*>(g.grad_v) + first * channels + c0;
+  const T* v = static_cast<const T*>(g.v) + first * channels + c0;
   const float* columns = g.columns ? g.columns + c0 : nullptr;
-  for (int64_t r = 0; r < num_rows; ++r, grad += p.m, v += p.m) {
-    for_vectors(static_cast<int>(c1 - c0), [&](int c, auto lanes) FC_LAMBDA {
-      Vec value = load(grad + c, lanes);
-      if (columns) {
-        const Vec mean = load(columns + kMean * columns_pitch + c),
-                  factor = load(columns + kXFactor * columns_pitch + c),
-                  constant = load(columns + kConstant * columns_pitch + c);
-        value += (load(v + c, lanes) - mean) * factor + constant;
-      }
-      store(tile + layout.at(r, c), value, lanes);
+  return [=](int64_t row, int c, auto lanes) FC_LAMBDA {
+    const Vec value = load(grad + row * channels + c, lanes);
+    if (!columns) return value;
+    const Vec mean = load(columns + kMean * pitch + c), factor = load(columns + kXFactor * pitch + c),
+              constant = load(columns + kConstant * pitch + c);
+    return value + ((load(v + row * channels + c, lanes) - mean) * factor + constant);
+  };
+}
+
+// A left factor, row by row: its steps are the channels.
+template <class Source>
+void fill_left(float* tile, int64_t num_rows, int64_t channels, Source source) {
+  const int64_t pitch = tile_pitch<float>(channels);
+  for (int64_t r = 0; r < num_rows; ++r, tile += pitch) {
+    for_vectors(static_cast<int>(channels),
+                [&](int c, auto lanes) FC_LAMBDA { store(tile + c, source(r, c, lanes), lanes); });
+  }
+}
+template <class Source>
+void fill_left(Pair* tile, int64_t num_rows, int64_t channels, Source source) {
+  const int64_t pitch = tile_pitch<Pair>(channels), steps = num_steps<Pair>(channels);
+  for (int64_t r = 0; r < num_rows; ++r, tile += pitch) {
+    bf16* numbers = reinterpret_cast<bf16*>(tile);
+    memset(numbers + channels, 0, (2 * steps - channels) * sizeof(bf16));
+    for_vectors(static_cast<int>(channels),
+                [&](int c, auto lanes) FC_LAMBDA { store(numbers + c, source(r, c, lanes), lanes); });
+  }
+}
+
+// Calls f(pair of rows, channel, pairs of this pair's rows): the steps are the rows. Pairs beyond the rows are zeros.
+template <class Source, class F>
+FC_INLINE void for_pairs(int64_t num_rows, int64_t channels, Source source, F f) {
+  for (int64_t i = 0; i < num_steps<Pair>(num_rows); ++i) {
+    for_vectors(static_cast<int>(channels), [&](int c, auto lanes) FC_LAMBDA {
+      const Vec first = 2 * i < num_rows ? source(2 * i, c, lanes) : Vec{},
+                second = 2 * i + 1 < num_rows ? source(2 * i + 1, c, lanes) : Vec{};
+      f(i, c, first, second);
     });
   }
 }
 
-template <class T>
+// A right factor in panels, so that a panel is in few pages: its steps are the rows.
+template <class Source>
+void fill_right(float* tile, int64_t num_rows, int64_t channels, Source source) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    for_vectors(static_cast<int>(channels), [&](int c, auto lanes) FC_LAMBDA {
+      store(tile + (c / kPanel * kPixels + r) * kPanel + c % kPanel, source(r, c, lanes), lanes);
+    });
+  }
+}
+template <class Source>
+void fill_right(Pair* tile, int64_t num_rows, int64_t channels, Source source) {
+  for_pairs(num_rows, channels, source, [&](int64_t i, int c, Vec first, Vec second) FC_LAMBDA {
+    store_pairs(tile + (c / kPanel * kPixels + i) * kPanel + c % kPanel, first, second);
+  });
+}
+
+// A left factor whose steps are the rows: [steps][tile_pitch] or, for the tile registers, [channels][kPixels / 2].
+template <class Source>
+void fill_transposed(float* tile, bool, int64_t num_rows, int64_t channels, Source source) {
+  fill_left(tile, num_rows, channels, source);
+}
+template <class Source>
+void fill_transposed(Pair* tile, bool by_channels, int64_t num_rows, int64_t channels, Source source) {
+  const int64_t pitch = round_up(channels, kWhole) + 16;
+  for_pairs(num_rows, channels, source, [&](int64_t i, int c, Vec first, Vec second) FC_LAMBDA {
+    if (!by_channels) return store_pairs(tile + i * pitch + c, first, second);
+    Pair pairs[kLanes];
+    store_pairs(pairs, first, second);
+    for (int lane = 0; lane < kLanes; ++lane) tile[(c + lane) * (kPixels / 2) + i] = pairs[lane];
+  });
+}
+
+// A panel of a product whose left factor is row by row.
+template <class Number>
+FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_t length, const Number* left,
+                             const float* packed, int64_t column, float* out) {
+  const int64_t steps = num_steps<Number>(length), pitch = tile_pitch<Number>(length);
+  const Number* right = reinterpret_cast<const Number*>(packed) + column * steps;
+#if defined(FASTCIFAR_HAVE_TILES)
+  if constexpr (kStepsOf<Number> == 2) {
+    if (p.tiles) return multiply_panel_in_tiles(num_rows, steps, left, pitch, right, out, /*add=*/false);
+  }
+#endif
+  (void)p;
+  multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false);
+}
+
+// The gradient of W from a tile, or with `add` added: its rows [c0, c1). A block of channels of the left factor stays in
+// the L1 cache while the panels of z pass by.
+template <class Number>
+void multiply_transposed(const PointwiseProduct& p, const Tiles<Number>& tiles, int64_t num_rows, int64_t c0,
+                         int64_t c1, float* grad_w, bool add) {
+  constexpr int64_t kChannels = 48 * kStepsOf<Number>;
+  const int64_t steps = num_steps<Number>(num_rows), panel = round_up(p.m, kWhole) * kPanel;
+  for (int64_t c = c0; c < c1; c += kChannels) {
+    const int64_t channels = c1 - c < kChannels ? c1 - c : kChannels;
+    for (int64_t column = 0; column < p.k; column += kPanel) {
+      const Number* right = tiles.right + column * kPixels;
+      float* out = grad_w + column / kPanel * panel + c * kPanel;
+#if defined(FASTCIFAR_HAVE_TILES)
+      if constexpr (kStepsOf<Number> == 2) {
+        if (p.tiles) {
+          const Pair* left = tiles.transposed + (c - c0) * (kPixels / 2);
+          multiply_panel_in_tiles(channels, steps, left, kPixels / 2, right, out, add);
+          continue;
+        }
+      }
+#endif
+      const int64_t pitch = kStepsOf<Number> == 1 ? tile_pitch<Number>(c1 - c0) : round_up(c1 - c0, kWhole) + 16;
+      multiply_panel(channels, steps, Left<Number, true>{tiles.transposed + c - c0, pitch}, right, out, add);
+    }
+  }
+}
+
+template <class Number, class T>
 void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, T* v,
                       const float* pivots, float* sums, float* scratch) {
-  const Tiles tiles(p, scratch);
-  const ByRows layout(p.k);
+  const Tiles<Number> tiles(p, scratch);
   const int64_t pitch = round_up(p.m, kBlock);
   for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    load_z<T>(p, row, num_rows, tiles.z, layout);
+    fill_left(tiles.left, num_rows, p.k, z_rows<T>(p, row));
     for (int64_t column = 0; column < p.m; column += kPanel) {
-      multiply_panel(num_rows, p.k, Left<false>{tiles.z, layout.pitch}, packed + column * p.k, kPanel, tiles.product,
-                     kPanel, /*add=*/false);
+      multiply_rows(p, num_rows, p.k, tiles.left, packed, column, tiles.product);
       const int64_t columns = p.m - column < kPanel ? p.m - column : kPanel;
       for_vectors(static_cast<int>(columns), [&](int c, auto lanes) FC_LAMBDA {
         const Vec pivot = load(pivots + column + c);
@@ -100,100 +209,98 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
   });
 }
 
-template <class T>
+template <class Number, class T>
 void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch) {
-  const Tiles tiles(p, scratch);
-  const ByRows layout(p.k);
-  load_z<T>(p, row, 1, tiles.z, layout);
+  const Tiles<Number> tiles(p, scratch);
+  fill_left(tiles.left, 1, p.k, z_rows<T>(p, row));
   for (int64_t column = 0; column < p.m; column += kPanel) {
-    multiply_panel(1, p.k, Left<false>{tiles.z, layout.pitch}, packed + column * p.k, kPanel, tiles.product, kPanel,
-                   /*add=*/false);
+    multiply_rows(p, 1, p.k, tiles.left, packed, column, tiles.product);
     for (int64_t c = column; c < p.m && c < column + kPanel; ++c) {
       pivots[c] = to_f32(from_f32<T>(tiles.product[c - column]));
     }
   }
 }
 
-// The gradient of W from a tile, or with `add` added: its rows [c0, c1), whose gradients of v are in the tile g. A block
-// of g's channels stays in the L1 cache while the panels of z pass by.
-void multiply_tile_transposed(const PointwiseProduct& p, const Tiles& tiles, int64_t num_rows, int64_t c0, int64_t c1,
-                              float* grad_w, bool add) {
-  constexpr int64_t kChannels = 48;
-  const ByRows layout(c1 - c0);
-  for (int64_t c = c0; c < c1; c += kChannels) {
-    const int64_t channels = c1 - c < kChannels ? c1 - c : kChannels;
-    for (int64_t column = 0; column < p.k; column += kPanel) {
-      multiply_panel(channels, num_rows, Left<true>{tiles.g + c - c0, layout.pitch}, tiles.z + ByPanels().at(0, column),
-                     kPanel, grad_w + column * p.m + c * kPanel, kPanel, add);
-    }
-  }
-}
-
-template <class T>
+template <class Number, class T>
 void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
                        const float* packed, T* grad_z, float* sums, float* grad_w, float* scratch) {
-  const Tiles tiles(p, scratch);
-  const ByRows layout(p.m);
+  const Tiles<Number> tiles(p, scratch);
   const int64_t pitch = round_up(p.k, kBlock);
   const T* y = static_cast<const T*>(p.y);
   for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    load_z<T>(p, row, num_rows, tiles.z, ByPanels());
-    load_gradient<T>(p, g, row, num_rows, 0, p.m, tiles.g, layout);
+    const auto gradient = gradient_rows<T>(p, g, row, 0);
+    fill_left(tiles.left, num_rows, p.m, gradient);
     for (int64_t column = 0; column < p.k; column += kPanel) {
-      multiply_panel(num_rows, p.m, Left<false>{tiles.g, layout.pitch}, packed + column * p.m, kPanel, tiles.product,
-                     kPanel, /*add=*/false);
+      multiply_rows(p, num_rows, p.m, tiles.left, packed, column, tiles.product);
       const int64_t columns = p.k - column < kPanel ? p.k - column : kPanel;
       for_vectors(static_cast<int>(columns), [&](int c, auto lanes) FC_LAMBDA {
-        const Vec mean = load(p.columns1 + kMean * pitch + column + c);
+        const float* at_channel = p.columns1 + column + c;
+        const Vec mean = load(at_channel + kMean * pitch), scale = load(at_channel + kScale * pitch),
+                  shift = load(at_channel + kShift * pitch);
         Vec sum{}, product{};
         for (int64_t r = 0; r < num_rows; ++r) {
           const Vec grad = load(tiles.product + r * kPanel + c);
           const int64_t at = (row + r) * p.k + column + c;
           store(grad_z + at, grad, lanes);
-          const Vec z = load(tiles.z + ByPanels().at(r, column + c));
-          const Vec masked = z > Vec{} ? rounded<T>(grad) : Vec{};
+          const Vec value = load(y + at, lanes);
+          const Vec masked = value * scale + shift > Vec{} ? rounded<T>(grad) : Vec{};
           sum += masked;
-          product = masked * (load(y + at, lanes) - mean) + product;
+          product = masked * (value - mean) + product;
         }
         accumulate(sums + column + c, sum);
         accumulate(sums + pitch + column + c, product);
       });
     }
-    if (grad_w) multiply_tile_transposed(p, tiles, num_rows, 0, p.m, grad_w, /*add=*/row > first);
+    if (!grad_w) return;
+    fill_right(tiles.right, num_rows, p.k, z_rows<T>(p, row));
+    if (tiles.transposed != tiles.left) fill_transposed(tiles.transposed, p.tiles, num_rows, p.m, gradient);
+    multiply_transposed(p, tiles, num_rows, 0, p.m, grad_w, /*add=*/row > first);
   });
 }
 
-template <class T>
+template <class Number, class T>
 void multiply_weight_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t rows,
                               int64_t first_channel, int64_t end_channel, float* grad_w, float* scratch) {
-  const Tiles tiles(p, scratch);
+  const Tiles<Number> tiles(p, scratch);
   for_tiles(0, rows, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    load_z<T>(p, row, num_rows, tiles.z, ByPanels());
-    load_gradient<T>(p, g, row, num_rows, first_channel, end_channel, tiles.g, ByRows(end_channel - first_channel));
-    multiply_tile_transposed(p, tiles, num_rows, first_channel, end_channel, grad_w, /*add=*/row > 0);
+    fill_right(tiles.right, num_rows, p.k, z_rows<T>(p, row));
+    fill_transposed(tiles.transposed, p.tiles, num_rows, end_channel - first_channel,
+                    gradient_rows<T>(p, g, row, first_channel));
+    multiply_transposed(p, tiles, num_rows, first_channel, end_channel, grad_w, /*add=*/row > 0);
   });
 }
 
-template <class T, class W>
+// Numbers of W in panels. `get(step, column)` is W's number, rounded.
+template <class Get>
+FC_INLINE void pack_step(float* out, int64_t step, int64_t length, int64_t width, Get get) {
+  for (int64_t j = 0; j < width; ++j) out[step * kPanel + j] = step < length ? get(step, j) : 0.0f;
+}
+template <class Get>
+FC_INLINE void pack_step(Pair* out, int64_t step, int64_t length, int64_t width, Get get) {
+  for (int64_t j = 0; j < width; ++j) {
+    const uint32_t low = 2 * step < length ? bits_of(get(2 * step, j)) : 0,
+                   high = 2 * step + 1 < length ? bits_of(get(2 * step + 1, j)) : 0;
+    out[step * kPanel + j] = Pair{low >> 16 | high};
+  }
+}
+
+template <class Number, class T, class W>
 void pack_weight(const PointwiseProduct& p, const W* weight, bool transposed, int64_t first, int64_t end,
-                 float* packed) {
-  const int64_t steps = transposed ? p.k : p.m, columns = transposed ? p.m : p.k;
+                 Number* packed) {
+  const int64_t length = transposed ? p.k : p.m, columns = transposed ? p.m : p.k, steps = num_steps<Number>(length);
   for (int64_t panel = first; panel < end; ++panel) {
-    float* out = packed + panel * kPanel * steps;
     const int64_t column = panel * kPanel, width = columns - column < kPanel ? columns - column : kPanel;
-    if (width < kPanel) memset(out, 0, kPanel * steps * sizeof(float));
-    const auto copy = [&](int64_t i, int64_t j, int64_t from)
-                          FC_LAMBDA { out[i * kPanel + j] = to_f32(from_f32<T>(to_f32(weight[from]))); };
-    if (transposed) {  // along the columns of the panel, in steps that the L1 cache holds
-      for (int64_t i0 = 0; i0 < steps; i0 += 64) {
-        const int64_t i1 = i0 + 64 < steps ? i0 + 64 : steps;
-        for (int64_t j = 0; j < width; ++j) {
-          for (int64_t i = i0; i < i1; ++i) copy(i, j, (column + j) * p.k + i);
-        }
-      }
-    } else {
-      for (int64_t i = 0; i < steps; ++i) {
-        for (int64_t j = 0; j < width; ++j) copy(i, j, i * p.k + column + j);
+    Number* out = packed + column * steps;
+    if (width < kPanel) memset(static_cast<void*>(out), 0, kPanel * steps * sizeof(Number));
+    for (int64_t i = 0; i < steps; ++i) {
+      if (transposed) {
+        pack_step(out, i, length, width, [&](int64_t step, int64_t j) FC_LAMBDA {
+          return to_f32(from_f32<T>(to_f32(weight[(column + j) * p.k + step])));
+        });
+      } else {
+        pack_step(out, i, length, width, [&](int64_t step, int64_t j) FC_LAMBDA {
+          return to_f32(from_f32<T>(to_f32(weight[step * p.k + column + j])));
+        });
       }
     }
   }
@@ -202,10 +309,10 @@ void pack_weight(const PointwiseProduct& p, const W* weight, bool transposed, in
 template <class T>
 void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, int64_t first, int64_t end,
                            T* grad) {
-  const int64_t size = packed_floats(p.m, p.k);
+  const int64_t panel = round_up(p.m, kWhole) * kPanel, size = weight_sums(p);
   for (int64_t row = first; row < end; ++row) {
     for_vectors(static_cast<int>(p.k), [&](int c, auto lanes) FC_LAMBDA {
-      const float* part = sums + (c / kPanel * p.m + row) * kPanel + c % kPanel;
+      const float* part = sums + c / kPanel * panel + row * kPanel + c % kPanel;
       Vec sum = load(part);
       for (int64_t i = 1; i < num_parts; ++i) sum += load(part + i * size);
       store(grad + row * p.k + c, sum, lanes);
@@ -213,54 +320,87 @@ void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t
   }
 }
 
+#if defined(__AVX512BF16__) || defined(FASTCIFAR_EMULATED)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+// Calls f(Number{}, T{}) for the numbers that are multiplied and the elements in memory. In float32 bfloat16 is
+// multiplied where the processor has no better way.
+template <class F>
+FC_INLINE void for_types(const PointwiseProduct& p, F f) {
+  if (p.element == Element::f32) return f(float{}, float{});
+  if constexpr (kHasPairs) {
+#if defined(FASTCIFAR_HAVE_TILES)
+    if (p.tiles) {
+      const TileRegisters registers;
+      return f(Pair{}, bf16{});
+    }
+#endif
+    return f(Pair{}, bf16{});
+  }
+  f(float{}, bf16{});
+}
+
 }  // namespace
 
 int64_t num_panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
-int64_t packed_floats(int64_t rows, int64_t columns) { return rows * num_panels(columns) * kPanel; }
+int64_t packed_weight(const PointwiseProduct& p, bool transposed) {
+  const int64_t length = transposed ? p.k : p.m, columns = transposed ? p.m : p.k;
+  return round_up(length, kWhole) * round_up(columns, kPanel);
+}
+
+int64_t weight_sums(const PointwiseProduct& p) { return round_up(p.m, kWhole) * round_up(p.k, kPanel); }
 
 int64_t product_scratch(const PointwiseProduct& p) {
-  return kTileRows * (ByRows(p.k).pitch + ByRows(p.m).pitch + kPanel);
+  const int64_t f32s = Tiles<float>::size(p), pairs = Tiles<Pair>::size(p);
+  return f32s > pairs ? f32s : pairs;
 }
 
 void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,
                  int64_t end, float* packed) {
-  if (of_weight == Element::bf16) {
-    pack_weight<bf16>(p, static_cast<const bf16*>(weight), transposed, first, end, packed);
-  } else if (p.element == Element::bf16) {
-    pack_weight<bf16>(p, static_cast<const float*>(weight), transposed, first, end, packed);
-  } else {
-    pack_weight<float>(p, static_cast<const float*>(weight), transposed, first, end, packed);
-  }
+  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    using Number = decltype(number);
+    using T = decltype(element);
+    auto* out = reinterpret_cast<Number*>(packed);
+    if (of_weight == Element::f32) {
+      pack_weight<Number, T>(p, static_cast<const float*>(weight), transposed, first, end, out);
+    } else {
+      pack_weight<Number, T>(p, static_cast<const bf16*>(weight), transposed, first, end, out);
+    }
+  });
 }
 
 void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v,
                       const float* pivots, float* sums, float* scratch) {
-  if (p.element == Element::f32) {
-    multiply_forward(p, first, end, packed, static_cast<float*>(v), pivots, sums, scratch);
-  } else {
-    multiply_forward(p, first, end, packed, static_cast<bf16*>(v), pivots, sums, scratch);
-  }
+  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    using T = decltype(element);
+    multiply_forward<decltype(number)>(p, first, end, packed, static_cast<T*>(v), pivots, sums, scratch);
+  });
 }
 
 void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch) {
-  (p.element == Element::f32 ? &set_product_pivot<float> : &set_product_pivot<bf16>)(p, row, packed, pivots, scratch);
+  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    set_product_pivot<decltype(number), decltype(element)>(p, row, packed, pivots, scratch);
+  });
 }
 
 void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
                        const float* packed, void* grad_z, float* sums, float* grad_w, float* scratch) {
-  if (p.element == Element::f32) {
-    multiply_backward(p, g, first, end, packed, static_cast<float*>(grad_z), sums, grad_w, scratch);
-  } else {
-    multiply_backward(p, g, first, end, packed, static_cast<bf16*>(grad_z), sums, grad_w, scratch);
-  }
+  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    using T = decltype(element);
+    multiply_backward<decltype(number)>(p, g, first, end, packed, static_cast<T*>(grad_z), sums, grad_w, scratch);
+  });
 }
 
 void multiply_weight_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t rows,
                               int64_t first_channel, int64_t end_channel, float* grad_w, float* scratch) {
-  (p.element == Element::f32
-       ? &multiply_weight_gradient<float>
-       : &multiply_weight_gradient<bf16>)(p, g, rows, first_channel, end_channel, grad_w, scratch);
+  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    multiply_weight_gradient<decltype(number), decltype(element)>(p, g, rows, first_channel, end_channel, grad_w,
+                                                                  scratch);
+  });
 }
 
 void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, Element of_weight,

@@ -10,6 +10,7 @@ namespace fastcifar {
 // v = z . W^T with z = relu(bn1(y)): rows are pixels, y has k channels and v has m.
 struct PointwiseProduct {
   Element element;
+  bool tiles;  // bfloat16 is multiplied in the tile registers
   int64_t k, m;
   const void* y;
   const float* columns1;  // [kColumns][round_up(k, kBlock)]
@@ -26,8 +27,8 @@ struct GradientOfProduct {
 FASTCIFAR_DECLARE_KERNELS(
     // W and its gradient are worked on in panels of columns.
     int64_t num_panels(int64_t columns);
-    // Floats of a matrix in panels.
-    int64_t packed_floats(int64_t rows, int64_t columns);
+    // Floats of W as pack_weight leaves it, and of a matrix of sums for the gradient of W.
+    int64_t packed_weight(const PointwiseProduct& p, bool transposed); int64_t weight_sums(const PointwiseProduct& p);
     // Floats of scratch memory that each kernel below needs.
     int64_t product_scratch(const PointwiseProduct& p);
 

@@ -1,4 +1,4 @@
-// One vector of float32 lanes, so that each kernel is written once and compiled for three instruction sets.
+// One vector of float32 lanes, so that each kernel is written once and compiled for each instruction set.
 //
 // GCC's vector types do the arithmetic (clang knows them too): a * b + c becomes one fused instruction where there is
 // one. Intrinsics stand only where the compiler finds no good code by itself.
@@ -18,7 +18,7 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(FASTCIFAR_EMULATED)  // emulated: the compiler takes several narrow registers
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;

@@ -36,8 +36,8 @@ class FusedModel:
 
     Args:
         model: trained in place.
-        fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN and
-            ReLU as it loads, and also computes the statistics for the next block.
+        fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN
+            and ReLU as it loads, and also computes the statistics for the next block.
     """
 
     def __init__(self, model: MobileNet, *, fuse_pointwise: bool = False) -> None:

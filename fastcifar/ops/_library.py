@@ -22,7 +22,7 @@ _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 # Where each library declares the schemas that it was built with. The CPU library declares the ops themselves.
 _NAMESPACES = {"cpu": "fastcifar", "cuda": "fastcifar_cuda"}
-_ISAS = ("generic", "avx2", "avx512")  # in the order of csrc/cpu/isa.h
+_ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")  # in the order of csrc/cpu/isa.h
 _fragment = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 # name of each op, backward ops included -> its reference in plain PyTorch
@@ -80,8 +80,8 @@ def cpu_isa() -> str | None:
     """The instruction set that the CPU kernels use here.
 
     Returns:
-        generic, avx2 or avx512: the widest that both the library and this CPU have, or the one that the environment
-        variable FASTCIFAR_ISA names. None where there are no kernels.
+        generic, avx2, avx512, avx512_bf16 or amx: the widest that both the library and this CPU have, or the one that
+        the environment variable FASTCIFAR_ISA names. None where there are no kernels.
 
     Raises:
         UsageError: FASTCIFAR_ISA names an instruction set that is unknown, or that this CPU or this library lacks.

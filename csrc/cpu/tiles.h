@@ -1,0 +1,88 @@
+// The tile registers of AMX: eight, of 16 rows of 64 bytes each. A product adds 16 x 16 sums of 16 pairs of bfloat16.
+// FASTCIFAR_EMULATED computes the same on any machine, for tests.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/vec.h"
+
+#if defined(__AMX_BF16__) || defined(FASTCIFAR_EMULATED)
+#define FASTCIFAR_HAVE_TILES
+
+namespace fastcifar::FASTCIFAR_ISA {
+namespace {
+
+constexpr int64_t kTileRows = 16, kTileColumns = 16, kTileSteps = 16;  // steps in pairs
+
+#if defined(FASTCIFAR_EMULATED)
+thread_local uint32_t emulated_tiles[8][kTileRows][kTileColumns];
+
+template <int tile>
+void tile_zero() {
+  memset(emulated_tiles[tile], 0, sizeof emulated_tiles[tile]);
+}
+template <int tile>
+void tile_load(const void* p, int64_t pitch) {
+  for (int64_t r = 0; r < kTileRows; ++r)
+    memcpy(emulated_tiles[tile][r], static_cast<const char*>(p) + r * pitch * 4, 64);
+}
+template <int tile>
+void tile_store(void* p, int64_t pitch) {
+  for (int64_t r = 0; r < kTileRows; ++r) memcpy(static_cast<char*>(p) + r * pitch * 4, emulated_tiles[tile][r], 64);
+}
+template <int sums, int left, int right>
+void tile_multiply() {
+  for (int r = 0; r < kTileRows; ++r) {
+    for (int c = 0; c < kTileColumns; ++c) {
+      float sum = float_of(emulated_tiles[sums][r][c]);
+      for (int i = 0; i < kTileSteps; ++i) {
+        const uint32_t a = emulated_tiles[left][r][i], b = emulated_tiles[right][i][c];
+        sum += float_of(a << 16) * float_of(b << 16);
+        sum += float_of(a & 0xffff0000u) * float_of(b & 0xffff0000u);
+      }
+      emulated_tiles[sums][r][c] = bits_of(sum);
+    }
+  }
+}
+struct TileRegisters {
+  TileRegisters() {}
+};
+#else
+// Not the compiler's intrinsics: GCC's are macros that take no template argument.
+template <int tile>
+FC_INLINE void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(tile));
+}
+template <int tile>
+FC_INLINE void tile_load(const void* p, int64_t pitch) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(pitch * 4), "i"(tile) : "memory");
+}
+template <int tile>
+FC_INLINE void tile_store(void* p, int64_t pitch) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(pitch * 4), "i"(tile) : "memory");
+}
+template <int sums, int left, int right>
+FC_INLINE void tile_multiply() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(left), "i"(right));
+}
+
+// This thread may use the tile registers while the object lives.
+class TileRegisters {
+ public:
+  TileRegisters() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shapes;
+    asm volatile("ldtilecfg %0" ::"m"(shapes));
+  }
+  ~TileRegisters() { asm volatile("tilerelease"); }
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+};
+#endif
+
+}  // namespace
+}  // namespace fastcifar::FASTCIFAR_ISA
+#endif

@@ -1,0 +1,148 @@
+// Runs the kernels of separable_block's product with 16 lanes, with pairs of bfloat16 and with AMX's tile registers, all
+// emulated, and compares them with sums in double. Prints a line for each case; ends with 1 if one is wrong.
+#define FASTCIFAR_EMULATED
+#define FASTCIFAR_ISA emulated
+#include "cpu/separable_block_kernel.cpp"
+
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+namespace {
+using namespace fastcifar;
+namespace kernels = fastcifar::emulated;
+
+uint32_t state = 1;
+float draw() {  // -1 to 1
+  state = state * 1664525u + 1013904223u;
+  return static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+}
+
+struct Numbers {
+  Element element;
+  std::vector<float> values;
+  std::vector<bf16> narrow;
+
+  Numbers(Element element, int64_t size, bool drawn) : element(element), values(size), narrow(size) {
+    for (int64_t i = 0; i < size; ++i) {
+      narrow[i] = from_f32<bf16>(drawn ? draw() : 0);
+      values[i] = element == Element::bf16 ? to_f32(narrow[i]) : drawn ? draw() : 0;
+    }
+  }
+  void* data() { return element == Element::f32 ? static_cast<void*>(values.data()) : narrow.data(); }
+  double operator[](int64_t i) const { return element == Element::f32 ? values[i] : to_f32(narrow[i]); }
+};
+
+double round_to(Element element, double v) {
+  const float f = static_cast<float>(v);
+  return element == Element::f32 ? f : to_f32(from_f32<bf16>(f));
+}
+
+// The largest difference of two lists, measured by the largest number.
+struct Difference {
+  double largest = 0, size = 1e-30;
+  void add(double got, double expected) {
+    largest = std::fmax(largest, std::isfinite(got) ? std::fabs(got - expected) : 1e30);
+    size = std::fmax(size, std::fabs(expected));
+  }
+  double value() const { return largest / size; }
+};
+
+bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, int64_t m) {
+  const int64_t k_pitch = round_up(k, kBlock), m_pitch = round_up(m, kBlock);
+  Numbers y(element, rows * k, true), v(element, rows * m, true), grad_v(element, rows * m, true),
+      w(element, m * k, true);
+  Numbers out(element, rows * m, false), grad_z(element, rows * k, false);
+  std::vector<float> columns1(kColumns * k_pitch), columns(kColumns * m_pitch), pivots(m_pitch);
+  for (int64_t c = 0; c < k; ++c) {
+    for (const int row : {kMean, kScale, kShift}) columns1[row * k_pitch + c] = draw();
+  }
+  for (int64_t c = 0; c < m; ++c) {
+    for (const int row : {kMean, kXFactor, kConstant}) columns[row * m_pitch + c] = draw() / 4;
+  }
+  const PointwiseProduct p{element, tiles, k, m, y.data(), columns1.data()};
+  const GradientOfProduct g{grad_v.data(), v.data(), moments ? columns.data() : nullptr};
+  std::vector<float> scratch(kernels::product_scratch(p), NAN), packed(kernels::packed_weight(p, true), NAN),
+      packed_back(kernels::packed_weight(p, false), NAN);
+  kernels::pack_weight(p, element, w.data(), true, 0, kernels::num_panels(m), packed.data());
+  kernels::pack_weight(p, element, w.data(), false, 0, kernels::num_panels(k), packed_back.data());
+
+  std::vector<float> sums(2 * m_pitch), sums_back(2 * k_pitch), grad_w(kernels::weight_sums(p), NAN),
+      grad_w_slabs(kernels::weight_sums(p), NAN);
+  kernels::set_product_pivot(p, rows / 2, packed.data(), pivots.data(), scratch.data());
+  kernels::multiply_forward(p, 0, rows, packed.data(), out.data(), pivots.data(), sums.data(), scratch.data());
+  kernels::multiply_backward(p, g, 0, rows, packed_back.data(), grad_z.data(), sums_back.data(), grad_w.data(),
+                             scratch.data());
+  for (int64_t c = 0; c < m; c += kBlock) {
+    const int64_t end = c + kBlock < m ? c + kBlock : m;
+    kernels::multiply_weight_gradient(p, g, rows, c, end, grad_w_slabs.data(), scratch.data());
+  }
+  std::vector<float> weight(m * k), weight_slabs(m * k);
+  kernels::write_weight_gradient(p, grad_w.data(), 1, Element::f32, 0, m, weight.data());
+  kernels::write_weight_gradient(p, grad_w_slabs.data(), 1, Element::f32, 0, m, weight_slabs.data());
+
+  std::vector<double> z(rows * k), grad(rows * m), expected_w(m * k);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < k; ++c) {
+      const double h =
+          static_cast<float>(y[r * k + c]) * columns1[kScale * k_pitch + c] + columns1[kShift * k_pitch + c];
+      z[r * k + c] = h > 0 ? round_to(element, h) : 0;
+    }
+    for (int64_t c = 0; c < m; ++c) {
+      const double through = (v[r * m + c] - columns[kMean * m_pitch + c]) * columns[kXFactor * m_pitch + c] +
+                             columns[kConstant * m_pitch + c];
+      grad[r * m + c] = round_to(element, grad_v[r * m + c] + (moments ? through : 0));
+    }
+  }
+  Difference in_v, in_sums, in_grad_z, in_sums_back, in_w, in_slabs;
+  for (int64_t c = 0; c < m; ++c) {
+    double sum = 0, square = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      double total = 0;
+      for (int64_t i = 0; i < k; ++i) total += z[r * k + i] * w[c * k + i];
+      in_v.add(out[r * m + c], total);
+      const double centred = out[r * m + c] - pivots[c];
+      sum += centred, square += centred * centred;
+    }
+    in_sums.add(sums[c], sum), in_sums.add(sums[m_pitch + c], square);
+  }
+  for (int64_t c = 0; c < k; ++c) {
+    double sum = 0, product = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      double total = 0;
+      for (int64_t i = 0; i < m; ++i) total += grad[r * m + i] * w[i * k + c];
+      in_grad_z.add(grad_z[r * k + c], total);
+      const double masked = z[r * k + c] > 0 ? grad_z[r * k + c] : 0;
+      sum += masked, product += masked * (y[r * k + c] - columns1[kMean * k_pitch + c]);
+    }
+    in_sums_back.add(sums_back[c], sum), in_sums_back.add(sums_back[k_pitch + c], product);
+    for (int64_t i = 0; i < m; ++i) {
+      double total = 0;
+      for (int64_t r = 0; r < rows; ++r) total += grad[r * m + i] * z[r * k + c];
+      in_w.add(weight[i * k + c], total), in_slabs.add(weight_slabs[i * k + c], total);
+    }
+  }
+  const double coarse = element == Element::f32 ? 2e-6 : 8e-3;
+  const bool right = in_v.value() < coarse && in_grad_z.value() < coarse && in_sums.value() < 1e-5 &&
+                     in_sums_back.value() < 1e-5 && in_w.value() < 1e-5 && in_slabs.value() < 1e-5;
+  printf("%s%s%s %ld x %ld -> %ld: v %.1e, its sums %.1e, grad_z %.1e, its sums %.1e, grad_w %.1e, in parts %.1e%s\n",
+         element == Element::f32 ? "float32" : "bfloat16", tiles ? " tiles" : "", moments ? " moments" : "",
+         static_cast<long>(rows), static_cast<long>(k), static_cast<long>(m), in_v.value(), in_sums.value(),
+         in_grad_z.value(), in_sums_back.value(), in_w.value(), in_slabs.value(), right ? "" : "  WRONG");
+  return right;
+}
+
+}  // namespace
+
+int main() {
+  bool right = true;
+  const int64_t shapes[][3] = {{1, 1, 1}, {5, 3, 7}, {33, 40, 65}, {96, 64, 96}, {131, 129, 33}, {200, 300, 31}};
+  for (const auto& s : shapes) {
+    for (const bool moments : {false, true}) {
+      right &= check(Element::f32, false, moments, s[0], s[1], s[2]);
+      right &= check(Element::bf16, false, moments, s[0], s[1], s[2]);
+      right &= check(Element::bf16, true, moments, s[0], s[1], s[2]);
+    }
+  }
+  return right ? 0 : 1;
+}

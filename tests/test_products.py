@@ -1,0 +1,55 @@
+"""The pointwise products of separable_block for processors that this machine may not be: emulated, and compared."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastcifar import ops
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
+
+pytestmark = pytest.mark.skipif(not ops.available(), reason=f"no C++ compiler: {ops.why_unavailable()}")
+
+
+def run(folder: Path, edit: tuple[str, str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Compiles the kernels for the emulator, with one text of a file in csrc/cpu/ replaced, and runs them."""
+    sources = ROOT / "csrc"
+    if edit:
+        name, old, new = edit
+        sources = folder / "csrc"
+        (sources / "cpu").mkdir(parents=True)
+        for path in [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cpu").iterdir()]:
+            text = path.read_text()
+            if path.name == name:
+                assert old in text, f"{name} no longer has the text to break: {old}"
+                text = text.replace(old, new)
+            (sources / path.relative_to(ROOT / "csrc")).write_text(text)
+    program = folder / "products"
+    command = ["g++", *FLAGS, f"-I{sources}", str(ROOT / "tests/emu/products.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+    return subprocess.run([program], capture_output=True, text=True, timeout=300)
+
+
+def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert done.returncode == 0 and "WRONG" not in done.stdout, done.stdout
+    assert done.stdout.count("tiles") == 12 and done.stdout.count("\n") == 36
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("product.h", "tile_multiply<1, 4, 7>()", "tile_multiply<1, 5, 7>()"),
+        (
+            "separable_block_kernel.cpp",
+            "memset(numbers + channels, 0, (2 * steps - channels) * sizeof(bf16));",
+            "(void)steps;",
+        ),
+        ("separable_block_kernel.cpp", "low >> 16 | high", "high >> 16 | low"),
+    ],
+    ids=["wrong rows", "what is beyond the channels", "pairs the wrong way round"],
+)
+def test_planted_bugs_are_found(tmp_path: Path, edit: tuple[str, str, str]) -> None:
+    assert "WRONG" in run(tmp_path, edit).stdout

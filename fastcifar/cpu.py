@@ -68,13 +68,20 @@ class Fp32Depthwise(nn.Module):
         return y.to(x.dtype)
 
 
-def tune(model: MobileNet) -> None:
+def tune(model: MobileNet, *, products: bool = True) -> None:
     """Replaces the convolutions of every block of `model` by the faster ones above, in place.
 
     The parameters, their names and the function of the model stay the same.
+
+    Args:
+        model: changed in place.
+        products: whether matrix products are faster than 1x1 convolutions here (see
+            `machine.Cpu.has_slow_library_products`).
     """
     for block in model.blocks:
         assert isinstance(block, DepthwiseSeparable)
         depthwise, pointwise = block.depthwise, block.pointwise
         assert isinstance(depthwise, nn.Conv2d) and isinstance(pointwise, nn.Conv2d)
-        block.depthwise, block.pointwise = Fp32Depthwise(depthwise), MatmulPointwise(pointwise)
+        block.depthwise = Fp32Depthwise(depthwise)
+        if products:
+            block.pointwise = MatmulPointwise(pointwise)

@@ -16,7 +16,7 @@ from fastcifar.errors import DeviceMemoryError, UsageError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-_ISAS_WITH_OWN_PRODUCTS = ("generic", "avx2")
+ISAS_WITH_OWN_PRODUCTS = ("generic", "avx2")
 """The instruction sets on which `separable_block` was measured to be faster than `depthwise_block` and a product."""
 
 _COMPILER_SWITCHES = {
@@ -76,12 +76,13 @@ class Target:
     def fuses_pointwise(self) -> bool:
         """Whether the fused engine's blocks include their pointwise product (see `ops.separable_block`).
 
-        On CUDA the setting `fuse_pointwise` says so. On the CPU it depends on the instruction set: where the extension
-        has products of its own that were measured to be faster than the library's.
+        On CUDA the setting `fuse_pointwise` says so. On the CPU it depends on the processor: the extension's own
+        products are used where they were measured to be faster than the library's, and where the library's are slow.
         """
         if self.config.engine != "fused" or self.device.type == "cuda":
             return self.config.fuse_pointwise
-        return ops.cpu_isa() in _ISAS_WITH_OWN_PRODUCTS
+        slow_library = self.dtype == torch.float32 and machine.this().cpu.has_slow_library_products
+        return ops.cpu_isa() in ISAS_WITH_OWN_PRODUCTS or (slow_library and ops.available("cpu"))
 
     @property
     def is_emulated(self) -> bool:

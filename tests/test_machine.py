@@ -59,3 +59,16 @@ def test_this_machine_is_one_of_them() -> None:
     this = machine.this()
     assert this.cpu.level in (*CPU_LEVELS, None)
     assert len(this.gpus) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+@pytest.mark.parametrize(
+    ("level", "model", "slow"),
+    [
+        ("avx2", "AMD EPYC", False),
+        ("avx512", "AMD EPYC", True),
+        ("amx", "Intel Xeon", False),
+        ("avx512_bf16", "AMD", True),
+    ],
+)
+def test_where_the_librarys_float32_products_are_slow(level: str, model: str, slow: bool) -> None:
+    assert machine.cpu_of(cpuinfo(level, model)).has_slow_library_products == slow

@@ -71,11 +71,12 @@ def test_initialisation_is_pytorchs_default() -> None:
         assert torch.equal(model.stem.weight, nn.Conv2d(3, 8, 3, padding=1, bias=False).weight)
 
 
-@pytest.mark.parametrize("tuned", [False, True])
-def test_activations_and_gradients_stay_channels_last(tuned: bool) -> None:
+@pytest.mark.parametrize("products", [None, True, False])
+def test_activations_and_gradients_stay_channels_last(products: bool | None) -> None:
     model = build_model(10, 0.25, seed=0).to(memory_format=torch.channels_last)
-    if tuned:
-        cpu.tune(model)
+    if products is not None:
+        cpu.tune(model, products=products)
+        assert any(isinstance(module, cpu.MatmulPointwise) for module in model.modules()) == products
     seen = 0
 
     def check(module: nn.Module, args: object, out: Tensor) -> None:

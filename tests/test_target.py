@@ -1,13 +1,14 @@
 """What `auto` becomes on each kind of machine, what is refused there, and what `claim` sets."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from machines import be_on
 from tiny import tiny_config
 
-from fastcifar import ops
+from fastcifar import machine, ops
 from fastcifar.errors import DeviceMemoryError, UsageError
 from fastcifar.target import Target, exists, fast_precisions, find_device
 
@@ -33,7 +34,7 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "device", "engine", "precision"),
+    ("kind", "device", "engine", "precision"),
     [
         ("generic", "cpu", "fused", "fp32"),
         ("avx2", "cpu", "fused", "fp32"),
@@ -46,18 +47,42 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_auto_on_every_kind_of_machine(
-    machine: str, device: str, engine: str, precision: str, monkeypatch: pytest.MonkeyPatch, extension: None
+    kind: str, device: str, engine: str, precision: str, monkeypatch: pytest.MonkeyPatch, extension: None
 ) -> None:
-    level, capabilities = MACHINES[machine]
+    level, capabilities = MACHINES[kind]
     be_on(monkeypatch, level, *capabilities)
     config = Target.of(tiny_config(**AUTO)).config
     assert (config.device, config.engine, config.precision) == (device, engine, precision)
     assert Target.of(config).config == config, "a settled config stays as it is"
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-def test_auto_is_never_emulated(machine: str, monkeypatch: pytest.MonkeyPatch, extension: None) -> None:
-    level, capabilities = MACHINES[machine]
+@pytest.mark.parametrize(
+    ("isa", "model", "precision", "fuses"),
+    [
+        ("generic", "Testor", "fp32", True),
+        ("avx2", "Testor", "fp32", True),
+        ("avx2", "Testor", "bf16", True),
+        ("avx512", "Testor", "fp32", False),
+        ("avx512", "AMD Testor", "fp32", True),
+        ("avx512_bf16", "AMD Testor", "fp32", True),
+        ("avx512_bf16", "AMD Testor", "bf16", False),
+        ("amx", "Testor", "bf16", False),
+    ],
+)
+def test_whose_products_the_fused_engine_takes(
+    isa: str, model: str, precision: str, fuses: bool, monkeypatch: pytest.MonkeyPatch, extension: None
+) -> None:
+    be_on(monkeypatch, isa)
+    there = machine.this()
+    monkeypatch.setattr(machine, "this", lambda: replace(there, cpu=replace(there.cpu, model=model)))
+    monkeypatch.setattr(ops, "cpu_isa", lambda: isa)
+    assert Target.of(tiny_config(engine="fused", precision=precision)).fuses_pointwise == fuses
+    assert not Target.of(tiny_config(engine="eager", precision=precision)).fuses_pointwise
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_auto_is_never_emulated(kind: str, monkeypatch: pytest.MonkeyPatch, extension: None) -> None:
+    level, capabilities = MACHINES[kind]
     be_on(monkeypatch, level, *capabilities)
     assert not Target.of(tiny_config(**AUTO)).is_emulated
 

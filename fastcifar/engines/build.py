@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcifar import cpu
+from fastcifar import cpu, machine
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel, fused_forward
@@ -29,7 +29,8 @@ def build_engine(model: MobileNet, target: Target) -> Engine:
     if target.device.type == "cpu" and config.tuned:
         cpu.keep_freed_memory()
         if config.engine != "fused" and config.memory_format == "channels_last":
-            cpu.tune(model)
+            slow_products = config.precision == "fp32" and machine.this().cpu.has_slow_library_products
+            cpu.tune(model, products=not slow_products)
     model.train()
     optimizer = build_optimizer(model, config)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None

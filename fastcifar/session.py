@@ -30,6 +30,7 @@ class Session:
     Args:
         target: the settled config and its device. The device becomes this process's current device.
         num_classes: the number of classes of the data set.
+        launched: launches the steps op by op even where they would be one CUDA graph. For measuring.
 
     Attributes:
         target: the argument.
@@ -44,24 +45,21 @@ class Session:
     lrs: NDArray[np.float64]
     steps: Steps
 
-    def __init__(self, target: Target, num_classes: int) -> None:
-        self.target = target
+    def __init__(self, target: Target, num_classes: int, *, launched: bool = False) -> None:
+        self.target, self._launched = target, launched
         self._context = contextlib.ExitStack()
         target.claim()
         with target.memory_explained():
             model = build_model(num_classes, target.config.width_mult, target.config.seed)
-            self.engine = build_engine(model, target)
+            self.engine = build_engine(model, target, captured=target.makes_batches and not launched)
 
-    def feed(
-        self, split: Split, note: Note, *, augmentation: Augmentation | None = None, launched: bool = False
-    ) -> None:
+    def feed(self, split: Split, note: Note, *, augmentation: Augmentation | None = None) -> None:
         """Gives the session its training images. Must be called once, inside the context.
 
         Args:
             split: the training images.
             note: is called with each remark for the user.
             augmentation: how the resident loader makes a batch; None means as the engine does by default.
-            launched: launches the steps op by op even where they would be one CUDA graph.
 
         Raises:
             UsageError: a package that the loader needs is missing.
@@ -70,18 +68,22 @@ class Session:
         self.loader = build_loader(split, self.target, note, augmentation=augmentation)
         self._context.callback(self.loader.close)
         self.lrs = lr_table(self.target.config, self.loader.num_batches)
-        self.steps = build_steps(self.engine, self.loader, self.lrs, self.target, note, launched=launched)
+        self.steps = build_steps(self.engine, self.loader, self.lrs, self.target, note, launched=self._launched)
 
-    def train(self) -> Iterator[int]:
+    def train(self, steps: Steps | None = None) -> Iterator[int]:
         """Takes steps without end; after the last epoch it starts with the first again.
+
+        Args:
+            steps: what takes them in place of the session's own steps.
 
         Yields:
             The number of images of each step.
         """
+        steps = steps or self.steps
         for epoch in itertools.cycle(range(1, self.target.config.epochs + 1)):
-            self.steps.begin(epoch)
+            steps.begin(epoch)
             for step in range(self.loader.num_batches):
-                yield self.steps.take(step)
+                yield steps.take(step)
 
     def evaluate(self, split: Split, see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
         """Evaluates the model on a split.

@@ -6,10 +6,11 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from fastcifar import machine, ops
+from fastcifar import machine, ops, selfcheck
 from fastcifar.config import Config
 from fastcifar.errors import DeviceMemoryError, UsageError
 
@@ -38,9 +39,12 @@ class Target:
 
     Attributes:
         config: the settings. None of them is `auto`, so that the run folder records what ran.
+        why: why `engine = auto` became the engine of the config, where that depends on more than the kind of device;
+            otherwise empty.
     """
 
     config: Config
+    why: str = ""
 
     @classmethod
     def of(cls, config: Config) -> Target:
@@ -55,7 +59,7 @@ class Target:
         Raises:
             UsageError: the device does not exist, or has no kernels for the engine or the precision.
         """
-        return cls(_settle(config, find_device(config.device)))
+        return cls(*_settle(config, find_device(config.device)))
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +87,12 @@ class Target:
             return self.config.fuse_pointwise
         slow_library = self.dtype == torch.float32 and machine.this().cpu.has_slow_library_products
         return ops.cpu_isa() in ISAS_WITH_OWN_PRODUCTS or (slow_library and ops.available("cpu"))
+
+    @property
+    def makes_batches(self) -> bool:
+        """Whether a GPU makes the training batches from images in its memory, so that it can run whole steps alone."""
+        config = self.config
+        return self.device.type == "cuda" and config.loader == "resident" and config.images_on == "device"
 
     @property
     def is_emulated(self) -> bool:
@@ -170,12 +180,13 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return machine.this().has_fast_bf16(device.type, device.index or 0)
 
 
-def _settle(config: Config, device: torch.device) -> Config:
+def _settle(config: Config, device: torch.device) -> tuple[Config, str]:
+    """The config without `auto`, and why its engine is what it is."""
     precision = fast_precisions(device)[-1] if config.precision == "auto" else config.precision
-    engine = config.engine
+    engine, why = config.engine, ""
     if engine == "auto":
         if device.type == "cuda":
-            engine = "compiled"
+            engine, why = _cuda_engine(config, device)
         else:
             # On two CPU cores compiling costs 45 s and gains nothing over the tuned eager step.
             fits = precision in ("fp32", "bf16") and config.memory_format == "channels_last"
@@ -189,7 +200,20 @@ def _settle(config: Config, device: torch.device) -> Config:
         )
     if engine == "compiled":
         _check_compiler(precision, device)
-    return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)})
+    return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)}), why
+
+
+def _cuda_engine(config: Config, device: torch.device) -> tuple[Literal["compiled", "fused"], str]:
+    """The engine that `auto` takes on a GPU, and why. No result of a kernel that was not checked is a default."""
+    gpu = machine.this().gpus[device.index or 0].name
+    if not ops.available("cuda"):
+        why_not = ops.why_unavailable("cuda")
+        return "compiled", f"engine = auto takes compiled: there are no CUDA ops, because {why_not}"
+    if config.memory_format != "channels_last":
+        return "compiled", "engine = auto takes compiled: fused has no memory_format = contiguous"
+    if why_not := selfcheck.why_not(device):
+        return "compiled", f"engine = auto takes compiled: on {gpu} the CUDA ops cannot be trusted, because {why_not}"
+    return "fused", f"engine = auto takes fused: the CUDA ops passed their check on {gpu}"
 
 
 def _check_compiler(precision: str, device: torch.device) -> None:

@@ -100,6 +100,8 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
         engine, steps, num_batches = session.engine, session.steps, session.loader.num_batches
         clocks = Clocks(target.device)
         first_epoch, first_step = restore(run, engine, clocks, telemetry, num_batches)
+        if target.why:
+            display.note(target.why)
         if target.is_emulated:
             display.note(f"{config.precision} is emulated on {target.device}: expect it to be slower than fp32")
         if not len(val_split):

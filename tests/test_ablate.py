@@ -316,14 +316,15 @@ def test_attribution_of_other_cells(machine: Machine) -> None:
     assert engine.cell is not None and engine.cell.config.compile_mode == "default"
 
 
-def test_on_a_gpu_the_graph_is_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["eager", "compiled", "fused"])
+def test_on_a_gpu_the_graph_is_a_factor_of_every_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     be_on(monkeypatch, "amx", (9, 0))
-    config = Config(engine="fused", precision="bf16", device="cuda:0")
+    config = Config.model_validate({"engine": engine, "precision": "bf16", "device": "cuda:0"})
     fastest = grid._entry_of(Cell(config), torch.device("cuda", 0))
-    fastest.name = "fused bf16"
+    fastest.name = f"{engine} bf16"
     factors = {f.name: f for f in grid.factors_of(fastest, [fastest], torch.device("cuda", 0))}
     graph = factors["CUDA graph"]
-    assert graph.without.cell == Cell(config, launched=True) and graph.without.name == "fused bf16, launched"
+    assert graph.without.cell == Cell(config, launched=True) and graph.without.name == f"{engine} bf16, launched"
     assert "tuned" not in factors
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastcifar.batch import Batch
 from fastcifar.config import Config
 from fastcifar.engines import Engine
-from fastcifar.engines.compiled import explain
+from fastcifar.engines.compiled import compiled_forward, explain
 from fastcifar.engines.eager import forward_with_loss
 from fastcifar.engines.fused import FusedModel
 from fastcifar.errors import UsageError
@@ -342,3 +342,20 @@ def test_a_failing_compiler_is_explained(message: str, advice: str) -> None:
     text = str(explain(RuntimeError(message), "compiled"))
     assert message in text and advice in text and "--engine eager" in text
     assert "--engine eager" not in str(explain(RuntimeError(message), "eager"))
+
+
+@pytest.mark.parametrize("mode, within_a_graph", [
+    ("default", "default"),
+    ("reduce-overhead", "default"),
+    ("max-autotune", "max-autotune-no-cudagraphs"),
+    ("max-autotune-no-cudagraphs", "max-autotune-no-cudagraphs"),
+])  # fmt: skip
+def test_a_step_that_is_captured_is_compiled_without_graphs_of_its_own(
+    mode: str, within_a_graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: asked.append(options["mode"]) or forward)
+    forward = forward_with_loss(torch.nn.Identity(), 0.0)
+    for captured in (False, True):
+        compiled_forward(forward, 16, mode, captured=captured)
+    assert asked == [mode, within_a_graph]

@@ -17,7 +17,7 @@ ORDER = """
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
     data.pickles data.cifar_files data.archives data.npz data.images data.image_folder data.layouts data.download
     data.procedural data.sources
-    draws augment batch target loaders model optim cpu engines session checkpoint evaluation trainer
+    draws augment batch selfcheck target loaders model optim cpu engines session checkpoint evaluation trainer
     measuring.process measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs
     measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text
     measuring.profile measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text

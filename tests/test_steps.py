@@ -19,7 +19,7 @@ from fastcifar.target import Target
 
 pytestmark = pytest.mark.machine
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 NUM_IMAGES = 40  # two full batches of 16 and a last one of 8
 
 # Ops that wait for the device, or whose output has a shape that only the device knows.
@@ -45,7 +45,7 @@ def train(config: Config, replayed: bool) -> Engine:
     engine, loader = build(config)
     lrs = lr_table(config, loader.num_batches)
     steps = (
-        ReplayedSteps(engine, loader, lrs, DEVICE)
+        ReplayedSteps(engine, loader, lrs, target_of(config))
         if replayed
         else LaunchedSteps(engine, loader, lrs, target_of(config))
     )
@@ -72,8 +72,10 @@ def test_replayed_steps_train_what_launched_ones_train(settings: dict[str, Any])
         )
 
 
-def test_with_a_learning_rate_that_float32_holds_they_are_the_same_bit_for_bit() -> None:
-    config = fused(lr=0.0625, lr_schedule="constant")
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_with_a_learning_rate_that_float32_holds_they_are_the_same_bit_for_bit(engine: str) -> None:
+    """The batches of the eager engine too, whose launched steps make them from views of the draws."""
+    config = fused(engine=engine, lr=0.0625, lr_schedule="constant")
     launched, replayed = train(config, False).tensors(), train(config, True).tensors()
     assert all(torch.equal(launched[name], replayed[name]) for name in launched)
 
@@ -81,7 +83,7 @@ def test_with_a_learning_rate_that_float32_holds_they_are_the_same_bit_for_bit()
 def test_warm_up_leaves_everything_as_it_was() -> None:
     engine, loader = build(config := fused(ema_decay=0.9))
     before = {name: tensor.clone() for name, tensor in engine.tensors().items()}
-    ReplayedSteps(engine, loader, lr_table(config, loader.num_batches), DEVICE).warm_up()
+    ReplayedSteps(engine, loader, lr_table(config, loader.num_batches), target_of(config)).warm_up()
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.tensors().items())
     assert all(p.grad is None for p in engine.model.parameters())
 
@@ -89,7 +91,7 @@ def test_warm_up_leaves_everything_as_it_was() -> None:
 def test_an_epoch_goes_on_amid() -> None:
     config = fused(lr=0.0625)
     whole, (engine, loader) = train(config, True), build(config)
-    steps = ReplayedSteps(engine, loader, lr_table(config, loader.num_batches), DEVICE)
+    steps = ReplayedSteps(engine, loader, lr_table(config, loader.num_batches), target_of(config))
     steps.warm_up()
     for epoch in (1, 2, 3):
         for first in range(3):
@@ -121,7 +123,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.2])
 def test_a_step_reads_nothing_on_the_host_and_its_shapes_stay(precision: str, mixup_alpha: float) -> None:
     engine, loader = build(config := fused(precision=precision, mixup_alpha=mixup_alpha, ema_decay=0.9))
-    steps = ReplayedSteps(engine, loader, lr_table(config, loader.num_batches), DEVICE)
+    steps = ReplayedSteps(engine, loader, lr_table(config, loader.num_batches), target_of(config))
     steps.warm_up()
     seen = []
     for epoch in (1, 2):

@@ -277,6 +277,8 @@ def _extension() -> Iterator[Finding]:
             if device == "cpu":
                 text += f"; here {ops.cpu_isa()}, {_products()}"
             yield Finding("ok", name, text)
+            if device == "cuda":
+                yield from _checks()
         elif device == "cuda" and torch.version.cuda is None:
             if found:
                 yield Finding("ok", name, f"{found[0]} is there, and waits for a CUDA build of torch")
@@ -301,6 +303,20 @@ def _products() -> str:
     if ops.cpu_isa() not in ISAS_WITH_OWN_PRODUCTS:
         return f"with its own products in {precision}: PyTorch's use no AVX-512 on this processor"
     return f"with its own products in {precision}, which were measured to be faster than PyTorch's"
+
+
+def _checks() -> Iterator[Finding]:
+    """The CUDA ops on each GPU: checked again, whatever an earlier check found."""
+    import torch
+
+    from fastcifar import selfcheck
+
+    for index, gpu in enumerate(machine.this().gpus):
+        if why_not := selfcheck.run(torch.device("cuda", index)):
+            advice = "engine = auto takes compiled on it. Build the extension again, or report this."
+            yield Finding("problem", "cuda check", f"cuda:{index}, {gpu.name}: {why_not}", advice)
+        else:
+            yield Finding("ok", "cuda check", f"cuda:{index}, {gpu.name}: each op computes what its reference does")
 
 
 def _loaders() -> Iterator[Finding]:

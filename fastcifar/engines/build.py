@@ -11,7 +11,7 @@ from fastcifar.optim import Ema, build_optimizer
 from fastcifar.target import Target
 
 
-def build_engine(model: MobileNet, target: Target) -> Engine:
+def build_engine(model: MobileNet, target: Target, *, captured: bool = False) -> Engine:
     """The engine that the target's config names.
 
     On the CPU, `tuned = true` makes the allocator keep freed memory and, for engines other than `fused`, replaces the
@@ -20,6 +20,7 @@ def build_engine(model: MobileNet, target: Target) -> Engine:
     Args:
         model: is moved to the target's device and memory format, and trained in place.
         target: the settled config and its device.
+        captured: whether each step will be captured as a CUDA graph.
 
     Returns:
         The engine, with its optimizer and, if `ema_decay` is not 0, its moving average.
@@ -40,5 +41,5 @@ def build_engine(model: MobileNet, target: Target) -> Engine:
         forward = fused_forward(logits, config.label_smoothing)
     elif config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
-        forward = compiled_forward(eager, config.batch_size, config.compile_mode)
+        forward = compiled_forward(eager, config.batch_size, config.compile_mode, captured=captured)
     return Engine(model, optimizer, ema, target=target, logits=logits, forward=forward)

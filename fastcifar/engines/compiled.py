@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
 from fastcifar.errors import CompileError
+from fastcifar.target import is_out_of_memory
+
+_IN_A_GRAPH = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes that capture CUDA graphs of their own -> the mode with the same kernels, for a step that is captured whole."""
 
 
-def compiled_forward(forward: Forward, batch_size: int, mode: str) -> Forward:
+def compiled_forward(forward: Forward, batch_size: int, mode: str, *, captured: bool) -> Forward:
     """`forward` compiled for batches of one size. Batches of another size run eagerly.
 
     An epoch may end with a smaller batch. Compiled with a dynamic shape, it would slow down every step; compiled as a
@@ -19,10 +26,13 @@ def compiled_forward(forward: Forward, batch_size: int, mode: str) -> Forward:
         forward: the eager forward.
         batch_size: the size of the batches that are compiled.
         mode: as for `torch.compile`.
+        captured: whether the whole step will be captured as a CUDA graph.
 
     Returns:
         A forward with the same results.
     """
+    if captured:
+        mode = _IN_A_GRAPH.get(mode, mode)
     compiled = torch.compile(forward, mode=mode, dynamic=False, fullgraph=True)
 
     def dispatch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +41,25 @@ def compiled_forward(forward: Forward, batch_size: int, mode: str) -> Forward:
     return dispatch
 
 
-def is_compile_error(error: Exception) -> bool:
+@contextlib.contextmanager
+def compilation_explained(engine: str) -> Iterator[None]:
+    """A context for an engine's first steps, in which a failure to compile raises an error that says what to do.
+
+    Args:
+        engine: the engine. The eager engine compiles too: its augmentation, on CUDA.
+
+    Raises:
+        CompileError: torch.compile, or a compiler that it calls, failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) and (engine == "compiled" or _is_compile_error(error)):
+            raise explain(error, engine) from error
+        raise
+
+
+def _is_compile_error(error: Exception) -> bool:
     """Whether torch.compile raised `error`, and not the step itself."""
     from torch._dynamo.exc import TorchDynamoException  # here, because the import takes a second
 

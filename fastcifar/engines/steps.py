@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastcifar.engines.compiled import explain, is_compile_error
+from fastcifar.engines.compiled import compilation_explained
 from fastcifar.engines.eager import Engine
 from fastcifar.loaders import Loader, ResidentLoader
-from fastcifar.target import Target, is_out_of_memory
+from fastcifar.target import Target
 
 
 class Steps(Protocol):
@@ -61,7 +61,7 @@ def build_steps(
     *,
     launched: bool = False,
 ) -> Steps:
-    """The steps of a run. On CUDA a step of the fused engine is one CUDA graph, if the device makes the batches.
+    """The steps of a run. On CUDA a step of any engine is one CUDA graph, if the device makes the batches.
 
     Args:
         engine: takes the steps.
@@ -69,15 +69,15 @@ def build_steps(
         lrs: float64 [epochs * num_batches], the learning rate of every step of the run (see `optim.lr_table`).
         target: the settled config and its device.
         note: is called with a remark if steps are launched op by op because the batches come from the host.
-        launched: launches the steps op by op even where they would be one graph.
+        launched: launches the steps op by op even where they would be one graph. For measuring.
 
     Returns:
         The steps, launched or replayed.
     """
     config = target.config
-    if config.engine == "fused" and target.device.type == "cuda" and not launched:
+    if target.device.type == "cuda" and not launched:
         if isinstance(loader, ResidentLoader):
-            return ReplayedSteps(engine, loader, lrs, target.device)
+            return ReplayedSteps(engine, loader, lrs, target)
         source = f"loader = {config.loader}" if config.loader != "resident" else f"images_on = {config.images_on}"
         note(f"{source}: batches come from the host, so steps are launched op by op and not as one CUDA graph")
     return LaunchedSteps(engine, loader, lrs, target)
@@ -105,15 +105,10 @@ class LaunchedSteps:
         start = time.perf_counter()
         loader.begin(1)
         repeats = 1 if config.compile_mode == "default" else 3
-        try:
+        with compilation_explained(config.engine):
             batch = loader.batch(0)
             rest = loader.num_images % loader.batch_size if loader.num_batches > 1 else 0
             self._engine.warm_up([*[batch] * repeats, *([batch.first(rest)] if rest else [])])
-        except Exception as error:
-            # The eager engine compiles too: its augmentation, on CUDA.
-            if not is_out_of_memory(error) and (config.engine == "compiled" or is_compile_error(error)):
-                raise explain(error, config.engine) from error
-            raise
         return time.perf_counter() - start
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
@@ -138,11 +133,12 @@ class ReplayedSteps:
         engine: takes the steps.
         loader: makes the batches on the device.
         lrs: float64 [epochs * num_batches], the learning rate of every step of the run.
-        device: the device of engine and loader. On the CPU, where tests run, nothing is captured.
+        target: the settled config and its device. On the CPU, where tests run, nothing is captured.
     """
 
-    def __init__(self, engine: Engine, loader: ResidentLoader, lrs: NDArray[np.float64], device: torch.device) -> None:
-        self._engine, self._loader, self._device = engine, loader, device
+    def __init__(self, engine: Engine, loader: ResidentLoader, lrs: NDArray[np.float64], target: Target) -> None:
+        self._engine, self._loader, self._config, self._device = engine, loader, target.config, target.device
+        device = target.device
         self._lrs = torch.from_numpy(lrs).to(device, torch.float32)
         self._lr = torch.zeros(1, device=device)
         self._counters = torch.zeros(2, dtype=torch.int64, device=device)  # the step of the epoch, the step of the run
@@ -155,6 +151,9 @@ class ReplayedSteps:
 
         Returns:
             The seconds that it took.
+
+        Raises:
+            CompileError: torch.compile, or a compiler that it calls, failed.
         """
         start = time.perf_counter()
         engine = self._engine
@@ -162,7 +161,7 @@ class ReplayedSteps:
         scaler = engine.scaler.state_dict()
         self.begin(1)
         sizes = dict.fromkeys(self._sizes)
-        with _side_stream(self._device):
+        with compilation_explained(self._config.engine), _side_stream(self._device):
             for rows in [*sizes] * 2:
                 self._count_from(self._sizes.index(rows))
                 self._step(rows)

@@ -20,6 +20,7 @@ from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.errors import DeviceMemoryError
 from fastcifar.loaders.protocol import draws_of
+from fastcifar.ops.training_batch import training_batch_ref
 from fastcifar.target import Target
 
 Augmentation = Literal["eager", "compiled", "fused"]
@@ -75,6 +76,9 @@ class ResidentLoader:
         # Only full batches are compiled: the epoch's smaller last batch would cost a second compilation.
         self._augment = torch.compile(make, dynamic=False) if augmentation == "compiled" else make
         self._augment_rest = make
+        at: Callable[..., tuple[Tensor, ...]] = ops.training_batch if self._fused else training_batch_ref
+        self._batch_at = torch.compile(at, dynamic=False) if augmentation == "compiled" else at
+        self._batch_at_rest = at
         self._draws: dict[str, Tensor] = {}
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
@@ -137,7 +141,7 @@ class ResidentLoader:
             The batch.
         """
         if self._fused:
-            return self._fused_batch(images, labels, draws, self._step.zero_(), len(draws["index"]))
+            return self._made(self._batch_at, images, labels, draws, self._step.zero_(), len(draws["index"]))
         index, top, left, flip = (draws[name] for name in ("index", "top", "left", "flip"))
         labels = labels[index]
         partner = lam = partner_labels = None
@@ -150,7 +154,7 @@ class ResidentLoader:
         return Batch(cuts, labels, partner_labels, lam)
 
     def batch_at(self, step: Tensor, rows: int) -> Batch:
-        """The batch of a step whose number is in device memory. For `augmentation = fused` only.
+        """The batch of a step whose number is in device memory, so that one captured step makes every batch.
 
         Args:
             step: int64 [], counted from 0. The host does not read it.
@@ -159,11 +163,20 @@ class ResidentLoader:
         Returns:
             The batch, on the device.
         """
-        return self._fused_batch(self._images, self._labels, self._draws, step, rows)
+        make = self._batch_at if rows == self.batch_size else self._batch_at_rest
+        return self._made(make, self._images, self._labels, self._draws, step, rows)
 
-    def _fused_batch(self, images: Tensor, labels: Tensor, draws: dict[str, Tensor], step: Tensor, rows: int) -> Batch:
+    def _made(
+        self,
+        make: Callable[..., tuple[Tensor, ...]],
+        images: Tensor,
+        labels: Tensor,
+        draws: dict[str, Tensor],
+        step: Tensor,
+        rows: int,
+    ) -> Batch:
         config = self._config
-        images, labels, partner_labels, lam = ops.training_batch(
+        images, labels, partner_labels, lam = make(
             images,
             labels,
             draws["index"],

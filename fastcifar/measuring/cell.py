@@ -168,9 +168,9 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
     """
     target, notes = Target.of(cell.config), list[str]()
     device = target.device
-    with Session(target, NUM_CLASSES) as session:
+    with Session(target, NUM_CLASSES, launched=cell.launched) as session:
         images = random_images(num_images)
-        session.feed(images, notes.append, augmentation=cell.augmentation, launched=cell.launched)
+        session.feed(images, notes.append, augmentation=cell.augmentation)
         start_seconds = process_seconds()
         warm_up_seconds = session.steps.warm_up()
         training = session.train()

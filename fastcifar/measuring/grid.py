@@ -277,7 +277,7 @@ def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -
     if config.compile_mode != "default" and config.engine == "compiled":
         default = entry("default", {"compile_mode": "default"})
         found.append(Factor("compile mode", f"{config.compile_mode} -> default", default, fastest))
-    if config.engine == "fused" and device.type == "cuda" and (config.loader, config.images_on) == RESIDENT:
+    if device.type == "cuda" and (config.loader, config.images_on) == RESIDENT:
         launched = entry("launched", {}, launched=True)
         found.append(Factor("CUDA graph", "one a step -> launched op by op", launched, fastest))
     if config.precision != "fp32":

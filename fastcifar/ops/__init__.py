@@ -1,6 +1,6 @@
 """Fused ops with compiled kernels, from the batch to the loss; each op's `<op>_ref` computes the same in PyTorch."""
 
-from fastcifar.ops._library import available, cpu_isa, why_unavailable
+from fastcifar.ops._library import available, cpu_isa, fingerprint, why_unavailable
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
 from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
@@ -16,6 +16,7 @@ __all__ = [
     "depthwise_block",
     "dwconv3x3",
     "dwconv3x3_affine_relu",
+    "fingerprint",
     "mixup_cross_entropy",
     "separable_block",
     "training_batch",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import warnings
@@ -74,6 +75,16 @@ def why_unavailable(device_type: str = "cpu") -> str:
         A sentence, empty where there are kernels.
     """
     return _why_not[device_type]
+
+
+def fingerprint(device_type: str) -> str:
+    """A hash of the library with the compiled kernels; empty where there is none.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+    """
+    found = sorted(_PACKAGE.glob(f"{_LIBRARIES[device_type]}.*so"))
+    return hashlib.sha256(found[0].read_bytes()).hexdigest() if found else ""
 
 
 def cpu_isa() -> str | None:

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .SHELLFLAGS := -euc
-.PHONY: help setup train test test-all test-kernels test-machines bench lint clean
+.PHONY: help setup train test test-all test-kernels test-machines test-fake-gpu bench lint clean
 
 PYTHON ?= python3
 PRESET ?= quick
@@ -14,7 +14,7 @@ SAY := printf 'make: %s\n'
 # The ops are built again when a source changes, when FASTCIFAR_CUDA does, and when a compiler appears.
 CXX_FOUND := $(shell command -v $${CXX:-g++} clang++ c++)
 OPS := .venv/ops-cuda-$(or $(FASTCIFAR_CUDA),auto)$(if $(CXX_FOUND),,-no-compiler)
-CXX_SOURCES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*.$(ending) csrc/*/*.$(ending) tests/emu/*.$(ending)))
+CXX_SOURCES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*.$(ending) csrc/*/*.$(ending) tests/emu/*.$(ending) tests/fake/*.$(ending)))
 READY := $(OPS) .venv/installed
 
 help: ## this list
@@ -48,6 +48,12 @@ test-machines: $(READY) ## what depends on the machine, as two others: without A
 	  $(SAY) 'this processor has no AVX2: the second machine is left out'
 	fi
 
+# FASTCIFAR_CUDA=1 and one architecture are enough here: the kernels are compiled and not run.
+test-fake-gpu: $(READY) .venv-cuda/torch ## the whole program on a GPU that is not there, with a CUDA build of torch
+	@ls build/objects/cuda-*/*.cu.o >/dev/null 2>&1 || { \
+	  $(SAY) 'the CUDA ops are not built: FASTCIFAR_CUDA=1 FASTCIFAR_CUDA_ARCHS=90 make test-fake-gpu' >&2; exit 1; }
+	.venv-cuda/bin/python -m pytest -n auto --dist worksteal -p no:benchmark tests/test_fake_gpu.py $(ARGS)
+
 bench: $(READY) ## the benchmarks, within five minutes on two cores
 	@exec $(BIN)/pytest bench/ --benchmark-only $(ARGS)
 
@@ -59,7 +65,7 @@ lint: $(READY) ## ruff (rules and format), clang-format and mypy --strict
 
 setup: $(READY) ## only the installation
 
-clean: ## remove .venv and all that was built; runs/ stays
+clean: ## remove .venv and all that was built; runs/ and .venv-cuda stay
 	rm -rf .venv build dist *.egg-info fastcifar/*.so fastcifar/_build.json .mypy_cache .pytest_cache .ruff_cache
 
 # PyTorch is installed first and alone: otherwise a package that needs torch brings its own, with GBs of CUDA libraries.
@@ -89,6 +95,16 @@ $(OPS): .venv/torch setup.py $(wildcard build_backend/*.py csrc/* csrc/*/*)
 	$(if $(filter wheel,$(FASTCIFAR_CUDA)),$(PIP) $$(PYTHONPATH=build_backend $(BIN)/python -c \
 	  'import fastcifar_backend as backend; print(*backend.NVCC)'))
 	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+# All but torch is .venv's: a .pth file names its packages, and what lies here comes before them.
+.venv-cuda/torch: requirements/cuda.txt | .venv/installed
+	@$(SAY) 'installing a CUDA build of PyTorch into .venv-cuda: 0.8 GB'
+	rm -rf .venv-cuda
+	$(BIN)/python -m venv --without-pip .venv-cuda
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  >"$$(.venv-cuda/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(BIN)/python -m pip --python .venv-cuda/bin/python --disable-pip-version-check --no-input -qq install --no-deps -r $<
 	touch $@
 
 .venv/installed: pyproject.toml requirements/constraints.txt | $(OPS)

@@ -162,6 +162,7 @@ def constraints() -> dict[str, Requirement]:
 
 
 def test_every_version_that_make_installs_is_pinned(wheel: Path) -> None:
+    """All but NVIDIA's libraries: a CUDA build of torch says itself which it needs."""
     pinned = constraints()
     assert all(re.fullmatch(r"==[\w.]+", str(line.specifier)) for line in pinned.values())
     queue = [("fastcifar", "dev")]
@@ -171,6 +172,8 @@ def test_every_version_that_make_installs_is_pinned(wheel: Path) -> None:
         for needed in map(Requirement, lines or ()):
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
                 found = canonicalize_name(needed.name)
+                if name == "torch" and found.startswith(("nvidia-", "cuda-")):
+                    continue
                 assert found in pinned or found == "fastcifar" or "==" in str(needed.specifier), (
                     f"{name} needs {needed}"
                 )

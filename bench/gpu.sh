@@ -1,28 +1,39 @@
 #!/usr/bin/env bash
-# For anybody who has a GPU for an hour: what is right and how fast, each stage writing its results as it ends, so that
-# being cut off loses nothing. A stage that fails is named and the next one goes on.
+# For anybody who has a GPU for ten minutes: what is right and how fast. Each stage writes its results as it ends, and a
+# stage that is cut writes what it has, so that being cut off loses nothing. A stage that fails is named, and the next one
+# goes on.
 #
-#   bench/gpu.sh DATA [STAGE ...]       DATA: CIFAR-100 in any layout; all stages if none is named
+#   bench/gpu.sh DATA [STAGE ...]       DATA: CIFAR-100 in any layout; the nine minutes' stages if none is named
 #
+#   facts     GPU, driver, cuDNN, power limit and clocks; what doctor finds
 #   build     the extension, for the GPU that is here
-#   tests     the ops on it: against their references, a hundred times to the same bit, in captured graphs
-#   sanitize  compute-sanitizer: memcheck, racecheck, initcheck and synccheck over every op
-#   ops       every layer of the network against cuDNN, eager and torch.compile, whole blocks too
-#   steps     images/s of every engine
-#   converge  lr-0.05, 15 epochs
+#   check     the ops' check of themselves, forward and backward: what `auto` asks for
+#   steps     images/s of the captured step of every engine and precision, at batch 128 and 1024
+#   converge  lr-0.05, 15 epochs of the fused engine in bf16
+#   train     two epochs of the fused engine in fp16, and deterministic
+#   tests     the ops against their references, a hundred times to the same bit, in captured graphs; whole steps
 #   final     300 epochs
-#   loaders   images/s of every loader
+#   speedrun  60 epochs
+#   ops       every layer of the network against cuDNN, eager and torch.compile, with a warm and with a cold L2
+#   profile   where a step's time goes, and how far each layer is from what copies and products reach here
+#   sanitize  compute-sanitizer: memcheck, racecheck, initcheck and synccheck over every op
+#   ablate    what each choice is worth; not part of the nine minutes: name it
+#   loaders   images/s of every loader; not part of the nine minutes: name it
+#
+# The order is that of worth: the first three minutes say what is right and how fast a step is. All stages but the last
+# two are meant to take under nine minutes on an H100, compilation included (estimated: no GPU has run this yet).
 #
 # Results: bench/results/<device>-<date>-torch<version>-<commit>-<stage>.* PYTHON=... names another Python.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2; }
 data=$1
 shift
 [ -e "$data" ] || { echo "gpu.sh: DATA = $data does not exist" >&2; exit 3; }
-all=(build tests sanitize ops steps converge final loaders)
+usual=(facts build check steps converge train tests final speedrun ops profile sanitize)
+all=("${usual[@]}" ablate loaders)
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
+[ ${#stages[@]} -gt 0 ] || stages=("${usual[@]}")
 for s in "${stages[@]}"; do
   [[ " ${all[*]} " == *" $s "* ]] || { echo "gpu.sh: no stage $s: the stages are ${all[*]}" >&2; exit 2; }
 done
@@ -43,9 +54,10 @@ failed=()
 stage() { # stage NAME SECONDS COMMAND...: runs the command if the stage is asked for; keeps its output as a log
   local stage=$1 limit=$2 start=$SECONDS
   shift 2
-  [[ " ${stages[*]} " == *" $stage "* ]] || return 0
+  [[ " ${stages[*]} " == *" ${stage%%-*} "* ]] || return 0
   echo "== $stage"
-  timeout --foreground --kill-after=10 "$limit" "$@" 2>&1 | tee "$results-$stage.log" | tail -n 60
+  # SIGINT first: pytest and fastcifar then write what they have.
+  timeout --foreground --signal=INT --kill-after=20 "$limit" "$@" 2>&1 | tee "$results-$stage.log" | tail -n 60
   local code=${PIPESTATUS[0]}
   echo "== $stage: exit code $code after $((SECONDS - start)) s" | tee -a "$results-$stage.log"
   [ "$code" -eq 0 ] || failed+=("$stage")
@@ -86,18 +98,36 @@ sanitize() { # runs the four tools at once, without PyTorch's memory pool, which
   return $code
 }
 
+facts() { # what the figures depend on beside the code
+  "$python" -c 'import json; from fastcifar.run import environment; print(json.dumps(environment.collect("auto")))' \
+    >"$results-facts.json"
+  nvidia-smi --query-gpu=name,driver_version,vbios_version,power.limit,power.max_limit,clocks.max.sm,clocks.max.mem,pcie.link.gen.current,persistence_mode \
+    --format=csv | tee "$results-facts.csv" || echo "nvidia-smi is not here: the power limit is not recorded"
+  "$python" -m fastcifar doctor
+}
+export python results
+export -f facts sanitize
+stage facts 60 bash -c facts
 stage build 150 env FASTCIFAR_CUDA=1 "FASTCIFAR_CUDA_ARCHS=${FASTCIFAR_CUDA_ARCHS:-native}" \
   "$python" setup.py build_ext --inplace
-stage tests 120 "$python" -m pytest -q -p no:cacheprovider -k "cuda or on_a_gpu" tests/test_ops_*.py
-export python results
-export -f sanitize
-stage sanitize 120 bash -c sanitize
-bench ops 280 bench/test_separable_block.py bench/test_dwconv3x3.py bench/test_depthwise_block.py \
+stage check 60 "$python" -c 'import torch
+from fastcifar import selfcheck
+found = selfcheck.run(torch.device("cuda", 0))
+print(found or "each op computes what its reference does, twice to the same bit")
+raise SystemExit(bool(found))'
+bench steps 200 bench/test_training_step.py
+run converge 60 lr-0.05 --engine fused --precision bf16 --epochs 15
+run train-fp16 40 lr-0.05 --engine fused --precision fp16 --epochs 2
+run train-deterministic 40 lr-0.05 --engine fused --precision bf16 --deterministic --epochs 2
+stage tests 120 "$python" -m pytest -q -p no:cacheprovider -k "cuda or on_a_gpu or steps" tests/test_ops_*.py tests/test_steps.py
+run final 240 final
+run speedrun 90 speedrun
+bench ops 100 bench/test_separable_block.py bench/test_depthwise_block.py bench/test_dwconv3x3.py \
   bench/test_batch_norm_relu.py bench/test_dwconv3x3_affine_relu.py bench/test_mixup_cross_entropy.py \
   bench/test_training_batch.py
-bench steps 240 bench/test_training_step.py --full
-run converge 120 lr-0.05
-run final 560 final
+stage profile 60 "$python" -m fastcifar profile --engine fused --out "runs/gpu/$name-profile-$(date +%H%M%S)"
+stage sanitize 120 bash -c sanitize
+stage ablate 900 "$python" -m fastcifar ablate --out "runs/gpu/$name-ablate-$(date +%H%M%S)"
 bench loaders 240 bench/test_loader.py
 
 [ ${#failed[@]} -eq 0 ] || { echo "gpu.sh: failed: ${failed[*]} (logs: $results-*.log)" >&2; exit 1; }

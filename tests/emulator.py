@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wer
 FLAGS += ["-DFASTCIFAR_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMU}"]
 PLAIN = ["-O1"]
 SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+RACES = ["-O1", "-g1", "-fsanitize=thread"]
 
 
 def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple[str, str]] | None = None) -> Path:
@@ -79,10 +81,23 @@ def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple
 
 def sanitizer_environment() -> dict[str, str]:
     """The environment of a Python process that loads a library built with SANITIZED."""
-    runtimes = [
-        subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True).stdout
-        for name in ("asan", "ubsan")
-    ]
     # Python itself leaks memory, and its allocator would hide the ends of small blocks
     options = {"ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, "LD_PRELOAD": " ".join(path.strip() for path in runtimes), **options}
+    return {**os.environ, "LD_PRELOAD": _runtimes("asan", "ubsan"), **options}
+
+
+def race_environment() -> dict[str, str]:
+    """The environment of a Python process that loads a library built with RACES; see also `RACE_COMMAND`."""
+    # Of the libraries only the kernels are instrumented; what others do to the same memory is no race of the kernels.
+    options = {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=66", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "LD_PRELOAD": _runtimes("tsan"), **options}
+
+
+RACE_COMMAND = ["setarch", "-R", sys.executable]
+"""Python with memory where ThreadSanitizer expects it, and not at random places."""
+
+
+def _runtimes(*names: str) -> str:
+    """The sanitizers' libraries, which must be loaded before all others."""
+    ask = [["g++", f"-print-file-name=lib{name}.so"] for name in names]
+    return " ".join(subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() for one in ask)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import emulator
@@ -79,11 +80,39 @@ FLOAT_ONLY = {
 }
 
 
+# race -> file, what it says, what it says with the race
+RACES = {
+    "taps that are read before they are written": (
+        "dwconv3x3_tile.cuh",
+        "* 9 + i];\n  __syncthreads();",
+        "* 9 + i];",
+    ),
+    "one row of partial sums for all blocks": (
+        "statistics.cuh",
+        "rows[(static_cast<int64_t>(blockIdx.y) * Q",
+        "rows[(static_cast<int64_t>(0) * Q",
+    ),
+    "a label that a row of pixels writes": (
+        "training_batch.cu",
+        "if (first_pixel) a.out_labels[b]",
+        "if (row == 0) a.out_labels[b]",
+    ),
+}
+needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")
+
+
 def run_script(
-    library: Path, env: dict[str, str] | None = None, script: str = SCRIPT
+    library: Path, env: dict[str, str] | None = None, script: str = SCRIPT, python: Sequence[str] = (sys.executable,)
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-c", script, str(library)]
+    command = [*python, "-W", "ignore", "-c", script, str(library)]
     return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def races(library: Path, script: str) -> int:
+    """The number of data races that ThreadSanitizer reports."""
+    done = run_script(library, emulator.race_environment(), script, emulator.RACE_COMMAND)
+    assert "CORRECT" in done.stdout or "WRONG RESULT" in done.stderr, done.stderr[-3000:]
+    return done.stderr.count("WARNING: ThreadSanitizer: data race")
 
 
 @pytest.mark.parametrize(
@@ -124,3 +153,39 @@ def test_clean_under_sanitizers(subset: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-k", subset, EMULATED]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@needs_setarch
+@pytest.mark.parametrize("race", [None, *RACES])
+def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
+    """None: the kernels as they are, without a race."""
+    edits = dict(FLOAT_ONLY)
+    scripts = [SCRIPT, STEP_SCRIPT]
+    if race is not None:
+        file, right, wrong = RACES[race]
+        edits[f"cuda/{file}"] = (right, wrong)
+        scripts = [STEP_SCRIPT if file == "training_batch.cu" else SCRIPT]
+    ops_used = {SCRIPT: ("dwconv3x3",), STEP_SCRIPT: ("training_batch", "mixup_cross_entropy")}
+    for script in scripts:
+        library = emulator.build(emulator.RACES, ops=ops_used[script], edits=edits)
+        found = races(library, script)
+        assert bool(found) == (race is not None), found
+        print(f"{race}: {found} reports")
+
+
+@needs_setarch
+@pytest.mark.parametrize(
+    "subset",
+    [
+        pytest.param("agree and float16 and not bfloat16 and (2x65x5x7 or 2x34x4x4 or 136) or last_bit", id="some"),
+        pytest.param("agree or last_bit or entropy or rows", id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_no_data_race(subset: str) -> None:
+    """Within a block and, in global memory, between blocks: every op, in fp16, and training_batch in every type."""
+    env = {**emulator.race_environment(), "FASTCIFAR_EMULATED_LIBRARY": str(emulator.build(emulator.RACES))}
+    options = ["-q", "-p", "no:cacheprovider", "-W", "default", "-k", subset]
+    command = [*emulator.RACE_COMMAND, "-m", "pytest", *options, EMULATED]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-6000:]
+    assert "ThreadSanitizer" not in done.stderr, done.stderr[-6000:]

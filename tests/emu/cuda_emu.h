@@ -4,7 +4,9 @@
 // between two of them the threads run one after another in an order drawn from emu::seed(), and shared memory starts
 // as NaN in every block: a missing barrier or initialisation changes the result. Shared arrays are heap blocks of
 // their exact size, so that AddressSanitizer sees an access outside them as well as one outside a tensor.
-// It checks the kernels' logic; not their speed, nor data races between blocks, nor what ptxas makes of them.
+// Under ThreadSanitizer each thread of a block is a thread to it, and only barriers and launches order what they do: it
+// sees data races within a block and, between blocks, in global memory.
+// It checks the kernels' logic; not their speed, nor what ptxas makes of them.
 #pragma once
 #include <ucontext.h>
 
@@ -24,6 +26,24 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(__SANITIZE_THREAD__)
+extern "C" {
+void* __tsan_create_fiber(unsigned);
+void __tsan_destroy_fiber(void*);
+void __tsan_switch_to_fiber(void*, unsigned);
+void* __tsan_get_current_fiber();
+void __tsan_acquire(void*);
+void __tsan_release(void*);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+// For functions of the emulator that change fibers or that a kernel calls: their own memory is of no thread of the kernel.
+#define EMU_UNSEEN inline __attribute__((no_sanitize("thread"), noinline))
+#else
+#define EMU_UNSEEN inline
+#endif
 
 #define __global__
 #define __device__
@@ -41,6 +61,38 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 inline constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+// What ThreadSanitizer is told; nothing without it.
+namespace race {
+
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kOn = true;
+inline void* new_thread() { return __tsan_create_fiber(0); }
+inline void end_thread(void* thread) { __tsan_destroy_fiber(thread); }
+inline void* this_thread() { return __tsan_get_current_fiber(); }
+// Flag 1: changing threads orders nothing.
+inline void change_to(void* thread) { __tsan_switch_to_fiber(thread, 1); }
+// Who waits for a token comes after all that its givers did before.
+inline void give(void* token) { __tsan_release(token); }
+inline void wait_for(void* token) { __tsan_acquire(token); }
+struct Unseen {
+  Unseen() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unseen() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__), AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+#else
+inline constexpr bool kOn = false;
+inline void* new_thread() { return nullptr; }
+inline void end_thread(void*) {}
+inline void* this_thread() { return nullptr; }
+inline void change_to(void*) {}
+inline void give(void*) {}
+inline void wait_for(void*) {}
+struct Unseen {
+  ~Unseen() {}
+};
+#endif
+
+}  // namespace race
 
 namespace emu {
 
@@ -67,10 +119,22 @@ struct Fiber {
   int index = 0;
   State state = State::kReady;
   void* asan_stack = nullptr;
+  void* thread = nullptr;               // to the race detector
+  unsigned barriers = 0, meetings = 0;  // that it reached: of the block, of the warp
+};
+
+// Blocks that follow each other mostly have other threads, to the race detector: the same ones would be ordered.
+inline constexpr unsigned kPools = race::kOn ? 2 : 1;
+inline constexpr size_t kTokens = 128;  // of a block: two for its barriers, two for those of each warp
+
+struct FreeAligned {
+  void operator()(char* p) const { ::operator delete[](p, std::align_val_t{16}); }
 };
 
 struct Machine {
-  std::vector<Fiber> fibers;
+  std::vector<Fiber> fibers;  // of all pools
+  Fiber* block = nullptr;     // the fibers of the block that runs
+  size_t block_size = 0;
   ucontext_t scheduler;
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
@@ -81,9 +145,13 @@ struct Machine {
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   void* scheduler_asan = nullptr;
+  void* scheduler_thread = nullptr;
+  char launched, ended;  // tokens of the race detector
+  std::vector<char> tokens = std::vector<char>(race::kOn ? kTokens << 14 : 0);
+  std::vector<std::unique_ptr<char[], FreeAligned>> used;  // shared memory whose address must not come again
 };
 
-inline Machine& machine() {
+EMU_UNSEEN Machine& machine() {
   static Machine m;
   return m;
 }
@@ -93,9 +161,11 @@ inline Machine& machine() {
   std::abort();
 }
 
-inline void run(Fiber& f) {
+EMU_UNSEEN void run(Fiber& f) {
   Machine& m = machine();
   m.current = &f;
+  m.scheduler_thread = race::this_thread();
+  race::change_to(f.thread);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&m.scheduler_asan, f.stack.get(), kStackBytes);
 #endif
@@ -105,31 +175,46 @@ inline void run(Fiber& f) {
 #endif
 }
 
-inline void park(State state) {
+// The token of the meeting point that a thread has reached. Barriers take turns with two tokens, because a thread that
+// has passed one barrier may reach the next one before all have left the first.
+EMU_UNSEEN void* meeting_point(Fiber& f, State state) {
+  Machine& m = machine();
+  if (!race::kOn || state == State::kDone) return &m.ended;
+  char* const own = m.tokens.data() + m.block_serial % (m.tokens.size() / kTokens) * kTokens;
+  return state == State::kAtBlock ? own + f.barriers++ % 2 : own + 2 + f.index / 32 * 2 + f.meetings++ % 2;
+}
+
+EMU_UNSEEN void park(State state) {
   Machine& m = machine();
   Fiber& f = *m.current;
   f.state = state;
+  void* const token = meeting_point(f, state);
+  race::give(token);
+  race::change_to(m.scheduler_thread);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &f.asan_stack, m.scheduler_stack,
                                  m.scheduler_stack_bytes);
 #endif
   swapcontext(&f.context, &m.scheduler);
+  race::wait_for(token);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(f.asan_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 #endif
 }
 
-inline void entry() {
+EMU_UNSEEN void entry() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack, &machine().scheduler_stack_bytes);
 #endif
+  race::wait_for(&machine().launched);
   (*machine().body)();
   park(State::kDone);
 }
 
 // Lets go on whoever waits at a meeting point that all living threads of the block (or warp) have reached.
-inline bool release() {
-  auto& fibers = machine().fibers;
+EMU_UNSEEN bool release() {
+  Fiber* const fibers = machine().block;
+  const size_t count = machine().block_size;
   const auto meet = [&](size_t begin, size_t end, State state) {
     size_t living = 0, waiting = 0;
     for (size_t i = begin; i < end; ++i) living += fibers[i].state != State::kDone, waiting += fibers[i].state == state;
@@ -138,21 +223,25 @@ inline bool release() {
       if (fibers[i].state == state) fibers[i].state = State::kReady;
     return true;
   };
-  if (meet(0, fibers.size(), State::kAtBlock)) return true;
+  if (meet(0, count, State::kAtBlock)) return true;
   bool any = false;
-  for (size_t i = 0; i < fibers.size(); i += 32) any |= meet(i, std::min(fibers.size(), i + 32), State::kAtWarp);
+  for (size_t i = 0; i < count; i += 32) any |= meet(i, std::min(count, i + 32), State::kAtWarp);
   return any;
 }
 
-inline void run_block(dim3 block, std::mt19937& rng) {
+EMU_UNSEEN void run_block(dim3 block, std::mt19937& rng) {
   Machine& m = machine();
   ++m.block_serial;
-  const int n = static_cast<int>(m.fibers.size());
+  const int n = static_cast<int>(m.fibers.size() / kPools);
+  Fiber* const fibers = m.block = m.fibers.data() + (race::kOn ? rng() % kPools * n : 0);
+  m.block_size = n;
   for (int i = 0; i < n; ++i) {
-    Fiber& f = m.fibers[i];
+    Fiber& f = fibers[i];
     f.index = i;
     f.thread_idx = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     f.state = State::kReady;
+    f.barriers = f.meetings = 0;
+    if (!f.thread) f.thread = race::new_thread();
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get();
     f.context.uc_stack.ss_size = kStackBytes;
@@ -164,20 +253,25 @@ inline void run_block(dim3 block, std::mt19937& rng) {
   do {
     if (seed()) std::shuffle(order.begin(), order.end(), rng);
     for (int i : order)
-      if (m.fibers[i].state == State::kReady) run(m.fibers[i]);
+      if (fibers[i].state == State::kReady) run(fibers[i]);
   } while (release());
-  for (auto& f : m.fibers)
-    if (f.state != State::kDone) die("deadlock: some threads of a block wait at a barrier that the others never reach");
+  for (int i = 0; i < n; ++i)
+    if (fibers[i].state != State::kDone)
+      die("deadlock: some threads of a block wait at a barrier that the others never reach");
 }
 
-inline void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+EMU_UNSEEN void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
   Machine& m = machine();
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64) die("a block has 1 to 1024 threads");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) die("an empty or too large grid");
   ++m.launches;
   if (idle()) return;
-  if (m.fibers.size() != threads) m.fibers = std::vector<Fiber>(threads);
+  if (m.fibers.size() != threads * kPools) {
+    for (Fiber& f : m.fibers)
+      if (f.thread) race::end_thread(f.thread);
+    m.fibers = std::vector<Fiber>(threads * kPools);
+  }
   m.mailbox.resize(threads);
   m.body = &body;
   m.grid_dim = grid;
@@ -186,10 +280,13 @@ inline void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
   std::vector<unsigned> blocks(size_t{grid.x} * grid.y * grid.z);
   std::iota(blocks.begin(), blocks.end(), 0u);
   if (seed()) std::shuffle(blocks.begin(), blocks.end(), rng);
+  race::give(&m.launched);
   for (unsigned b : blocks) {
     m.block_idx = dim3(b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y));
     run_block(block, rng);
   }
+  race::wait_for(&m.ended);
+  m.used.clear();
 }
 
 // Storage behind SHARED_ARRAY: one per place in the source, fresh and full of NaN in every block. The array ends where
@@ -198,9 +295,11 @@ template <class T>
 class SharedArray {
  public:
   T* in_this_block(size_t count) {
+    const race::Unseen unseen;
     if (serial_ != machine().block_serial) {
       serial_ = machine().block_serial;
       const size_t bytes = sizeof(T) * count;
+      if (race::kOn && block_) machine().used.push_back(std::move(block_));
       block_.reset(new (std::align_val_t{16}) char[bytes]);
       std::memset(block_.get(), 0xff, bytes);
     }
@@ -208,10 +307,7 @@ class SharedArray {
   }
 
  private:
-  struct Free {
-    void operator()(char* p) const { ::operator delete[](p, std::align_val_t{16}); }
-  };
-  std::unique_ptr<char, Free> block_;
+  std::unique_ptr<char[], FreeAligned> block_;
   uint64_t serial_ = 0;
 };
 
@@ -219,12 +315,17 @@ class SharedArray {
 template <class T, class Read>
 auto exchange(const T& letter, Read read) {
   Machine& m = machine();
-  auto& own = m.mailbox[m.current->index];
-  own.resize(sizeof(T));
-  std::memcpy(own.data(), &letter, sizeof(T));
+  int first;
+  {
+    const race::Unseen unseen;
+    auto& own = m.mailbox[m.current->index];
+    own.resize(sizeof(T));
+    std::memcpy(own.data(), &letter, sizeof(T));
+    first = m.current->index / 32 * 32;
+  }
   park(State::kAtWarp);
-  const int first = m.current->index / 32 * 32;
   const auto letter_of = [&](int lane) {
+    const race::Unseen unseen;
     T value;
     const auto& box = m.mailbox[first + (lane & 31)];
     if (box.size() != sizeof(T)) die("a warp operation in which a lane takes no part");
@@ -236,7 +337,7 @@ auto exchange(const T& letter, Read read) {
   return result;
 }
 
-inline int lane() { return machine().current->index & 31; }
+EMU_UNSEEN int lane() { return machine().current->index & 31; }
 
 // ldmatrix.x4: lane l's pointer is row l % 8 of matrix l / 8.
 inline void load_matrices(const uint16_t* row, bool transposed, uint32_t (&out)[4]) {
@@ -270,12 +371,17 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   });
 }
 
+EMU_UNSEEN dim3 thread_index() { return machine().current->thread_idx; }
+EMU_UNSEEN dim3 block_index() { return machine().block_idx; }
+EMU_UNSEEN dim3 block_size() { return machine().block_dim; }
+EMU_UNSEEN dim3 grid_size() { return machine().grid_dim; }
+
 }  // namespace emu
 
-#define threadIdx (emu::machine().current->thread_idx)
-#define blockIdx (emu::machine().block_idx)
-#define blockDim (emu::machine().block_dim)
-#define gridDim (emu::machine().grid_dim)
+#define threadIdx (emu::thread_index())
+#define blockIdx (emu::block_index())
+#define blockDim (emu::block_size())
+#define gridDim (emu::grid_size())
 
 #ifdef EMU_NO_BARRIER  // a self-test: without its barriers a kernel must fail
 inline void __syncthreads() {}

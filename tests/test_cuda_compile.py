@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     spilled_bytes: int
 
 
-def nvcc(source: Path, name: str, *flags: str) -> tuple[str, str]:
+def nvcc(source: Path, name: str, *flags: str) -> tuple[Path, str]:
     """The output file and the messages of nvcc for a source; kept as `name` until a source or header changes."""
     key = hashlib.sha256(" ".join(flags).encode())
     for path in [source, *sorted(CUDA.glob("*.cuh")), CUDA / "launch.h", ROOT / "csrc/common.h"]:
@@ -48,11 +48,23 @@ def nvcc(source: Path, name: str, *flags: str) -> tuple[str, str]:
         warnings = [line for line in done.stderr.splitlines() if "warning" in line]
         assert not warnings, warnings
         said.write_text(done.stderr)
-    return kept.read_text(errors="replace"), said.read_text()
+    return kept, said.read_text()
+
+
+def ptx(source: Path, arch: str) -> Path:
+    return nvcc(source, f"{source.stem}.ptx_{arch}", f"-arch=sm_{arch}", "-ptx")[0]
 
 
 def ptxas_report(source: Path, arch: str) -> str:
-    return nvcc(source, f"{source.stem}.sm_{arch}", "-Xptxas=-v", f"-arch=sm_{arch}", "-cubin")[1]
+    code = CACHE / f"{ptx(source, arch).name}.ptx"  # nvcc knows a file by its ending
+    code.write_bytes(ptx(source, arch).read_bytes())
+    return nvcc(code, f"{source.stem}.sm_{arch}", "-Xptxas=-v", f"-arch=sm_{arch}", "-cubin")[1]
+
+
+def entries(source: Path, arch: str = "90") -> list[tuple[str, str]]:
+    """Name and PTX of each kernel of a source."""
+    text = ptx(source, arch).read_text()
+    return re.findall(r"\.entry (\w+)\((.*?)\n\}", text, re.DOTALL)
 
 
 def built_report(arch: str) -> str:
@@ -127,8 +139,7 @@ def test_streaming_kernels_read_vectors_several_at_a_time() -> None:
     """
     seen = dict.fromkeys(STREAMING, 0)
     for stem in ("batch_norm_relu", "depthwise_block"):
-        ptx, _ = nvcc(CUDA / f"{stem}.cu", f"{stem}.ptx_90", "-arch=sm_90", "-ptx")
-        for name, body in re.findall(r"\.entry (\w+)\((.*?)\n\}", ptx, re.S):
+        for name, body in entries(CUDA / f"{stem}.cu"):
             kernel = next((k for k in STREAMING if re.search(rf"\d{k}I", name)), "")
             width = re.search(r"Li(\d+)E", name)
             if not kernel or not width or width[1] == "1":  # rows that are no whole vectors
@@ -141,3 +152,34 @@ def test_streaming_kernels_read_vectors_several_at_a_time() -> None:
             assert wide[: len(loads)] == loads, f"{name}: a row is written before the next one is read"
             assert not [a for a in accesses if ".local" in a or "16" in a], f"{name}: memory read or written in pieces"
     assert all(seen.values()), seen
+
+
+def pieces(name: str, body: str) -> list[str]:
+    """What is wrong with how a kernel's PTX reads and writes memory.
+
+    A kernel of a 16-bit type that has several channels a thread (its first number) must not access them one by one.
+    """
+    wrong = re.findall(r"\b(?:ld|st)\.local\S*|\.local \.align", body)
+    channels = re.search(r"I(?:NS_\d(?:bf16|fp16))ELi(\d+)E", name)
+    if channels and int(channels[1]) > 1:
+        wrong += [
+            a for a in re.findall(r"\b(?:ld|st)\.global\S*", body) if re.search(r"\.[bus]16$", a) and ".v" not in a
+        ]
+    return wrong
+
+
+@pytest.mark.sanitized
+def test_no_kernel_uses_local_memory_or_16_bits_at_a_time() -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [entry for kernels in pool.map(entries, sorted(CUDA.glob("*.cu"))) for entry in kernels]
+    assert len(found) > 50
+    assert {name: pieces(name, body) for name, body in found if pieces(name, body)} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["ld.global.u16 %rs1, [%rd1];", "st.global.b16 [%rd1], %rs1;", "ld.local.f32 %f1, [%rd1];"]
+)
+def test_the_lint_of_ptx_sees_a_piece(line: str) -> None:
+    name = "_ZN9fastcifar4cuda17dwconv3x3_forwardINS_4bf16ELi2ELi1ELi4ELi0EEEv"
+    assert pieces(name, f"ld.global.v2.u16 {{%rs1, %rs2}}, [%rd1]; {line}") == [line.split()[0]]
+    assert pieces(name, "ld.global.v2.u16 {%rs1, %rs2}, [%rd1]; ld.global.f32 %f1, [%rd2];") == []

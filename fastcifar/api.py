@@ -123,7 +123,7 @@ def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", d
 def study(
     *trials: str,
     seeds: int | Sequence[int] = 3,
-    out: StrPath = "runs/study",
+    out: StrPath | None = None,
     quick: bool = False,
     epochs_scale: float | None = None,
     jobs: int | None = None,
@@ -134,13 +134,15 @@ def study(
     The same call again goes on with an interrupted study. A call with more trials or seeds extends the study.
 
     Args:
-        *trials: names of presets; without any, the eight trials of the course report.
+        *trials: names of presets, or paths of settings files (`*.toml`); without any, the eight trials of the course
+            report.
         seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves.
-        out: the study's folder.
+        out: the study's folder; None means the command line's: runs/study, or a name made of the trials.
         quick: trains small models on procedural images on the CPU: all eight trials take minutes.
         epochs_scale: multiplies the epochs of every run: with 0.1 each run has a tenth of its epochs.
         jobs: how many runs train at the same time; None means one for each GPU, or one on the CPU.
-        **settings: new values of settings for every run, such as `data="cifar-100-python.tar.gz"`.
+        **settings: new values of settings for every run, such as `data="cifar-100-python.tar.gz"`. A list of values,
+            such as `lr=[0.05, 0.1]`, makes a trial of each.
 
     Returns:
         The study, with its finished and failed runs.
@@ -151,7 +153,7 @@ def study(
         InterruptedRunError: a signal stopped the study after every run had saved its state.
     """
     from fastcifar.studies.conduct import conduct
-    from fastcifar.studies.plan import Request
+    from fastcifar.studies.plan import Request, default_folder
 
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers):
@@ -159,7 +161,8 @@ def study(
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs!r}: expected a number from 1")
     pairs = [(name, _as_text(value)) for name, value in settings.items()]
-    result = conduct(_path(out), Request(trials, quick, numbers, epochs_scale, pairs), jobs)
+    request = Request(trials, quick, numbers, epochs_scale, pairs)
+    result = conduct(default_folder(request) if out is None else _path(out), request, jobs)
     finished = [load(run.path) for run in result.runs if run.state == "finished"]
     failed = {run.name: run.reason for run in result.failed}
     return Study(result.study.path, result.page, finished, failed)

@@ -125,7 +125,7 @@ def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "did you mean lr?" in done.stdout
-    assert (tmp_path / "runs/study/report/index.html").is_file()
+    assert (tmp_path / "runs/study-quick/report/index.html").is_file()
 
 
 def test_paths_are_those_of_the_command_line(run: fc.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

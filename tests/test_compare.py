@@ -99,7 +99,9 @@ def test_other_images_are_another_column(make: Any) -> None:
 
 def test_a_study_stands_for_the_runs_that_have_begun(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
     Path("s").mkdir()
-    Study(Path("s"), trials={name: Trial((0, 1), 300, "d") for name in ("final", "cosine", "constant")}).write()
+    Study(
+        Path("s"), trials={name: Trial(name, {}, (0, 1), 300, "d") for name in ("final", "cosine", "constant")}
+    ).write()
     for name, seed, val in (("final", 0, 0.7), ("final", 1, None), ("cosine", 0, 0.6)):
         make(f"s/runs/{name}-s{seed}", name, val, seed=seed)
     assert cli.main(["compare", "s", "s/runs/final-s0"]) == 0

@@ -218,7 +218,7 @@ def test_curves_are_means_over_the_epochs_that_every_seed_has(tmp_path: Path) ->
 
 
 def test_a_study_folder_names_its_runs_and_what_is_missing(tmp_path: Path) -> None:
-    study = Study(tmp_path, trials={"lr-0.05": StudyTrial((0, 1), 15, "digest")})
+    study = Study(tmp_path, trials={"lr-0.05": StudyTrial("lr-0.05", {}, (0, 1), 15, "digest")})
     study.write()
     whole = make_run(tmp_path / "runs/lr-0.05-s0", "lr-0.05")
     runs, planned = find_runs([tmp_path])

@@ -34,7 +34,7 @@ from fastcifar.studies import conduct as study
 from fastcifar.studies import folder as study_folder
 from fastcifar.studies.conduct import Result, conduct
 from fastcifar.studies.folder import Study, Trial
-from fastcifar.studies.plan import Request, plan
+from fastcifar.studies.plan import Request, default_folder, plan
 from fastcifar.studies.progress import Progress
 
 TESTS = Path(__file__).resolve().parent
@@ -139,14 +139,13 @@ def test_all_trials_with_the_first_seed_come_first() -> None:
     assert not OUT.exists(), "planning writes nothing"
 
 
-def test_epochs_scale_shrinks_warm_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_scale_shrinks_warm_up_too() -> None:
     scaled, _ = plan(OUT, Request(epochs_scale=0.01))
     assert {name: trial.epochs for name, trial in scaled.trials.items()} == {
         name: 1 if name.startswith("lr") else 3 for name in TRIALS
     }
-    warm = load_preset("final").model_copy(update={"lr_warmup_epochs": 10.0})
-    monkeypatch.setattr(study_folder, "load_preset", lambda name: warm)
-    config = Study(OUT, epochs_scale=0.1).config("final", 0)
+    Path("warm.toml").write_text('base = "final"\n[settings]\nlr_warmup_epochs = 10.0\n')
+    config = plan(OUT, Request(("warm.toml",), epochs_scale=0.1))[0].config("warm", 0)
     assert (config.epochs, config.lr_warmup_epochs) == (30, 1.0)
 
 
@@ -247,6 +246,116 @@ def test_a_damaged_study_can_be_made_anew(content: str) -> None:
         plan(OUT, Request())
     (OUT / "study.json").unlink()
     plan(OUT, Request())
+
+
+# ---- trials of one's own ----
+
+
+def write_mine(lr: float = 0.1, file: str = "mine.toml") -> None:
+    Path(file).write_text(f'base = "final"\n[settings]\nlr = {lr}\n')
+
+
+def test_a_settings_file_is_a_trial_and_the_study_keeps_a_copy(fake: Any, report: Report) -> None:
+    write_mine()
+    asked = Request(("final", "mine.toml"), seeds=(0, 1), settings=SHORT)
+    conduct(OUT, asked)
+    assert trained() == whole("final-s0", "mine-s0", "final-s1", "mine-s1")
+    config = RunFolder.open(OUT / "runs/mine-s1").config
+    assert (config.preset, config.lr, config.mixup_alpha, config.seed) == ("mine", 0.1, 0.2, 1)
+    assert "--config s/settings/mine.toml --seed 1" in (OUT / "logs/mine-s1.log").read_text()
+
+    write_mine(lr=0.2)
+    with pytest.raises(UsageError, match=r"lr = 0.2 asked, 0.1 there   \(mine\)"):
+        plan(OUT, asked)
+    Path("mine.toml").unlink()
+    again, wanted = plan(OUT, Request(seeds=(2,)))
+    assert wanted == {"final-s2", "mine-s2"} and again.config("mine", 2).lr == 0.1, "the copy counts"
+
+
+def test_a_grid_has_a_trial_for_each_combination(fake: Any) -> None:
+    argv = "study final --lr 0.05,1e-1,0.10 --weight-decay 1e-4,5e-4 --nesterov --epochs 3 --seeds 1".split()
+    assert cli.main(argv) == 0
+    out = Path("runs/study-final-lr-weight_decay")
+    names = [f"final-lr={lr}-weight_decay={wd}" for lr in ("0.05", "0.1") for wd in ("0.0001", "0.0005")]
+    assert trained() == whole(*(f"{name}-s0" for name in names))
+    found = {name: Study.open(out).config(name, 0) for name in names}
+    assert [(c.lr, c.weight_decay, c.nesterov, c.preset) for c in found.values()] == [
+        (0.05, 1e-4, True, "final"),
+        (0.05, 5e-4, True, "final"),
+        (0.1, 1e-4, True, "final"),
+        (0.1, 5e-4, True, "final"),
+    ]
+    assert cli.main(argv) == 0 and set(trained().values()) == {1}, "the same command trains nothing again"
+
+
+def test_a_grid_grows_by_values_trials_and_seeds() -> None:
+    write_mine()
+    OUT.mkdir()
+    plan(OUT, Request(("final",), seeds=(0,), settings=(("lr", "0.05,0.1"),)))[0].write()
+    more, wanted = plan(OUT, Request(("final", "mine.toml"), settings=(("lr", "0.2"), ("epochs", "300"))))
+    assert wanted == {"final-lr=0.2-s0", "mine-lr=0.2-s0"} and len(more.trials) == 4, "one value more, and not for all"
+    assert (more.config("mine-lr=0.2", 0).preset, more.config("final-lr=0.1", 0).lr) == ("mine", 0.1)
+    _, wanted = plan(OUT, Request(("final-lr=0.1",), seeds=(0, 1, 2)))
+    assert wanted == {f"final-lr=0.1-s{seed}" for seed in range(3)}, "more seeds for one of its trials"
+    with pytest.raises(UsageError, match=r"fial-lr=0.1: there is no such trial; did you mean final-lr=0.1\?"):
+        plan(OUT, Request(("fial-lr=0.1",)))
+
+
+def test_all_that_is_wrong_with_own_trials_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    write_mine(lr=-1)
+    write_mine(file="final.toml")
+    argv = "study mine.toml final.toml none.toml final --config x.toml --lr 0.1,fast --label-smoothing 0,2".split()
+    assert cli.main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for line, part in zip(
+        lines,
+        [
+            "--config: a study takes the names of settings files, without --config",
+            "mine.toml: lr = -1: expected a number above 0",
+            "final.toml: a preset is called final, and this file is another trial: rename it",
+            "none.toml: there is no such file",
+            "--lr fast: expected a number above 0",
+            "--label-smoothing 2: expected",
+        ],
+        strict=True,
+    ):
+        assert part in line
+    assert cli.main("study --lr 0.1,0.2".split()) == 2
+    assert "such as: fastcifar study final --lr 0.1,0.2" in capsys.readouterr().err
+    Path("sub").mkdir()
+    write_mine()
+    write_mine(0.3, "sub/mine.toml")
+    assert cli.main("study mine.toml sub/mine.toml".split()) == 2
+    assert "both are called mine: rename one" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_conflict_names_its_trial() -> None:
+    with pytest.raises(UsageError, match=r"final-epochs=5: .*lr_warmup_epochs = 20 must"):
+        plan(OUT, Request(("final",), settings=(("epochs", "5,30"), ("lr-warmup-epochs", "20"))))
+
+
+@pytest.mark.parametrize(
+    ("request_", "folder"),
+    [
+        (Request(), "study"),
+        (Request(("final", "cosine"), quick=True), "study-quick"),
+        (Request(("final",), settings=(("lr", "1,2"), ("epochs", "3"))), "study-final-lr"),
+        (Request(("a/my own.toml", "final"), quick=True), "study-quick-my-own-final"),
+        (Request(("final",), settings=(("mean", "0.5,0.5,0.5"), ("data", "a,b.npz"))), "study"),
+    ],
+)
+def test_each_study_of_ones_own_has_its_folder(request_: Request, folder: str) -> None:
+    assert default_folder(request_) == Path("runs") / folder
+
+
+def test_a_study_of_format_1_goes_on(fake: Any) -> None:
+    OUT.mkdir()
+    trials = {"final": {"seeds": [0], "epochs": 3, "dataset_digest": ""}}
+    old = {"format": 1, "quick": False, "epochs_scale": 1.0, "settings": {"epochs": "3"}, "failures": {}}
+    (OUT / "study.json").write_text(json.dumps(old | {"trials": trials}))
+    conduct(OUT, Request(seeds=(0, 1)))
+    assert trained() == whole("final-s0", "final-s1")
 
 
 # ---- what becomes of the runs ----
@@ -390,25 +499,6 @@ def test_a_page_that_cannot_be_written_costs_no_run(fake: Any, monkeypatch: pyte
     with pytest.raises(UsageError, match="did not write\nThe runs .* intact: fastcifar report s --out DIR"):
         conduct(OUT, request("final"))
     assert trained() == whole("final-s0")
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        Request(("mine.toml",)),
-        Request(("sub/it's mine.toml", "final")),
-        Request(("final",), settings=(("config", "mine.toml"),)),
-    ],
-)
-def test_a_settings_file_is_told_what_is_possible(asked: Request, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bug: the hint named a preset or an option of a study that does not exist."""
-    with pytest.raises(UsageError) as caught:
-        plan(OUT, asked)
-    quoted = "'sub/it'\"'\"'s mine.toml'" if "sub" in asked.trials[0] else "mine.toml"
-    assert f"fastcifar train --config {quoted} --seed 0" in str(caught.value)
-    assert "did you mean" not in str(caught.value)
-    assert cli.main(["study", "mine.toml"]) == 2 and "fastcifar train --config mine.toml" in capsys.readouterr().err
-    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"format": 1}', "[]", "{", '{"format": 1, "trials": 3}'])
@@ -629,7 +719,7 @@ class Terminal(io.StringIO):
 
 
 def progress_of(*seconds: float, file: io.StringIO) -> tuple[Progress, list[PlannedRun], Callable[[float], None]]:
-    planned = Study(OUT, trials={"final": Trial((0, 1), 10, "")})
+    planned = Study(OUT, trials={"final": Trial("final", {}, (0, 1), 10)})
     runs, now = planned.planned(), [0.0]
 
     def at(second: float) -> None:

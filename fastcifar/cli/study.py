@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
@@ -12,24 +11,32 @@ from fastcifar.ui.tables import print_table
 if TYPE_CHECKING:
     from fastcifar.studies.conduct import Result
 
-SUMMARY = "train all trials of the report with several seeds, and write the report"
+SUMMARY = "train several trials, each with several seeds: the report's, your own or a grid; and write their page"
 
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
-    parser.usage += "                       [--KEY VALUE ...]"
+    parser.usage += "                       [--KEY VALUE[,VALUE ...] ...]"
     parser.epilog = (
-        "TRIAL is a preset; default: the eight trials of the report. `quick` trains them small, on procedural images "
-        "and the CPU, in two to three minutes. --KEY VALUE sets anything that `fastcifar train --help` lists, in every "
-        "run, such as --data PATH. The same command again goes on with a study that was cut, and more trials or seeds "
-        "extend it; without any, `fastcifar study --out DIR` goes on with what was asked for before."
+        "TRIAL is a preset or your own settings file (FILE.toml); default: the eight trials of the report. `quick` "
+        "trains them small, on procedural images and the CPU, in two to three minutes. --KEY VALUE sets anything that "
+        "`fastcifar train --help` lists, in every run, such as --data PATH; several values make a grid, with a trial "
+        "for each combination: --lr 0.05,0.1 --weight-decay 1e-4,5e-4. The same command again goes on with a study "
+        "that was cut, and more trials or seeds extend it; without any, `fastcifar study --out DIR` goes on with what "
+        "was asked for before."
     )
     counts, scale = "a number of seeds, or seeds such as 3,4,5", "a number above 0"
     parser.add_argument(
         "--seeds", metavar="N", type=parsed(seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
     )
-    parser.add_argument("--out", metavar="DIR", type=path, help="the study's folder [runs/study, runs/study-quick]")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=path,
+        help="the study's folder [runs/study or, by the names "
+        "of its trials and of the settings with several values, such as runs/study-final-lr]",
+    )
     parser.add_argument(
         "--epochs-scale", metavar="X", type=parsed(positive, scale), help="shrinks every run: 0.1 is a tenth [1]"
     )
@@ -46,12 +53,12 @@ def run(parser: Parser, argv: list[str]) -> int:
         raise UsageError("\n".join(given.problems))
 
     from fastcifar.studies.conduct import conduct
-    from fastcifar.studies.plan import Request
+    from fastcifar.studies.plan import Request, default_folder
 
     quick = "quick" in given.names
     trials = tuple(name for name in given.names if name != "quick")
     request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
-    return _print_study(conduct(args.out or Path("runs/study-quick" if quick else "runs/study"), request, args.jobs))
+    return _print_study(conduct(args.out or default_folder(request), request, args.jobs))
 
 
 def _print_study(result: Result) -> int:

@@ -9,6 +9,7 @@ What goes in:
 The chapters:
     reproduction   the report from front to back, of result_tables, curves, images and mixup
     effects        the report's comparisons, paired over seeds
+    own            in their place for a study of one's own: its trials, their curves and their effects
     findings       test accuracy, and what the models get wrong; calibration: how sure they are
     cost           time, speed and energy; provenance: how each run was made
     wording        numbers and names as the page writes them

@@ -18,10 +18,11 @@ from fastcifar.report.document import MARKDOWN, Block, Bullets, Document, Headin
 from fastcifar.report.effects import comparisons
 from fastcifar.report.findings import accuracy_blocks, error_blocks
 from fastcifar.report.markup import code, plain
+from fastcifar.report.own import own_chapters, own_head, own_title, shown_models
 from fastcifar.report.predictions import Predictions, read_all
 from fastcifar.report.provenance import reproduce_blocks, shortened
 from fastcifar.report.reproduction import report_chapters
-from fastcifar.report.results import Results, read_results
+from fastcifar.report.results import Results, Trial, read_results
 from fastcifar.run.environment import commit
 from fastcifar.run.names import CONFIG
 from fastcifar.run.planned import PlannedRun
@@ -62,14 +63,22 @@ def build_document(
     whole = all(config.parent in runs for parent in parents for config in parent.glob(f"*/{CONFIG}"))
     named = sorted(parents) if whole else runs  # a folder stands for the runs in it
     command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in named)])
-    blocks: list[Block] = [
-        *_head(results),
-        *report_chapters(results, dataset, plain(shortened(problem))),
-        *comparisons(results),
-        *beyond_chapters(results, dataset, predictions, problems, command),
-        Paragraph(_made_by()),
-    ]
-    return Document(_title(results), blocks)
+    if results.is_own:
+        title = own_title(results)
+        blocks = [*own_head(results), *_incomplete(results), *own_chapters(results)]
+        shown = shown_models(results, predictions)
+        blocks += _model_chapters(shown, dataset, predictions, problems, shown[-1] if shown else None)
+    else:
+        title = _title(results)
+        blocks = [
+            *_head(results),
+            *report_chapters(results, dataset, plain(shortened(problem))),
+            *comparisons(results),
+            *beyond_chapters(results, dataset, predictions, problems),
+        ]
+    blocks += [Heading(2, "Time, speed and energy", "cost"), *cost_blocks(results)]
+    blocks += [Heading(2, "How to reproduce each number", "reproduce"), *reproduce_blocks(results, command)]
+    return Document(title, [*blocks, Paragraph(_made_by())])
 
 
 def _title(results: Results) -> str:
@@ -136,11 +145,12 @@ def _incomparable(results: Results) -> list[Block]:
 
 
 def _incomplete(results: Results) -> list[Block]:
-    missing = [name for name in TRIALS if results.trial(name) is None]
+    asked = TRIALS if not results.is_own else dict.fromkeys(plan.trial for plan in results.planned)
+    missing = [name for name in asked if results.trial(name) is None]
     counts = {trial.label: trial.n for trial in results.trials}
     items = []
     if missing:
-        items.append(f"**No finished run** of {', '.join(missing)}.")
+        items.append(f"**No finished run** of {', '.join(map(plain, missing))}.")
     if len(set(counts.values())) > 1:
         items.append(
             "**Seeds differ by trial**: " + ", ".join(f"{plain(name)} {n}" for name, n in counts.items()) + "."
@@ -164,31 +174,20 @@ def beyond_chapters(
     dataset: Dataset | None,
     predictions: Mapping[str, list[Predictions]],
     problems: Mapping[str, str],
-    command: str,
 ) -> list[Block]:
-    """What the report does not have: what the models get wrong, what the runs cost, and how each was made.
+    """What the report does not have: what the models get wrong, and the trials that are not the report's.
 
     Args:
         results: the runs.
         dataset: the images of the first trial, if they are at hand.
         predictions: by a trial's label, those of its runs.
         problems: by run, why it has no predictions.
-        command: makes this page.
     """
     blocks: list[Block] = [Heading(2, "Test accuracy of every trial", "test-accuracy"), *accuracy_blocks(results)]
-    blocks += [Heading(2, "What the models get wrong", "errors")]
-    if problems:
-        told = "; ".join(f"{plain(run)}: {plain(shortened(problem))}" for run, problem in problems.items())
-        blocks.append(Paragraph(f"Without predictions of single images, and not in this chapter: {told}.", "warning"))
-    by_trial = {trial.label: trial for trial in results.trials}
     # One data set a page: another's classes are not comparable.
     digest = results.trials[0].digest
-    trials = [trial for label, trial in by_trial.items() if label in predictions and trial.digest == digest]
-    if trials:
-        blocks += error_blocks(trials, dataset, predictions)
-        blocks += [Heading(2, "Calibration", "calibration"), *calibration_blocks(trials, predictions)]
-    else:
-        blocks.append(Paragraph("No run of this page has predictions of single images."))
+    trials = [trial for trial in results.trials if trial.label in predictions and trial.digest == digest]
+    blocks += _model_chapters(trials, dataset, predictions, problems)
     others = [trial for trial in results.trials if trial.label not in TRIALS]
     if others:
         blocks.append(Heading(2, "Trials that are not the report's", "other-trials"))
@@ -196,9 +195,25 @@ def beyond_chapters(
             changes = f" ({', '.join(trial.changes)})" if trial.changes and trial.label == trial.name else ""
             caption = f"{plain(trial.label + changes)}: loss and accuracy"
             blocks.append(curves_figure(None, f"other-{i}", caption, [trial]))
-    blocks += [Heading(2, "Time, speed and energy", "cost"), *cost_blocks(results)]
-    blocks += [Heading(2, "How to reproduce each number", "reproduce"), *reproduce_blocks(results, command)]
     return blocks
+
+
+def _model_chapters(
+    trials: Sequence[Trial],
+    dataset: Dataset | None,
+    predictions: Mapping[str, list[Predictions]],
+    problems: Mapping[str, str],
+    focus: Trial | None = None,
+) -> list[Block]:
+    """What the models of `trials` get wrong, and how sure they are; the figures show `focus`, if one is named."""
+    blocks: list[Block] = [Heading(2, "What the models get wrong", "errors")]
+    if problems:
+        told = "; ".join(f"{plain(run)}: {plain(shortened(problem))}" for run, problem in problems.items())
+        blocks.append(Paragraph(f"Without predictions of single images, and not in this chapter: {told}.", "warning"))
+    if not trials:
+        return [*blocks, Paragraph("No run of this page has predictions of single images.")]
+    blocks += error_blocks(trials, dataset, predictions, focus)
+    return [*blocks, Heading(2, "Calibration", "calibration"), *calibration_blocks(trials, predictions)]
 
 
 def _images(results: Results, data: str | None) -> tuple[Dataset | None, str]:

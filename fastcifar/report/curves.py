@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastcifar.presets import Metric
 from fastcifar.report import figures
@@ -13,7 +13,13 @@ from fastcifar.report.results import CURVES, Trial
 from fastcifar.report.wording import METRIC_NAMES, number
 
 
-def curves_figure(number: int | None, name: str, caption: str, trials: Sequence[Trial | None]) -> Figure | Paragraph:
+def curves_figure(
+    number: int | None,
+    name: str,
+    caption: str,
+    trials: Sequence[Trial | None],
+    colours: Mapping[str, str] | None = None,
+) -> Figure | Paragraph:
     """Loss and accuracy of training and validation over the epochs.
 
     Args:
@@ -21,6 +27,7 @@ def curves_figure(number: int | None, name: str, caption: str, trials: Sequence[
         name: of the figure on the page.
         caption: in the marks of the document.
         trials: a line each; None for a trial without a finished run.
+        colours: by a trial's name; None for those that it has on every page.
 
     Returns:
         The figure, or a sentence where no trial has a finished run.
@@ -36,7 +43,7 @@ def curves_figure(number: int | None, name: str, caption: str, trials: Sequence[
             for key in (key for key in CURVES if key.endswith(what)):
                 metric: Metric = key  # type: ignore[assignment]
                 shown = trial.preset.about.report.get(metric) if trial.is_comparable and trial.preset else None
-                is_train, colour = key.startswith("train"), colour_of(trial.name)
+                is_train, colour = key.startswith("train"), (colours or {}).get(trial.name) or colour_of(trial.name)
                 points = trial.curve(key)
                 curves.append(figures.Curve(trial.label, colour, points, is_train, shown))
                 if points:

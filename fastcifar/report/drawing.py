@@ -81,6 +81,12 @@ def colour_of(name: str) -> str:
     return _OTHERS[sum(name.encode("utf-8", "surrogatepass")) % len(_OTHERS)][0]
 
 
+def colours_of(count: int) -> list[str]:
+    """Colours in the light for `count` trials of one's own, by their place: neighbours in a drawing differ."""
+    every = [light for light, _ in (*COLOURS.values(), *_OTHERS)]
+    return [every[place % len(every)] for place in range(count)]
+
+
 def draw(
     name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None], *, wide: bool = False
 ) -> Panel:

@@ -68,14 +68,14 @@ def _effect_table(metric: Metric, results: Results) -> Table:
         found = effect(results.trial(step.before), results.trial(step.after), metric)
         sample = found if isinstance(found, Sample) else None
         theirs = _report_difference(step, metric)
-        told = _reading(found)
+        told = reading(found)
         rows.append(
             [
                 f"{step.after} − {step.before}: {step.change}",
                 str(sample.n) if sample else "0",
-                _points(mean_and_sd(sample, metric, "+")),
-                _points(span(sample.interval, metric, "+")) if sample else NOTHING,
-                _points(number(theirs, metric, "+")),
+                points(mean_and_sd(sample, metric, "+")),
+                points(span(sample.interval, metric, "+")) if sample else NOTHING,
+                points(number(theirs, metric, "+")),
                 told,
             ]
         )
@@ -87,11 +87,13 @@ def _effect_table(metric: Metric, results: Results) -> Table:
     return Table(f"effects-{metric.replace('_', '-')}", caption, columns, rows, data)
 
 
-def _points(text: str) -> str:
+def points(text: str) -> str:
+    """A difference of accuracies in points, where an accuracy is in per cent."""
     return text.removesuffix(PERCENT) + "\N{NO-BREAK SPACE}points" if text.endswith(PERCENT) else text
 
 
-def _reading(found: Sample | str) -> str:
+def reading(found: Sample | str) -> str:
+    """What an effect's interval says, or why there is none."""
     if isinstance(found, str):
         return found
     if found.interval is None:

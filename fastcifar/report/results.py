@@ -12,6 +12,7 @@ from typing import Any
 from fastcifar.config import Config, differing_settings
 from fastcifar.data.published import CIFAR100
 from fastcifar.errors import FastcifarError, UsageError
+from fastcifar.layers import preset_names
 from fastcifar.presets import TRIALS, Metric, Preset, find_preset
 from fastcifar.run import facts, failure
 from fastcifar.run.folder import RunFolder
@@ -27,11 +28,13 @@ class Run:
 
     Attributes:
         path: its folder.
+        trial: the name of its trial: as the study calls it that planned the run, or else the preset.
         config, environment, summary, records: as its files hold them.
         digest: names the content of the images it was trained on.
     """
 
     path: Path
+    trial: str
     config: Config
     environment: Mapping[str, Any]
     summary: Mapping[str, Any]
@@ -40,7 +43,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.config.preset}, seed {self.config.seed}"
+        return f"{self.trial}, seed {self.config.seed}"
 
     def value(self, metric: str) -> float | None:
         """A number of the summary, if it is there and finite."""
@@ -65,9 +68,10 @@ class Trial:
     """Runs that differ in the seed, and else at most in how they were computed.
 
     Attributes:
-        name: the preset's.
-        label: what the page calls it: the name, and what sets it apart from another trial of the same preset.
-        changes: settings that change the result and differ from the preset's, as `name = value`.
+        name: the preset's, or that of a trial of one's own in a study.
+        label: what the page calls it: the name, and what sets it apart from another trial of the same name.
+        changes: settings that change the result and differ from those of the preset that they derive from, as
+            `name = value`.
         preset: None if there is no preset of that name.
         runs: finished ones, by seed.
     """
@@ -136,7 +140,7 @@ class Absence:
         path: its folder.
         state: `failed`, `unfinished`, `cut`, `missing`, `unreadable` or `left out`.
         reason: in one line.
-        trial: the preset; empty where it is not known.
+        trial: the name of its trial; empty where it is not known.
     """
 
     name: str
@@ -171,6 +175,12 @@ class Results:
         return [absence for absence in self.absences if (absence.trial, absence.state) == (name, "failed")]
 
     @property
+    def is_own(self) -> bool:
+        """Whether a study planned the runs that has trials of one's own, or none of the report's."""
+        names = {plan.trial for plan in self.planned}
+        return bool(names) and (not names & set(TRIALS) or not names <= set(preset_names()))
+
+    @property
     def runs(self) -> list[Run]:
         """All finished runs, trial by trial."""
         return [run for trial in self.trials for run in trial.runs]
@@ -189,8 +199,9 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
     runs: list[Run] = []
     absences: list[Absence] = []
     notes: list[str] = []
+    names = {plan.path.resolve(): plan.trial for plan in planned}
     for path in dict.fromkeys(paths):
-        found = _read_run(path, notes.append)
+        found = _read_run(path, names.get(path.resolve()), notes.append)
         if isinstance(found, Absence):
             absences.append(found)
             continue
@@ -199,7 +210,7 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
             runs.append(found)
         else:
             reason = f"the same trial and seed as {twin.path}: two runs of one seed are not two samples"
-            absences.append(Absence(found.name, path, "left out", reason, found.config.preset))
+            absences.append(Absence(found.name, path, "left out", reason, found.trial))
     seen = {absence.path.resolve() for absence in absences} | {path.resolve() for path in paths}
     for plan in planned:
         if plan.state != "finished" and plan.path.resolve() not in seen:
@@ -210,7 +221,10 @@ def read_results(paths: Sequence[Path], planned: Sequence[PlannedRun] = ()) -> R
     if not runs:
         lines = [f"{absence.path}: {absence.state}: {absence.reason}" for absence in absences]
         raise UsageError("\n".join(["there is no finished run to report on", *lines]))
-    return Results(_trials(runs), absences, planned, notes)
+    results = Results([], absences, planned, notes)
+    own = [plan.trial for plan in planned]
+    results.trials = _trials(runs, [*own, *TRIALS] if results.is_own else [*TRIALS, *own])
+    return results
 
 
 def changes_of(config: Config, preset: Config) -> tuple[str, ...]:
@@ -230,10 +244,15 @@ def effect(before: Trial | None, after: Trial | None, metric: str) -> Sample | s
     """
     if before is None or after is None:
         return "no run of either" if before is after else "a run of one of them is missing"
+    if before.digest == after.digest and before.changes != after.changes:
+        return "the runs differ in more: " + ", ".join(sorted({*before.changes} ^ {*after.changes}))
+    return difference(before, after, metric)
+
+
+def difference(before: Trial, after: Trial, metric: str) -> Sample | str:
+    """As `effect`, whatever the settings are in which the two trials differ."""
     if before.digest != after.digest:
         return "trained on different images"
-    if before.changes != after.changes:
-        return "the runs differ in more: " + ", ".join(sorted({*before.changes} ^ {*after.changes}))
     values = before.by_seed(metric), after.by_seed(metric)
     if not all(values):
         return "not measured"
@@ -281,15 +300,17 @@ def published_span(trial: Trial, metric: Metric) -> tuple[float, float] | None:
     return (min(numbers), max(numbers)) if numbers else None
 
 
-def _read_run(path: Path, note: Callable[[str], None]) -> Run | Absence:
+def _read_run(path: Path, trial: str | None, note: Callable[[str], None]) -> Run | Absence:
+    """The run in `path`, or why it does not count; `trial` is the study's name of its trial, if a study planned it."""
     try:
         folder = RunFolder.open(path, note=note)
         summary = folder.summary()
     except FastcifarError as error:
         return Absence(path.name, path, "unreadable", str(error).replace("\n", " "))
     config, records = folder.config, folder.records
+    trial = trial or config.preset
     if summary is not None:
-        return Run(path, config, folder.environment, summary, records, folder.dataset_digest)
+        return Run(path, trial, config, folder.environment, summary, records, folder.dataset_digest)
     last = records[-1] if records else {}
     if last and not _is_number(last.get("train_loss")):
         state, reason = "failed", f"the training loss is not finite in epoch {last['epoch']}"
@@ -297,7 +318,7 @@ def _read_run(path: Path, note: Callable[[str], None]) -> Run | Absence:
         state, reason = "unfinished", f"{last.get('epoch', 0)} of {config.epochs} epochs done"
         if (told := failure.read(path)) is not None:
             state, reason = "failed", f"{reason}; {told.reason}"
-    return Absence(f"{config.preset}, seed {config.seed}", path, state, reason, config.preset)
+    return Absence(f"{trial}, seed {config.seed}", path, state, reason, trial)
 
 
 def _with_reason(absence: Absence, planned: Sequence[PlannedRun]) -> Absence:
@@ -310,13 +331,13 @@ def _with_reason(absence: Absence, planned: Sequence[PlannedRun]) -> Absence:
 
 def _same_draw(one: Run, other: Run) -> bool:
     return (
-        (one.config.preset, one.config.seed, one.digest) == (other.config.preset, other.config.seed, other.digest)
+        (one.trial, one.config.seed, one.digest) == (other.trial, other.config.seed, other.digest)
         and not differing_settings(one.config, other.config)
     )  # fmt: skip
 
 
-def _trials(runs: Sequence[Run]) -> list[Trial]:
-    """The runs as trials: those of one preset, with the same changes and images, are one.
+def _trials(runs: Sequence[Run], names: Sequence[str]) -> list[Trial]:
+    """The runs as trials, in the order of `names`: those of one name, with the same changes and images, are one.
 
     Of several trials of a preset, that with the preset's own settings on CIFAR-100 comes first, then that with the most
     runs.
@@ -324,13 +345,13 @@ def _trials(runs: Sequence[Run]) -> list[Trial]:
     presets: dict[str, Preset | None] = {}
     members: dict[tuple[str, tuple[str, ...], str], list[Run]] = {}
     for run in runs:
-        name = run.config.preset
-        if name not in presets:
-            presets[name] = _preset(name)
-        preset = presets[name]
-        changes = changes_of(run.config, preset.config if preset else Config())
-        members.setdefault((name, changes, run.digest), []).append(run)
-    order = {name: place for place, name in enumerate(TRIALS)}
+        for name in (run.trial, run.config.preset):
+            if name not in presets:
+                presets[name] = _preset(name)
+        base = presets[run.trial] or presets[run.config.preset]
+        changes = changes_of(run.config, base.config if base else Config())
+        members.setdefault((run.trial, changes, run.digest), []).append(run)
+    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
 
     def rank(key: tuple[str, tuple[str, ...], str]) -> tuple[object, ...]:
         name, changes, digest = key

@@ -15,7 +15,7 @@ class PlannedRun:
     """One run that a study wants, finished or not.
 
     Attributes:
-        trial: the preset.
+        trial: the name of the study's trial: a preset's, or one of the user's own.
         seed: the run's seed.
         path: its run folder, which exists unless `state` is `missing` (and then may be half made).
         epochs: how many it is to have.

@@ -218,7 +218,9 @@ def command(study: Study, run: PlannedRun, device: str = "") -> list[str]:
         chosen = {"device": "auto"} | {key: text for key, text in chosen.items() if key in RESUMABLE}
         words = ["train", "--resume", str(run.path)]
     else:
-        words = ["train", "--preset", run.trial, "--seed", str(run.seed), "--out", str(run.path)]
+        start = study.trials[run.trial].start
+        begin = ["--config", str(study.files[start])] if start in study.files else ["--preset", start]
+        words = ["train", *begin, "--seed", str(run.seed), "--out", str(run.path)]
     return words + [f"--{key.replace('_', '-')}={text}" for key, text in chosen.items()]
 
 

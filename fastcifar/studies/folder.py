@@ -1,35 +1,39 @@
 """A study folder: which runs were asked for, and what has become of each.
 
     runs/study/
-      study.json                  trials with their seeds, epochs, data digest; settings of all; what failed, and why
+      study.json                  trials with their settings, seeds, epochs, data digest; settings of all; what failed
+      settings/<file>.toml        the study's own copy of a settings file that trials start from
       runs/<trial>-s<seed>/       ordinary run folders, as `fastcifar train` makes them
       logs/<trial>-s<seed>.log    what each run printed; .failure.json beside it says why the run failed, if it did
       report/                     the page
 
+All trials are described alike: a name, a start (a preset or a settings file), and the settings that the trial has
+beside its start. A preset of the report is a trial without settings of its own; the points of a grid share their start.
 A study only grows: more trials or seeds may be asked for later, other settings may not.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fastcifar
+from fastcifar import files
 from fastcifar.config import Config
-from fastcifar.errors import CheckpointError, FastcifarError, UsageError
+from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import resolve
-from fastcifar.presets import load_preset
 from fastcifar.run import failure
 from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 from fastcifar.run.planned import PlannedRun, State
+from fastcifar.spelling import to_toml
 
-STUDY, LOCK, RUNS, LOGS, REPORT = "study.json", ".lock", "runs", "logs", "report"
+STUDY, LOCK, RUNS, LOGS, REPORT, SETTINGS = "study.json", ".lock", "runs", "logs", "report", "settings"
 
-FORMAT = 1
+FORMAT = 2
+"""In format 1 every trial was a preset, and had its name."""
 
 QUICK: Mapping[str, str] = {
     "data": "procedural", "val_size": "2000", "width_mult": "0.25", "batch_size": "64", "device": "cpu",
@@ -43,17 +47,21 @@ QUICK_EPOCHS = (3, 5)
 
 @dataclass(frozen=True)
 class Trial:
-    """A preset in a study.
+    """What is trained, once with each seed.
 
     Attributes:
+        start: what its settings start from: a preset, or `NAME.toml`, a settings file that the study has a copy of.
+        settings: those of this trial alone, as text by setting.
         seeds: those of its runs, rising.
         epochs: of each run.
         dataset_digest: names the content of the images; empty until a study has loaded them.
     """
 
+    start: str
+    settings: Mapping[str, str]
     seeds: tuple[int, ...]
     epochs: int
-    dataset_digest: str
+    dataset_digest: str = ""
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Study:
         settings: what was given on the command line for all runs, as text by setting.
         trials: by name, in the order in which they are trained.
         failures: why a run failed, by its name, for those that did and have not been tried again.
+        files: where the settings files lie that trials start from, by the trials' `start`.
     """
 
     path: Path
@@ -75,6 +84,7 @@ class Study:
     settings: dict[str, str] = field(default_factory=dict)
     trials: dict[str, Trial] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> Study:
@@ -89,14 +99,11 @@ class Study:
             raise UsageError(f"there is no study in {path}: {file} was looked for.")
         try:
             content = json.loads(file.read_bytes())
-            if content["format"] != FORMAT:
+            if content["format"] not in (1, FORMAT):
                 raise UsageError(f"{file} has format {content['format']}; this fastcifar reads format {FORMAT}.")
-            trials = {
-                name: Trial(tuple(map(int, t["seeds"])), int(t["epochs"]), str(t["dataset_digest"]))
-                for name, t in content["trials"].items()
-            }
+            trials = {name: _trial(name, facts) for name, facts in content["trials"].items()}
             quick, scale = bool(content["quick"]), float(content["epochs_scale"])
-            return cls(path, quick, scale, dict(content["settings"]), trials, dict(content["failures"]))
+            study = cls(path, quick, scale, dict(content["settings"]), trials, dict(content["failures"]))
         except OSError as problem:
             raise CheckpointError(f"{file} cannot be read: {problem.strerror}.") from problem
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
@@ -105,52 +112,81 @@ class Study:
                 "the study again."
             ) from problem
 
+        for trial in trials.values():
+            if trial.start.endswith(".toml"):
+                study.files[trial.start] = path / SETTINGS / trial.start
+        return study
+
     def write(self) -> None:
-        """Writes study.json in one step, in place of an earlier one."""
+        """Writes study.json, in place of an earlier one, and copies the settings files that lie elsewhere."""
+        from fastcifar.data import sources
+
+        for start, file in self.files.items():
+            copy = self.path / SETTINGS / start
+            if file != copy:
+                config = self.start(start)
+                config = config.model_copy(update={"data": sources.absolute(config.data)})
+                copy.parent.mkdir(exist_ok=True)
+                files.replace(copy, to_toml(config).encode("utf-8", "surrogateescape"))
+                self.files[start] = copy
         content: dict[str, Any] = {"format": FORMAT, "fastcifar": fastcifar.__version__, **asdict(self)}
-        del content["path"]
-        file, new = self.path / STUDY, self.path / f"{STUDY}.new"
-        try:
-            with open(new, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(content, indent=1) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(new, file)
-        except OSError as problem:
-            raise FastcifarError(f"{file} cannot be written: {problem.strerror or problem}.") from problem
+        del content["path"], content["files"]
+        files.replace(self.path / STUDY, (json.dumps(content, indent=1) + "\n").encode())
+
+    def start(self, start: str) -> Config:
+        """The settings of a start: a preset's, or those of a settings file, with its name as `preset`.
+
+        Raises:
+            UsageError: for all problems, a line each.
+        """
+        return self._resolved(start, [])
+
+    def _resolved(self, start: str, overrides: Sequence[tuple[str, str]]) -> Config:
+        if start in self.files:
+            return resolve(None, self.files[start], [("preset", start.removesuffix(".toml")), *overrides])
+        return resolve(start, None, overrides)
 
     def overrides(self, trial: str) -> dict[str, str]:
-        """What the runs of `trial` set beside their preset and seed, as text by setting."""
-        preset = load_preset(trial)
-        epochs, warmup = preset.epochs, preset.lr_warmup_epochs
+        """What the runs of `trial` set beside their start and their seed, as text by setting."""
+        start = self.start(self.trials[trial].start)
+        epochs, warmup = start.epochs, start.lr_warmup_epochs
         chosen: dict[str, str] = {}
         if self.quick:
             chosen = dict(QUICK)
-            epochs = QUICK_EPOCHS[preset.epochs > 15]
-            warmup *= epochs / preset.epochs
+            epochs = QUICK_EPOCHS[start.epochs > 15]
+            warmup *= epochs / start.epochs
         if self.quick or self.epochs_scale != 1:
             epochs = max(1, round(epochs * self.epochs_scale))
             chosen["epochs"] = str(epochs)
             if warmup:
                 chosen["lr_warmup_epochs"] = f"{min(warmup * self.epochs_scale, epochs):g}"
-        return chosen | self.settings
+        return chosen | self.settings | dict(self.trials[trial].settings)
 
     def config(self, trial: str, seed: int) -> Config:
         """The settings of one run; `auto` where its device will decide.
 
         Args:
-            trial: the preset.
+            trial: its name.
             seed: of the run.
 
         Raises:
             UsageError: for all problems, a line each.
         """
-        return resolve(trial, None, [*self.overrides(trial).items(), ("seed", str(seed))])
+        return self._resolved(self.trials[trial].start, [*self.overrides(trial).items(), ("seed", str(seed))])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of all trials together, rising."""
+        return tuple(sorted({seed for trial in self.trials.values() for seed in trial.seeds}))
+
+    @property
+    def axes(self) -> set[str]:
+        """The settings that trials have of their own."""
+        return {name for trial in self.trials.values() for name in trial.settings}
 
     def planned(self) -> list[PlannedRun]:
         """Every run, as it is on disk now, in the order of training: the first seed of every trial, then the next."""
-        seeds = sorted({seed for trial in self.trials.values() for seed in trial.seeds})
-        pairs = [(name, seed) for seed in seeds for name, trial in self.trials.items() if seed in trial.seeds]
+        pairs = [(name, seed) for seed in self.seeds for name, trial in self.trials.items() if seed in trial.seeds]
         return [self._planned(name, seed) for name, seed in pairs]
 
     def log(self, run: PlannedRun) -> Path:
@@ -171,6 +207,13 @@ class Study:
         elif (run.path / CONFIG).is_file():
             state = "cut"
         return PlannedRun(trial, seed, run.path, run.epochs, state, done, reason)
+
+
+def _trial(name: str, facts: Mapping[str, Any]) -> Trial:
+    """A trial as study.json holds it."""
+    settings = {str(key): str(text) for key, text in facts.get("settings", {}).items()}
+    seeds = tuple(map(int, facts["seeds"]))
+    return Trial(str(facts.get("start", name)), settings, seeds, int(facts["epochs"]), str(facts["dataset_digest"]))
 
 
 def last_record(run: Path) -> dict[str, Any] | None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import CheckpointError, UsageError
-from fastcifar.layers import resolve_layers
-from fastcifar.presets import TRIALS, find_preset, load_preset
+from fastcifar.layers import preset_names, resolve, resolve_layers
+from fastcifar.paths import given
+from fastcifar.presets import TRIALS, find_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
-from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study, Trial
-from fastcifar.text import one_line, quoted
+from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, SETTINGS, STUDY, Study, Trial
+from fastcifar.studies.grid import grid, spread, trial_name
+from fastcifar.text import did_you_mean, nearest, one_line
 
 SEEDS = (0, 1, 2)
 """The default: the fewest that give an effect an interval."""
+
+LONGEST_NAME = 200
+"""Characters of a trial's name: the files of its runs have names with a little more."""
+
+_OURS = {RUNS, LOGS, REPORT, SETTINGS, LOCK, f"{STUDY}.new"}
+"""What a study leaves behind that has lost its study.json."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +32,9 @@ class Request:
     """What a command asks for; None and nothing mean: as the study has it, or else the default.
 
     Attributes:
-        trials: presets.
+        trials: presets, settings files (`*.toml`), and trials that the study has already.
         quick: small and on procedural data.
-        settings: for all runs, as pairs of setting and text.
+        settings: for all runs, as pairs of setting and text. Several values, separated by commas, make a grid.
         options: of the command, suggested beside the settings to who mistypes one.
     """
 
@@ -38,6 +46,16 @@ class Request:
     options: Sequence[str] = ()
 
 
+def default_folder(request: Request) -> Path:
+    """Where the study goes that `request` asks for: the same folder for the same trials and the same axes of a grid."""
+    own = [word for word in request.trials if _is_file(word)]
+    axes = list(spread(request.settings)[1])
+    parts = ["study", *["quick"] * request.quick]
+    if own or axes:
+        parts += [trial_name(word) if _is_file(word) else word for word in request.trials][:3] + axes
+    return Path("runs") / "-".join(parts)
+
+
 def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
     """The study that `out` is to hold, what it holds already included, and the names of the runs to train now.
 
@@ -47,78 +65,122 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
     before = Study.open(out) if (out / STUDY).is_file() else None
     if before is None:
         _check_folder(out)
-    names, seeds = request.trials or TRIALS, request.seeds or SEEDS
+    study = Study(out) if before is None else replace(before, trials=dict(before.trials), files=dict(before.files))
+    wanted, common = _wanted(study, request)
+    seeds = request.seeds or study.seeds or SEEDS
+    study.quick = study.quick or request.quick
+    study.epochs_scale = study.epochs_scale if request.epochs_scale is None else request.epochs_scale
+    study.settings = study.settings | common
     if before is not None:
-        names = request.trials or tuple(before.trials)
-        seeds = request.seeds or tuple(sorted({seed for trial in before.trials.values() for seed in trial.seeds}))
-    names = tuple(dict.fromkeys(names))
-    settings = _checked(names, request)
-
-    scale = request.epochs_scale
-    if before is None:
-        study = Study(out, request.quick, 1.0 if scale is None else scale, settings)
-    else:
-        study = replace(
-            before,
-            quick=before.quick or request.quick,
-            epochs_scale=before.epochs_scale if scale is None else scale,
-            settings=before.settings | settings,
-            trials=dict(before.trials),
-        )
         _check_same(before, study)
-    for name in names:
-        have = study.trials.get(name, Trial((), 0, ""))
+    for name, trial in wanted.items():
+        have = study.trials.get(name, trial)
+        study.trials[name] = replace(have, seeds=tuple(sorted({*have.seeds, *seeds})))
         try:
-            epochs = study.config(name, 0).epochs
+            study.trials[name] = replace(study.trials[name], epochs=study.config(name, 0).epochs)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
-        study.trials[name] = Trial(tuple(sorted({*have.seeds, *seeds})), epochs, have.dataset_digest)
-    return study, {f"{name}-s{seed}" for name in names for seed in seeds}
+    return study, {f"{name}-s{seed}" for name in wanted for seed in seeds}
 
 
-def _checked(names: Sequence[str], request: Request) -> dict[str, str]:
-    """The settings of the request by name. Raises UsageError for all that is wrong with it, a line each."""
+def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str, str]]:
+    """The trials that `request` asks for, by name, and the settings of all its runs; `study.files` is added to.
+
+    Raises:
+        UsageError: for all that is wrong with the request, a line each.
+    """
     problems = []
-    settings = {key.replace("-", "_"): text for key, text in request.settings}
-    for key, instead in {"seed": "--seeds", "preset": "the trials' names, without --preset"}.items():
+    pairs = [(key.replace("-", "_"), text) for key, text in request.settings]
+    settings = dict(pairs)
+    for key, instead in {
+        "seed": "--seeds",
+        "preset": "the trials' names, without --preset",
+        "config": "the names of settings files, without --config",
+    }.items():
         if settings.pop(key, None) is not None:
             problems.append(f"command line: --{key}: a study takes {instead}")
-    if (file := settings.pop("config", None)) is not None:
-        problems.append(f"command line: --config {one_line(file)}: {_of_own_settings(file)}")
     if request.epochs_scale is not None and "epochs" in settings:
         problems.append("command line: --epochs and --epochs-scale: give one of the two")
-    good = []
-    for name in names:
-        try:
-            good.append(find_preset(name).name)
-        except UsageError as error:
-            own = name.endswith(".toml") or "/" in name
-            problems.append(
-                f"{one_line(name)}: {_of_own_settings(name)}" if own else str(error).replace("preset", "trial", 1)
-            )
-    try:
-        if good:  # a setting that is wrong in itself is wrong in every trial
-            pairs = [(key, text) for key, text in request.settings if key.replace("-", "_") in settings]
-            resolve_layers(max(good, key=lambda name: load_preset(name).epochs), None, pairs, request.options)
-    except UsageError as error:
-        problems.append(str(error))
+    common, axes = spread(list(settings.items()), study.axes)
+    words = tuple(dict.fromkeys(request.trials or (() if axes else study.trials or TRIALS)))
+    if axes and not words:
+        example = " ".join(f"--{key.replace('_', '-')} {','.join(values)}" for key, values in axes.items())
+        problems.append(f"a grid needs the trials that it starts from, such as: fastcifar study final {example}")
+    trials: dict[str, Trial] = {}
+    for word in words:
+        if word in study.trials and not axes:
+            trials[word] = study.trials[word]
+        elif (start := _start(word, study, problems)) is not None:
+            trials |= grid(start, axes)
+    problems += _wrong_settings(trials, [pair for pair in pairs if pair[0] in settings], axes, request, study)
+    problems += [
+        f"{name}: the name of this trial is too long; give fewer settings several values"
+        for name in trials
+        if len(name) > LONGEST_NAME
+    ]
     if problems:
         raise UsageError("\n".join(problems))
-    return settings
+    return trials, common
 
 
-def _of_own_settings(file: str) -> str:
-    """What is possible with a settings file of the user's own."""
-    return (
-        "a study trains presets, and no settings file yet. Give its settings to all trials with --KEY VALUE (such as "
-        f"--epochs 30), or train it alone, a seed at a time: fastcifar train --config {quoted(file)} --seed 0"
-    )
+def _start(word: str, study: Study, problems: list[str]) -> str | None:
+    """What the trials of `word`, a preset or a settings file, start from; None, with a problem, if it is neither."""
+    if not _is_file(word):
+        try:
+            return find_preset(word).name
+        except UsageError as error:
+            known = nearest(word, study.trials)
+            problems.append(str(error).replace("preset", "trial", 1) if known is None else f"{one_line(word)}: there "
+                            f"is no such trial{did_you_mean(known)}")  # fmt: skip
+            return None
+    name = trial_name(word)
+    if name in preset_names():
+        problems.append(f"{one_line(word)}: a preset is called {name}, and this file is another trial: rename it")
+        return None
+    try:
+        path = given(word)
+        config = resolve(None, path, [("preset", name)])
+    except (UsageError, OSError, ValueError) as error:
+        problems.append(str(error) if isinstance(error, UsageError) else f"{one_line(word)}: {error}")
+        return None
+    start = f"{name}.toml"
+    if (other := study.files.get(start)) is not None and other.parent != study.path / SETTINGS:
+        if resolve(None, other, [("preset", name)]) != config:
+            problems.append(f"{one_line(word)} and {other}: both are called {name}: rename one")
+    study.files[start] = path
+    return start
+
+
+def _wrong_settings(
+    trials: Mapping[str, Trial],
+    pairs: Sequence[tuple[str, str]],
+    axes: Mapping[str, Sequence[str]],
+    request: Request,
+    study: Study,
+) -> list[str]:
+    """What is wrong with settings in themselves, which is then wrong in every trial: lines, each of them once."""
+    if not trials:
+        return []
+    longest = max((trial.start for trial in trials.values()), key=lambda start: study.start(start).epochs)
+    file = study.files.get(longest)
+    lines: list[str] = []
+    for place in range(max(map(len, axes.values()), default=1)):
+        chosen = [(key, axes[key][min(place, len(axes[key]) - 1)] if key in axes else text) for key, text in pairs]
+        try:
+            resolve_layers(None if file else longest, file, chosen, request.options)
+        except UsageError as error:
+            lines += str(error).splitlines()
+    return list(dict.fromkeys(lines))
+
+
+def _is_file(word: str) -> bool:
+    return word.lower().endswith(".toml") or "/" in word
 
 
 def _check_folder(out: Path) -> None:
     """Refuses a folder with anything but what a study leaves behind that has lost its study.json."""
     try:
-        strange = sorted({entry.name for entry in out.iterdir()} - {RUNS, LOGS, REPORT, LOCK, f"{STUDY}.new"})
+        strange = sorted({entry.name for entry in out.iterdir()} - _OURS)
     except FileNotFoundError:
         return
     except OSError as problem:

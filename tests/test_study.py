@@ -330,8 +330,8 @@ def test_all_that_is_wrong_with_own_trials_is_said_at_once(capsys: pytest.Captur
     assert not Path("runs").exists()
 
 
-def test_a_conflict_names_its_trial() -> None:
-    with pytest.raises(UsageError, match=r"final-epochs=5: .*lr_warmup_epochs = 20 must"):
+def test_a_conflict_in_one_point_of_a_grid_is_found() -> None:
+    with pytest.raises(UsageError, match=r"^command line: lr_warmup_epochs = 20 must be at most epochs = 5$"):
         plan(OUT, Request(("final",), settings=(("epochs", "5,30"), ("lr-warmup-epochs", "20"))))
 
 

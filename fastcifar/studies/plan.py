@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,8 +90,7 @@ def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str,
         UsageError: for all that is wrong with the request, a line each.
     """
     problems = []
-    pairs = [(key.replace("-", "_"), text) for key, text in request.settings]
-    settings = dict(pairs)
+    settings = {_name(key): text for key, text in request.settings}
     for key, instead in {
         "seed": "--seeds",
         "preset": "the trials' names, without --preset",
@@ -112,7 +111,9 @@ def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str,
             trials[word] = study.trials[word]
         elif (start := _start(word, study, problems)) is not None:
             trials |= grid(start, axes)
-    problems += _wrong_settings(trials, [pair for pair in pairs if pair[0] in settings], axes, request, study)
+    problems += _wrong_settings(
+        trials, [pair for pair in request.settings if _name(pair[0]) in settings], axes, request, study
+    )
     problems += [
         f"{name}: the name of this trial is too long; give fewer settings several values"
         for name in trials
@@ -154,7 +155,7 @@ def _start(word: str, study: Study, problems: list[str]) -> str | None:
 def _wrong_settings(
     trials: Mapping[str, Trial],
     pairs: Sequence[tuple[str, str]],
-    axes: Mapping[str, Sequence[str]],
+    axes: Collection[str],
     request: Request,
     study: Study,
 ) -> list[str]:
@@ -164,13 +165,19 @@ def _wrong_settings(
     longest = max((trial.start for trial in trials.values()), key=lambda start: study.start(start).epochs)
     file = study.files.get(longest)
     lines: list[str] = []
-    for place in range(max(map(len, axes.values()), default=1)):
-        chosen = [(key, axes[key][min(place, len(axes[key]) - 1)] if key in axes else text) for key, text in pairs]
+    several = {key: [part.strip() for part in text.split(",")] if _name(key) in axes else [text] for key, text in pairs}
+    for place in range(max(map(len, several.values()), default=1)):
+        chosen = [(key, texts[min(place, len(texts) - 1)]) for key, texts in several.items()]
         try:
             resolve_layers(None if file else longest, file, chosen, request.options)
         except UsageError as error:
             lines += str(error).splitlines()
     return list(dict.fromkeys(lines))
+
+
+def _name(key: str) -> str:
+    """The name of the setting that is typed as `key`."""
+    return key.replace("-", "_")
 
 
 def _is_file(word: str) -> bool:

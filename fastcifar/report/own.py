@@ -185,7 +185,7 @@ def _effect_table(metric: Metric, first: Trial, others: Sequence[Trial]) -> Tabl
         effect = points(mean_and_sd(sample, metric, "+"))
         told = ", ".join(changes) or "the same settings"
         rows.append([plain(trial.label), plain(told), str(sample.n if sample else 0), effect, interval, reading(found)])
-        record = {"before": first.label, "after": trial.label, "changes": told, "metric": metric}
+        record: dict[str, object] = {"before": first.label, "after": trial.label, "changes": told, "metric": metric}
         record |= sample_data(sample, None, metric)
         del record["seeds"]
         data.append(record | {"reading": reading(found)})

@@ -224,12 +224,17 @@ class Run:
 
     def __repr__(self) -> str:
         accuracy = self.summary.get("test_accuracy")
-        state = "not finished" if accuracy is None else f"test accuracy {accuracy:.2%}"
+        state = "finished" if self.summary else "not finished"
+        if accuracy is not None:
+            state = f"test accuracy {accuracy:.2%}"
         return f"<Run {self.path}: {state}>"
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The content of summary.json: `test_accuracy` (0 to 1), `train_seconds`, ...; empty until the run ends."""
+        """The content of summary.json: `test_accuracy` (0 to 1), `train_seconds`, ...; empty until the run ends.
+
+        `test_accuracy` is None for a run with `test = false`.
+        """
         return self._folder.summary() or {}
 
     @property

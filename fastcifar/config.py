@@ -236,6 +236,12 @@ class Config(BaseModel):
         ge=1,
         changes_result=False,
     )
+    test: bool = _setting(
+        "evaluation and checkpoints",
+        True,
+        "measure the trained model on the test images, once, at its end; false leaves them unseen, as a search does",
+        changes_result=False,
+    )
     checkpoint_seconds: float = _setting(
         "evaluation and checkpoints",
         60.0,

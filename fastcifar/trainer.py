@@ -142,10 +142,12 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
             if stop.number and epoch < config.epochs:
                 raise _interrupted(run, stop.number, f"epoch {epoch}")
 
-        display.phase("testing")
-        test, predictions = measure_test(session, dataset)
-        _check_finite(run, "of the trained model", test=test.loss)
-        run.write_predictions(predictions)
+        test = None
+        if config.test:
+            display.phase("testing")
+            test, predictions = measure_test(session, dataset)
+            _check_finite(run, "of the trained model", test=test.loss)
+            run.write_predictions(predictions)
     _finish(run, config, test, clocks, telemetry, count_parameters(engine.model))
     return run.path
 
@@ -177,14 +179,16 @@ def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
     return train, val
 
 
-def _finish(run: RunFolder, config: Config, test: Means, clocks: Clocks, telemetry: Telemetry, parameters: int) -> None:
+def _finish(
+    run: RunFolder, config: Config, test: Means | None, clocks: Clocks, telemetry: Telemetry, parameters: int
+) -> None:
     run.draw_curves()  # first, so that its time counts in `process_seconds`
     last = run.records[-1] if run.records and run.records[-1]["epoch"] == config.epochs else {}  # damaged
     summary: Record = {k: last.get(k) for k in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
     summary |= {
         "epochs": config.epochs,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
+        "test_loss": test.loss if test else None,
+        "test_accuracy": test.accuracy if test else None,
         "parameters": parameters,
         **clocks.state(),
         **telemetry.summary(),

@@ -32,6 +32,7 @@ from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.studies import conduct as study
 from fastcifar.studies import folder as study_folder
+from fastcifar.studies import jobs
 from fastcifar.studies.conduct import Result, conduct
 from fastcifar.studies.folder import Study, Trial
 from fastcifar.studies.plan import Request, default_folder, plan
@@ -55,6 +56,7 @@ class Report:
         *,
         planned: Sequence[PlannedRun] = (),
         data: str | None = None,
+        search: Any = None,
         note: Callable[[str], None] = print,
     ) -> Path:
         self.calls.append((list(runs), {run.name: run for run in planned}))
@@ -73,13 +75,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FASTCIFAR_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(study, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(jobs, "_num_gpus", lambda: 0)
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replaces runs by tests/fake_run.py. The fixture is a function that sets what they do."""
-    monkeypatch.setattr(study, "PROGRAM", (sys.executable, str(TESTS / "fake_run.py")))
+    monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, str(TESTS / "fake_run.py")))
     monkeypatch.setattr(study, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(sources, "load", lambda data, mirror="": SimpleNamespace(digest=DIGEST))
     return lambda **actions: monkeypatch.setenv(
@@ -398,7 +400,7 @@ def test_seed_0_of_every_trial_is_trained_first(fake: Any) -> None:
 
 
 def test_side_by_side_they_share_the_cores(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "usable_cores", lambda: 7.5)
+    monkeypatch.setattr(jobs, "usable_cores", lambda: 7.5)
     conduct(OUT, request("final", "constant", "cosine", seeds=2), jobs=3)
     seen = {path.stem: json.loads(path.read_text()) for path in Path().glob("seen-*.json")}
     assert len(seen) == 6
@@ -415,16 +417,20 @@ def test_side_by_side_they_share_the_cores(fake: Any, monkeypatch: pytest.Monkey
 
 
 def test_gpus_are_dealt_out(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "_num_gpus", lambda: 2)
+    monkeypatch.setattr(jobs, "_num_gpus", lambda: 2)
     monkeypatch.setattr(study, "POLL_SECONDS", 0.6)  # two runs end between two looks, and one run is waiting
     conduct(OUT, request("final", "constant", "cosine"))
     devices = Counter(json.loads(path.read_text())["device"] for path in Path().glob("seen-*.json"))
     assert devices in ({"cuda:0": 2, "cuda:1": 1}, {"cuda:0": 1, "cuda:1": 2})
-    assert study._places(plan(Path("t"), Request())[0], 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert study._places(plan(Path("t"), Request(settings=(("device", "cuda:1"),)))[0], 2) == ["", ""]
-    assert study._places(plan(Path("t"), Request(quick=True))[0], None) == [""] * min(4, int(study.usable_cores() or 1))
-    monkeypatch.setattr(study, "_num_gpus", lambda: 1)
-    assert study._places(plan(Path("t"), Request())[0], None) == [""]
+
+    def places(jobs_: int | None, **asked: Any) -> list[str]:
+        return jobs.Local(plan(Path("t"), Request(**asked))[0], 24, jobs_)._devices
+
+    assert places(3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert places(2, settings=(("device", "cuda:1"),)) == ["", ""]
+    assert places(None, quick=True) == [""] * min(4, int(jobs.usable_cores() or 1))
+    monkeypatch.setattr(jobs, "_num_gpus", lambda: 1)
+    assert places(None) == [""]
 
 
 def test_what_fails_takes_nothing_else_down(
@@ -574,9 +580,9 @@ def other_study(fake: Any) -> Iterator[subprocess.Popen[str]]:
         from types import SimpleNamespace
         from fastcifar.cli import main as cli
         from fastcifar.data import sources
-        from fastcifar.studies import conduct as study
+        from fastcifar.studies import jobs
         sources.load = lambda data, mirror="": SimpleNamespace(digest={DIGEST!r})
-        study.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
+        jobs.PROGRAM = (sys.executable, {str(TESTS / "fake_run.py")!r})
         sys.exit(cli.main("study final constant --seeds 1 --epochs 3 --out s".split()))
     """
     with subprocess.Popen(
@@ -747,7 +753,7 @@ def test_elsewhere_a_line_a_minute() -> None:
         progress.update(runs[:1])
         at(61)
         progress.update(runs[:1])
-        progress.failed(runs[0], "it rained")
+        progress.ended(runs[0], "failed: it rained")
     assert file.getvalue().splitlines() == [
         "study s: 1 trial, 2 seeds",
         "0/2 runs, 5/20 epochs, 3:00 left; now final-s0 5/10 val 25.00%",

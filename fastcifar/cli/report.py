@@ -24,11 +24,14 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     from fastcifar.report.writing import write_report
     from fastcifar.studies.finding import find_runs
-    from fastcifar.studies.folder import REPORT, STUDY
+    from fastcifar.studies.folder import REPORT, STUDY, Study
+    from fastcifar.studies.search import Search
     from fastcifar.ui.notes import note
 
     runs, planned = find_runs(args.runs)
     own = len(args.runs) == 1 and (args.runs[0] / STUDY).is_file()
     out = args.out or (args.runs[0] / REPORT if own else Path(REPORT))
-    print(f"report  {write_report(runs, out, planned=planned, data=args.data, note=note)}")
+    study = Study.open(args.runs[0]) if own else None
+    search = Search(study).told() if study is not None and study.search is not None else None
+    print(f"report  {write_report(runs, out, planned=planned, data=args.data, search=search, note=note)}")
     return 0

@@ -17,7 +17,8 @@ SUMMARY = "train several trials, each with several seeds: the report's, your own
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
-    parser.usage += "                       [--KEY VALUE[,VALUE ...] ...]"
+    parser.usage += "                       [--KEY VALUE[,VALUE ...] ...]\n"
+    parser.usage += "       fastcifar study TRIAL --search SPACE [--trials N] [--out DIR] [--jobs N] [--KEY VALUE ...]"
     parser.epilog = (
         "TRIAL is a preset or your own settings file (FILE.toml); default: the eight trials of the report. `quick` "
         "trains them small, on procedural images and the CPU, in two to three minutes. --KEY VALUE sets anything that "
@@ -47,6 +48,14 @@ def run(parser: Parser, argv: list[str]) -> int:
         help="runs side by side, spread over the GPUs; on a CPU they share the cores [one a GPU; 1 on a CPU, but with "
         "quick one a core, at most 4]",
     )
+    parser.add_argument(
+        "--search",
+        metavar="SPACE",
+        help="let Optuna choose settings by validation accuracy: lr=log:0.01..1,mixup_alpha=0..0.5,batch_size=64|128",
+    )
+    parser.add_argument(
+        "--trials", metavar="N", type=parsed(count, "a number from 1"), help="how many trials a search has [40]"
+    )
     args, rest = parser.parse_known_args(argv)
     given = read_settings(rest, lambda word: "")  # the study checks the trials' names
     if given.problems:
@@ -57,7 +66,10 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     quick = "quick" in given.names
     trials = tuple(name for name in given.names if name != "quick")
-    request = Request(trials, quick, args.seeds, args.epochs_scale, given.settings, [*parser.options(), "quick"])
+    options = [*parser.options(), "quick"]
+    request = Request(
+        trials, quick, args.seeds, args.epochs_scale, given.settings, options, args.search or "", args.trials
+    )
     return _print_study(conduct(args.out or default_folder(request), request, args.jobs))
 
 

@@ -8,6 +8,7 @@ What goes in:
 
 The chapters:
     reproduction   the report from front to back, of result_tables, curves, images and mixup
+    search         what a search tried: history, importance, the best trials
     effects        the report's comparisons, paired over seeds
     own            in their place for a study of one's own: its trials, their curves and their effects
     findings       test accuracy, and what the models get wrong; calibration: how sure they are

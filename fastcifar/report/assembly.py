@@ -23,6 +23,7 @@ from fastcifar.report.predictions import Predictions, read_all
 from fastcifar.report.provenance import reproduce_blocks, shortened
 from fastcifar.report.reproduction import report_chapters
 from fastcifar.report.results import Results, Trial, read_results
+from fastcifar.report.search import Searched
 from fastcifar.run.environment import commit
 from fastcifar.run.names import CONFIG
 from fastcifar.run.planned import PlannedRun
@@ -34,6 +35,7 @@ def build_document(
     *,
     planned: Sequence[PlannedRun] = (),
     data: str | None = None,
+    search: Searched | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Document:
     """The page's content, before any of it is written.
@@ -42,6 +44,7 @@ def build_document(
         runs: run folders. A run that cannot be used is named on the page, with the reason.
         planned: what a study wanted, for the page to say what is missing.
         data: where the images lie now, if not where the runs had them. Without the images there are no pictures.
+        search: what the study's search has come to, if it has one.
         note: receives what the page lacks, a line for each cause.
 
     Raises:
@@ -49,7 +52,8 @@ def build_document(
     """
     results = read_results(runs, planned)
     dataset, problem = _images(results, data)
-    predictions, problems = read_all(results.trials, data, dataset)
+    tested = [trial for trial in results.trials if trial.config.test]
+    predictions, problems = read_all(tested, data, dataset)
     for text in results.notes:
         note(text)
     for absence in results.absences:
@@ -65,9 +69,10 @@ def build_document(
     command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in named)])
     if results.is_own:
         title = own_title(results)
-        blocks = [*own_head(results), *_incomplete(results), *own_chapters(results)]
-        shown = shown_models(results, predictions)
-        blocks += _model_chapters(shown, dataset, predictions, problems, shown[-1] if shown else None)
+        blocks = [*own_head(results), *_incomplete(results), *own_chapters(results, search)]
+        if tested:
+            shown = shown_models(results, predictions)
+            blocks += _model_chapters(shown, dataset, predictions, problems, shown[-1] if shown else None)
     else:
         title = _title(results)
         blocks = [
@@ -145,7 +150,9 @@ def _incomparable(results: Results) -> list[Block]:
 
 
 def _incomplete(results: Results) -> list[Block]:
-    asked = TRIALS if not results.is_own else dict.fromkeys(plan.trial for plan in results.planned)
+    asked = TRIALS
+    if results.is_own:
+        asked = tuple(dict.fromkeys(plan.trial for plan in results.planned if plan.state != "pruned"))
     missing = [name for name in asked if results.trial(name) is None]
     counts = {trial.label: trial.n for trial in results.trials}
     items = []
@@ -158,7 +165,7 @@ def _incomplete(results: Results) -> list[Block]:
     items += [
         f"**{plain(shortened(a.name))}** ({a.state}): {plain(shortened(a.reason))}."
         for a in results.absences
-        if a.state != "missing"
+        if a.state not in ("missing", "pruned")
     ]
     if not_begun := [plain(a.name) for a in results.absences if a.state == "missing"]:
         items.append(f"**Not begun**: {'; '.join(not_begun)}.")

@@ -236,6 +236,52 @@ def draw_dots(name: str, rows: Sequence[Row], axis: str, alt: str, *, zero: bool
     return draw(name, alt, (6.2, 1.0 + 0.36 * len(rows)), paint, wide=True)
 
 
+def draw_history(name: str, values: Sequence[tuple[float | None, bool]], alt: str) -> Panel:
+    """Draws the accuracies of a search's trials in their order, and the best so far.
+
+    Args:
+        name: of the drawing's file.
+        values: for each trial its accuracy, 0 to 1, None where there is none, and whether the trial was finished.
+        alt: what the drawing shows, in words.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        known = [(place, 100 * value, is_whole) for place, (value, is_whole) in enumerate(values) if value is not None]
+        best: list[tuple[int, float]] = []
+        for shape, wanted in (("o", True), ("x", False)):
+            points = [(place, value) for place, value, is_whole in known if is_whole is wanted]
+            if points:
+                axes.plot(*zip(*points, strict=True), shape, color=COLOURS["lr-0.05"][0], markersize=4.5)
+        for place, value, is_whole in known:
+            if is_whole:
+                best.append((place, max(value, best[-1][1] if best else value)))
+        if best:
+            axes.step(*zip(*best, strict=True), where="post", color=COLOURS["lr-0.5"][0], linewidth=1.8)
+        axes.set_xlabel("trial")
+        axes.set_ylabel("validation accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+
+    return draw(name, alt, (WIDTH, 3.4), paint)
+
+
+def draw_bars(name: str, shares: Mapping[str, float], axis: str, alt: str) -> Panel:
+    """Draws a bar across for each share (0 to 1), the first on top."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        places = np.arange(len(shares))
+        axes.barh(places, [100 * share for share in shares.values()], height=0.6, color=COLOURS["lr-0.05"][0])
+        axes.set_yticks(places, [label(name) for name in shares])
+        axes.set_ylim(len(shares) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(axis)
+
+    return draw(name, alt, (WIDTH, 0.9 + 0.3 * len(shares)), paint)
+
+
 def draw_class_bars(
     name: str,
     labels: Sequence[str],

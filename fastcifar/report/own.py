@@ -16,6 +16,7 @@ from fastcifar.report.markup import code, plain
 from fastcifar.report.predictions import Predictions
 from fastcifar.report.result_tables import sample_data
 from fastcifar.report.results import Results, Trial, difference
+from fastcifar.report.search import Searched, search_blocks
 from fastcifar.report.wording import METRIC_NAMES, mean_and_sd, span
 from fastcifar.stats import LEAST_FOR_INTERVAL, Sample
 
@@ -70,10 +71,23 @@ def varied(trials: Sequence[Trial]) -> list[str]:
     return [name for name in names if len({getattr(config, name) for config in configs}) > 1]
 
 
-def own_chapters(results: Results) -> list[Block]:
-    """The trials with their results, the curves, and the effects."""
+def own_chapters(results: Results, search: Searched | None) -> list[Block]:
+    """The trials with their results, the curves, and the effects; of a search, what it has come to in place of effects.
+
+    Args:
+        results: the runs.
+        search: what the study's search has come to, if it has one.
+    """
     trials = results.trials
     colours = dict(zip((trial.name for trial in trials), colours_of(len(trials)), strict=True))
+    if search is not None:
+        return [
+            *search_blocks(search, trials[0].name.rpartition("-t")[0]),
+            Heading(2, "The finished trials", "trials"),
+            _trials_table(trials),
+            Heading(2, "Curves", "curves"),
+            *_curves(sorted(trials, key=lambda trial: -_mean(trial, "val_accuracy")), colours),
+        ]
     return [
         Heading(2, "The trials", "trials"),
         *_accuracy_figures(trials, colours),
@@ -82,6 +96,12 @@ def own_chapters(results: Results) -> list[Block]:
         *_curves(trials, colours),
         *_effects(trials, colours),
     ]
+
+
+def _mean(trial: Trial, metric: Metric) -> float:
+    """Over the seeds; -1 where there is no value."""
+    sample = trial.sample(metric)
+    return -1.0 if sample is None else sample.mean
 
 
 def _accuracy_figures(trials: Sequence[Trial], colours: Mapping[str, str]) -> list[Block]:
@@ -205,7 +225,6 @@ def shown_models(results: Results, predictions: Mapping[str, Sequence[Prediction
     there = [trial for trial in results.trials if trial.label in predictions and trial.digest == digest]
     if not there:
         return []
-    means = {trial.label: sample.mean for trial in there if (sample := trial.sample("val_accuracy")) is not None}
-    best = max(there, key=lambda trial: means.get(trial.label, -1.0))
+    best = max(there, key=lambda trial: _mean(trial, "val_accuracy"))
     others = [trial for trial in there if trial is not best]
     return [*(others if len(there) <= MOST_MODELS else others[:1]), best]

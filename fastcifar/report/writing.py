@@ -24,6 +24,7 @@ from fastcifar.report.ownership import (
     list_of,
     refuse_what_is_not_ours,
 )
+from fastcifar.report.search import Searched
 from fastcifar.run.planned import PlannedRun
 
 
@@ -33,6 +34,7 @@ def write_report(
     *,
     planned: Sequence[PlannedRun] = (),
     data: str | None = None,
+    search: Searched | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Writes the page of finished runs to a folder, with the same as Markdown, CSV and SVG.
@@ -45,6 +47,7 @@ def write_report(
         out: the folder, made if it does not exist.
         planned: what a study wanted, for the page to say what is missing.
         data: where the images lie now, if not where the runs had them. Without the images there are no pictures.
+        search: what the study's search has come to, if it has one.
         note: receives what the page lacks, a line for each cause.
 
     Returns:
@@ -56,7 +59,7 @@ def write_report(
     """
     check_folder(out)  # before the work
     known = known_files(out)
-    contents = _contents(build_document(runs, planned=planned, data=data, note=note))
+    contents = _contents(build_document(runs, planned=planned, data=data, search=search, note=note))
     refuse_what_is_not_ours(out, contents, known)
     try:
         _write_all(out, contents, known)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-State = Literal["finished", "cut", "failed", "missing"]
-"""`cut`: begun, and not finished (it may be running); `failed`: it ended with an error; `missing`: nothing on disk."""
+State = Literal["finished", "cut", "failed", "pruned", "missing"]
+"""`cut`: begun, and not finished (it may be running); `failed`: it ended with an error; `pruned`: a search gave it up;
+`missing`: nothing on disk."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class PlannedRun:
         epochs: how many it is to have.
         state: see `State`.
         epochs_done: how many lines its metrics have.
-        reason: why it failed, in one line; empty otherwise.
+        reason: why it failed or was given up, in one line; empty otherwise.
     """
 
     trial: str
@@ -31,6 +32,11 @@ class PlannedRun:
     state: State = "missing"
     epochs_done: int = 0
     reason: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is not to be trained any more."""
+        return self.state in ("finished", "pruned")
 
     @property
     def name(self) -> str:

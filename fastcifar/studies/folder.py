@@ -6,6 +6,7 @@
       runs/<trial>-s<seed>/       ordinary run folders, as `fastcifar train` makes them
       logs/<trial>-s<seed>.log    what each run printed; .failure.json beside it says why the run failed, if it did
       report/                     the page
+      optuna.db                   what a search has tried (see `search`)
 
 All trials are described alike: a name, a start (a preset or a settings file), and the settings that the trial has
 beside its start. A preset of the report is a trial without settings of its own; the points of a grid share their start.
@@ -31,6 +32,7 @@ from fastcifar.run.planned import PlannedRun, State
 from fastcifar.spelling import to_toml
 
 STUDY, LOCK, RUNS, LOGS, REPORT, SETTINGS = "study.json", ".lock", "runs", "logs", "report", "settings"
+OPTUNA = "optuna.db"
 
 FORMAT = 2
 """In format 1 every trial was a preset, and had its name."""
@@ -64,6 +66,26 @@ class Trial:
     dataset_digest: str = ""
 
 
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search is to try. Its trials are named `START-t0`, `START-t1`, ... and get their settings when they begin.
+
+    Attributes:
+        start: as in `Trial`.
+        space: for each setting that is searched, what it may be, as `space.parse` reads it.
+        num_trials: how many trials there are to be.
+    """
+
+    start: str
+    space: Mapping[str, str]
+    num_trials: int
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the trials. The number in a name is the trial's number in Optuna's study."""
+        return [f"{self.start.removesuffix('.toml')}-t{number}" for number in range(self.num_trials)]
+
+
 @dataclass
 class Study:
     """What was asked for. The accuracies of a `quick` or scaled study compare with no published ones.
@@ -75,6 +97,8 @@ class Study:
         settings: what was given on the command line for all runs, as text by setting.
         trials: by name, in the order in which they are trained.
         failures: why a run failed, by its name, for those that did and have not been tried again.
+        pruned: why a search gave up a run, by its name.
+        search: None for a study whose trials are all named beforehand.
         files: where the settings files lie that trials start from, by the trials' `start`.
     """
 
@@ -84,6 +108,8 @@ class Study:
     settings: dict[str, str] = field(default_factory=dict)
     trials: dict[str, Trial] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    pruned: dict[str, str] = field(default_factory=dict)
+    search: SearchPlan | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
@@ -103,7 +129,11 @@ class Study:
                 raise UsageError(f"{file} has format {content['format']}; this fastcifar reads format {FORMAT}.")
             trials = {name: _trial(name, facts) for name, facts in content["trials"].items()}
             quick, scale = bool(content["quick"]), float(content["epochs_scale"])
-            study = cls(path, quick, scale, dict(content["settings"]), trials, dict(content["failures"]))
+            failures, pruned = dict(content["failures"]), dict(content.get("pruned", {}))
+            study = cls(path, quick, scale, dict(content["settings"]), trials, failures, pruned)
+            if (search := content.get("search")) is not None:
+                space = {str(name): str(text) for name, text in search["space"].items()}
+                study.search = SearchPlan(str(search["start"]), space, int(search["num_trials"]))
         except OSError as problem:
             raise CheckpointError(f"{file} cannot be read: {problem.strerror}.") from problem
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
@@ -160,6 +190,8 @@ class Study:
             chosen["epochs"] = str(epochs)
             if warmup:
                 chosen["lr_warmup_epochs"] = f"{min(warmup * self.epochs_scale, epochs):g}"
+        if self.search is not None:
+            chosen["test"] = "false"
         return chosen | self.settings | dict(self.trials[trial].settings)
 
     def config(self, trial: str, seed: int) -> Config:
@@ -200,6 +232,8 @@ class Study:
         state: State = "missing"
         if (run.path / SUMMARY).is_file():
             state = "finished"
+        elif run.name in self.pruned:
+            state, reason = "pruned", self.pruned[run.name]
         elif run.name in self.failures:
             state, reason = "failed", self.failures[run.name]
         elif (told := failure.read(run.path)) is not None:
@@ -218,14 +252,18 @@ def _trial(name: str, facts: Mapping[str, Any]) -> Trial:
 
 def last_record(run: Path) -> dict[str, Any] | None:
     """The last whole line of a run's metrics, also while the run is being written; None where there is none."""
+    return next(records_from_the_end(run), None)
+
+
+def records_from_the_end(run: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a run's metrics, the last one first, also while the run is being written."""
     for line in _lines_from_the_end(run / METRICS_JSONL):
         try:
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                return record
         except (ValueError, RecursionError):  # cut off by a crash, or being written
             continue
-    return None
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+            yield record
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:

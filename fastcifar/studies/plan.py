@@ -13,17 +13,21 @@ from fastcifar.paths import given
 from fastcifar.presets import TRIALS, find_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
-from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, SETTINGS, STUDY, Study, Trial
+from fastcifar.studies.folder import LOCK, LOGS, OPTUNA, REPORT, RUNS, SETTINGS, STUDY, SearchPlan, Study, Trial
 from fastcifar.studies.grid import grid, spread, trial_name
+from fastcifar.studies.space import space_of
 from fastcifar.text import did_you_mean, nearest, one_line
 
 SEEDS = (0, 1, 2)
 """The default: the fewest that give an effect an interval."""
 
+NUM_TRIALS = 40
+"""Of a search, if nothing else is said."""
+
 LONGEST_NAME = 200
 """Characters of a trial's name: the files of its runs have names with a little more."""
 
-_OURS = {RUNS, LOGS, REPORT, SETTINGS, LOCK, f"{STUDY}.new"}
+_OURS = {RUNS, LOGS, REPORT, SETTINGS, LOCK, OPTUNA, f"{STUDY}.new"}
 """What a study leaves behind that has lost its study.json."""
 
 
@@ -36,6 +40,8 @@ class Request:
         quick: small and on procedural data.
         settings: for all runs, as pairs of setting and text. Several values, separated by commas, make a grid.
         options: of the command, suggested beside the settings to who mistypes one.
+        search: what settings a search may choose, as `space.parse` reads it; empty: nothing is searched.
+        num_trials: how many trials the search is to have in all.
     """
 
     trials: tuple[str, ...] = ()
@@ -44,14 +50,16 @@ class Request:
     epochs_scale: float | None = None
     settings: Sequence[tuple[str, str]] = ()
     options: Sequence[str] = ()
+    search: str = ""
+    num_trials: int | None = None
 
 
 def default_folder(request: Request) -> Path:
     """Where the study goes that `request` asks for: the same folder for the same trials and the same axes of a grid."""
     own = [word for word in request.trials if _is_file(word)]
     axes = list(spread(request.settings)[1])
-    parts = ["study", *["quick"] * request.quick]
-    if own or axes:
+    parts = ["search" if request.search else "study", *["quick"] * request.quick]
+    if own or axes or request.search:
         parts += [trial_name(word) if _is_file(word) else word for word in request.trials][:3] + axes
     return Path("runs") / "-".join(parts)
 
@@ -67,7 +75,7 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
         _check_folder(out)
     study = Study(out) if before is None else replace(before, trials=dict(before.trials), files=dict(before.files))
     wanted, common = _wanted(study, request)
-    seeds = request.seeds or study.seeds or SEEDS
+    seeds = request.seeds or study.seeds or (SEEDS[:1] if study.search else SEEDS)
     study.quick = study.quick or request.quick
     study.epochs_scale = study.epochs_scale if request.epochs_scale is None else request.epochs_scale
     study.settings = study.settings | common
@@ -77,9 +85,12 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
         have = study.trials.get(name, trial)
         study.trials[name] = replace(have, seeds=tuple(sorted({*have.seeds, *seeds})))
         try:
-            study.trials[name] = replace(study.trials[name], epochs=study.config(name, 0).epochs)
+            config = study.config(name, 0)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
+        if study.search is not None and not config.val_size:
+            raise UsageError(f"{name}: a search needs validation images, and val_size = 0 leaves none")
+        study.trials[name] = replace(study.trials[name], epochs=config.epochs)
     return study, {f"{name}-s{seed}" for name in wanted for seed in seeds}
 
 
@@ -101,11 +112,14 @@ def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str,
     if request.epochs_scale is not None and "epochs" in settings:
         problems.append("command line: --epochs and --epochs-scale: give one of the two")
     common, axes = spread(list(settings.items()), study.axes)
-    words = tuple(dict.fromkeys(request.trials or (() if axes else study.trials or TRIALS)))
+    searches = bool(request.search or request.num_trials)
+    words = tuple(dict.fromkeys(request.trials or (() if axes or searches else study.trials or TRIALS)))
     if axes and not words:
         example = " ".join(f"--{key.replace('_', '-')} {','.join(values)}" for key, values in axes.items())
         problems.append(f"a grid needs the trials that it starts from, such as: fastcifar study final {example}")
     trials: dict[str, Trial] = {}
+    if searches:
+        trials, words = _searched(study, request, axes, problems), ()
     for word in words:
         if word in study.trials and not axes:
             trials[word] = study.trials[word]
@@ -122,6 +136,46 @@ def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str,
     if problems:
         raise UsageError("\n".join(problems))
     return trials, common
+
+
+def _searched(
+    study: Study, request: Request, axes: Mapping[str, Sequence[str]], problems: list[str]
+) -> dict[str, Trial]:
+    """The trials of the search that `request` asks for, or goes on with; sets `study.search`."""
+    before = study.search
+    start = before.start if before and not request.trials else None
+    if len(request.trials) == 1:
+        start = _start(request.trials[0], study, problems)
+        if start is None:
+            return {}
+    if start is None:
+        problems.append("--search: a search starts from one trial, such as: fastcifar study final --search ...")
+        return {}
+    space = dict(before.space) if before else {}
+    if request.search:
+        try:
+            space = space_of(request.search)
+        except UsageError as error:
+            problems += str(error).splitlines()
+            return {}
+    if before is None and study.trials:
+        problems.append(f"--search: {study.path} holds a study without a search: give another folder with --out")
+    if before is not None and (before.start, before.space) != (start, space):
+        said = ",".join(f"{name}={text}" for name, text in before.space.items())
+        problems.append(f"--search: {study.path} holds another search, {before.start} with {said}, and keeps it")
+    if not space:
+        problems.append("--trials: how many trials a search has; give --search, too")
+    if axes:
+        problems.append(f"--search: not together with several values of {', '.join(axes)}: a search chooses values")
+    if request.seeds is not None and len(request.seeds) > 1:
+        problems.append("--seeds: a search trains each trial with one seed; confirm the best trial with several")
+    for key, text in request.settings:
+        if (name := key.replace("-", "_")) in space or name == "test":
+            why = "its test images are never looked at" if name == "test" else "it is what the search chooses"
+            problems.append(f"command line: --{key} {one_line(text)}: not together with --search: {why}")
+    num_trials = request.num_trials or (before.num_trials if before else NUM_TRIALS)
+    study.search = SearchPlan(start, space, max(num_trials, before.num_trials if before else 0))
+    return {name: study.trials.get(name, Trial(start, {}, (), 0)) for name in study.search.names}
 
 
 def _start(word: str, study: Study, problems: list[str]) -> str | None:

@@ -94,10 +94,10 @@ class Progress:
         width = max(map(len, self._epochs))
         self.line(f"{count}  {run.name:<{width}}  {'  '.join(cells)}  in {took}, {format_seconds(left)} left")
 
-    def failed(self, run: PlannedRun, reason: str) -> None:
-        """A run's line with what ended it; its remaining epochs are no longer waited for."""
+    def ended(self, run: PlannedRun, how: str) -> None:
+        """A run's line with how it ended early; its remaining epochs are no longer waited for."""
         self._epochs[run.name] = self._done[run.name]
-        self.line(f"{run.name} failed: {reason}")
+        self.line(f"{run.name} {how}")
 
     def line(self, text: str) -> None:
         """A line that stays."""

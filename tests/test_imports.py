@@ -22,8 +22,8 @@ ORDER = """
     measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text
     measuring.profile measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
     measuring.ablation_progress measuring.ablation
-    report studies.folder studies.grid studies.space studies.finding studies.plan studies.jobs studies.search
-    studies.progress studies.compare studies.conduct
+    report studies.folder studies.grid studies.space studies.finding studies.plan studies.jobs studies.on_ray
+    studies.search studies.progress studies.compare studies.conduct
     datasets api cli __main__
 """.split()
 """A module imports only modules to its left. A name stands for a module, or for a folder and all modules in it."""

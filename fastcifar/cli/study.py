@@ -56,6 +56,11 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument(
         "--trials", metavar="N", type=parsed(count, "a number from 1"), help="how many trials a search has [40]"
     )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="train on the nodes of a Ray cluster: auto (the one that this machine belongs to), HOST:PORT, or local",
+    )
     args, rest = parser.parse_known_args(argv)
     given = read_settings(rest, lambda word: "")  # the study checks the trials' names
     if given.problems:
@@ -70,7 +75,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     request = Request(
         trials, quick, args.seeds, args.epochs_scale, given.settings, options, args.search or "", args.trials
     )
-    return _print_study(conduct(args.out or default_folder(request), request, args.jobs))
+    return _print_study(conduct(args.out or default_folder(request), request, args.jobs, args.ray or ""))
 
 
 def _print_study(result: Result) -> int:

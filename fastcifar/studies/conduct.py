@@ -25,6 +25,7 @@ from fastcifar.run import failure
 from fastcifar.run.planned import PlannedRun
 from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, Study
 from fastcifar.studies.jobs import Job, Local, Machine, in_use, signal_name
+from fastcifar.studies.on_ray import Cluster, import_ray
 from fastcifar.studies.plan import Request, check_runs, plan
 from fastcifar.studies.progress import Progress
 from fastcifar.studies.search import Search, import_optuna
@@ -51,13 +52,15 @@ class Result:
     page: Path | None
 
 
-def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
+def conduct(out: Path, request: Request, jobs: int | None = None, ray: str = "") -> Result:
     """Trains what `request` asks for in the study folder `out`, `jobs` runs side by side, and writes the report.
 
     Args:
         out: the study folder, new or that of an earlier study, which goes on.
         request: what is asked for.
         jobs: how many runs train side by side; None leaves it to the machine.
+        ray: the address of a Ray cluster, as `on_ray.Cluster` takes it, whose nodes train the runs; empty: this machine
+            does.
 
     Raises:
         UsageError: the request is wrong, contradicts the study in `out`, or another study is at work there; or the
@@ -70,6 +73,8 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
     study, wanted = plan(out, request)
     if study.search is not None:
         import_optuna()  # before anything is downloaded or written
+    if ray:
+        import_ray()
     digests = _digests(study, wanted)
     with _locked(out):
         study, wanted = plan(out, request)  # again: another study may have worked here meanwhile
@@ -83,7 +88,9 @@ def conduct(out: Path, request: Request, jobs: int | None = None) -> Result:
         study.failures = {name: why for name, why in study.failures.items() if name not in wanted}
         study.write()
         search = None if study.search is None else Search(study)
-        machine = Local(study, sum(not run.is_over for run in runs), jobs)
+        machine: Machine = (
+            Cluster(study, ray, jobs) if ray else Local(study, sum(not run.is_over for run in runs), jobs)
+        )
         with Progress(study, runs) as progress:
             _Training(study, runs, machine, progress, search)()
             planned = study.planned()

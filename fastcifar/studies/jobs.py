@@ -195,6 +195,41 @@ def in_use(path: Path) -> bool:
         return True
 
 
+def start_process(study: Study, run: PlannedRun, device: str, jobs: int) -> LocalJob:
+    """Starts a run on this machine, or waits for the process that trains it already.
+
+    Args:
+        study: says the settings.
+        run: the run.
+        device: where it is to train; empty where the settings say it.
+        jobs: how many runs train on this machine side by side.
+
+    Raises:
+        UsageError: the run's folder holds something else.
+        OSError: the process cannot be started.
+    """
+    job = LocalJob(run, study.log(run))
+    if in_use(run.path):
+        return job
+    if not (run.path / CONFIG).is_file():
+        clear(run.path)
+    words = command(study, run, device)
+    with open(job.log, "ab") as log:
+        begun = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
+        log.write(os.fsencode(f"--- {begun}: fastcifar {shlex.join(words)}\n"))
+        log.flush()
+        # In a session of its own: Ctrl-C reaches the study, which passes it on once; a second would cut the save.
+        job.process = subprocess.Popen(
+            [*PROGRAM, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(jobs) | {failure.VARIABLE: str(job.record)},
+            start_new_session=True,
+        )
+    return job
+
+
 def clear(path: Path) -> None:
     """Removes what a process leaves that was killed while it made its run folder, and nothing else."""
     if path.is_dir():
@@ -227,26 +262,7 @@ class Local:
 
     def start(self, study: Study, run: PlannedRun, place: int) -> LocalJob:
         """As `Machine.start`."""
-        job = LocalJob(run, study.log(run))
-        if in_use(run.path):
-            return job
-        if not (run.path / CONFIG).is_file():
-            clear(run.path)
-        words = command(study, run, self._devices[place])
-        with open(job.log, "ab") as log:
-            begun = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
-            log.write(os.fsencode(f"--- {begun}: fastcifar {shlex.join(words)}\n"))
-            log.flush()
-            # In a session of its own: Ctrl-C reaches the study, which passes it on once; a second would cut the save.
-            job.process = subprocess.Popen(
-                [*PROGRAM, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(self.num_places) | {failure.VARIABLE: str(job.record)},
-                start_new_session=True,
-            )
-        return job
+        return start_process(study, run, self._devices[place], self.num_places)
 
 
 def _num_gpus() -> int:

@@ -149,7 +149,7 @@ def test_a_search_from_the_command_to_the_page(
     assert values == [pytest.approx(1 - min(abs(float(t.settings["lr"]) - 0.1), 0.9)) for t in found.trials.values()]
     page = (out / "report/report.md").read_text()
     assert "## The search" in page and "History" in page and "Importance" in page and "test images were never" in page
-    assert "fastcifar study final --lr " in page and "What the models get wrong" not in page
+    assert "fastcifar study final --epochs 2 --lr " in page and "What the models get wrong" not in page
     assert {"history.svg", "importance.svg"} <= {file.name for file in (out / "report/figures").iterdir()}
 
     assert cli.main(["study", "--out", str(out), "--trials", "5"]) == 0, "one trial more"
@@ -294,7 +294,6 @@ def test_a_run_of_a_search_never_evaluates_the_test_images(tmp_path: Path, monke
 
 
 def test_the_chapter_without_a_finished_trial() -> None:
-    blocks = search_blocks(
-        Searched({"lr": "0..1"}, [SearchTrial("a-t0", "pruned", None, 0, {"lr": 0.5})], {}, "x"), "a"
-    )
+    tried = SearchTrial("a-t0", "pruned", None, 0, {"lr": 0.5})
+    blocks = search_blocks(Searched("a", {}, {"lr": "0..1"}, [tried], {}, "Optuna"))
     assert "gave up 1 of 1 trials" in str(blocks) and "To confirm it" not in str(blocks)

@@ -150,7 +150,7 @@ def _incomparable(results: Results) -> list[Block]:
 
 
 def _incomplete(results: Results) -> list[Block]:
-    asked = TRIALS
+    asked: Sequence[str] = TRIALS
     if results.is_own:
         asked = tuple(dict.fromkeys(plan.trial for plan in results.planned if plan.state != "pruned"))
     missing = [name for name in asked if results.trial(name) is None]

@@ -82,7 +82,7 @@ def own_chapters(results: Results, search: Searched | None) -> list[Block]:
     colours = dict(zip((trial.name for trial in trials), colours_of(len(trials)), strict=True))
     if search is not None:
         return [
-            *search_blocks(search, trials[0].name.rpartition("-t")[0]),
+            *search_blocks(search),
             Heading(2, "The finished trials", "trials"),
             _trials_table(trials),
             Heading(2, "Curves", "curves"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastcifar.report import figures
 from fastcifar.report.document import NOTHING, Block, Figure, Heading, Paragraph, Table
 from fastcifar.report.markup import code, plain
+from fastcifar.report.provenance import shortened
 from fastcifar.report.wording import number
 
 NUM_BEST = 10
@@ -41,12 +42,16 @@ class Searched:
     """What a search has come to.
 
     Attributes:
+        start: what its trials start from: a preset, or the name of a settings file.
+        settings: those of all trials beside their start, as text by setting.
         space: what each setting may be, as it was given.
         trials: in the order in which they began.
         importances: how much of the differences in accuracy each setting explains, 0 to 1; empty where nobody can say.
         by: what chose the settings.
     """
 
+    start: str
+    settings: Mapping[str, str]
     space: Mapping[str, str]
     trials: Sequence[SearchTrial]
     importances: Mapping[str, float]
@@ -59,13 +64,8 @@ class Searched:
         return sorted(found, key=lambda trial: -(trial.value or 0.0))
 
 
-def search_blocks(search: Searched, start: str) -> list[Block]:
-    """The chapter.
-
-    Args:
-        search: what it has come to.
-        start: what its trials start from, as it is named on the command line.
-    """
+def search_blocks(search: Searched) -> list[Block]:
+    """The chapter: history, importance, and the best trials with the command that confirms the first of them."""
     given_up = sum(trial.state == "pruned" for trial in search.trials)
     space = ", ".join(code(f"{name} = {text}") for name, text in search.space.items())
     blocks: list[Block] = [
@@ -77,8 +77,9 @@ def search_blocks(search: Searched, start: str) -> list[Block]:
         ),
     ]
     if best := search.finished:
-        options = [word for name, value in best[0].settings.items() for word in _option(name, value)]
-        command = shlex.join(["fastcifar", "study", start, *options, "--seeds", "5"])
+        settings = {**search.settings, **best[0].settings}
+        options = [word for name, value in settings.items() for word in _option(name, value)]
+        command = shlex.join(["fastcifar", "study", search.start, *map(shortened, options), "--seeds", "5"])
         value = number(best[0].value, "val_accuracy")
         blocks.append(Paragraph(f"Best: **{plain(best[0].name)}**, {value}. To confirm it: {code(command)}"))
     values = [(trial.value, trial.state == "finished") for trial in search.trials]

@@ -141,8 +141,8 @@ class Cluster:
         ray = import_ray()
         if not ray.is_initialized():
             try:
-                options = {"include_dashboard": False} if address == "local" else {}
-                ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
+                more = {"include_dashboard": False} if address == "local" else {}
+                ray.init(address=address, log_to_driver=False, logging_level="warning", **more)
             except (ConnectionError, ValueError, RuntimeError) as problem:
                 said = (str(problem).splitlines() or [""])[0]
                 raise UsageError(
@@ -154,14 +154,14 @@ class Cluster:
         kind = "GPU" if device != "cpu" and any(node.get("GPU") for node in nodes) else "CPU"
         counts = [float(node.get(kind, 0)) for node in nodes]
         self.num_places = jobs or max(1, int(sum(counts)))
-        share = sum(counts) / self.num_places  # of a node, not more than the largest has, and whole where above 1
-        amount = min(max(counts), float(int(share)) if share >= 1 else share)
+        share = sum(counts) / self.num_places
+        most = 1.0 if kind == "GPU" else max(counts)  # a run has one GPU, or the processors of one node
+        amount = min(most, float(int(share)) if share >= 1 else share)  # Ray wants whole numbers above 1
         variables = {name: text for name, text in os.environ.items() if name.startswith("FASTCIFAR_")}
-        runs_a_node = max(1, int(max(counts) / amount)) if amount else 1
+        runs_a_node = max(1, int(max(counts) / amount))
         self._place = Place(study.path.absolute(), Path.cwd(), variables, runs_a_node)
         needs = {"num_gpus": amount} if kind == "GPU" else {"num_cpus": amount}
-        options = {"max_retries": TRIES, "scheduling_strategy": "SPREAD", **needs}
-        self._task = ray.remote(**options)(train)
+        self._task = ray.remote(max_retries=TRIES, scheduling_strategy="SPREAD", **needs)(train)
 
     def start(self, study: Study, run: PlannedRun, place: int) -> RayJob:
         """As `Machine.start`."""

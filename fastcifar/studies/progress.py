@@ -151,6 +151,7 @@ def _headline(study: Study, runs: Sequence[PlannedRun], ended: set[str]) -> str:
     trials, seeds = {run.trial for run in runs}, {run.seed for run in runs}
     parts = [f"{len(trials)} trial{'s' * (len(trials) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"]
     parts += ["quick: small runs on procedural images"] * study.quick
+    parts += [f"a search of {', '.join(study.search.space)}"] if study.search else []
     parts += [f"epochs x {study.epochs_scale:g}"] * (study.epochs_scale != 1)
     parts += [f"{key} = {text}" for key, text in study.settings.items()]
     parts += [f"{len(ended)} of {len(runs)} runs finished before"] * bool(ended)

@@ -144,7 +144,8 @@ class Search:
             trials.append(SearchTrial(name, run.state, told, run.epochs_done, dict(tried.params), run.reason))
         parts = (type(self._tried.sampler).__name__, type(self._tried.pruner).__name__)
         by = f"Optuna {self._optuna.__version__} ({', '.join(parts)})"
-        return Searched(dict(self._plan.space), trials, self._importances(), by)
+        settings = dict(self._study.settings)
+        return Searched(self._plan.start, settings, dict(self._plan.space), trials, self._importances(), by)
 
     def _importances(self) -> Mapping[str, float]:
         """By setting; empty where there are too few trials to say."""
@@ -185,7 +186,7 @@ def _values(run: PlannedRun) -> dict[int, float]:
 def _url(path: str) -> str:
     from sqlalchemy import URL
 
-    return URL.create("sqlite", database=path).render_as_string()
+    return str(URL.create("sqlite", database=path).render_as_string())
 
 
 def _first_line(problem: Exception) -> str:

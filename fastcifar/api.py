@@ -122,11 +122,14 @@ def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", d
 
 def study(
     *trials: str,
-    seeds: int | Sequence[int] = 3,
+    seeds: int | Sequence[int] | None = None,
     out: StrPath | None = None,
     quick: bool = False,
     epochs_scale: float | None = None,
     jobs: int | None = None,
+    search: str = "",
+    num_trials: int | None = None,
+    ray: str = "",
     **settings: object,
 ) -> Study:
     """Trains several trials with several seeds, each run in a process of its own, and writes the report.
@@ -136,11 +139,16 @@ def study(
     Args:
         *trials: names of presets, or paths of settings files (`*.toml`); without any, the eight trials of the course
             report.
-        seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves.
+        seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves; None means three, or those that
+            the study has already.
         out: the study's folder; None means the command line's: runs/study, or a name made of the trials.
         quick: trains small models on procedural images on the CPU: all eight trials take minutes.
         epochs_scale: multiplies the epochs of every run: with 0.1 each run has a tenth of its epochs.
         jobs: how many runs train at the same time; None means one for each GPU, or one on the CPU.
+        search: what Optuna may choose, such as `"lr=log:0.01..1,batch_size=64|128"`; then there is one trial, and the
+            default is one seed.
+        num_trials: how many trials a search has in all; None means 40.
+        ray: the address of a Ray cluster whose nodes train the runs: `auto`, `local` or `HOST:PORT`.
         **settings: new values of settings for every run, such as `data="cifar-100-python.tar.gz"`. A list of values,
             such as `lr=[0.05, 0.1]`, makes a trial of each.
 
@@ -155,14 +163,14 @@ def study(
     from fastcifar.studies.conduct import conduct
     from fastcifar.studies.plan import Request, default_folder
 
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not numbers or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers):
+    numbers = None if seeds is None else tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if numbers is not None and not (numbers and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers)):
         raise UsageError(f"seeds = {seeds!r}: expected a number of seeds from 1, or seeds from 0 to {2**32 - 1}")
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs!r}: expected a number from 1")
     pairs = [(name, _as_text(value)) for name, value in settings.items()]
-    request = Request(trials, quick, numbers, epochs_scale, pairs)
-    result = conduct(default_folder(request) if out is None else _path(out), request, jobs)
+    request = Request(trials, quick, numbers, epochs_scale, pairs, (), search, num_trials)
+    result = conduct(default_folder(request) if out is None else _path(out), request, jobs, ray)
     finished = [load(run.path) for run in result.runs if run.state == "finished"]
     failed = {run.name: run.reason for run in result.failed}
     return Study(result.study.path, result.page, finished, failed)

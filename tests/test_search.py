@@ -261,7 +261,7 @@ def test_a_lost_or_damaged_file_is_named(optuna: Any, content: str | None) -> No
     (OUT / "optuna.db").unlink()
     if content:
         (OUT / "optuna.db").write_text(content)
-    with pytest.raises(CheckpointError, match="s/optuna.db (knows 0 trials, and s has 1|cannot be used)"):
+    with pytest.raises(CheckpointError, match="s/optuna.db (is missing|cannot be used)"):
         conduct(OUT, asked(2, epochs=1))
 
 

@@ -88,6 +88,8 @@ def conduct(out: Path, request: Request, jobs: int | None = None, ray: str = "")
         study.failures = {name: why for name, why in study.failures.items() if name not in wanted}
         study.write()
         search = None if study.search is None else Search(study)
+        if search is not None:
+            search.catch_up()
         machine: Machine = (
             Cluster(study, ray, jobs) if ray else Local(study, sum(not run.is_over for run in runs), jobs)
         )

@@ -56,7 +56,13 @@ class Search:
         self._numbers = {name: number for number, name in enumerate(study.search.names)}
         self._last_epochs: dict[str, int] = {}
         epochs = max(study.trials[name].epochs for name in self._numbers)
+        chosen = sum(bool(study.trials[name].settings) for name in self._numbers)
         file = study.path / OPTUNA
+        if chosen and not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing: it holds what the search has tried. Restore it from a copy, or begin another "
+                "search with --out"
+            )
         try:
             self._storage = self._optuna.storages.RDBStorage(_url(str(file.absolute())))
             self._tried = self._optuna.create_study(
@@ -75,14 +81,16 @@ class Search:
                 f"{file} cannot be used: {_first_line(problem)}. It holds what the search has tried; the runs beside "
                 "it are intact"
             ) from problem
-        chosen = [name for name in self._numbers if study.trials[name].settings]
-        if len(chosen) > num_tried:
+        if chosen > num_tried:
             raise CheckpointError(
-                f"{file} knows {num_tried} trials, and {study.path} has {len(chosen)}: it is not the file of this "
-                "search. Restore it from a copy, or begin another search with --out"
+                f"{file} knows {num_tried} trials, and {study.path} has {chosen}: it is not the file of this search. "
+                "Restore it from a copy, or begin another search with --out"
             )
-        for run in study.planned():
-            if run.is_over and run.trial in chosen:  # it ended while nobody looked
+
+    def catch_up(self) -> None:
+        """Tells Optuna of the runs that ended while nobody looked."""
+        for run in self._study.planned():
+            if run.is_over and self._study.trials[run.trial].settings:
                 self.tell(run)
 
     def choose(self, run: PlannedRun) -> None:

@@ -44,8 +44,10 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        before = signal.getsignal(signal.SIGTERM)
         hook = {"worker_process_setup_hook": stand_in}
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", runtime_env=hook)
+        signal.signal(signal.SIGTERM, before)
         yield ray
         ray.shutdown()
 

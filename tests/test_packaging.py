@@ -93,7 +93,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert (about["Name"], about["Version"]) == ("fastcifar", fastcifar.__version__)
     assert about["Requires-Python"] == ">=3.10"
     assert about["License-Expression"] == "Apache-2.0"
-    assert {"test", "dev", "dali", "torchvision"} == set(about.get_all("Provides-Extra"))
+    assert {"test", "dev", "dali", "torchvision", "search", "ray"} == set(about.get_all("Provides-Extra"))
     scripts = configparser.ConfigParser()
     entry_points = next(name for name in members(wheel) if name.endswith("entry_points.txt"))
     scripts.read_string(zipfile.ZipFile(wheel).read(entry_points).decode())

@@ -9,6 +9,8 @@ on from its last checkpoint or, where its process has survived the worker, the t
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,6 +142,7 @@ class Cluster:
     def __init__(self, study: Study, address: str, jobs: int | None) -> None:
         ray = import_ray()
         if not ray.is_initialized():
+            before = signal.getsignal(signal.SIGTERM)
             try:
                 more = {"include_dashboard": False} if address == "local" else {}
                 ray.init(address=address, log_to_driver=False, logging_level="warning", **more)
@@ -149,6 +152,8 @@ class Cluster:
                     f"--ray {address}: there is no Ray cluster: {said} (`ray start --head` starts one; --ray local "
                     "does for this machine)"
                 ) from problem
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray has set one, which ends this process with exit code 15
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         device = study.config(next(iter(study.trials)), 0).device
         kind = "GPU" if device != "cpu" and any(node.get("GPU") for node in nodes) else "CPU"

@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .SHELLFLAGS := -euc
-.PHONY: help setup train test test-all test-kernels test-machines test-fake-gpu bench lint clean
+.PHONY: help setup train test test-all test-kernels test-machines test-fake-gpu bench lint wheel clean
 
 PYTHON ?= python3
 PRESET ?= quick
@@ -63,10 +63,42 @@ lint: $(READY) ## ruff (rules and format), clang-format and mypy --strict
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
+# WHEEL_TORCH has the torches to check with, such as WHEEL_TORCH='torch==2.10.0 torch==2.13.0'. PIP would pin torch.
+WHEEL_TORCH ?= $(shell grep '^torch==' requirements/constraints.txt)
+
+wheel: $(READY) ## one wheel for all Pythons and torches, in dist/; first checked in a new environment by a run
+	@rm -rf build/wheel && mkdir -p build/wheel dist
+	$(SAY) 'building the wheel'
+	$(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w build/wheel .
+	wheel=$$(echo "$$PWD"/build/wheel/fastcifar-*.whl)
+	$(TORCH_INDEX)
+	for torch in $(WHEEL_TORCH); do
+	  $(SAY) "checking it with $$torch in build/clean, a new environment"
+	  rm -rf build/clean && '$(PYTHON)' -m venv build/clean
+	  cd build/clean
+	  grep -v '^torch' ../../requirements/constraints.txt > constraints.txt
+	  bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps $$index "$$torch"
+	  bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt "$$torch" "$$wheel"
+	  bin/python -c 'import torch; from fastcifar import ops; found = ops.available("cpu"); print("  torch", torch.__version__, "ops", found); exit(not found)'
+	  FASTCIFAR_DATA=cache bin/fastcifar train quick --device cpu --width-mult 0.125 --epochs 1 --out run 2>/dev/null
+	  cd ../..
+	done
+	mv "$$wheel" dist/
+	$(SAY) "dist/$$(basename "$$wheel")"
+
 setup: $(READY) ## only the installation
 
 clean: ## remove .venv and all that was built; runs/ and .venv-cuda stay
 	rm -rf .venv build dist *.egg-info fastcifar/*.so fastcifar/_build.json .mypy_cache .pytest_cache .ruff_cache
+
+# A shell command: sets $$index to what makes pip take PyTorch's CPU build, where there is no GPU and its server answers.
+define TORCH_INDEX
+index=
+if [ ! -e /proc/driver/nvidia ] && ! nvidia-smi >/dev/null 2>&1 && timeout 8 $(BIN)/python -c \
+  'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=4)' >/dev/null 2>&1; then
+  index='--index-url $(TORCH_CPU_INDEX)'
+fi
+endef
 
 # PyTorch is installed first and alone: otherwise a package that needs torch brings its own, with GBs of CUDA libraries.
 .venv/torch: requirements/constraints.txt
@@ -80,11 +112,7 @@ clean: ## remove .venv and all that was built; runs/ and .venv-cuda stay
 	  '$(PYTHON)' -m venv .venv || {
 	    rm -rf .venv; $(SAY) 'no virtual environment could be made (apt install python3-venv)' >&2; exit 1; }
 	fi
-	index=
-	if [ ! -e /proc/driver/nvidia ] && ! nvidia-smi >/dev/null 2>&1 && timeout 8 $(BIN)/python -c \
-	  'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=4)' >/dev/null 2>&1; then
-	  index='--index-url $(TORCH_CPU_INDEX)'
-	fi
+	$(TORCH_INDEX)
 	$(SAY) "installing PyTorch from $${index:-the default index}, which can take minutes"
 	$(PIP) setuptools
 	$(PIP) --no-deps $$index torch torchvision

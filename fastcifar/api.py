@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastcifar.config import RESUMABLE, Config
 from fastcifar.errors import UsageError
@@ -94,7 +94,14 @@ def load(path: StrPath) -> Run:
     return Run(RunFolder.open(_path(path).absolute()))
 
 
-def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", data: str | None = None) -> Evaluation:
+def evaluate(
+    run: Run | StrPath,
+    split: str = "test",
+    *,
+    device: str = "auto",
+    data: str | None = None,
+    weights: Literal["last", "best"] = "last",
+) -> Evaluation:
     """Measures the accuracy of a run's saved model again.
 
     Args:
@@ -102,6 +109,7 @@ def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", d
         split: `test`, or `val`: the training images that the run held out.
         device: `auto` is the run's own device if this machine has it; otherwise `cpu`, `cuda` or `cuda:N`.
         data: where the run's images are now; None means where the run had them.
+        weights: `last`, or `best`: those of the epoch with the best validation accuracy, with `keep_best`.
 
     Returns:
         The result, beside the accuracy that the run recorded.
@@ -117,7 +125,7 @@ def evaluate(run: Run | StrPath, split: str = "test", *, device: str = "auto", d
         raise UsageError(f"split = {split!r}: expected 'test' or 'val'")
     parse_overrides([("device", str(device))], ["device"])
     path = run.path if isinstance(run, Run) else _path(run)
-    return Evaluation(**evaluate_run(path, split, device, data))
+    return Evaluation(**evaluate_run(path, split, device, data, _weights(weights)))
 
 
 def study(
@@ -250,29 +258,33 @@ class Run:
         """A record for each epoch, as in metrics.csv: `epoch`, `lr`, `train_loss`, `val_accuracy`, ..."""
         return [dict(record) for record in self._folder.records]
 
-    def model(self) -> MobileNet:
+    def model(self, weights: Literal["last", "best"] = "last") -> MobileNet:
         """The trained model, on the CPU, in evaluation mode.
 
         If the run kept a moving average of the weights, the model has the average.
 
+        Args:
+            weights: as for `evaluate`.
+
         Returns:
-            A module: images as `normalize` returns them, float32 [N, 3, 32, 32] -> logits, float32 [N, num_classes].
+            A module: images as `normalize` returns them, float32 [N, 3, S, S] -> logits, float32 [N, num_classes].
 
         Raises:
+            UsageError: `best` is asked for, and the run kept none.
             CheckpointError: there is no checkpoint, or it is damaged.
         """
         from fastcifar.checkpoint import load_model
 
-        return load_model(self._folder)
+        return load_model(self._folder, _weights(weights))
 
     def normalize(self, images: NDArray[np.uint8]) -> Tensor:
         """Prepares images for the run's model.
 
         Args:
-            images: uint8 [N, 32, 32, 3], RGB.
+            images: uint8 [N, S, S, 3], RGB, S the side of the run's images.
 
         Returns:
-            float32 [N, 3, 32, 32]: the images scaled to 0..1, minus the run's `mean`, divided by its `std`.
+            float32 [N, 3, S, S]: the images scaled to 0..1, minus the run's `mean`, divided by its `std`.
 
         Raises:
             UsageError: the images have another dtype or shape.
@@ -281,8 +293,9 @@ class Run:
 
         from fastcifar.augment import normalization_table, normalize
 
-        if images.dtype != "uint8" or images.ndim != 4 or images.shape[1:] != (32, 32, 3):
-            raise UsageError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [N, 32, 32, 3]")
+        side = self._folder.images.size if self._folder.images else 32
+        if images.dtype != "uint8" or images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            raise UsageError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [N, {side}, {side}, 3]")
 
         table = normalization_table(self.config.mean, self.config.std)
         return normalize(torch.from_numpy(images), table, torch.float32)
@@ -330,6 +343,12 @@ class Run:
         checked = parse_overrides(words, RESUMABLE)
         command = ["fastcifar", "train", "--resume", str(self.path), *_as_options(checked)]
         return load(trainer.resume(self.path, checked, command, progress=progress))
+
+
+def _weights(weights: Literal["last", "best"]) -> Literal["last", "best"]:
+    if weights not in ("last", "best"):
+        raise UsageError(f"weights = {weights!r}: expected 'last' or 'best'")
+    return weights
 
 
 def _path(path: StrPath) -> Path:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastcifar.config import Config
 from fastcifar.engines import Engine
-from fastcifar.errors import CheckpointError, NonFiniteError
-from fastcifar.model import MobileNet
+from fastcifar.errors import CheckpointError, NonFiniteError, UsageError
+from fastcifar.model import MobileNet, copy_tensors
+from fastcifar.run import schema
 from fastcifar.run.checkpoint import check_training_state
 from fastcifar.run.clock import Clocks
+from fastcifar.run.facts import best_epoch
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.telemetry import Telemetry
+
+Weights = Literal["last", "best"]
 
 REMEDY = "lower --lr, warm it up (--lr-warmup-epochs), or use --precision bf16 in place of fp16"
 """Advice for a run whose numbers became infinite or not a number."""
@@ -86,26 +92,82 @@ def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) 
             tensor.copy_(tensors[name])
 
 
-def load_model(run: RunFolder) -> MobileNet:
+def chosen(tensors: Mapping[str, Tensor], weights: Weights, run: RunFolder) -> dict[str, Tensor]:
+    """A checkpoint's tensors, with the weights that are to be used in place of the last ones.
+
+    Args:
+        tensors: of the checkpoint, by name.
+        weights: `last`, or `best`: those of the epoch with the best validation accuracy.
+        run: named in the error.
+
+    Raises:
+        UsageError: the run keeps no best weights, or has not validated an epoch yet.
+    """
+    if weights == "last":
+        return dict(tensors)
+    best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
+    if not best or best_epoch(run.records) is None:
+        why = "no epoch was validated yet" if best else "it was trained without --keep-best"
+        raise UsageError(f"{run.path} has no best weights: {why}; allowed: --weights last")
+    used = {f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in best.items()}
+    return {name: used.get(name, tensor) for name, tensor in tensors.items()}
+
+
+def load_model(run: RunFolder, weights: Weights = "last") -> MobileNet:
     """The model of a run's last checkpoint, on the CPU, in evaluation mode.
 
     Args:
         run: the run folder.
+        weights: as for `chosen`.
 
     Returns:
         The model. If the run keeps a moving average of the weights, the model has the average.
 
     Raises:
+        UsageError: as for `chosen`.
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    tensors, _ = run.load_checkpoint()
-    weights = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    weights |= {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
-    model = MobileNet(len(weights["head.bias"]), run.config.width_mult)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(weights[name])
+    tensors = chosen(run.load_checkpoint()[0], weights, run)
+    found = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    found |= {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+    model = MobileNet(len(found["head.bias"]), run.config.width_mult, run.config.channels)
+    copy_tensors(model, {name: found[name] for name in model.state_dict()})
     return model.eval()
+
+
+def starting_weights(config: Config, images: schema.Images, note: Callable[[str], None]) -> dict[str, Tensor]:
+    """The weights and statistics that a new run takes over from the run that its `init_from` names.
+
+    Args:
+        config: `init_from` and `width_mult` are read.
+        images: what the new run's images and classes are.
+        note: is called with a remark on which tensors are taken over.
+
+    Returns:
+        Tensors by their name in the model, without the head where the classes differ; nothing without `init_from`.
+
+    Raises:
+        UsageError: there is no run, or its model has another width.
+        CheckpointError: the run has no checkpoint, or it is damaged.
+    """
+    if not config.init_from:
+        return {}
+    run = RunFolder.open(config.init_from)
+    for name in ("width_mult", "channels"):
+        has, wanted = getattr(run.config, name), getattr(config, name)
+        if has != wanted:
+            option = f"--{name.replace('_', '-')} {has:g}"
+            raise UsageError(
+                f"init_from = {config.init_from}: its model has {name} = {has:g}, and this run has {wanted:g}; "
+                f"allowed: {option}"
+            )
+    tensors: dict[str, Tensor] = load_model(run).state_dict()
+    there = run.images.class_names if run.images else []
+    if there == images.class_names:
+        note(f"starting from the weights of {run.path}, the head too: its classes are the same")
+        return tensors
+    note(f"starting from the weights of {run.path}, with a new head for {len(images.class_names)} classes")
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
 
 
 def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry, num_batches: int) -> tuple[int, int]:

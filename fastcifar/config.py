@@ -90,10 +90,19 @@ class Config(BaseModel):
     )
     val_size: int = _setting("data", 10000, "training images held out for validation; 0 = train on all", ge=0, off="0")
     split_seed: int = _setting("data", 0, "seed of the split into training and validation", ge=0, le=2**32 - 1)
+    channels: int = _setting(
+        "data",
+        3,
+        "that the network sees: grey images have three equal ones, or one",
+        ge=1,
+        le=3,
+        allowed="3, or 1 for grey images",
+    )
     mean: tuple[_Mean, _Mean, _Mean] = _setting(
         "data",
         (0.5071, 0.4865, 0.4409),
-        "subtracted from the channels (images scaled to 0..1)",
+        "subtracted from the channels (images scaled to 0..1); where neither it nor std is set, images other than "
+        "CIFAR's are normalised with their own",
         strict=False,
         allowed="three numbers from 0 to 1: red, green, blue",
     )
@@ -107,7 +116,7 @@ class Config(BaseModel):
     )
 
     crop_padding: int = _setting(
-        "augmentation", 4, "zeros around an image before the random 32x32 crop; 0 = no crop", ge=0, le=16, off="0"
+        "augmentation", 4, "zeros around an image before the random crop of its size; 0 = no crop", ge=0, le=16, off="0"
     )
     flip: Literal["random", "alternating", "none"] = _setting(
         "augmentation",
@@ -121,6 +130,13 @@ class Config(BaseModel):
     )
 
     width_mult: float = _setting("model", 1.0, "scales the channels of every layer", ge=0.125, le=4)
+    init_from: str = _setting(
+        "model",
+        "",
+        "a run whose weights this one starts from; where the classes differ, the head is a new one",
+        pattern=r"\A[^\x00]*\z",
+        allowed="the folder of a run, or nothing",
+    )
 
     epochs: int = _setting("optimisation", 300, "passes over the training images", ge=1, le=100_000)
     batch_size: int = _setting(
@@ -242,6 +258,21 @@ class Config(BaseModel):
         "measure the trained model on the test images, once, at its end; false leaves them unseen, as a search does",
         changes_result=False,
     )
+    keep_best: bool = _setting(
+        "evaluation and checkpoints",
+        False,
+        "keeps the weights of the epoch with the best validation accuracy beside the last ones, for --weights best; "
+        "the test images are measured once, with the last weights, all the same",
+        changes_result=False,
+    )
+    logger: Literal["none", "tensorboard", "trackio"] = _setting(
+        "evaluation and checkpoints",
+        "none",
+        "what else shows the epochs while they run: TensorBoard's files in the run folder, or trackio's own data base",
+        changes_result=False,
+        resumable=True,
+        off="none",
+    )
     checkpoint_seconds: float = _setting(
         "evaluation and checkpoints",
         60.0,
@@ -273,6 +304,8 @@ RESUMABLE = tuple(name for name in NAMES if about(name)["resumable"])
 
 def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """The rules between settings that `config` breaks, each with the settings it concerns."""
+    if config.channels == 2:
+        yield ("channels",), "channels = 2: images have 3, or 1 if they are grey"
     if config.nesterov and config.momentum == 0:
         yield ("nesterov", "momentum"), "nesterov = true needs momentum above 0"
     if config.lr_warmup_epochs > config.epochs:
@@ -280,6 +313,8 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("lr_warmup_epochs", "epochs"),
             f"lr_warmup_epochs = {config.lr_warmup_epochs:g} must be at most epochs = {config.epochs}",
         )
+    if config.keep_best and config.val_size == 0:
+        yield ("keep_best", "val_size"), "keep_best = true needs validation images, and val_size = 0 holds none out"
     if config.images_on == "host" and config.loader != "resident":
         yield (
             ("images_on", "loader"),
@@ -295,6 +330,11 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("deterministic", "compile_mode", "engine"),
             f"deterministic = true excludes compile_mode = {config.compile_mode}, which times kernels to choose one",
         )
+
+
+def has_default_normalization(config: Config) -> bool:
+    """Whether neither `mean` nor `std` was set: then the images decide."""
+    return all(getattr(config, name) == Config.model_fields[name].default for name in ("mean", "std"))
 
 
 def groups() -> dict[str, list[str]]:

@@ -51,6 +51,10 @@ class LoaderError(FastcifarError):
     """A worker process of a loader has died, cannot be started, or has no shared memory left."""
 
 
+class ExportError(FastcifarError):
+    """An exported model is not the run's model."""
+
+
 class InterruptedRunError(FastcifarError):
     """A signal stopped the run after its state was saved; `stopped_code` is the exit code."""
 

@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcifar.checkpoint import load_tensors
+from fastcifar.checkpoint import Weights, chosen, load_tensors
 from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset
 from fastcifar.engines import Means
 from fastcifar.errors import CheckpointError, DataError, UsageError
+from fastcifar.run import schema
 from fastcifar.run.checkpoint import check_training_state
+from fastcifar.run.facts import best_epoch
 from fastcifar.run.folder import RunFolder
 from fastcifar.session import Session
 from fastcifar.target import Target, exists, find_device
@@ -25,7 +27,9 @@ Predictions = dict[str, NDArray[Any]]
 """Arrays by name; `fastcifar.run.predictions` lists them."""
 
 
-def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    path: Path, split: str = "test", device: str = "auto", data: str | None = None, weights: Weights = "last"
+) -> dict[str, Any]:
     """Evaluates a run's saved model, and returns the result beside the recorded result.
 
     Args:
@@ -33,6 +37,7 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
         split: `test`, or `val`: the training images that the run held out.
         device: `auto` is the run's own device if this machine has it; otherwise `cpu`, `cuda` or `cuda:N`.
         data: where the run's images are now; None means where the run had them.
+        weights: `last`, or `best`: those of the epoch with the best validation accuracy, with `keep_best`.
 
     Returns:
         `split`, `num_images`, `loss` (mean cross-entropy in nats), `accuracy` (0 to 1), `recorded_accuracy` (None if
@@ -40,12 +45,12 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
         next epoch were taken) and `device`.
 
     Raises:
-        UsageError: the run held out no validation images, or the device does not exist.
+        UsageError: the run held out no validation images, or keeps no best weights, or the device does not exist.
         CheckpointError: the checkpoint is damaged, or the images are not the run's.
         DataError: the images cannot be found or read.
     """
     run = RunFolder.open(path)
-    session, state, dataset = _restored(run, device, data)
+    session, state, dataset = _restored(run, device, data, weights)
     config = run.config
     part = dataset.test if split == "test" else dataset.train_val(config.val_size, config.split_seed)[1]
     if not len(part):
@@ -54,7 +59,10 @@ def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: st
         means = session.evaluate(part)
     epochs_done, step = int(state["epoch"]) - 1, int(state["step"])
     recorded: float | None
-    if step:  # in the middle of an epoch: no record is of these weights
+    if weights == "best" and (best := best_epoch(run.records)) is not None:
+        epochs_done, step = best["epoch"], 0
+        recorded = best["val_accuracy"] if split == "val" else None
+    elif step:  # in the middle of an epoch: no record is of these weights
         recorded = None
     elif split == "test":
         recorded = (run.summary() or {}).get("test_accuracy")
@@ -104,7 +112,9 @@ def predictions(path: Path, data: str | None = None) -> Predictions:
     return found
 
 
-def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Session, dict[str, Any], Dataset]:
+def _restored(
+    run: RunFolder, device: str, data: str | None, weights: Weights = "last"
+) -> tuple[Session, dict[str, Any], Dataset]:
     """The run of the last checkpoint as a session on `device`, with the checkpoint's state and the run's images."""
     place = find_device(run.config.device if device == "auto" and exists(run.config.device) else device)
     # Fused ops round differently from PyTorch's ops. The compiled engine evaluates with the eager ops.
@@ -115,7 +125,7 @@ def _restored(run: RunFolder, device: str, data: str | None) -> tuple[Session, d
     tensors, state = run.load_checkpoint()
     check_training_state(state, run.path, config.epochs)
     session = Session(Target(config), dataset.num_classes)
-    load_tensors(session.engine, tensors, run)
+    load_tensors(session.engine, chosen(tensors, weights, run), run)
     return session, state, dataset
 
 
@@ -160,6 +170,31 @@ def places_of(dataset: Dataset) -> Predictions:
     elif test.places is not None:
         found["places"] = test.places
     return found
+
+
+def images_of(run: RunFolder, data: str | None = None) -> schema.Images:
+    """What the images and the classes of a run are. A run of an earlier version does not say it; its images do.
+
+    Args:
+        run: the run folder.
+        data: where the run's images are now; None means where the run had them.
+
+    Raises:
+        CheckpointError: the images are not the run's.
+        DataError: the images cannot be found or read.
+    """
+    return run.images or facts_of(same_images(run, run.config.model_copy(update={"data": data or run.config.data})))
+
+
+def facts_of(dataset: Dataset) -> schema.Images:
+    """What a run records of its images and classes."""
+    return schema.Images(
+        name=dataset.name,
+        size=dataset.train.images.shape[1],
+        class_names=list(dataset.class_names),
+        superclass_names=list(dataset.superclass_names),
+        superclass_of=list(dataset.superclass_of),
+    )
 
 
 def same_images(run: RunFolder, config: Config) -> Dataset:

@@ -1,10 +1,12 @@
-"""MobileNetV1 for 32x32 images, and nothing about how fast it runs.
+"""MobileNetV1 for small images, and nothing about how fast it runs.
 
 Howard et al. 2017, https://arxiv.org/abs/1704.04861, with a stride-1 stem and four stride-2 blocks, so that a 32x32
 image becomes a 2x2 map. At width 1.0 and 100 classes: 3,309,476 parameters, 46.4 M multiply-accumulates an image.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -48,21 +50,22 @@ class DepthwiseSeparable(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """MobileNetV1 with PyTorch's default initialisation: images [N, 3, 32, 32] -> logits [N, num_classes].
+    """MobileNetV1 with PyTorch's default initialisation: images [N, 3, S, S] -> logits [N, num_classes].
 
     Args:
         num_classes: the number of outputs of the linear head.
         width_mult: multiplies every number of channels; the product is rounded down, and is at least 8.
+        channels: of the images that the stem sees: 3, or 1, which is the first of those that are given.
     """
 
-    def __init__(self, num_classes: int = 100, width_mult: float = 1.0) -> None:
+    def __init__(self, num_classes: int = 100, width_mult: float = 1.0, channels: int = 3) -> None:
         super().__init__()
 
         def width(channels: int) -> int:
             return max(8, int(channels * width_mult))
 
+        self.stem = nn.Conv2d(channels, width(STEM_CHANNELS), 3, padding=1, bias=False)
         channels = width(STEM_CHANNELS)
-        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.norm = _norm(channels)
         blocks = []
         for out, stride in BLOCKS:
@@ -72,8 +75,8 @@ class MobileNet(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, 3, 32, 32] -> logits [N, num_classes]."""
-        x = F.relu(self.norm(self.stem(images)), inplace=True)
+        """images [N, 3, S, S], or [N, 1, S, S] with channels = 1 -> logits [N, num_classes]."""
+        x = F.relu(self.norm(self.stem(images[:, : self.stem.in_channels])), inplace=True)
         for block in self.blocks:
             x = block(x)
         # Not x.mean((2, 3)): convolutions do not recognise the strides of a mean's gradient as channels_last.
@@ -82,20 +85,36 @@ class MobileNet(nn.Module):
         return logits
 
 
-def build_model(num_classes: int, width_mult: float, seed: int) -> MobileNet:
+def build_model(num_classes: int, width_mult: float, seed: int, channels: int = 3) -> MobileNet:
     """A MobileNet whose initial weights depend on the seed alone: they are drawn on the CPU for every device.
 
     Args:
         num_classes: as for `MobileNet`.
         width_mult: as for `MobileNet`.
         seed: a whole number from 0.
+        channels: as for `MobileNet`.
 
     Returns:
         The model, on the CPU, in training mode. PyTorch's own random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MobileNet(num_classes, width_mult)
+        return MobileNet(num_classes, width_mult, channels)
+
+
+@torch.no_grad()
+def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies weights and statistics into those of a model.
+
+    Not by `load_state_dict`, which asks for the counters of batch norm that this model does without.
+
+    Args:
+        model: its tensors are overwritten.
+        tensors: by the name in `model.state_dict()`. What is not named stays.
+    """
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
 
 
 def count_parameters(model: nn.Module) -> int:

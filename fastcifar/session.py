@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcifar.data.dataset import Split
 from fastcifar.engines import Engine, Means, Steps, build_engine, build_steps
 from fastcifar.loaders import Augmentation, Loader, build_loader, eval_batches
-from fastcifar.model import build_model
+from fastcifar.model import build_model, copy_tensors
 from fastcifar.optim import lr_table
 from fastcifar.target import Target
 
@@ -30,6 +30,7 @@ class Session:
     Args:
         target: the settled config and its device. The device becomes this process's current device.
         num_classes: the number of classes of the data set.
+        initial: tensors of the model by name, which replace those that are drawn from the config's seed.
         launched: launches the steps op by op even where they would be one CUDA graph. For measuring.
 
     Attributes:
@@ -45,12 +46,20 @@ class Session:
     lrs: NDArray[np.float64]
     steps: Steps
 
-    def __init__(self, target: Target, num_classes: int, *, launched: bool = False) -> None:
+    def __init__(
+        self,
+        target: Target,
+        num_classes: int,
+        initial: Mapping[str, Tensor] | None = None,
+        *,
+        launched: bool = False,
+    ) -> None:
         self.target, self._launched = target, launched
         self._context = contextlib.ExitStack()
         target.claim()
         with target.memory_explained():
-            model = build_model(num_classes, target.config.width_mult, target.config.seed)
+            model = build_model(num_classes, target.config.width_mult, target.config.seed, target.config.channels)
+            copy_tensors(model, initial or {})
             self.engine = build_engine(model, target, captured=target.makes_batches and not launched)
 
     def feed(self, split: Split, note: Note, *, augmentation: Augmentation | None = None) -> None:

@@ -10,19 +10,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcifar import signals
-from fastcifar.checkpoint import REMEDY, check_finite, restore, save
-from fastcifar.config import Config
-from fastcifar.data import sources
-from fastcifar.data.dataset import Dataset, Split
+from torch import Tensor
+
+from fastcifar import paths, signals
+from fastcifar.checkpoint import REMEDY, check_finite, restore, save, starting_weights
+from fastcifar.config import Config, has_default_normalization
+from fastcifar.data import procedural, sources
+from fastcifar.data.dataset import Dataset, Split, channel_statistics
+from fastcifar.data.published import PUBLISHED
 from fastcifar.engines import Means
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
-from fastcifar.evaluation import measure_test, same_images
+from fastcifar.evaluation import facts_of, measure_test, same_images
 from fastcifar.loaders import check_available
 from fastcifar.model import count_parameters
 from fastcifar.run import failure
 from fastcifar.run.clock import Clocks
+from fastcifar.run.facts import best_epoch
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.loggers import check_logger, logged
 from fastcifar.run.telemetry import Telemetry
 from fastcifar.session import Session
 from fastcifar.target import Target
@@ -49,17 +54,22 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         FastcifarError: any of its kinds. Once the run folder exists, the error is also recorded there.
         InterruptedRunError: one of `signals.STOP` came; the state was saved first.
     """
-    target = Target.of(config.model_copy(update={"data": sources.absolute(config.data)}))
+    places = {"data": sources.absolute(config.data), "init_from": _absolute(config.init_from)}
+    target = Target.of(config.model_copy(update=places))
     if out is not None:
         RunFolder.check_unused(out)  # before anything is downloaded or written
     with Display(shown=progress) as display:
         display.phase(LOADING)
         dataset = sources.load(target.config.data, mirror=config.mirror, progress=progress)
-        splits = _split(dataset, target.config)
+        splits = splits_of(dataset, target.config)
+        target = Target(normalized(target.config, dataset, splits[0], display))
         check_available(target, len(splits[0]))  # before the run folder is made, so that none is left behind
-        run = RunFolder.create(target.config, out, command, dataset.digest, note=display.note)
+        check_logger(target.config)
+        images = facts_of(dataset)
+        initial = starting_weights(target.config, images, display.note)
+        run = RunFolder.create(target.config, out, command, dataset.digest, images=images, note=display.note)
         with run.locked(), failure.recorded(run.path):
-            return _fit(run, target, dataset, splits, display)
+            return _fit(run, target, dataset, splits, initial, display)
 
 
 def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], *, progress: bool = True) -> Path:
@@ -84,18 +94,41 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
             if run.summary() is not None:
                 raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
             target = Target.of(run.config.model_copy(update=dict(overrides)))
+            check_logger(target.config)
             run.note_differences(target.config.device)
             display.phase(LOADING)
             dataset = same_images(run, target.config)
-            return _fit(run, target, dataset, _split(dataset, target.config), display)
+            initial: dict[str, Tensor] = {}
+            if not run.has_checkpoint():
+                initial = starting_weights(target.config, facts_of(dataset), display.note)
+            return _fit(run, target, dataset, splits_of(dataset, target.config), initial, display)
 
 
-def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, Split], display: Display) -> Path:
+def _absolute(path: str) -> str:
+    """The path of a run, independent of the working folder; nothing where nothing is given.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    try:
+        return str(paths.given(path).absolute()) if path else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"init_from = {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _fit(
+    run: RunFolder,
+    target: Target,
+    dataset: Dataset,
+    splits: tuple[Split, Split],
+    initial: Mapping[str, Tensor],
+    display: Display,
+) -> Path:
     config, (train_split, val_split) = target.config, splits
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.noted())
         telemetry = stack.enter_context(Telemetry(target.device, display.note))
-        session = stack.enter_context(Session(target, dataset.num_classes))
+        session = stack.enter_context(Session(target, dataset.num_classes, initial))
         session.feed(train_split, display.note)
         engine, steps, num_batches = session.engine, session.steps, session.loader.num_batches
         clocks = Clocks(target.device)
@@ -110,6 +143,8 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
         clocks.compile_seconds += steps.warm_up()
         last_saved = time.monotonic()
 
+        name = f"{config.preset}-s{config.seed}-{run.id[:6]}"
+        log = stack.enter_context(logged(config, run.path, name, first_epoch, display.note))
         display.start(config.epochs, len(train_split), first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
             with telemetry.training(), clocks.training():
@@ -131,7 +166,11 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
                 display.phase("validating")
                 val = session.evaluate(val_split)
                 record |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
+                best = best_epoch(run.records)
+                if config.keep_best and (best is None or val.accuracy > best["val_accuracy"]):
+                    engine.keep_best()
             run.append(record)
+            log.epoch(epoch, record)
             _check_finite(run, f"after epoch {epoch} (lr {lr:g})", training=means.loss, validation=record["val_loss"])
             display.epoch(record)
             if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
@@ -148,6 +187,7 @@ def _fit(run: RunFolder, target: Target, dataset: Dataset, splits: tuple[Split, 
             test, predictions = measure_test(session, dataset)
             _check_finite(run, "of the trained model", test=test.loss)
             run.write_predictions(predictions)
+            log.epoch(config.epochs, {"test_loss": test.loss, "test_accuracy": test.accuracy})
     _finish(run, config, test, clocks, telemetry, count_parameters(engine.model))
     return run.path
 
@@ -168,9 +208,33 @@ def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks,
     }
 
 
-def _split(dataset: Dataset, config: Config) -> tuple[Split, Split]:
-    """The training and the validation images. Unfit settings are refused here, before the run folder is made."""
+def normalized(config: Config, dataset: Dataset, train: Split, display: Display) -> Config:
+    """The settings with the mean and std of the training images, where none was set and the images are not CIFAR's.
+
+    Args:
+        config: `mean` and `std` are read.
+        dataset: the run's images. The procedural set, which is made in CIFAR's shape, counts as CIFAR.
+        train: its training images.
+        display: says the numbers, if it is shown: nobody need do anything about them.
+    """
+    known = dataset.name in PUBLISHED or dataset.digest == procedural.DIGEST
+    if known or not has_default_normalization(config):
+        return config
+    mean, std = channel_statistics(train)
+    shown = " ".join(",".join(f"{value:.4f}" for value in values) for values in (mean, std))
+    display.remark(f"mean and std are those of the {len(train):,} training images: {shown}")
+    return config.model_copy(update={"mean": mean, "std": std})
+
+
+def splits_of(dataset: Dataset, config: Config) -> tuple[Split, Split]:
+    """The training and the validation images of a run.
+
+    Raises:
+        UsageError: settings do not fit the images.
+    """
     train, val = dataset.train_val(config.val_size, config.split_seed)
+    if config.channels == 1 and not (train.is_grey() and dataset.test.is_grey()):
+        raise UsageError(f"channels = 1: {dataset.name} has images with colours; allowed: 3")
     if config.engine == "compiled" and len(train) < config.batch_size:
         raise UsageError(
             f"batch_size = {config.batch_size}, engine = 'compiled': only whole batches are compiled, and there are "
@@ -193,6 +257,8 @@ def _finish(
         **clocks.state(),
         **telemetry.summary(),
     }
+    if config.keep_best and (best := best_epoch(run.records)) is not None:
+        summary |= {"best_epoch": best["epoch"], "best_val_accuracy": best["val_accuracy"]}
     run.write_summary(summary)
 
 

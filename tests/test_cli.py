@@ -55,7 +55,9 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
         stand_in.asked = (path, overrides, command)
         return path
 
-    def evaluate_run(path: Path, split: str = "test", device: str = "auto", data: str | None = None) -> dict[str, Any]:
+    def evaluate_run(
+        path: Path, split: str = "test", device: str = "auto", data: str | None = None, weights: str = "last"
+    ) -> dict[str, Any]:
         stand_in.asked = (path, split, device, data)
         result = {"split": split, "num_images": 10_000, "loss": 1.23456, "accuracy": 0.67635}
         return result | {"recorded_accuracy": None, "epoch": 300, "step": 0, "device": "cpu"} | stand_in.result
@@ -97,7 +99,7 @@ def python_m(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command_and_exit_code(capsys: Captured) -> None:
     text = printed(capsys, "--help")
     for name, command in cli.COMMANDS.items():
-        assert f"  {name:<10}{command.summary}" in text
+        assert f"  {name:<12}{command.summary}" in text
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
     assert {0, 130, 143} | codes <= {int(code) for code in re.findall(r"(?:^|\s{2,})(\d+) \w", text)}
 
@@ -143,7 +145,10 @@ def test_version(capsys: Captured) -> None:
         ),
         (
             ["data", "inf"],
-            ["argument info|get: 'inf': expected info or get; did you mean info? (see fastcifar data --help)"],
+            [
+                "argument info|get|convert: 'inf': expected info or get or convert; did you mean info? "
+                "(see fastcifar data --help)"
+            ],
         ),
         (["data", "get"], ["data get: the name is missing: cifar100 or cifar10"]),
         (["data", "get", "cifar-100"], ["data get cifar-100: expected cifar100 or cifar10; did you mean cifar100?"]),
@@ -354,7 +359,7 @@ def test_other_commands_say_what_a_preset_or_a_file_is_to_them(capsys: Captured)
     assert refused(capsys, "profile", "quik") == ["command line: quik: there is no such preset; did you mean quick?"]
     for word, meant in {"cifar100": "cifar100", "CIFAR-10": "cifar10", "my set.npz": "'my set.npz'"}.items():
         (problem,) = refused(capsys, "data", word)
-        assert problem.startswith(f"data {word}: expected info or get; did you mean data info {meant}?")
+        assert problem.startswith(f"data {word}: expected info or get or convert; did you mean data info {meant}?")
 
 
 def test_a_run_that_nobody_chose_says_first_what_it_will_do(capsys: Captured, trainer: Any) -> None:

@@ -13,12 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors text stats files paths signals machine ops config spelling layers presets ui
     run.names run.failure run.facts run.environment run.clock run.telemetry
-    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.planned
+    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
+    run.loggers run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
-    data.pickles data.cifar_files data.archives data.npz data.images data.image_folder data.layouts data.download
-    data.procedural data.sources
-    draws augment batch selfcheck target loaders model optim cpu engines session checkpoint evaluation trainer
-    measuring.process measuring.cell measuring.kernels measuring.layers measuring.timing measuring.roofs
+    data.pickles data.cifar_files data.archives data.images data.npz data.image_folder data.layouts data.download
+    data.procedural data.convert data.sources
+    draws augment batch selfcheck target loaders model optim cpu engines session checkpoint evaluation prediction
+    exporting trainer
+    measuring.process measuring.dry_run measuring.cell measuring.kernels measuring.layers measuring.timing
+    measuring.roofs
     measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text
     measuring.profile measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
     measuring.ablation_progress measuring.ablation

@@ -93,7 +93,8 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert (about["Name"], about["Version"]) == ("fastcifar", fastcifar.__version__)
     assert about["Requires-Python"] == ">=3.10"
     assert about["License-Expression"] == "Apache-2.0"
-    assert {"test", "dev", "dali", "torchvision", "search", "ray"} == set(about.get_all("Provides-Extra"))
+    extras = {"test", "dev", "dali", "torchvision", "search", "ray", "onnx", "tensorboard", "trackio", "completion"}
+    assert extras == set(about.get_all("Provides-Extra"))
     scripts = configparser.ConfigParser()
     entry_points = next(name for name in members(wheel) if name.endswith("entry_points.txt"))
     scripts.read_string(zipfile.ZipFile(wheel).read(entry_points).decode())
@@ -183,6 +184,16 @@ def test_every_version_that_make_installs_is_pinned(wheel: Path) -> None:
     assert {("torch", ""), ("mypy", ""), ("numpy", "")} < seen
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_container_has_the_pinned_versions(name: str) -> None:
+    """No container can be built here: what it copies exists, and it names no version of its own."""
+    text = (ROOT / f"docker/{name}.Dockerfile").read_text()
+    copied = [source for line in re.findall(r"^COPY (?!--)(.+)$", text, re.M) for source in line.split()[:-1]]
+    assert copied and all((ROOT / source).exists() for source in copied)
+    assert text.count("-c requirements/constraints.txt") >= 2 and not re.search(r"torch[=<>]", text)
+    assert 'ENTRYPOINT ["fastcifar"]' in text
+
+
 # --- The Makefile -----------------------------------------------------------------------------------------------------
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make here")
@@ -192,7 +203,7 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 def test_make_alone_lists_the_targets(checkout: Path) -> None:
     done = run("make", cwd=checkout)
     assert done.returncode == 0, done.stderr
-    for target in ("train", "test", "test-all", "bench", "lint", "clean"):
+    for target in ("train", "test", "test-all", "bench", "lint", "wheel", "clean"):
         assert re.search(rf"^  {target} +\S", done.stdout, re.M), target
 
 

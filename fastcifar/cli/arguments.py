@@ -48,19 +48,32 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, in a line of the help, and the function that reads its arguments and obeys them."""
+
+    summary: str
+    run: Callable[[Parser, list[str]], int]
+
+
 # ---- the types of arguments ----
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    """The `type` of an argument with a few values."""
+class one_of:  # noqa: N801 (a function to who calls it)
+    """The `type` of an argument with a few values.
 
-    def check(text: str) -> str:
-        if text not in choices:
-            hint = did_you_mean(nearest(text, choices))
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {' or '.join(choices)}{hint}")
+    Attributes:
+        choices: the values.
+    """
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __call__(self, text: str) -> str:
+        if text not in self.choices:
+            hint = did_you_mean(nearest(text, self.choices))
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {' or '.join(self.choices)}{hint}")
         return text
-
-    return check
 
 
 def parsed(parse: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
@@ -215,6 +228,20 @@ def _switched_off(key: str) -> str:
     name = key.replace("_", "-").removeprefix("no-")
     field = Config.model_fields.get(name.replace("-", "_"))
     return name if name != key.replace("_", "-") and field is not None and field.annotation is bool else ""
+
+
+# ---- a finished run ----
+
+
+def add_weights(parser: Parser) -> None:
+    """Gives `parser` the option --weights, for a command that uses a saved model."""
+    parser.add_argument(
+        "--weights",
+        type=one_of("last", "best"),
+        default="last",
+        metavar="last|best",
+        help="best: of the epoch with the best validation accuracy, which --keep-best kept [last]",
+    )
 
 
 # ---- where the settings start: a preset, and one's own file ----

@@ -20,8 +20,21 @@ _COLOURS = {"ok": "32", "note": "33", "problem": "31"}
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.parse(argv)
+    parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    if parser.parse(argv).json:
+        return _print_json()
     return report()
+
+
+def _print_json() -> int:
+    import dataclasses
+    import json
+
+    from fastcifar.cli.probes import examine
+
+    findings = list(examine())
+    print(json.dumps([{**dataclasses.asdict(finding), "fatal": finding.fatal} for finding in findings]))
+    return 1 if any(finding.fatal for finding in findings) else 0
 
 
 def report(file: TextIO | None = None) -> int:

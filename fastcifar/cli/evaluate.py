@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastcifar.cli.arguments import Parser, one_of, path
+from fastcifar.cli.arguments import Parser, add_weights, one_of, path
 
 SUMMARY = "measure the accuracy of a finished run again"
 
@@ -14,6 +14,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [the run's own, if present]")
     parser.add_argument("--data", metavar="PATH", help="where the same images lie now [where the run had them]")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_weights(parser)
     args = parser.parse(argv)
 
     from fastcifar.layers import parse_overrides
@@ -23,7 +24,7 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     from fastcifar import evaluation
 
-    result = evaluation.evaluate_run(args.run, args.split, args.device, args.data)
+    result = evaluation.evaluate_run(args.run, args.split, args.device, args.data, args.weights)
     if args.json:
         import json
 

@@ -10,14 +10,27 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import fastcifar
 from fastcifar import paths
-from fastcifar.cli import ablate, compare, data, doctor, evaluate, presets, profile, report, study, train
-from fastcifar.cli.arguments import Parser
+from fastcifar.cli import (
+    ablate,
+    compare,
+    completion,
+    data,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    presets,
+    profile,
+    report,
+    study,
+    train,
+)
+from fastcifar.cli.arguments import Command, Parser
 from fastcifar.errors import DataError, DeviceMemoryError, FastcifarError, UsageError
 from fastcifar.paths import refused
 from fastcifar.run import failure
@@ -50,17 +63,11 @@ environment:
 """
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command: what it does, in a line of the help, and the function that reads its arguments and obeys them."""
-
-    summary: str
-    run: Callable[[Parser, list[str]], int]
-
-
 COMMANDS: Mapping[str, Command] = {
     "train": Command(train.SUMMARY, train.run),
     "evaluate": Command(evaluate.SUMMARY, evaluate.run),
+    "predict": Command(predict.SUMMARY, predict.run),
+    "export": Command(export.SUMMARY, export.run),
     "study": Command(study.SUMMARY, study.run),
     "report": Command(report.SUMMARY, report.run),
     "compare": Command(compare.SUMMARY, compare.run),
@@ -69,6 +76,7 @@ COMMANDS: Mapping[str, Command] = {
     "presets": Command(presets.SUMMARY, presets.run),
     "data": Command(data.SUMMARY, data.run),
     "doctor": Command(doctor.SUMMARY, doctor.run),
+    "completion": Command(completion.SUMMARY, lambda parser, argv: completion.run(parser, argv, COMMANDS)),
 }
 
 
@@ -77,6 +85,10 @@ _HABITS = {
     "continue": "train --resume",
     "test": "evaluate",
     "eval": "evaluate",
+    "classify": "predict",
+    "infer": "predict",
+    "onnx": "export",
+    "save": "export",
     "bench": "ablate",
     "benchmark": "ablate",
     "download": "data get",
@@ -135,7 +147,7 @@ def _run(words: list[str]) -> int:
         raise UsageError(f"a command is missing: {', '.join(COMMANDS)} (see fastcifar --help)")
     name, *rest = words
     if name in ("-h", "--help"):
-        summaries = "\n".join(f"  {key:<10}{command.summary}" for key, command in COMMANDS.items())
+        summaries = "\n".join(f"  {key:<12}{command.summary}" for key, command in COMMANDS.items())
         print(HELP.format(commands=summaries), end="")
         return 0
     if name == "--version":

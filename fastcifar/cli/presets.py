@@ -16,10 +16,18 @@ SUMMARY = "list the presets with their settings and the accuracy to expect, or s
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this one in full")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list, or an object for NAME")
     args = parser.parse(argv)
 
     from fastcifar.presets import find_preset, list_presets
 
+    if args.json:
+        import json
+
+        found = list_presets() if args.name is None else [find_preset(args.name)]
+        objects = [_as_object(preset) for preset in found]
+        print(json.dumps(objects if args.name is None else objects[0]))
+        return 0
     if args.name is not None:
         return _show_preset(find_preset(args.name))
     header = ["preset", "settings", "val accuracy %", "test accuracy %"]
@@ -42,6 +50,11 @@ def run(parser: Parser, argv: list[str]) -> int:
         "\nfastcifar train --preset NAME --print-config"
     )
     return 0
+
+
+def _as_object(preset: Preset) -> dict[str, object]:
+    about, settings = preset.about.model_dump(mode="json"), preset.config.model_dump(mode="json")
+    return {"name": preset.name, "base": preset.base, "about": about, "settings": settings}
 
 
 def _changes(preset: Preset) -> str:

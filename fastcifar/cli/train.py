@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import shlex
 import shutil
 import textwrap
@@ -25,10 +27,9 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
-    parser.usage += (
-        "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config] [--KEY VALUE ...]\n"
-    )
+    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config | --dry-run] [--KEY VALUE ...]\n"
+    parser.usage += "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config | --dry-run]\n"
+    parser.usage += "                       [--KEY VALUE ...]\n"
     parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
     add_start(
         parser,
@@ -38,6 +39,10 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=path, help="the run folder; default: runs/PRESET/TIME-sSEED")
     parser.add_argument("--resume", metavar="RUN", type=path, help="go on with the run in this folder")
     parser.add_argument("--print-config", action="store_true", help="print the settings that would be used, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="take a few steps, print the memory and time a run would take, and stop"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, also that of --dry-run")
     if "-h" in argv or "--help" in argv:
         print(parser.format_help() + "\n" + describe_settings(), end="")
         return 0
@@ -63,11 +68,46 @@ def run(parser: Parser, argv: list[str]) -> int:
         print(to_toml(resolved.config, resolved.origins), end="")
         return 0
 
+    if args.dry_run:
+        return _dry_run(resolved.config, as_json=args.json)
+
     _announce(resolved.config, named=start != Start(None, None), out=args.out)
 
     from fastcifar import trainer
 
-    return _print_result(trainer.train(resolved.config, args.out, command))
+    return _print_result(trainer.train(resolved.config, args.out, command), as_json=args.json)
+
+
+def _dry_run(config: Config, *, as_json: bool) -> int:
+    """Says what a run of `config` would take."""
+    from fastcifar.data.sources import announce_download
+
+    announce_download(config.data, config.mirror)
+
+    from fastcifar.measuring.dry_run import dry_run
+    from fastcifar.ui.display import format_seconds
+
+    done = dry_run(config)
+    config = done.config
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(done), "config": config.model_dump(mode="json")}))
+        return 0
+    memory = f"{done.host_memory_gib:.2f} GiB of this machine's"
+    if done.device_memory_gib is not None:
+        memory += f", {done.device_memory_gib:.2f} GiB of the {done.device_memory_free_gib:.2f} GiB free on the GPU"
+    rows = {
+        "would train": f"{config.epochs} epochs of {done.num_images:,} images in {done.num_classes} classes",
+        "with": f"engine {config.engine}, {config.precision}, on {config.device}, {done.parameters:,} parameters",
+        "memory": memory,
+        "warm-up": f"{done.warm_up_seconds:.1f} s",
+        "step": f"{done.step_seconds * 1e3:.1f} ms, {config.batch_size / done.step_seconds:,.0f} images/s "
+        f"(median of {done.steps_timed})",
+        "epoch": f"{format_seconds(done.epoch_seconds)}, {done.validation_seconds:.1f} s of it validation",
+        "run": f"{format_seconds(done.run_seconds)} (computed), without checkpoints and the test",
+    }
+    for title, value in rows.items():
+        print(f"{title:<16}{value}")
+    return 0
 
 
 def _announce(config: Config, *, named: bool, out: Path | None) -> None:
@@ -99,7 +139,7 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
     problems = given.problems
     for word in given.names:
         problems.append(f"command line: {one_line(word)}: not together with --resume, which continues a run as it is")
-    for name in ("preset", "config", "out", "print_config"):
+    for name in ("preset", "config", "out", "print_config", "dry_run"):
         if getattr(args, name):
             option = "--" + name.replace("_", "-")
             problems.append(f"command line: {option}: not together with --resume, which continues a run as it is")
@@ -113,7 +153,7 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
 
     from fastcifar import trainer
 
-    return _print_result(trainer.resume(args.resume, overrides, command))
+    return _print_result(trainer.resume(args.resume, overrides, command), as_json=args.json)
 
 
 def describe_settings() -> str:
@@ -145,17 +185,23 @@ def _written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "nothing"
 
 
-def _print_result(path: Path) -> int:
-    """The run's result, with its two clocks, and where it lies."""
+def _print_result(path: Path, *, as_json: bool) -> int:
+    """The run's result, with its two clocks, and where it lies; as JSON the path of the run and its summary."""
     from fastcifar.run.folder import RunFolder
 
     run = RunFolder.open(path)
     summary = run.summary() or {}
+    if as_json:
+        print(json.dumps({"run": str(path), **summary}))
+        return 0
     rows = [["run folder", str(path)]]
     metrics: tuple[Metric, ...] = ("test_accuracy", "val_accuracy")
     for metric in metrics:
         if (accuracy := summary.get(metric)) is not None:
             rows.append([metric.replace("_", " "), f"{accuracy:.2%}{_expected(run.config, metric)}"])
+    if "best_epoch" in summary:
+        best = f"{summary['best_val_accuracy']:.2%} after epoch {summary['best_epoch']}"
+        rows.append(["best val", f"{best} (its weights: --weights best)"])
     before = "compilation" if run.config.engine == "compiled" else "warm-up"
     clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]

@@ -18,7 +18,7 @@ class Split:
     """Images with their labels, and the place of each image in its source.
 
     Attributes:
-        images: uint8 [N, 32, 32, 3] RGB, C-contiguous.
+        images: uint8 [N, S, S, 3] RGB, C-contiguous. The channels of grey images are equal.
         labels: int64 [N].
         places: int64 [N], the index of each image in its source. In an .npz or in CIFAR's files it is the row in the
             split's array (the five files of CIFAR-10 count as one array). In an image folder it is the index in the
@@ -34,6 +34,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def is_grey(self) -> bool:
+        """Whether the three channels of all images are equal."""
+        chunks = (self.images[start : start + 1000] for start in range(0, len(self), 1000))
+        return all((chunk == chunk[..., :1]).all() for chunk in chunks)
 
     def take(self, index: NDArray[np.integer[Any]]) -> "Split":
         """A split of some of the images.
@@ -177,8 +182,30 @@ def info(dataset: Dataset) -> dict[str, SplitInfo]:
     }
 
 
+Channels = tuple[float, float, float]
+
+
+def channel_statistics(split: Split) -> tuple[Channels, Channels]:
+    """The mean and the standard deviation of all pixels of a split, for normalisation.
+
+    Args:
+        split: at least one image.
+
+    Returns:
+        Mean and deviation of each channel, for pixels from 0 to 1, rounded to four digits; the deviation is at least
+        0.001.
+    """
+    found = _split_info(split, 1 + int(split.labels.max()))
+
+    def rounded(values: Channels, least: float) -> Channels:
+        red, green, blue = (max(round(value, 4), least) for value in values)
+        return red, green, blue
+
+    return rounded(found.mean, 0.0), rounded(found.std, 0.001)
+
+
 def _split_info(split: Split, num_classes: int) -> SplitInfo:
-    pixels = 32 * 32
+    pixels = split.images.shape[1] * split.images.shape[2]
     total, total_squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
     image_std = np.zeros(3)
     for start in range(0, len(split), 1000):

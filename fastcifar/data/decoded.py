@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastcifar.data.dataset import SPLITS
 from fastcifar.errors import DataError
+from fastcifar.text import quoted
 
 MOST_CLASSES = 2**16  # for labels without names; otherwise one wrong label would ask for terabytes
 
@@ -19,7 +20,7 @@ class Decoded:
     """Images and labels of both splits, in the order of the source.
 
     Attributes:
-        images: for "train" and "test", uint8 [N, 32, 32, 3].
+        images: for "train" and "test", uint8 [N, S, S, 3], S the same for both. The channels of grey images are equal.
         labels: for "train" and "test", int64 [N], each from 0 to `num_classes - 1`.
         num_classes: how many classes there are; some may have no image.
         class_names: the name of each class, in the order of the labels; None if the layout has no names.
@@ -39,6 +40,75 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
+SMALLEST, LARGEST = 8, 96
+"""The sides of the images that are taken, in pixels. The network halves them four times."""
+
+
+def is_taken(width: int, height: int) -> bool:
+    """Whether images of this size can be trained on as they are."""
+    return width == height and SMALLEST <= width <= LARGEST
+
+
+def how_to_convert(path: Path) -> str:
+    """The command that makes images of a size that is taken from the source at `path`, for messages."""
+    return f"`fastcifar data convert {quoted(path)} OUT.npz --size 32` scales them"
+
+
+def square_images(images: NDArray[Any], where: str, convert: str) -> NDArray[np.uint8]:
+    """Images as [N, S, S, 3]; grey ones get three equal channels.
+
+    Args:
+        images: [N, S, S, 3], or for grey images [N, S, S] or [N, S, S, 1].
+        where: what messages call the images.
+        convert: how images of another size are made so, for messages.
+
+    Returns:
+        uint8 [N, S, S, 3], C-contiguous.
+
+    Raises:
+        DataError: the images have another dtype or shape.
+    """
+    if not are_pictures(images) or not is_taken(*images.shape[1:3]):
+        if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[2] == images.shape[3]:
+            convert = "images.transpose(0, 2, 3, 1) makes it so"
+        elif images.dtype.kind == "f":
+            convert = "(images * 255).round().astype(numpy.uint8) makes it so if they go from 0 to 1"
+        raise DataError(
+            f"{where} is {describe(images)}, not uint8 [N, S, S, 3], or [N, S, S] for grey images, with S from "
+            f"{SMALLEST} to {LARGEST}; {convert}"
+        )
+    return in_three_channels(images)
+
+
+def are_pictures(images: NDArray[Any]) -> bool:
+    """Whether an array holds pictures of any size: uint8 [N, H, W, 3], or [N, H, W] or [N, H, W, 1] for grey ones."""
+    return images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3)))
+
+
+def in_three_channels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures as [N, H, W, 3], C-contiguous; grey ones, [N, H, W] or [N, H, W, 1], get three equal channels."""
+    if images.ndim == 3 or images.shape[3] == 1:
+        images = np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=3)
+    return np.ascontiguousarray(images)
+
+
+def same_size(images: Mapping[str, NDArray[np.uint8]], where: Path) -> None:
+    """Checks that the images of both splits have one size.
+
+    Args:
+        images: for "train" and "test", [N, S, S, 3].
+        where: the source, for messages.
+
+    Raises:
+        DataError: they have two sizes.
+    """
+    train, test = (images[split].shape[1] for split in SPLITS)
+    if train != test:
+        raise DataError(
+            f"{where}: training images of {train}x{train} pixels, test images of {test}x{test}; {how_to_convert(where)}"
+        )
+
+
 def describe(array: NDArray[Any]) -> str:
     """The dtype and shape of an array, such as `uint8 [100, 32, 32, 3]`."""
     return f"{array.dtype} {list(array.shape)}"
@@ -48,20 +118,20 @@ def whole_numbers(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
     """Converts labels of any integer dtype to int64.
 
     Args:
-        labels: [N].
+        labels: [N], or [N, 1], as MedMNIST has them.
         where: what messages call the labels.
 
     Returns:
         int64 [N].
 
     Raises:
-        DataError: the labels are not whole numbers or not [N], or one of them does not fit int64.
+        DataError: the labels are not whole numbers or have another shape, or one of them does not fit int64.
     """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         hint = ""
-        if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iu":
-            hint = "; labels[:, 0] makes it so"
-        elif labels.ndim == 2 and labels.dtype.kind in "biuf":
+        if labels.ndim == 2 and labels.dtype.kind in "biuf":
             hint = "; labels.argmax(axis=1) makes it so if each row marks one class"
         elif labels.dtype.kind in "bf":
             hint = "; labels.astype(int) makes it so if none has a fraction"

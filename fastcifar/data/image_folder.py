@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from fastcifar.data.dataset import SPLITS
-from fastcifar.data.decoded import Decoded
-from fastcifar.data.images import OTHER_SUFFIXES, SUFFIXES, open_images
+from fastcifar.data.decoded import LARGEST, SMALLEST, Decoded, how_to_convert, is_taken
+from fastcifar.data.images import OTHER_SUFFIXES, SUFFIXES, OtherSizeError, open_images, size_of
 from fastcifar.data.notes import listed, nearest
 from fastcifar.data.paths import is_litter
 from fastcifar.errors import DataError
 
 
-def read_image_folder(folder: Path) -> Decoded:
+def read_image_folder(folder: Path, size: int | None = None) -> Decoded:
     """Reads the images and labels of an image folder.
 
     Hidden entries, entries that operating systems leave behind, and files that are not images are skipped. The notes of
@@ -23,6 +23,8 @@ def read_image_folder(folder: Path) -> Decoded:
 
     Args:
         folder: holds train/ and test/, each with one folder for each class.
+        size: the side to which images are scaled, of whatever size they are; None takes them as they are, all of the
+            size of the first one.
 
     Returns:
         The images and labels.
@@ -42,7 +44,7 @@ def read_image_folder(folder: Path) -> Decoded:
         class_names[split] = [name for name in folders if not is_litter(name)]
     _check_classes(folder, class_names)
     names = class_names["train"]
-    images, labels, files, ignored = {}, {}, {}, []
+    images, labels, files, ignored, side = {}, {}, {}, [], size
     for split in SPLITS:
         found: list[str] = []
         targets: list[int] = []
@@ -52,7 +54,11 @@ def read_image_folder(folder: Path) -> Decoded:
             found += usable
             targets += [label] * len(usable)
         files[split] = tuple(found)
-        images[split] = open_images([folder / file for file in found])
+        side = side or _side(folder, found[0])
+        try:
+            images[split] = open_images([folder / file for file in found], side, scale=size is not None)
+        except OtherSizeError as error:
+            raise DataError(f"{error}; {how_to_convert(folder)}") from error
         labels[split] = np.array(targets, dtype=np.int64)
     if ignored:
         notes.append(f"ignored {len(ignored)} of {folder} that are no image files, the first {folder / ignored[0]}")
@@ -61,6 +67,21 @@ def read_image_folder(folder: Path) -> Decoded:
     if unused := _other_splits(folder, set(names)):
         notes.append(f"{folder} also holds {listed(unused)}, of which nothing is used")
     return Decoded(images, labels, len(names), tuple(names), files=files, notes=tuple(notes))
+
+
+def _side(folder: Path, file: str) -> int:
+    """The side of the images of a folder, which is that of its first image.
+
+    Raises:
+        DataError: images of its size are not taken.
+    """
+    width, height = size_of(folder / file)
+    if not is_taken(width, height):
+        raise DataError(
+            f"{folder / file} has {width}x{height} pixels; squares from {SMALLEST} to {LARGEST} pixels are taken; "
+            f"{how_to_convert(folder)}"
+        )
+    return width
 
 
 def entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:

@@ -1,4 +1,4 @@
-"""Decoding one image file -> 32 x 32 pixels. A file that has no single meaning in 8-bit RGB is refused by name.
+"""Decoding one image file -> pixels. A file that has no single meaning in 8-bit RGB is refused by name.
 
 Pillow silently takes the upper eight of sixteen bits, drops transparency, and picks one of several pictures. Such a
 choice is left to the user.
@@ -10,8 +10,9 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,63 +40,140 @@ _ORIENTATION = 0x0112
 _UPRIGHT = (None, 1)
 
 
-def open_images(files: Sequence[Path]) -> NDArray[np.uint8]:
+class OtherSizeError(DataError):
+    """An image has another size than the images before it."""
+
+
+def open_images(files: Sequence[Path], side: int, *, scale: bool = False) -> NDArray[np.uint8]:
     """Decodes image files.
 
     Args:
         files: the paths of N files.
+        side: of the images, in pixels.
+        scale: scales images of another size, as `fitted` does; otherwise they are refused.
 
     Returns:
-        uint8 [N, 32, 32, 3] RGB.
+        uint8 [N, side, side, 3] RGB.
 
     Raises:
         DataError: a file cannot be read or is refused. If there are several, the first one in `files` is named.
     """
-    images = np.empty((len(files), 32, 32, 3), dtype=np.uint8)
+    images = np.empty((len(files), side, side, 3), dtype=np.uint8)
 
     def open_chunk(start: int) -> None:
         for i in range(start, min(start + 256, len(files))):
-            images[i] = open_image(files[i])
+            images[i] = np.asarray(fitted(open_picture(files[i]), side)) if scale else open_image(files[i], side)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow's warnings: each file is either read as it is, or refused
+    with no_warnings(), ThreadPoolExecutor() as pool:
         list(pool.map(open_chunk, range(0, len(files), 256)))
     return images
 
 
-def open_image(file: Path) -> NDArray[np.uint8]:
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """A context without Pillow's warnings: each file is either read as it is, or refused. Threads start inside it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """Width and height of a picture, in pixels.
+
+    Raises:
+        DataError: as for `open_picture`.
+    """
+    with no_warnings():
+        return open_picture(file).size
+
+
+def open_image(file: Path, side: int = 32) -> NDArray[np.uint8]:
     """Decodes one image file.
 
     Args:
         file: the path of the file. Its content decides the format, not its name.
+        side: of the image, in pixels.
 
     Returns:
-        uint8 [32, 32, 3] RGB.
+        uint8 [side, side, 3] RGB.
 
     Raises:
         DataError: the file cannot be read or is refused.
     """
-    from PIL import Image, UnidentifiedImageError
+    return np.asarray(_decoded(file, (side, side)))
+
+
+def fitted(picture: "Image.Image", side: int, *, crop: bool = True) -> "Image.Image":
+    """A picture scaled to `side` x `side` pixels, bicubic and, where it shrinks, averaging.
+
+    Args:
+        picture: of any size; one that has the size is not changed.
+        side: in pixels.
+        crop: whether the centre square is scaled, or the whole picture.
+    """
+    from PIL import Image
+
+    width, height = picture.size
+    if (width, height) == (side, side):
+        return picture
+    shorter = min(width, height)
+    left, upper = ((width - shorter) // 2, (height - shorter) // 2) if crop else (0, 0)
+    square = picture.crop((left, upper, left + shorter, upper + shorter)) if crop else picture
+    return square.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def scaled(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Images [N, H, W, 3] scaled by `fitted`, [N, side, side, 3]."""
+    from PIL import Image
+
+    small = np.empty((len(images), side, side, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        small[i] = np.asarray(fitted(Image.fromarray(image), side))
+    return small
+
+
+def open_picture(file: Path) -> "Image.Image":
+    """Decodes one image file of any size, and turns it as its EXIF orientation says. Pillow may warn.
+
+    Args:
+        file: as for `open_image`.
+
+    Returns:
+        The picture, in Pillow's mode RGB.
+
+    Raises:
+        DataError: the file cannot be read or is refused.
+    """
+    return _decoded(file, None)
+
+
+def _decoded(file: Path, size: tuple[int, int] | None) -> "Image.Image":
+    """The pixels of a file, in mode RGB. Without `size` any size is taken, and the picture is turned upright."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     content = read_bytes(file, _LARGEST_IMAGE)
     try:
         with Image.open(io.BytesIO(content), formats=_installed_formats()) as image:
-            if reason := _reason_to_refuse(image, content):
+            if size is not None and image.size != size:
+                wanted = f"{size[0]}x{size[1]}"
+                raise OtherSizeError(f"{file} has {image.width}x{image.height} pixels, where {wanted} are wanted")
+            if reason := _reason_to_refuse(image, content, is_turned_upright=size is None):
                 raise DataError(f"{file} {reason}")
+            upright = ImageOps.exif_transpose if _orientation(image) not in _UPRIGHT else lambda turned: turned
             if image.format == "PNG" and not _png_is_whole(content):
                 raise DataError(f"{file} is damaged or no image (its pixels end early)")
             if _may_be_transparent(image):
                 rgba = image.convert("RGBA")
                 if rgba.getchannel("A").getextrema() != (255, 255):
                     raise DataError(f"{file} is partly transparent: lay it on a colour first")
-                return np.asarray(rgba.convert("RGB"))
+                return upright(rgba.convert("RGB"))
             if _has_a_fourth_byte(image, content):
                 raise DataError(f"{file} may be partly transparent (a fourth byte a pixel): lay it on a colour first")
-            return np.asarray(image.convert("RGB"))
+            return upright(image.convert("RGB"))
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{file} has far more than 32x32 pixels ({error})") from error
+        raise DataError(f"{file} has far too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         kind = foreign_kind(content[:512])
         reason = f"it is {kind[0]}" if kind else f"in none of the formats {', '.join(FORMATS)}"
@@ -112,10 +190,8 @@ def _installed_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
-    """Why an image is refused: it has no single meaning as 32 x 32 pixels of 8-bit RGB. Empty if it has one."""
-    if image.size != (32, 32):
-        return f"has {image.width}x{image.height} pixels; only 32x32 is taken"
+def _reason_to_refuse(image: "Image.Image", content: bytes, *, is_turned_upright: bool) -> str:
+    """Why an image is refused: it has no single meaning as pixels of 8-bit RGB. Empty if it has one."""
     if (frames := getattr(image, "n_frames", 1)) > 1:
         return f"holds {frames} pictures: which one is meant?"
     if image.mode not in _MODES:
@@ -123,14 +199,14 @@ def _reason_to_refuse(image: "Image.Image", content: bytes) -> str:
     if (bits := _bits(image, content)) > 8:
         return f"has {bits} bits a channel, and only 8 are taken: convert it first"
     decoder, place, offset, *_ = (*getattr(image, "tile", [])[:1], ("", None, 0))[0]
-    if image.format == "GIF" and place is not None and tuple(place) != (0, 0, 32, 32):
+    if image.format == "GIF" and place is not None and tuple(place) != (0, 0, *image.size):
         return "holds a picture that covers only a part of it: what is the rest?"
     if image.format == "PPM" and decoder == "raw" and image.mode in ("L", "RGB"):
-        if offset + 32 * 32 * len(image.getbands()) < len(content):
+        if offset + image.width * image.height * len(image.getbands()) < len(content):
             return "holds more than one picture: which one is meant?"
     if image.format == "TIFF":
         return _reason_to_refuse_tiff(image)
-    if _orientation(image) not in _UPRIGHT:
+    if not is_turned_upright and _orientation(image) not in _UPRIGHT:
         return (
             f"is to be shown turned or mirrored (EXIF orientation {_orientation(image)}): which one is meant? "
             "Turn its pixels, or remove the tag"
@@ -207,7 +283,7 @@ def _has_a_fourth_byte(image: Any, content: bytes) -> bool:
     if image.format not in ("BMP", "DIB") or not image.tile or image.tile[0][3][0] != "BGRX":
         return False
     start = image.tile[0][2]
-    return len(set(content[start + 3 : start + 4 * 32 * 32 : 4])) > 1
+    return len(set(content[start + 3 : start + 4 * image.width * image.height : 4])) > 1
 
 
 def _orientation(image: "Image.Image") -> Any:

@@ -16,7 +16,7 @@ from fastcifar.data.decoded import Decoded
 from fastcifar.data.foreign import foreign_kind, foreign_zip
 from fastcifar.data.image_folder import entries, read_image_folder
 from fastcifar.data.notes import listed, nearest
-from fastcifar.data.npz import KEYS, read_npz
+from fastcifar.data.npz import KEYS, named_like, read_npy_folder, read_npz
 from fastcifar.data.paths import is_litter, kind_of, read_bytes, reading
 from fastcifar.errors import DataError
 
@@ -29,7 +29,7 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        layout: "archive", "npz", "image folder" or the title of a published version.
+        layout: "archive", "npz", "npy folder", "image folder" or the title of a published version.
         version: the published version whose files are in the folder; None for other layouts.
     """
 
@@ -64,6 +64,8 @@ class Source:
         if self.version:
             present = (self.path / name for name in self.version.required + self.version.names)
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
+        if self.layout == "npy folder":
+            return [(os.fsencode(file.name), file.stat()) for file in self.path.glob("*.npy")]
         # A third split is not read, but a note names it, so that it is part of the fingerprint.
         found = [
             (os.fsencode(e.name), _NOTHING) for e in entries(self.path) if e.name.lower().startswith(("val", "dev"))
@@ -79,8 +81,12 @@ class Source:
                         found.append((inside + b"/" + os.fsencode(entry.name), _about(entry)))
         return found
 
-    def read(self) -> Decoded:
+    def read(self, size: int | None = None) -> Decoded:
         """Reads and checks all images and labels.
+
+        Args:
+            size: the side to which the images of arrays and image folders are scaled, of whatever size they are; None
+                takes them as they are.
 
         Returns:
             The images and labels.
@@ -90,11 +96,13 @@ class Source:
         """
         with reading(self.path):
             if self.layout == "npz":
-                return read_npz(self.path)
+                return read_npz(self.path, size)
+            if self.layout == "npy folder":
+                return read_npy_folder(self.path, size)
             if self.layout == "archive":
                 return read_archive(self.path)
             if self.version is None:
-                return read_image_folder(self.path)
+                return read_image_folder(self.path, size)
             paths = (self.path / name for name in self.version.required + self.version.names)
             files = {path.name: read_bytes(path, LARGEST_FILE) for path in paths if path.is_file()}
             return read_published(self.version, files, self.path)
@@ -226,7 +234,8 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def _has_key(names: list[str]) -> bool:
-    return any(name.removesuffix(".npy") in KEYS for name in names)
+    arrays = [name.removesuffix(".npy") for name in names]
+    return named_like(arrays) or any(name in KEYS for name in arrays)
 
 
 def _foreign(path: Path) -> tuple[str, str] | None:
@@ -251,6 +260,8 @@ def _locate_folder(folder: Path) -> list[Source]:
             found.append(Source(folder, version.title, version))
     if all((folder / split).is_dir() for split in SPLITS):
         found.append(Source(folder, "image folder"))
+    if named_like([file.stem for file in folder.glob("*.npy")]):
+        found.append(Source(folder, "npy folder"))
     return found
 
 

@@ -108,6 +108,9 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)  # kept, because backward() would make it anew each step
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
+        self._best: dict[str, Tensor] = {}
+        if target.config.keep_best:
+            self._best = {name: tensor.detach().clone() for name, tensor in self._evaluated().items()}
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._target.dtype == torch.float32:
@@ -122,7 +125,20 @@ class Engine:
                 tensors[f"optimizer.{key}.{name}"] = tensor
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         return tensors | {"totals": self.totals}
+
+    def _evaluated(self) -> dict[str, Tensor]:
+        """The weights and running statistics that `evaluate` uses, by name."""
+        if self.ema is not None:
+            return self.ema.tensors
+        return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+
+    @torch.no_grad()
+    def keep_best(self) -> None:
+        """Copies the weights that `evaluate` uses. They are among `tensors` as `best.NAME`, with `keep_best = true`."""
+        for name, tensor in self._evaluated().items():
+            self._best[name].copy_(tensor)
 
     def train_step(self, batch: Batch, lr: float | Tensor) -> None:
         """Takes one step: forward, backward, update. Loss and correct predictions are added to `totals`.

@@ -56,6 +56,7 @@ class FusedModel:
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
         stem, head, bias, *products = _in_dtype(images.dtype, self._weights)
+        images = images[:, : model.stem.in_channels]
         u, norm, rows = F.conv2d(images, stem, stride=model.stem.stride, padding=model.stem.padding), model.norm, None
         for block, product in zip(self._blocks, products, strict=True):
             conv, norm1 = _conv(block.depthwise), block.norm1
@@ -76,7 +77,7 @@ class FusedModel:
         return self._head(z, head, bias)
 
     def _evaluate(self, images: Tensor) -> Tensor:
-        u, norm = self._model.stem(images), self._model.norm
+        u, norm = self._model.stem(images[:, : self._model.stem.in_channels]), self._model.norm
         for block in self._blocks:
             conv = _conv(block.depthwise)
             z = dwconv3x3_affine_relu(u, *_affine(norm), conv.weight, *_affine(block.norm1), conv.stride[0])

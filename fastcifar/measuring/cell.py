@@ -14,13 +14,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation
-from fastcifar.measuring.process import Death, Process, seconds_of_others, serve
+from fastcifar.measuring.process import Death, Process, peak_memory_gib, seconds_of_others, serve
 from fastcifar.run.clock import process_seconds, wait
 from fastcifar.session import Session
 from fastcifar.target import Target
@@ -196,7 +194,7 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
         steps_per_window=num_steps,
         warm_up_seconds=warm_up_seconds,
         start_seconds=start_seconds,
-        host_memory_gib=_peak_memory_gib(),
+        host_memory_gib=peak_memory_gib(),
         device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         loss=loss,
         notes=notes,
@@ -214,20 +212,6 @@ def _shares(windows: Sequence[_Window]) -> list[float] | None:
     cores = os.cpu_count() or 1
     shares = [min(max(w.others / (w.seconds * cores), 0.0), 1.0) for w in windows]
     return None if any(math.isnan(share) for share in shares) else shares
-
-
-def _peak_memory_gib() -> float:
-    """The peak memory of this process. On Linux, getrusage would count the parent process's memory too."""
-    try:
-        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    if match:
-        return int(match[1]) / 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

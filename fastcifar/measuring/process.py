@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,6 +119,20 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         os.dup2(2, 1)  # other prints must not look like answers
         for line in sys.stdin:
             print(json.dumps(answer(json.loads(line))), file=stdout, flush=True)
+
+
+def peak_memory_gib() -> float:
+    """The peak memory of this process. On Linux, getrusage would count the parent process's memory too."""
+    try:
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    if match:
+        return int(match[1]) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def seconds_of(pid: int, proc: Path = Path("/proc")) -> float:

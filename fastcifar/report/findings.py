@@ -332,12 +332,12 @@ def _share(confusion: NDArray[np.int64], label: int, predicted: int) -> float:
 def _pair_panel(
     place: int, runs: Sequence[Predictions], i: int, j: int, classes: Classes, dataset: Dataset
 ) -> list[Panel]:
-    rows, labels = [], []
+    rows, labels, side = [], [], dataset.test.images.shape[1]
     for true, predicted in ((i, j), (j, i)):
         found = taken_for(runs, true, predicted, PICTURES_A_ROW)
         if not found:
             continue
-        pictures = np.zeros((PICTURES_A_ROW, 32, 32, 4), np.uint8)
+        pictures = np.zeros((PICTURES_A_ROW, side, side, 4), np.uint8)
         pictures[: len(found), ..., :3], pictures[: len(found), ..., 3] = dataset.test.images[found], 255
         rows.append(pictures)
         labels.append(f"{label(classes.names[true])},\ntaken for\n{label(classes.names[predicted])}")

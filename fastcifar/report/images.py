@@ -81,7 +81,8 @@ def _samples_figure(dataset: Dataset) -> Figure:
     for number, part in enumerate((rows[:half], rows[half:]), 1):
         if part:
             sheet = np.stack([images[members] for _, members in part])
-            alt = f"Pictures of 32 by 32 pixels, a row each of {', '.join(words(name) for name, _ in part)}"
+            size = f"{images.shape[1]} by {images.shape[2]}"
+            alt = f"Pictures of {size} pixels, a row each of {', '.join(words(name) for name, _ in part)}"
             labels_shown = [textwrap.fill(label(name), 21) for name, _ in part]
             panels.append(figures.draw_sheet(f"figure-01-{number}", sheet, labels_shown, alt))
     name = "CIFAR-100" if dataset.digest == CIFAR100.digest else f"the data set {plain(dataset.name)}"

@@ -22,6 +22,19 @@ def images_per_second(records: Iterable[Mapping[str, Any]]) -> float | None:
     return images / before if before else None
 
 
+def best_epoch(records: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record of the epoch with the highest validation accuracy, the first one where several are equal.
+
+    Args:
+        records: the epochs, with the keys of `names.EPOCH_KEYS`.
+
+    Returns:
+        None where no epoch was validated.
+    """
+    validated = [record for record in records if record["val_accuracy"] is not None]
+    return max(validated, key=lambda record: float(record["val_accuracy"]), default=None)
+
+
 def device_model(environment: Mapping[str, Any]) -> str | None:
     """The name of the GPU that a run was on, or that of the processor.
 

@@ -79,6 +79,7 @@ class RunFolder:
         command: Sequence[str],
         dataset_digest: str,
         *,
+        images: schema.Images | None = None,
         note: Callable[[str], None] = notes.note,
     ) -> RunFolder:
         """Makes the folder of a new run and locks it.
@@ -88,6 +89,7 @@ class RunFolder:
             out: the folder to use, new or empty; None makes `runs/<preset>/<local time>-s<seed>`, always a new one.
             command: what the user ran, for the record.
             dataset_digest: the data set's digest, for the check on resume.
+            images: what the data set's images and classes are.
             note: receives what a user should know but that stops nothing.
 
         Raises:
@@ -100,6 +102,7 @@ class RunFolder:
             "config_sha256": described(text)["sha256"],
             "command": list(command),
             "dataset_digest": dataset_digest,
+            **({} if images is None else {"images": images.model_dump()}),
             **collect(config.device),
         }
         settings = {CONFIG: text, ENVIRONMENT: to_json(facts)}
@@ -162,6 +165,12 @@ class RunFolder:
     def dataset_digest(self) -> str:
         """The digest of the data that the run was started with."""
         return str(self.environment["dataset_digest"])
+
+    @property
+    def images(self) -> schema.Images | None:
+        """What the run's images and classes are; None in a run of an earlier version."""
+        found = self.environment.get("images")
+        return None if found is None else schema.check(found, schema.Images)
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -49,12 +49,27 @@ class _Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
 
+class Images(_Model):
+    """What environment.json says of the run's images: what a saved model is to be given, and what its classes mean."""
+
+    name: _Text
+    size: Annotated[int, Field(ge=1, le=2**15)]
+    class_names: list[str]
+    superclass_names: list[str]
+    superclass_of: list[int]
+
+    def superclass(self, number: int) -> str:
+        """The name of the superclass of a class; empty where superclasses are not known."""
+        return self.superclass_names[self.superclass_of[number]] if self.superclass_of else ""
+
+
 class Environment(_Model):
     """environment.json. Without its first two keys nothing can be done with a run; the others are for people."""
 
     run_id: _Text
     dataset_digest: _Text
     config_sha256: _Digest | None = None  # earlier versions have none
+    images: Images | None = None
     command: list[_AnyText] = []
     date: str | None = None
     fastcifar: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastcifar.config import RESUMABLE, Config
+from fastcifar.config import RESUMABLE, Config, has_default_normalization
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import preset_names, resolve, resolve_layers
 from fastcifar.paths import given
@@ -269,9 +269,9 @@ def _check_same(before: Study, now: Study) -> None:
 
 def _differences(have: Config, wanted: Config) -> list[str]:
     """The settings in which a run would be another one. What is `auto` is settled when a run begins."""
-    pairs = {
-        name: (getattr(have, name), getattr(wanted, name)) for name in Config.model_fields if name not in RESUMABLE
-    }
+    # Where neither mean nor std is set, they are those of the images once a run has begun.
+    left_out = (*RESUMABLE, *(("mean", "std") if has_default_normalization(wanted) else ()))
+    pairs = {name: (getattr(have, name), getattr(wanted, name)) for name in Config.model_fields if name not in left_out}
     return [
         f"{name} = {wants} asked, {has} there"
         for name, (has, wants) in pairs.items()

@@ -149,6 +149,14 @@ class Display:
         }
         self._print(self._line(f"{record['epoch']}/{self._epochs}", cells))
 
+    def remark(self, text: str) -> None:
+        """Prints a line that stays, if anything but notes is shown.
+
+        Args:
+            text: as for `note`.
+        """
+        self._print(Text(printable(text)))
+
     def note(self, text: str) -> None:
         """Prints a line that stays, for what the user should know but that stops nothing.
 

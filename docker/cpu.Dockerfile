@@ -1,0 +1,28 @@
+# docker build -f docker/cpu.Dockerfile -t fastcifar:cpu .
+# docker run --rm -v "$PWD/runs:/work/runs" -v fastcifar-data:/data fastcifar:cpu train quick
+FROM python:3.12-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY requirements requirements
+RUN pip install --no-cache-dir -c requirements/constraints.txt setuptools wheel \
+ && pip install --no-cache-dir -c requirements/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE CHANGELOG.md CONTRIBUTING.md ./
+COPY build_backend build_backend
+COPY csrc csrc
+COPY configs configs
+COPY fastcifar fastcifar
+RUN FASTCIFAR_CUDA=0 pip wheel --no-deps --no-build-isolation -w /wheels .
+
+FROM python:3.12-slim-bookworm
+WORKDIR /src
+COPY requirements requirements
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir -c requirements/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
+ && pip install --no-cache-dir -c requirements/constraints.txt /wheels/*.whl && rm -rf /wheels
+RUN useradd --create-home trainer && mkdir -p /data /work/runs && chown -R trainer /data /work
+USER trainer
+WORKDIR /work
+ENV FASTCIFAR_DATA=/data OMP_WAIT_POLICY=PASSIVE
+VOLUME ["/data", "/work/runs"]
+ENTRYPOINT ["fastcifar"]
+CMD ["doctor"]

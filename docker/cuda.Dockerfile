@@ -1,0 +1,31 @@
+# docker build -f docker/cuda.Dockerfile -t fastcifar:cuda .
+# docker run --rm --gpus all -v "$PWD/runs:/work/runs" -v fastcifar-data:/data fastcifar:cuda train quick
+# PyTorch's own wheels bring CUDA, and NVIDIA's wheels bring nvcc: the base image needs neither. The host has the driver.
+FROM python:3.12-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY requirements requirements
+COPY build_backend build_backend
+RUN pip install --no-cache-dir -c requirements/constraints.txt setuptools wheel torch \
+ && pip install --no-cache-dir $(PYTHONPATH=build_backend python -c 'import fastcifar_backend as backend; print(*backend.NVCC)')
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE CHANGELOG.md CONTRIBUTING.md ./
+COPY csrc csrc
+COPY configs configs
+COPY fastcifar fastcifar
+RUN FASTCIFAR_CUDA=wheel FASTCIFAR_CUDA_ARCHS=all pip wheel --no-deps --no-build-isolation -w /wheels .
+
+FROM python:3.12-slim-bookworm
+# torch.compile calls a C compiler: it makes the batches of the eager and the compiled engine.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY requirements requirements
+COPY --from=build /wheels /wheels
+RUN pip install --no-cache-dir -c requirements/constraints.txt torch \
+ && pip install --no-cache-dir -c requirements/constraints.txt /wheels/*.whl && rm -rf /wheels
+RUN useradd --create-home trainer && mkdir -p /data /work/runs && chown -R trainer /data /work
+USER trainer
+WORKDIR /work
+ENV FASTCIFAR_DATA=/data
+VOLUME ["/data", "/work/runs"]
+ENTRYPOINT ["fastcifar"]
+CMD ["doctor"]

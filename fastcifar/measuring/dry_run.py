@@ -1,0 +1,140 @@
+"""What a run would take: a few of its steps are taken, and the rest is computed from them. Nothing is written."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastcifar.config import Config
+from fastcifar.data import sources
+from fastcifar.data.dataset import Split
+from fastcifar.loaders import check_available
+from fastcifar.measuring.process import peak_memory_gib
+from fastcifar.model import count_parameters
+from fastcifar.run.clock import wait
+from fastcifar.session import Session
+from fastcifar.target import Target
+from fastcifar.trainer import splits_of
+from fastcifar.ui.display import LOADING, Display
+
+_SECONDS, _MOST_STEPS = 1.0, 20
+"""Steps are timed for about a second: three at least, and `_MOST_STEPS` at most."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What was measured, and what follows for the run.
+
+    Attributes:
+        config: the settled settings.
+        num_images: the number of training images.
+        num_classes: the number of classes.
+        parameters: the number of trainable numbers.
+        steps_an_epoch: the number of steps in an epoch.
+        steps_timed: how many steps were timed.
+        warm_up_seconds: the time before the first step, with compilation.
+        step_seconds: the median time of a step of `batch_size` images.
+        validation_seconds: the time of a validation, computed from that of one batch; 0 without validation images.
+        epoch_seconds: the time of an epoch with its validation.
+        run_seconds: the time of all epochs, with warm-up and the validations that `eval_every` asks for. Checkpoints,
+            the test and the start of the process are not in it.
+        host_memory_gib: the peak memory of this process, with the images.
+        device_memory_gib: the peak memory of PyTorch's allocator on the GPU; None on the CPU.
+        device_memory_free_gib: what was free on the GPU before; None on the CPU.
+    """
+
+    config: Config
+    num_images: int
+    num_classes: int
+    parameters: int
+    steps_an_epoch: int
+    steps_timed: int
+    warm_up_seconds: float
+    step_seconds: float
+    validation_seconds: float
+    epoch_seconds: float
+    run_seconds: float
+    host_memory_gib: float
+    device_memory_gib: float | None
+    device_memory_free_gib: float | None
+
+
+def dry_run(config: Config) -> DryRun:
+    """Takes a few steps of a run, and validates one batch, without a run folder.
+
+    Args:
+        config: the settings, with or without `auto`.
+
+    Returns:
+        What the run would take.
+
+    Raises:
+        FastcifarError: any that the run itself would raise before its second epoch.
+    """
+    target = Target.of(config)
+    config, device = target.config, target.device
+    on_cuda = device.type == "cuda"
+    with Display() as display:
+        display.phase(LOADING)
+        dataset = sources.load(config.data, mirror=config.mirror)
+        train, val = splits_of(dataset, config)
+        check_available(target, len(train))
+        free = torch.cuda.mem_get_info(device)[0] / 2**30 if on_cuda else None
+        with Session(target, dataset.num_classes) as session:
+            session.feed(train, display.note)
+            display.phase("compiling" if config.engine == "compiled" else "warming up")
+            warm_up = session.steps.warm_up()
+            times = _times_of_steps(session)
+            validation = _time_of_validation(session, val) if len(val) else 0.0
+            num_batches = session.loader.num_batches
+            parameters = count_parameters(session.engine.model)
+    step = statistics.median(times)
+    training = step * num_batches
+    return DryRun(
+        config=config,
+        num_images=len(train),
+        num_classes=dataset.num_classes,
+        parameters=parameters,
+        steps_an_epoch=num_batches,
+        steps_timed=len(times),
+        warm_up_seconds=warm_up,
+        step_seconds=step,
+        validation_seconds=validation,
+        epoch_seconds=training + validation,
+        run_seconds=warm_up + training * config.epochs + validation * math.ceil(config.epochs / config.eval_every),
+        host_memory_gib=peak_memory_gib(),
+        device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_cuda else None,
+        device_memory_free_gib=free,
+    )
+
+
+def _times_of_steps(session: Session) -> list[float]:
+    """The seconds of each of a few steps of whole batches, the first of all steps left out: it allocates."""
+    device, whole = session.target.device, session.target.config.batch_size
+    training, times = session.train(), list[float]()
+    next(training)
+    started = time.perf_counter()
+    for number in itertools.count(1):
+        wait(device)
+        start = time.perf_counter()
+        count = next(training)
+        wait(device)
+        if count == whole or session.loader.num_batches == 1:
+            times.append(time.perf_counter() - start)
+        if number >= 3 and (number >= _MOST_STEPS or time.perf_counter() - started >= _SECONDS) and times:
+            break
+    return times
+
+
+def _time_of_validation(session: Session, val: Split) -> float:
+    part = val.take(np.arange(min(len(val), session.target.config.eval_batch_size)))
+    session.evaluate(part)  # the first one allocates
+    start = time.perf_counter()
+    session.evaluate(part)  # it reads its result from the device
+    return (time.perf_counter() - start) * len(val) / len(part)

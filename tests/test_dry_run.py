@@ -1,0 +1,43 @@
+"""`fastcifar train --dry-run`: what a run would take, and nothing is left behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_config, write_tiny
+
+from fastcifar.cli import main as cli
+from fastcifar.measuring import dry_run as module
+from fastcifar.measuring.dry_run import dry_run
+
+SETTINGS = ("--val-size", "24", "--width-mult", "0.125", "--batch-size", "16", "--epochs", "7", "--device", "cpu")
+
+
+def test_it_tells_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    data = write_tiny(tmp_path / "tiny.npz")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--data", str(data), *SETTINGS, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps_an_epoch"] == 7 and found["num_images"] == 100 and found["num_classes"] == 4
+    training = 7 * found["step_seconds"]
+    assert found["epoch_seconds"] == pytest.approx(training + found["validation_seconds"])
+    assert found["run_seconds"] == pytest.approx(found["warm_up_seconds"] + 7 * found["epoch_seconds"])
+    assert 0.05 < found["host_memory_gib"] < 100 and found["config"]["engine"] != "auto"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.npz"]
+    assert cli.main(["train", "--data", str(data), *SETTINGS, "--dry-run"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "would", "with", "memory", "warm-up", "step", "epoch", "run",
+    ]  # fmt: skip
+    assert cli.main(["train", "--resume", "run", "--dry-run"]) == 2
+
+
+def test_smaller_last_batches_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch has six steps of 16 images and one of 4, which would make a step look shorter."""
+    monkeypatch.setattr(module, "_SECONDS", 1e9)
+    found = dry_run(tiny_config(write_tiny(tmp_path / "tiny.npz"), eval_every=2))
+    # The first step is left out; of the next 20 steps, the 7th, 14th and 21st of all are small.
+    assert found.steps_timed == 17
+    assert found.run_seconds == pytest.approx(
+        found.warm_up_seconds + 3 * 7 * found.step_seconds + 2 * found.validation_seconds
+    )

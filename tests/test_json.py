@@ -1,0 +1,55 @@
+"""`--json`: what a script reads is one JSON value on stdout, and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import make_run
+from tiny import tiny_config, write_tiny
+
+from fastcifar.cli import main as cli
+from fastcifar.presets import find_preset, list_presets
+
+
+@pytest.fixture
+def asked(capsys: pytest.CaptureFixture[str]) -> Any:
+    def ask(*argv: object, code: int = 0) -> Any:
+        assert cli.main([*map(str, argv), "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    return ask
+
+
+def test_presets(asked: Any) -> None:
+    assert [preset["name"] for preset in asked("presets")] == [preset.name for preset in list_presets()]
+    final = asked("presets", "final")
+    assert final["settings"] == find_preset("final").config.model_dump(mode="json") and final["about"]["command"]
+
+
+def test_data_info(asked: Any, tmp_path: Path) -> None:
+    found = asked("data", "info", write_tiny(tmp_path / "tiny.npz"))
+    assert found["splits"]["train"]["count"] == 124 and found["image_size"] == 32 and not found["is_grey"]
+    assert found["class_names"] == ["class 0", "class 1", "class 2", "class 3"]
+    assert cli.main(["data", "get", "cifar100", "--json"]) == 2
+
+
+def test_compare(asked: Any, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"r{seed}", "lr-0.05", seed) for seed in (0, 1)]
+    found = [run for column in asked("compare", *runs, "--each") for run in column["runs"]]
+    assert [Path(run["run"]) for run in found] == runs
+    assert found[1]["summary"]["test_accuracy"] == 0.401 and found[1]["settings"]["seed"] == 1
+
+
+def test_doctor(asked: Any) -> None:
+    found = asked("doctor")
+    assert {"status", "name", "text", "advice", "fatal"} == set(found[0])
+    assert "python" in [finding["name"] for finding in found]
+
+
+def test_train(asked: Any, tmp_path: Path) -> None:
+    config = tiny_config(write_tiny(tmp_path / "tiny.npz"), epochs=1)
+    names = ("data", "val_size", "width_mult", "batch_size", "epochs", "device", "engine")
+    options = [word for name in names for word in (f"--{name.replace('_', '-')}", getattr(config, name))]
+    done = asked("train", *options, "--out", tmp_path / "run")
+    assert done["run"] == str(tmp_path / "run") and 0 <= done["test_accuracy"] <= 1

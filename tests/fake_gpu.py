@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[1]
 FAKE, TESTS, BUILD = ROOT / "tests/fake", ROOT / "tests", ROOT / "build/fake"
 OBJECTS = ROOT / "build/objects"
@@ -58,7 +60,7 @@ def build_library() -> Path:
     """Builds the fake and the empty libraries; returns their folder."""
     torch, headers = find_torch(), find_cuda_headers()
     assert torch is not None and headers is not None
-    sources = sorted(FAKE.iterdir())
+    sources = [Path(__file__), *sorted(FAKE.iterdir())]
     key = hashlib.sha256(repr([str(torch), *(path.read_bytes() for path in sources)]).encode()).hexdigest()[:16]
     folder = BUILD / f"library-{key}"
     if folder.exists():
@@ -67,7 +69,12 @@ def build_library() -> Path:
     unfinished.mkdir(parents=True)
     cpp = [str(path) for path in sources if path.suffix == ".cpp"]
     fake = unfinished / "libfake_gpu.so"
-    _run("g++", *FLAGS, f"-I{headers}", *cpp, "-o", str(fake), "-ldl", "-lpthread")
+    missing = unfinished / "missing.cpp"
+    missing.write_text("")
+    link = ["-o", str(fake), "-ldl", "-lpthread"]
+    _run("g++", *FLAGS, f"-I{headers}", *cpp, *link)
+    missing.write_text(_missing_functions(torch, fake))
+    _run("g++", *FLAGS, f"-I{headers}", *cpp, str(missing), *link)
     for name in ("libcuda.so", "libcuda.so.1"):  # what Triton links with, and what it loads
         (unfinished / name).symlink_to(fake.name)
     for name, versions in _nvidia_libraries(torch).items():
@@ -79,6 +86,25 @@ def build_library() -> Path:
              str(unfinished / name))  # fmt: skip
     unfinished.rename(folder)
     return folder
+
+
+def _missing_functions(torch: Path, fake: Path) -> str:
+    """C++ of every other function of NVIDIA's that torch names: whoever calls one is told which.
+
+    The loader looks for those whose address is taken, called or not.
+    """
+    named = {line.split()[-1].split("@")[0] for line in _symbols("--undefined-only", *(torch / "lib").glob("*.so"))}
+    there = {line.split()[-1] for line in _symbols("--defined-only", fake)}
+    wanted = sorted(name for name in named - there if re.match(r"(__)?(cu|nccl|nvrtc|nvshmem|nvJitLink)\w", name))
+    define = '#define MISSING(name) extern "C" __attribute__((visibility("default"))) void name()'
+    define += ' { std::fprintf(stderr, "fake GPU: there is no " #name "\\n"), std::abort(); }'
+    lines = ["#include <cstdio>", "#include <cstdlib>", define, *(f"MISSING({name})" for name in wanted)]
+    return "\n".join(lines) + "\n"
+
+
+def _symbols(kind: str, *libraries: Path) -> list[str]:
+    text = _run("nm", "--dynamic", kind, *map(str, libraries))
+    return [line for line in text.splitlines() if line.strip() and not line.endswith(":")]
 
 
 def _nvidia_libraries(torch: Path) -> dict[str, list[str]]:
@@ -103,7 +129,9 @@ def link_cuda_ops() -> Path:
     objects = []
     for source in sources:
         found = sorted(OBJECTS.glob(f"cuda-*/{source.name}.o"), key=lambda path: path.stat().st_mtime)
-        assert found, f"{source.name} is not compiled: FASTCIFAR_CUDA=1 FASTCIFAR_CUDA_ARCHS=90 make setup"
+        assert found and _is_fresh(found[-1]), (
+            f"{source.name} is not compiled as it is now: FASTCIFAR_CUDA=1 FASTCIFAR_CUDA_ARCHS=90 make setup"
+        )
         objects.append(found[-1])
     key = hashlib.sha256(repr([(str(path), path.stat().st_mtime_ns) for path in objects]).encode()).hexdigest()[:16]
     library = BUILD / f"_C_cuda-{key}.so"
@@ -114,6 +142,13 @@ def link_cuda_ops() -> Path:
         _run("g++", "-shared", *map(str, objects), "-o", str(unfinished), *libraries)
         unfinished.rename(library)
     return library
+
+
+def _is_fresh(compiled: Path) -> bool:
+    """Whether nothing that an object was made of, which the compiler wrote down beside it, is newer."""
+    _, _, inputs = compiled.with_suffix(".d").read_text().partition(": ")
+    read = [ROOT / name for name in inputs.replace("\\\n", " ").split()]
+    return all(path.exists() and path.stat().st_mtime < compiled.stat().st_mtime for path in read)
 
 
 def package(*, cuda_ops: bool) -> Path:
@@ -142,7 +177,9 @@ def environment(*, cuda_ops: bool = True, devices: int = 1, capability: str = "9
         devices: the number of GPUs.
         capability: their compute capability.
     """
-    library = build_library()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / "lock"):  # several processes run tests
+        library, packaged = build_library(), package(cuda_ops=cuda_ops)
     before = os.environ.get("LD_LIBRARY_PATH", "")
     return {
         **os.environ,
@@ -151,7 +188,7 @@ def environment(*, cuda_ops: bool = True, devices: int = 1, capability: str = "9
         "TRITON_LIBCUDA_PATH": str(library),
         "FAKE_GPU_DEVICES": str(devices),
         "FAKE_GPU_CAPABILITY": capability.replace(".", ""),
-        "PYTHONPATH": f"{package(cuda_ops=cuda_ops)}:{TESTS}",
+        "PYTHONPATH": f"{packaged}:{TESTS}",
     }
 
 

@@ -138,4 +138,5 @@ $(OPS): .venv/torch setup.py $(wildcard build_backend/*.py csrc/* csrc/*/*)
 .venv/installed: pyproject.toml requirements/constraints.txt | $(OPS)
 	@$(SAY) 'installing the rest'
 	$(PIP) --no-build-isolation -e '.[dev]'
+	$(PIP) --no-deps timm
 	touch $@

@@ -93,7 +93,19 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert (about["Name"], about["Version"]) == ("fastcifar", fastcifar.__version__)
     assert about["Requires-Python"] == ">=3.10"
     assert about["License-Expression"] == "Apache-2.0"
-    extras = {"test", "dev", "dali", "torchvision", "search", "ray", "onnx", "tensorboard", "trackio", "completion"}
+    extras = {
+        "completion",
+        "dali",
+        "dev",
+        "onnx",
+        "ray",
+        "search",
+        "tensorboard",
+        "test",
+        "timm",
+        "torchvision",
+        "trackio",
+    }
     assert extras == set(about.get_all("Provides-Extra"))
     scripts = configparser.ConfigParser()
     entry_points = next(name for name in members(wheel) if name.endswith("entry_points.txt"))

@@ -1,6 +1,7 @@
 """Fused ops with compiled kernels, from the batch to the loss; each op's `<op>_ref` computes the same in PyTorch."""
 
 from fastcifar.ops._library import available, cpu_isa, fingerprint, why_unavailable
+from fastcifar.ops._modules import Conversion, DepthwiseConv3x3, convert
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
 from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
@@ -10,8 +11,11 @@ from fastcifar.ops.separable_block import separable_block
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [
+    "Conversion",
+    "DepthwiseConv3x3",
     "available",
     "batch_norm_relu",
+    "convert",
     "cpu_isa",
     "depthwise_block",
     "dwconv3x3",

@@ -11,7 +11,7 @@ from fastcifar.ui.tables import print_table
 if TYPE_CHECKING:
     from fastcifar.studies.conduct import Result
 
-SUMMARY = "train several trials, each with several seeds: the report's, your own or a grid; and write their page"
+SUMMARY = "train trials with several seeds: the report's, your own, a grid or a search; and write a page"
 
 
 def run(parser: Parser, argv: list[str]) -> int:

@@ -9,6 +9,7 @@ PRESET ?= quick
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -c requirements/constraints.txt
+LOCKED := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install --require-hashes --no-deps
 SAY := printf 'make: %s\n'
 
 # The ops are built again when a source changes, when FASTCIFAR_CUDA does, and when a compiler appears.
@@ -100,8 +101,9 @@ if [ ! -e /proc/driver/nvidia ] && ! nvidia-smi >/dev/null 2>&1 && timeout 8 $(B
 fi
 endef
 
-# PyTorch is installed first and alone: otherwise a package that needs torch brings its own, with GBs of CUDA libraries.
-.venv/torch: requirements/constraints.txt
+# PyTorch is installed alone, from an index that the user chooses, and without a hash for that reason: otherwise a package
+# that needs torch brings its own, with GBs of CUDA libraries.
+.venv/torch: requirements/constraints.txt requirements/lock.txt
 	@if ! command -v '$(PYTHON)' >/dev/null; then
 	  $(SAY) 'there is no $(PYTHON): install Python 3.10 or newer (apt install python3 python3-venv)' >&2; exit 1
 	elif ! '$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
@@ -113,8 +115,9 @@ endef
 	    rm -rf .venv; $(SAY) 'no virtual environment could be made (apt install python3-venv)' >&2; exit 1; }
 	fi
 	$(TORCH_INDEX)
+	$(SAY) 'installing what requirements/lock.txt names, each file checked by its hash'
+	$(LOCKED) -r requirements/lock.txt
 	$(SAY) "installing PyTorch from $${index:-the default index}, which can take minutes"
-	$(PIP) setuptools
 	$(PIP) --no-deps $$index torch torchvision
 	touch $@
 
@@ -135,8 +138,9 @@ $(OPS): .venv/torch setup.py $(wildcard build_backend/*.py csrc/* csrc/*/*)
 	$(BIN)/python -m pip --python .venv-cuda/bin/python --disable-pip-version-check --no-input -qq install --no-deps -r $<
 	touch $@
 
-.venv/installed: pyproject.toml requirements/constraints.txt | $(OPS)
-	@$(SAY) 'installing the rest'
+# All that is needed is there by now, except the libraries of NVIDIA that a PyTorch for CUDA names itself.
+.venv/installed: pyproject.toml requirements/constraints.txt requirements/lock.txt | $(OPS)
+	@$(SAY) 'installing fastcifar'
 	$(PIP) --no-build-isolation -e '.[dev]'
 	$(PIP) --no-deps timm
 	touch $@

@@ -123,6 +123,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path, *, exist_ok: bool = False) -> None:
+    """Makes a folder, and those above it, so that a power cut does not take them with all that they hold.
+
+    Args:
+        path: the folder.
+        exist_ok: whether it may be there already.
+
+    Raises:
+        OSError: what the system says.
+    """
+    new = [folder for folder in (path, *path.parents) if not os.path.isdir(folder)]
+    path.mkdir(parents=True, exist_ok=exist_ok)
+    for folder in new:
+        with contextlib.suppress(OSError):  # a folder that may be written to and not read
+            sync(folder.parent)
+
+
 def replace(path: Path, content: bytes, advice: str = "") -> None:
     """Writes a file so that a reader, and whoever comes after a crash, sees the old content or the new.
 

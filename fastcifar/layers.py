@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fastcifar import paths
+from fastcifar import files, paths
 from fastcifar.config import NAMES, Config, conflicts
 from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.spelling import allowed, format_value, nearest_setting, nearest_value, option_hint, parse_value
@@ -28,6 +28,10 @@ else:
     import tomli as tomllib
 
 COMMAND_LINE = "command line"
+_LARGEST = 2**20
+"""Bytes of a file of settings; a thousand of them would fit."""
+_MOST_WRONG_KEYS = 20
+"""Of a file, that are named each in a line."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -176,10 +180,17 @@ def from_dict(settings: Mapping[str, object], where: str) -> Config:
 def _known(where: str, settings: Mapping[str, object], problems: list[str]) -> dict[str, object]:
     """Those of `settings` that exist; the others are added to `problems`."""
     known = {key: value for key, value in settings.items() if key in NAMES}
-    for key in (key for key in settings if key not in known):
+    for key in _first([key for key in settings if key not in known], where, problems):
         hint = did_you_mean(nearest_setting(key)) or f"; the settings are {', '.join(NAMES)}"
         problems.append(f"{_Layer(where, settings).entry(key)}: there is no such setting{hint}")
     return known
+
+
+def _first(keys: Sequence[str], where: str, problems: list[str]) -> Sequence[str]:
+    """The first of the wrong keys of a file; how many more there are is a problem of its own."""
+    if len(keys) > _MOST_WRONG_KEYS:
+        problems.append(f"{where}: {len(keys):,} of its keys are wrong; the first {_MOST_WRONG_KEYS} of them:")
+    return keys[:_MOST_WRONG_KEYS]
 
 
 def _override_layer(overrides: Sequence[tuple[str, str]], problems: list[str], options: Sequence[str]) -> _Layer:
@@ -320,7 +331,7 @@ def read(path: Path, problems: list[str]) -> _File | None:
     """The parsed file at `path`; None, with a problem, if it cannot be read. Wrong entries are problems too."""
     where = f"configs/{path.name}" if path.parent == presets_folder() else printable(str(path))
     try:
-        content = tomllib.loads(_decoded(path.read_bytes()))
+        content = tomllib.loads(_decoded(files.read(path, _LARGEST)))
     except FileNotFoundError:
         preset = f"--preset {path.name}" if (presets_folder() / f"{path.name}.toml").is_file() else None
         problems.append(f"{where}: there is no such file{did_you_mean(preset)}")
@@ -340,14 +351,14 @@ def read(path: Path, problems: list[str]) -> _File | None:
         "about": (dict, "a table"),
         "settings": (dict, "a table"),
     }
-    for key, value in content.items():
+    good: dict[str, Any] = {k: v for k, v in content.items() if k in expected and isinstance(v, expected[k][0])}
+    for key in _first([key for key in content if key not in good], where, problems):
         entry = _Layer(where, content).entry(key)
         if key in NAMES:
             problems.append(f"{entry}: settings stand under [settings]")
         elif key not in expected:
             hint = did_you_mean(nearest(key, expected))
             problems.append(f"{entry}: expected base, [about] or [settings] here{hint}")
-        elif not isinstance(value, expected[key][0]):
+        else:
             problems.append(f"{entry}: expected {expected[key][1]}")
-    good: dict[str, Any] = {k: v for k, v in content.items() if k in expected and isinstance(v, expected[k][0])}
     return _File(path, where, good.get("base"), good.get("about", {}), good.get("settings", {}))

@@ -61,7 +61,8 @@ def make_run(
 def without_digests(path: Path) -> None:
     """Makes the run in `path` one of an earlier version, which knew no digest of the settings."""
     facts = json.loads((path / "environment.json").read_text())
-    del facts["config_sha256"]
+    for name in ("config_sha256", "crc32"):
+        del facts[name]
     (path / "environment.json").write_text(json.dumps(facts))
     pointer = json.loads((path / "checkpoint.json").read_text())
     for name in ("config.toml", "environment.json"):

@@ -106,6 +106,7 @@ def left_by(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
+        record.pop("crc32", None)
         found |= {f"epoch {record['epoch']} {k}": v for k, v in record.items() if k not in CLOCKS}
     pointer = json.loads((run / "checkpoint.json").read_text())
     tensors = safetensors.torch.load_file(run / pointer["folder"] / "tensors.safetensors")

@@ -11,6 +11,7 @@ from fastcifar.cli import main as cli
 from fastcifar.errors import CheckpointError
 from fastcifar.presets import load_preset
 from fastcifar.run import folder as run
+from fastcifar.run.encoding import unsealed
 from fastcifar.run.folder import RunFolder
 from fastcifar.studies import compare
 from fastcifar.studies.compare import blocks, columns, load, table
@@ -140,12 +141,16 @@ def test_a_folder_stands_for_the_runs_in_it(make: Any, capsys: pytest.CaptureFix
         load([damaged, Path("docs/study")])
 
 
+def change_summary(run: Path, **changes: object) -> None:
+    content = unsealed(json.loads((run / "summary.json").read_text()))
+    (run / "summary.json").write_text(json.dumps(content | changes))
+
+
 def test_runs_without_validation_images_have_no_validation(make: Any) -> None:
     for name, size in (("a", 0), ("b", 5000)):
         path = make(name, val_size=size)
         if not size:
-            summary = json.loads((path / "summary.json").read_text()) | {"val_accuracy": None, "val_loss": None}
-            (path / "summary.json").write_text(json.dumps(summary))
+            change_summary(path, val_accuracy=None, val_loss=None)
     rows = cells(columns(load([Path("a"), Path("b")])))
     assert rows["val accuracy %"] == ["-", "70.00"] and rows["test accuracy %"] == ["71.00", "71.00 (+0.00)"]
 
@@ -165,8 +170,7 @@ def test_a_wide_table_comes_in_parts() -> None:
 def test_energy_and_a_diverged_run(make: Any) -> None:
     for name, joules in (("a", 5e4), ("b", 2e4)):
         path = make(name, lr=0.1 if name == "a" else 0.2)
-        summary = json.loads((path / "summary.json").read_text())
-        (path / "summary.json").write_text(json.dumps(summary | {"energy_joules": joules, "val_loss": float("nan")}))
+        change_summary(path, energy_joules=joules, val_loss=float("nan"))
     rows = cells(columns(load([Path("a"), Path("b")])))
     assert rows["energy kJ"] == ["50.0", "20.0 (0.40x)"] and rows["lr"] == ["0.1", "0.2"]
     assert rows["val loss"] == ["nan", "nan (+nan)"]

@@ -1,6 +1,7 @@
 """Settings and presets, and the messages that a user reads if they are wrong."""
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -242,7 +243,7 @@ def test_a_conflict_names_every_place_it_comes_from(write: Any) -> None:
         ("lr = = 3", "my.toml: is not a TOML file: Invalid value (at line 1, column 6)"),
         ("[settings]\nlr = 1\nlr = 2\n", "my.toml: is not a TOML file: Cannot overwrite a value (at line 3, column 7)"),
         (f"a = {'9' * 5000}", "my.toml: is not a TOML file: Exceeds the limit"),
-        ("a = " + "[" * 50_000, "my.toml: is not a TOML file: "),
+        ("a = " + "[" * 5_000, "my.toml: is not a TOML file: "),
         ("base = 3", "my.toml: base = 3: expected the name of a preset or of a .toml file"),
         ("settings = 3", "my.toml: settings = 3: expected a table"),
         ('base = "my.toml"', 'my.toml: base = "my.toml": derives from itself: my.toml -> my.toml'),
@@ -455,3 +456,25 @@ def test_whatever_bytes_a_file_is_made_of(tmp_path_factory: Any, content: bytes)
 def test_format_value_is_toml() -> None:
     value = {"a": [1, 2.5, True, 'q"\\\n\x7f\u00e9', float("inf")], "b": -0.0, "c": 1e-05, "d": 1e16}
     assert tomllib.loads("\n".join(f"{key} = {format_value(v)}" for key, v in value.items())) == value
+
+
+def test_a_file_of_settings_is_a_file_of_a_sensible_size(tmp_path: Path) -> None:
+    """The bugs: a named pipe was waited for, and /dev/zero was read to the end of the memory."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "large.toml").write_bytes(b"#" * (2**20 + 1))
+    for name, reason in (("pipe.toml", "it is a named pipe"), ("large.toml", "it has 1,048,577 bytes")):
+        with pytest.raises(UsageError, match=f"{name}: cannot be read: {reason}"):
+            resolve_layers(None, tmp_path / name, [], [])
+
+
+def test_many_wrong_keys_are_counted_and_not_listed(tmp_path: Path) -> None:
+    """The bug: a message of 538 MB, after minutes of looking for similar names."""
+    path = tmp_path / "many.toml"
+    path.write_text("[settings]\n" + "".join(f"k{number} = 1\n" for number in range(5_000)))
+    with pytest.raises(UsageError) as caught:
+        resolve_layers(None, path, [], [])
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("many.toml: 5,000 of its keys are wrong; the first 20 of them:") and len(lines) == 21
+    path.write_text("".join(f"k{number} = 1\n" for number in range(5_000)))
+    with pytest.raises(UsageError, match="5,000 of its keys are wrong"):
+        resolve_layers(None, path, [], [])

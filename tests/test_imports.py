@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors text stats files paths signals machine ops config spelling layers presets ui
-    run.names run.failure run.facts run.environment run.clock run.telemetry
-    run.schema run.encoding run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
+    run.names run.encoding run.failure run.facts run.environment run.clock run.telemetry
+    run.schema run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
     run.loggers run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
     data.pickles data.cifar_files data.archives data.images data.npz data.image_folder data.layouts data.download

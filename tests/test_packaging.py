@@ -175,7 +175,7 @@ def constraints() -> dict[str, Requirement]:
 
 
 def test_every_version_that_make_installs_is_pinned(wheel: Path) -> None:
-    """All but NVIDIA's libraries: a CUDA build of torch says itself which it needs."""
+    """All but NVIDIA's libraries: a CUDA build of torch says itself which it needs. All but torch has hashes."""
     pinned = constraints()
     assert all(re.fullmatch(r"==[\w.]+", str(line.specifier)) for line in pinned.values())
     queue = [("fastcifar", "dev")]
@@ -194,6 +194,25 @@ def test_every_version_that_make_installs_is_pinned(wheel: Path) -> None:
                 seen |= new
                 queue += new
     assert {("torch", ""), ("mypy", ""), ("numpy", "")} < seen
+    locked = {canonicalize_name(pin.partition("==")[0]) for pin in lock()}
+    assert {name for name, _ in seen if name in pinned} - {"torch", "torchvision"} <= locked, "make installs by hashes"
+
+
+def lock() -> dict[str, int]:
+    """The pins of the lock file, as they stand in the constraints, and how many hashes each has."""
+    found: dict[str, int] = {}
+    for line in (ROOT / "requirements/lock.txt").read_text().splitlines():
+        if re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line):
+            found[[*found][-1]] += 1
+        elif not line.startswith("#"):
+            pin = line.removesuffix(" \\").replace("python_full_version", "python_version")
+            found[pin.replace(" ", "").replace("'", '"')] = 0
+    return found
+
+
+def test_every_pin_of_the_lock_file_is_one_of_the_constraints() -> None:
+    pins = (ROOT / "requirements/constraints.txt").read_text().replace(" ", "").splitlines()
+    assert set(lock()) <= set(pins) and min(lock().values()) >= 1
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])

@@ -36,6 +36,7 @@ from fastcifar import files
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, FastcifarError, UsageError
 from fastcifar.run.checkpoint import Checkpoint, check_training_state
+from fastcifar.run.encoding import unsealed
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import EPOCH_KEYS
 from fastcifar.run.schema import Pointer
@@ -220,7 +221,8 @@ def test_an_epoch_is_a_line_in_both_files(run: RunFolder) -> None:
     assert (run.path / "metrics.csv").read_text() == ",".join(EPOCH_KEYS) + "\n"
     run.append(record(1, train_loss=1 / 3))
     run.append(record(2, val_loss=2.5, val_accuracy=0.25))
-    assert [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()] == run.records
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [unsealed(json.loads(line)) for line in lines] == run.records
     assert RunFolder.open(run.path).records == run.records
     assert [(row["epoch"], row["val_loss"]) for row in rows(run)] == [("1", ""), ("2", "2.5")]
     assert float(rows(run)[0]["train_loss"]) == 1 / 3
@@ -302,7 +304,7 @@ def test_a_damaged_line_stops_nothing(
         run.append(record(epoch))
     run.close()
     path = run.path / "metrics.jsonl"
-    lines = path.read_text().splitlines()
+    lines = [json.dumps(kept) for kept in run.records]  # as earlier versions wrote them, without a checksum
     lines[1] = damage(lines[1])
     path.write_text("\n".join([*lines, ""]))
     whole = path.read_bytes()
@@ -318,6 +320,28 @@ def test_a_damaged_line_stops_nothing(
     assert [kept["epoch"] for kept in RunFolder.open(run.path).records] == [1, 3, 4, 5, 6]
     assert [row["epoch"] for row in rows(run)] == ["1", "3", "4", "5", "6"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_flipped_digit_is_noticed(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: another loss in the curves, another accuracy in the report."""
+    for epoch in range(1, 4):
+        run.append(record(epoch))
+    run.write_summary({"test_accuracy": 0.7})
+    for name, before, after in (
+        ("metrics.jsonl", b'"train_loss": 2.0', b'"train_loss": 3.0'),
+        ("summary.json", b"0.7", b"0.9"),
+        ("environment.json", b"logical", b"logicam"),
+    ):
+        content = (run.path / name).read_bytes()
+        assert before in content
+        (run.path / name).write_bytes(content.replace(before, after))
+    with pytest.raises(CheckpointError, match="summary.json is damaged: its checksum is not that of its content"):
+        run.summary()
+    again = RunFolder.open(run.path)
+    assert [kept["epoch"] for kept in again.records] == [1, 3]
+    err = capsys.readouterr().err
+    assert "metrics.jsonl is damaged: line 2 (its checksum is not" in err
+    assert "environment.json is damaged, and what it says may be wrong: its checksum is not" in err
 
 
 def test_many_damaged_lines_are_one_note(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

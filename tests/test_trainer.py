@@ -1,6 +1,5 @@
 """Whole runs: the content of the folder, exact resuming after an interruption, and the messages on failure."""
 
-import json
 import os
 import signal
 import subprocess
@@ -62,8 +61,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIG
 
 def records(run: Path) -> list[dict[str, Any]]:
     """The metrics without their times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("train_seconds", "images_per_second")} for line in lines]
+    kept = RunFolder.open(run).records
+    return [{k: v for k, v in record.items() if k not in ("train_seconds", "images_per_second")} for record in kept]
 
 
 def same_weights(a: Path, b: Path) -> bool:

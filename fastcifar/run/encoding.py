@@ -7,10 +7,14 @@ import hashlib
 import io
 import itertools
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastcifar.run.names import EPOCH_KEYS
+
+CHECKSUM = "crc32"
+"""The key of the checksum in the JSON objects that no digest covers."""
 
 
 def check_plain(value: object, where: str) -> None:
@@ -41,9 +45,30 @@ def described(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with a checksum of its other keys as the last one: a digit that is flipped on disk is still JSON."""
+    return {**value, CHECKSUM: _checksum(value)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sealed, without the checksum. Earlier versions sealed nothing, and that is taken as it is.
+
+    Raises:
+        ValueError: it is not what was sealed.
+    """
+    content = {key: item for key, item in value.items() if key != CHECKSUM}
+    if CHECKSUM in value and value[CHECKSUM] != _checksum(content):
+        raise ValueError(f"its checksum is not that of its content, {CHECKSUM} = {_checksum(content)}")
+    return content
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}"
+
+
 def to_jsonl(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """A line for each record."""
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
+    """A sealed line for each record."""
+    return "".join(json.dumps(sealed(record)) + "\n" for record in records).encode()
 
 
 def columns_of(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fastcifar import files
 from fastcifar.errors import FastcifarError, InterruptedRunError
+from fastcifar.run.encoding import sealed, to_json, unsealed
 
 FAILURE = "failure.json"
 VARIABLE = "FASTCIFAR_FAILURE_FILE"
@@ -67,7 +68,7 @@ def write(file: Path, error: BaseException) -> None:
     new = file.with_name(f"{file.name}.new")
     with contextlib.suppress(OSError, ValueError):
         try:
-            new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            new.write_bytes(to_json(sealed(content)))
             os.replace(new, file)
         except OSError:
             new.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ def read(file: Path) -> Failure | None:
         None where there is no record, and where it cannot be read: a record of a failure must not be one itself.
     """
     try:
-        found = json.loads(files.read(file / FAILURE if file.is_dir() else file, 2**20))
+        found = unsealed(json.loads(files.read(file / FAILURE if file.is_dir() else file, 2**20)))
         kind, message, code = str(found["kind"]), str(found["message"]), int(found["exit_code"])
         return Failure(kind, message, code, bool(found["expected"]), str(found.get("date", "")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -44,7 +44,7 @@ def new_folder(config: Config) -> Path:
     for number in itertools.count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
         try:
-            path.mkdir(parents=True)
+            files.make_folder(path)
             return path
         except FileExistsError:
             if not path.is_dir():
@@ -68,7 +68,7 @@ def given_folder(out: Path) -> Path:
         UsageError: it is a file, holds something that is not ours, or cannot be made.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        files.make_folder(out, exist_ok=True)
         if not _is_unused(out):
             raise not_empty(out)
     except FileExistsError:

@@ -30,7 +30,7 @@ from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import from_dict
 from fastcifar.run import finding, schema
 from fastcifar.run.checkpoint import Checkpoint
-from fastcifar.run.encoding import check_plain, described, to_json
+from fastcifar.run.encoding import check_plain, described, sealed, to_json
 from fastcifar.run.environment import collect, differences
 from fastcifar.run.metrics import Metrics
 from fastcifar.run.names import ALWAYS_WRITTEN, CONFIG, ENVIRONMENT, LOCK, SUMMARY, advice
@@ -105,7 +105,7 @@ class RunFolder:
             **({} if images is None else {"images": images.model_dump()}),
             **collect(config.device),
         }
-        settings = {CONFIG: text, ENVIRONMENT: to_json(facts)}
+        settings = {CONFIG: text, ENVIRONMENT: to_json(sealed(facts))}
         run = cls(path, config, facts, note, settings)
         run.lock()
         if (path / CONFIG).exists():  # another process was given the same --out and came first
@@ -251,7 +251,7 @@ class RunFolder:
         """Writes summary.json in one step, in place of an earlier one."""
         self.lock()
         check_plain(summary, "summary")
-        files.replace(self.path / SUMMARY, to_json(dict(summary)), advice(self.path))
+        files.replace(self.path / SUMMARY, to_json(sealed(summary)), advice(self.path))
 
     def summary(self) -> dict[str, Any] | None:
         """What `write_summary` wrote; None while there is none.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fastcifar import files
 from fastcifar.errors import CheckpointError, FastcifarError
 from fastcifar.run import schema
-from fastcifar.run.encoding import check_plain, columns_of, shortened, to_csv, to_jsonl
+from fastcifar.run.encoding import check_plain, columns_of, shortened, to_csv, to_jsonl, unsealed
 from fastcifar.run.names import EPOCH_KEYS, METRICS_CSV, METRICS_JSONL, advice
 
 
@@ -49,15 +49,15 @@ class Metrics:
         *lines, tail = _content(self._jsonl).split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                record = schema.parse(line)
+                record = unsealed(schema.object_in(line))
                 schema.check(record, schema.Record)
             except ValidationError as error:
                 self._drop(number, line, "; ".join(schema.problems(error)[:3]))
-            except ValueError:
+            except ValueError as problem:
                 if number == len(lines) and not tail:  # a power cut may leave the right length and the wrong bytes
                     tail = line
                 else:
-                    self._drop(number, line, "it is no JSON")
+                    self._drop(number, line, str(problem))
             else:
                 self._add(number, line, record)
         text = ""

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fastcifar import files
 from fastcifar.errors import CheckpointError
+from fastcifar.run.encoding import CHECKSUM, unsealed
 
 FORMATS = (1, 2)
 """Of checkpoint.json: those that are read. The last one is written; the first says nothing of the settings."""
@@ -235,6 +236,18 @@ def parse(content: bytes) -> Any:
         raise ValueError("it is too large") from None
 
 
+def object_in(content: bytes) -> dict[str, Any]:
+    """The object of a JSON text.
+
+    Raises:
+        ValueError: as for `parse`, or the text is of something else.
+    """
+    value = parse(content)
+    if not isinstance(value, dict):
+        raise ValueError(f"an object was expected, {type(value).__name__} found")
+    return value
+
+
 def content_of(path: Path, advice: str = COPY) -> bytes:
     """What one of a run's files of text holds.
 
@@ -265,12 +278,9 @@ def object_of(content: bytes, path: Path, advice: str = COPY) -> dict[str, Any]:
         CheckpointError: it holds something else.
     """
     try:
-        value = parse(content)
+        return object_in(content)
     except ValueError as problem:
         raise CheckpointError(f"{path} is damaged: {problem}. {advice}") from problem
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: an object was expected, {type(value).__name__} found. {advice}")
-    return value
 
 
 def read(path: Path, model: type[_Model], advice: str = COPY) -> dict[str, Any]:
@@ -296,7 +306,14 @@ def checked(
     Raises:
         CheckpointError: it holds something else.
     """
-    value = object_of(content, path, advice)
+    found = object_of(content, path, advice)
+    value = {key: item for key, item in found.items() if key != CHECKSUM}
+    try:
+        unsealed(found)
+    except ValueError as problem:
+        if note is None:
+            raise CheckpointError(f"{path} is damaged: {problem}. {advice}") from problem
+        note(f"{path} is damaged, and what it says may be wrong: {problem}")
     try:
         check(value, model)
     except ValidationError as error:

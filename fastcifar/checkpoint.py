@@ -199,4 +199,5 @@ def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry
     clocks.restore(state["clocks"])
     telemetry.restore(state.get("telemetry", {}))  # checkpoints of version 0.1 have none
     run.truncate(epoch - 1)
+    run.remove_leftovers()  # after the last epoch there is no save that would
     return epoch, step

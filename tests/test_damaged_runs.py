@@ -82,6 +82,16 @@ def test_a_damaged_line_of_the_metrics_does_not_stop_a_resume(
         before, last = record["train_seconds"], record["epoch"]
 
 
+def test_what_a_kill_left_beside_the_last_checkpoint_goes(runs: tuple[Path, Path]) -> None:
+    """The bug: a run killed after its last save and before its result kept the checkpoint before it for ever."""
+    whole, _ = runs
+    (whole / "summary.json").unlink()
+    (whole / "checkpoint-2").mkdir()
+    (whole / "checkpoint-mine").mkdir()
+    trainer.resume(whole, {}, [])
+    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-mine"]
+
+
 def test_a_run_that_lost_its_last_line_makes_up_no_result(runs: tuple[Path, Path]) -> None:
     """The run was killed between its last checkpoint and its summary, and was damaged later."""
     whole, _ = runs

@@ -134,6 +134,10 @@ class Checkpoint:
             why = "; ".join(schema.problems(problem)[:3]) if isinstance(problem, ValidationError) else str(problem)
             raise CheckpointError(f"{path} has its digests but cannot be read: {why}. {self._advice}") from problem
 
+    def remove_leftovers(self) -> None:
+        """Removes what a killed writer left beside the checkpoint that counts. The next save would do so too."""
+        self._remove(but=self._pointer().folder)
+
     @property
     def _config(self) -> str:
         """config.toml, as a shell takes it."""

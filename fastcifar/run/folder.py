@@ -247,6 +247,11 @@ class RunFolder:
         """The last saved tensors and state; see `Checkpoint.load`."""
         return self._checkpoint.load()
 
+    def remove_leftovers(self) -> None:
+        """Removes what a killed writer left; see `Checkpoint.remove_leftovers`."""
+        self.lock()
+        self._checkpoint.remove_leftovers()
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json in one step, in place of an earlier one."""
         self.lock()

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from laboratory import Lab
-from processes import Forge
+
+pytest.register_assert_rewrite("laboratory", "processes")  # or a failure there says nothing
+
+from laboratory import Lab  # noqa: E402
+from processes import Forge  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ class Forge:
         fault: Fault = Fault(),  # noqa: B008 (it is frozen)
         traced: bool = False,
         sabotage: Sequence[object] = ("nothing",),
+        drawn: bool = False,
     ) -> Ended:
         """Runs a `fastcifar` command to its end.
 
@@ -142,9 +143,10 @@ class Forge:
             fault: what the shim does there.
             traced: whether the calls are recorded.
             sabotage: the name of a function of sabotage.py, and its arguments.
+            drawn: whether the curves are drawn, which takes ten times as long as a tiny training.
         """
         trace = self._folder / "trace" if traced else None
-        ended = self.wait(self.start(*command, root=root, fault=fault, trace=trace, sabotage=sabotage))
+        ended = self.wait(self.start(*command, root=root, fault=fault, trace=trace, sabotage=sabotage, drawn=drawn))
         ended.calls = read_trace(trace) if trace is not None else []
         return ended
 
@@ -155,6 +157,7 @@ class Forge:
         fault: Fault = Fault(),  # noqa: B008 (it is frozen)
         trace: Path | None = None,
         sabotage: Sequence[object] = ("nothing",),
+        drawn: bool = False,
     ) -> int:
         """Starts a command. The arguments are as for `run`; returns the process's number."""
         self._started += 1
@@ -169,6 +172,7 @@ class Forge:
             "trace": str(trace or ""),
             "sabotage": name,
             "arguments": arguments,
+            "drawn": drawn,
         }
         process = int(self._answer(request))
         self._printed[process] = out, err

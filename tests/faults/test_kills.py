@@ -56,7 +56,7 @@ def test_kills_of_a_resumed_run(lab: Lab, every: bool, tally: Tally) -> None:
 def test_kills_at_any_time(lab: Lab, every: bool, tally: Tally) -> None:
     choose = random.Random(0)
     for number in range(120 if every else 2):
-        with tally.attempt(seconds := choose.uniform(0.0, 1.5)):
+        with tally.attempt(seconds := choose.uniform(0.0, 0.6)):
             run = lab.new()
             ended = lab.forge.run(*lab.train(run), sabotage=("die_after", seconds))
             assert ended.code in (0, -signal.SIGALRM), number

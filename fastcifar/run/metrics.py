@@ -49,15 +49,20 @@ class Metrics:
         *lines, tail = _content(self._jsonl).split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                record = unsealed(schema.object_in(line))
-                schema.check(record, schema.Record)
-            except ValidationError as error:
-                self._drop(number, line, "; ".join(schema.problems(error)[:3]))
+                found = schema.object_in(line)
             except ValueError as problem:
                 if number == len(lines) and not tail:  # a power cut may leave the right length and the wrong bytes
                     tail = line
                 else:
                     self._drop(number, line, str(problem))
+                continue
+            try:
+                record = unsealed(found)
+                schema.check(record, schema.Record)
+            except ValidationError as error:
+                self._drop(number, line, "; ".join(schema.problems(error)[:3]))
+            except ValueError as problem:
+                self._drop(number, line, str(problem))
             else:
                 self._add(number, line, record)
         text = ""

@@ -583,6 +583,18 @@ def test_odd_predictions_are_refused(run: RunFolder, damage: Callable[[Any], Any
         RunFolder.open(run.path).predictions()
 
 
+def test_an_array_that_is_hidden_is_missed(run: RunFolder) -> None:
+    """The bug, found by flipped bits: a length in the archive's directory skipped the arrays behind it, in silence."""
+    run.write_predictions(said() | {"places": np.arange(6)})
+    path = run.path / "predictions.npz"
+    content = bytearray(path.read_bytes())
+    last = content.rfind(b"PK\1\2", 0, content.rfind(b"PK\1\2"))
+    content[last + 33] ^= 0x80  # of the comment behind the last entry but one
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="it has 5 arrays, of which 4 can be found. Delete it"):
+        run.predictions()
+
+
 def test_predictions_that_claim_too_much_are_refused(run: RunFolder) -> None:
     """A few bytes that would unpack to more than the memory, and a member that is not an array."""
     with zipfile.ZipFile(run.path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def read(path: Path, most: int = LARGEST) -> bytes:
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, where at most {most:,} make sense", str(path))
     return path.read_bytes()
+
+
+def check_members(archive: zipfile.ZipFile) -> None:
+    """Refuses a zip archive of which a damaged length hides members: zipfile does not miss them.
+
+    Args:
+        archive: open for reading.
+
+    Raises:
+        ValueError: the comment or the extra field of a member holds the entry of the next one.
+    """
+    for member in archive.infolist():
+        if b"PK\1\2" in member.extra + member.comment:
+            raise ValueError(f"the archive's directory is damaged behind {member.filename!r}")
 
 
 def holds(path: Path) -> bool:

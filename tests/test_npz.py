@@ -241,6 +241,17 @@ def test_damage_anywhere_is_found_or_changes_nothing(data: st.DataObject, tmp_pa
         assert str(path) in str(error) and len(str(error)) < 2000
 
 
+def test_an_array_that_is_hidden_is_missed(tmp_path: Path) -> None:
+    """The bug: a damaged length in the archive's directory skipped the class names, in silence."""
+    path = small_npz(tmp_path / "c.npz", last=np.zeros(1))
+    content = bytearray(path.read_bytes())
+    entry = content.rfind(b"PK\1\2", 0, content.rfind(b"PK\1\2"))
+    content[entry + 33] ^= 0x80  # of the comment behind the last entry but one
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="the archive's directory is damaged behind"):
+        load(path)
+
+
 def test_arrays_that_are_not_used_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = SMALL["test"]
     load(small_npz(tmp_path / "c.npz", val_images=images, val_labels=labels))

@@ -31,6 +31,7 @@ from fastcifar.data.images import scaled
 from fastcifar.data.notes import listed, nearest
 from fastcifar.data.paths import fit_in_memory
 from fastcifar.errors import DataError
+from fastcifar.files import check_members
 
 KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 KERAS = {key: f"{'x' if key.endswith('images') else 'y'}_{key.partition('_')[0]}" for key in KEYS}
@@ -59,6 +60,7 @@ def read_npz(path: Path, size: int | None = None) -> Decoded:
     with path.open("rb") as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
+                check_members(archive)
                 members: dict[str, zipfile.ZipInfo] = {}
                 for member in archive.infolist():
                     key = member.filename.removesuffix(".npy")

@@ -64,7 +64,7 @@ FIXED = {
     "data": "cifar100", "val_size": 10000, "split_seed": 0, "batch_size": 128, "momentum": 0.9, "nesterov": False,
     "decay_norm_and_bias": True, "lr_schedule_unit": "epoch", "lr_warmup_epochs": 0, "label_smoothing": 0,
     "ema_decay": 0, "crop_padding": 4, "flip": "random", "width_mult": 1, "mean": (0.5071, 0.4865, 0.4409),
-    "std": (0.2009, 0.1984, 0.2023), "seed": 0,
+    "std": (0.2009, 0.1984, 0.2023), "seed": 0, "channels": 3, "init_from": "",
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Config(BaseModel):
         "data",
         "cifar100",
         "the images to learn: a data set's name (procedural is generated, nothing to download), or the path of an "
-        "archive, of a folder of pickles, binaries or images, or of an .npz",
+        "archive, of a folder of pickles, binaries or images, of an .npz, or of Parquet files",
         pattern=_NO_NUL,
         allowed="cifar100, cifar10, procedural or a path",
         changes_result=False,
@@ -82,7 +82,7 @@ class Config(BaseModel):
     mirror: str = _setting(
         "data",
         "",
-        "URL to download from in place of the data set's official address",
+        "URL to download from in place of the data set's known mirrors",
         pattern=r"\A((https?|file)://[^\s\x00]+)?\z",
         allowed="a URL (http://, https:// or file://), or nothing",
         changes_result=False,

@@ -1,6 +1,7 @@
 """Small data sets written in every layout that fastcifar reads, and one of them as a published set."""
 
 import io
+import json
 import pickle
 import struct
 import tarfile
@@ -15,7 +16,7 @@ from PIL import Image
 from fastcifar.data import sources
 from fastcifar.data.dataset import SPLITS as SPLIT_NAMES
 from fastcifar.data.dataset import Dataset, Split, split_digest
-from fastcifar.data.published import CIFAR10, CIFAR100, CIFAR100_SUPERCLASSES, Published
+from fastcifar.data.published import CIFAR10, CIFAR100, CIFAR100_SUPERCLASSES, Mirror, Published
 
 Splits = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 FINE = CIFAR100.class_names
@@ -153,11 +154,51 @@ def write_folder(folder: Path, splits: Splits, names: tuple[str, ...] = FINE) ->
     return folder
 
 
-def published(splits: Splits, url: str) -> Published:
-    """`splits` as a published data set, whose content is known and whose archive is at `url`."""
+def parquet_bytes(
+    images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], *, names: tuple[str, ...] | None = FINE, **more: Any
+) -> bytes:
+    """A Parquet file as Hugging Face's of `uoft-cs/cifar100`, or of `uoft-cs/cifar10` where there are ten names.
+
+    Args:
+        images: uint8 [N, 32, 32, 3], written as PNGs.
+        labels: int [N].
+        names: the names of the classes in the metadata; None for a file without metadata.
+        more: further columns, and columns to replace; None leaves a column out.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    pictures = []
+    for i, image in enumerate(images):
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "PNG")
+        pictures.append({"bytes": out.getvalue(), "path": f"{i}.png"})
+    label = "label" if names is not None and len(names) == 10 else "fine_label"
+    columns: dict[str, Any] = {"img": pictures, label: labels.tolist()}
+    features: dict[str, Any] = {"img": {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+    if label == "fine_label":
+        columns["coarse_label"] = [COARSE_OF[int(i) % 100] for i in labels]
+        features["coarse_label"] = {"names": COARSE, "_type": "ClassLabel"}
+    columns = {name: column for name, column in (columns | more).items() if column is not None}
+    table = pyarrow.table(columns)
+    if names is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def parquet_files(splits: Splits, **more: Any) -> dict[str, bytes]:
+    """`{train,test}-00000-of-00001.parquet`; `more` is as for `parquet_bytes`."""
+    return {f"{split}-00000-of-00001.parquet": parquet_bytes(*pair, **more) for split, pair in splits.items()}
+
+
+def published(splits: Splits, *urls: str | tuple[str, ...]) -> Published:
+    """`splits` as a published data set, whose content is known and whose mirrors have their files at `urls`."""
     digests = {split: split_digest(Split(*pair)) for split, pair in splits.items()}
     counts = {split: len(pair[1]) for split, pair in splits.items()}
-    return Published("tiny", url, FINE, counts, digests)
+    mirrors = tuple(Mirror((url,) if isinstance(url, str) else url) for url in urls)
+    return Published("tiny", mirrors, FINE, counts, digests)
 
 
 SPLITS = make_splits()

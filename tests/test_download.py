@@ -20,17 +20,20 @@ from hypothesis import strategies as st
 
 from fastcifar.data import download, sources
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.published import CIFAR10
+from fastcifar.data.published import CIFAR10, CIFAR100, PUBLISHED, Mirror
 from fastcifar.errors import DataError, UsageError
 
 SPLITS = data_files.make_splits()
 
 
 class Server:
-    """Serves `content` at every path. Each request gets the next of `answers`; the last one is repeated."""
+    """Serves `files` by path, and `content` at every other path.
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    Each request gets the next of `answers`; the last one is repeated.
+    """
+
+    def __init__(self, content: bytes, files: dict[str, bytes] | None = None) -> None:
+        self.content, self.files = content, files or {}
         self.answers: list[dict[str, Any]] = [{}]
         self.requests: list[dict[str, str]] = []
         server = self
@@ -61,8 +64,9 @@ class Server:
         length: bool = True,
         headers: dict[str, str] | None = None,
         shift: int = 0,
+        pause: float = 0,
     ) -> None:
-        body = self.content if content is None else content
+        body = self.files.get(to.path, self.content) if content is None else content
         start, total = 0, len(body)
         asked = re.fullmatch(r"bytes=(\d+)-", to.headers.get("Range", ""))
         if status == 200 and asked and ranges and to.headers.get("If-Range") == tag:
@@ -83,8 +87,13 @@ class Server:
             to.send_header(name, value)
         to.end_headers()
         sent = body[start : len(body) if cut is None else start + cut]
-        to.wfile.write(sent)
-        to.wfile.flush()
+        try:
+            for at in range(0, len(sent), 2000 if pause else len(sent) or 1):
+                to.wfile.write(sent[at : at + 2000] if pause else sent)
+                to.wfile.flush()
+                time.sleep(pause)
+        except OSError:  # the other side has hung up
+            return
         time.sleep(stall)
 
 
@@ -155,7 +164,7 @@ def test_a_set_without_digests_tells_of_an_archive_packed_anew(
     server.content = data_files.write_archive_bytes("gz", data_files.python10_files(splits))
     counts = {"train": 40, "test": 10}
     for md5, told in (("0" * 32, True), (hashlib.md5(server.content).hexdigest(), False)):
-        tiny = replace(CIFAR10, url=f"{server.url}/x.tar.gz", counts=counts, archive_md5s=(md5,))
+        tiny = replace(CIFAR10, mirrors=(Mirror((f"{server.url}/x.tar.gz",)),), counts=counts, archive_md5s=(md5,))
         dataset = sources.load_published(tiny, mirror="", cache=tmp_path / md5, progress=False)
         assert dataset.name == "cifar10" and dataset.num_classes == 10
         assert ("packed anew, or altered" in capsys.readouterr().err) == told
@@ -217,6 +226,160 @@ def test_mirror_that_is_no_url(mirror: str, server: Server, tmp_path: Path) -> N
         load(server, tmp_path, mirror)
 
 
+# ---------------------------------------------------------------------------------------------------- several mirrors
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[Server, Server, Server]]:
+    """The first has the published archive, the others have the Parquet files."""
+    parquet = data_files.parquet_files(SPLITS)
+    started = (
+        Server(data_files.write_archive_bytes("gz", data_files.python_files(SPLITS))),
+        Server(b"", {f"/{name}": content for name, content in parquet.items()}),
+        Server(b"", {f"/{name}": content for name, content in parquet.items()}),
+    )
+    yield started
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def load_from(servers: tuple[Server, ...], cache: Path) -> Dataset:
+    first, *others = servers
+    files = tuple(data_files.parquet_files(data_files.make_splits(per_class=1)))
+    urls = (f"{first.url}/cifar-100-python.tar.gz", *(tuple(f"{s.url}/{name}" for name in files) for s in others))
+    return sources.load_published(data_files.published(SPLITS, *urls), mirror="", cache=cache, progress=False)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(download, "PATIENCE_SECONDS", 1.5)
+
+
+SLOW = {"pause": 0.02}  # 2,000 bytes in 20 ms: six seconds for the whole archive
+
+
+def test_a_slow_mirror_is_left_for_the_next(
+    servers: tuple[Server, ...], hasty: None, reference: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers[0].answers = [SLOW]
+    start = time.monotonic()
+    dataset = load_from(servers, tmp_path)
+    assert dataset.digest == reference.digest and data_files.same(dataset, reference)
+    assert time.monotonic() - start < 4 and servers[2].requests == []
+    said = capsys.readouterr().err
+    assert re.search(r"tiny: 127.0.0.1 sends 0\.\d\d MB/s, 0\.\d minutes for the rest of the file: trying 127", said)
+    (kept,) = (tmp_path / "downloads").iterdir()
+    assert kept.name == "tiny.download" and len(list(kept.iterdir())) == 2, "what the slow mirror sent is left behind"
+    (tmp_path / "tiny.safetensors").unlink()
+    assert load_from(servers, tmp_path).digest == reference.digest
+    assert len(servers[0].requests) == 1 and len(servers[1].requests) == 2, "the kept files are not used"
+
+
+def test_where_all_crawl_the_fastest_goes_on(
+    servers: tuple[Server, ...], hasty: None, reference: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers[0].answers = [SLOW, {}]
+    servers[1].answers = [{"cut": 4000, "stall": 3}]
+    servers[2].answers = [{"status": 404}]
+    download_timeout = pytest.MonkeyPatch()
+    download_timeout.setattr(download, "TIMEOUT_SECONDS", 0.3)
+    try:
+        assert load_from(servers, tmp_path).digest == reference.digest
+    finally:
+        download_timeout.undo()
+    assert ranges(servers[0])[0] == "" and re.fullmatch(r"bytes=\d+-", ranges(servers[0])[1]), "it began anew"
+    said = capsys.readouterr().err
+    assert "127.0.0.1 sends nothing: trying" in said and "no mirror is faster: going on with 127.0.0.1" in said
+
+
+def test_a_mirror_that_cuts_is_left_for_the_next(
+    servers: tuple[Server, ...], reference: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers[0].answers = [{"cut": 1000}, {"cut": 0}]
+    assert load_from(servers, tmp_path).digest == reference.digest
+    assert "cannot be downloaded: the connection ended early, 4 times in a row" in capsys.readouterr().err
+    assert servers[2].requests == []
+
+
+def test_a_mirror_that_lies_is_left_for_the_next(
+    servers: tuple[Server, ...], reference: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers[0].content = data_files.write_archive_bytes("gz", data_files.python_files(data_files.make_splits(5)))
+    lie = data_files.parquet_files(data_files.make_splits(6))
+    servers[1].files["/test-00000-of-00001.parquet"] = lie["test-00000-of-00001.parquet"]
+    assert load_from(servers, tmp_path).digest == reference.digest
+    said = capsys.readouterr().err
+    assert said.count("and was not kept: its images are not those of tiny: the content digest differs: trying") == 2
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["tiny.download"]
+
+
+def test_no_mirror_has_it(servers: tuple[Server, ...], tmp_path: Path) -> None:
+    servers[0].answers = [{"content": b"<html>log in</html>"}]
+    servers[1].answers = [{"status": 404}]
+    servers[2].answers = [{"status": 403}]
+    with pytest.raises(DataError, match="tiny is not in the cache, and no mirror has it:") as error:
+        load_from(servers, tmp_path)
+    assert ways(error) and nothing_kept(tmp_path)
+    assert all(word in str(error.value) for word in ("is not tiny, and was not kept", "404 Not Found", "403 Forbidden"))
+
+
+def test_the_second_file_goes_on_where_it_was_cut(
+    servers: tuple[Server, ...], reference: Dataset, tmp_path: Path
+) -> None:
+    one = (servers[0], servers[1])
+    servers[0].answers = [{"status": 404}]
+    servers[1].answers = [{}, {"cut": 1000}, {"status": 404}]
+    with pytest.raises(DataError):
+        load_from(one, tmp_path)
+    servers[1].answers = [{}]
+    assert load_from(one, tmp_path).digest == reference.digest
+    assert ranges(servers[1]) == ["", "", "bytes=1000-", "bytes=1000-"], "the whole first file is asked for again"
+
+
+def test_without_pyarrow_parquet_is_no_mirror_but_a_hint(
+    servers: tuple[Server, ...],
+    hasty: None,
+    reference: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("fastcifar.data.parquet.is_available", lambda: False)
+    servers[0].answers = [{"pause": 0.002}]
+    monkeypatch.setattr(download, "PATIENCE_SECONDS", 0.1)
+    assert load_from(servers, tmp_path).digest == reference.digest
+    said = capsys.readouterr().err
+    assert said.count("has Parquet files, which need pyarrow (pip install 'fastcifar[parquet]')") == 1
+    assert servers[1].requests == []
+    with pytest.raises(DataError, match=r"tiny cannot be read from http.*which need pyarrow"):
+        published = data_files.published(SPLITS, f"{servers[1].url}/x")
+        sources.load_published(published, mirror="http://x/a.parquet", cache=tmp_path / "b", progress=False)
+
+
+def test_mirror_folder_with_parquet_files(servers: tuple[Server, ...], reference: Dataset, tmp_path: Path) -> None:
+    parquet = tuple(f"https://x/{name}" for name in data_files.parquet_files(data_files.make_splits(per_class=1)))
+    tiny = data_files.published(SPLITS, "https://x/cifar-100-python.tar.gz", parquet)
+    servers[1].answers = [{"status": 404}, {}]
+    dataset = sources.load_published(tiny, mirror=f"{servers[1].url}/", cache=tmp_path, progress=False)
+    assert dataset.digest == reference.digest
+    assert [r["path"] for r in servers[1].requests] == [
+        "/cifar-100-python.tar.gz",
+        "/train-00000-of-00001.parquet",
+        "/test-00000-of-00001.parquet",
+    ]
+
+
+def test_shipped_mirrors() -> None:
+    """Each set has the university's archive and Hugging Face's files; the first is one whose content can be checked."""
+    for published in PUBLISHED.values():
+        assert {mirror.host for mirror in published.mirrors} == {"www.cs.toronto.edu", "huggingface.co"}
+        assert all(url.startswith("https://") for mirror in published.mirrors for url in mirror.urls)
+    assert CIFAR100.mirrors[0].is_parquet and CIFAR100.digest
+    assert not CIFAR10.mirrors[0].is_parquet and CIFAR10.archive_md5s
+
+
 # ---------------------------------------------------------------------------------------------------- resuming
 
 
@@ -239,11 +402,11 @@ def test_resumes_in_a_later_call(server: Server, reference: Dataset, tmp_path: P
 
 def test_cut_download_that_is_whole(server: Server, reference: Dataset, tmp_path: Path) -> None:
     """The download was stopped after its last byte, before the file was used: the server answers 416."""
-    folder = tmp_path / "downloads"
-    folder.mkdir()
-    (folder / "tiny.part").write_bytes(server.content)
     url = f"{server.url}/official/cifar-100-python.tar.gz"
-    (folder / "tiny.part.json").write_text(json.dumps({"url": url, "validator": '"1"'}))
+    folder = tmp_path / "downloads" / f"tiny-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    folder.mkdir(parents=True)
+    (folder / "cifar-100-python.tar.gz.part").write_bytes(server.content)
+    (folder / "cifar-100-python.tar.gz.part.json").write_text(json.dumps({"url": url, "validator": '"1"'}))
     assert load(server, tmp_path).digest == reference.digest
     assert ranges(server) == [f"bytes={len(server.content)}-"]
 
@@ -387,7 +550,7 @@ def test_stalled_connection(
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.3)
     server.answers = [{"cut": 1000, "stall": 1.0}, {}]
     assert load(server, tmp_path).digest == reference.digest
-    assert "tiny: no answer within 0.3 s after 0.0 MB; trying again" in capsys.readouterr().err
+    assert "tiny from 127.0.0.1: no answer within 0.3 s after 0.0 MB; trying again" in capsys.readouterr().err
     assert ranges(server) == ["", "bytes=1000-"]
 
 
@@ -411,10 +574,12 @@ def test_no_name_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    for data, url in (("cifar100", "cifar-100-python.tar.gz"), ("cifar10", "cifar-10-python.tar.gz")):
-        with pytest.raises(DataError, match=rf"{data} is not in the cache, and .*{url}.*Temporary failure in") as error:
+    for data, published in PUBLISHED.items():
+        with pytest.raises(DataError, match=rf"{data} is not in the cache, and no mirror has it") as error:
             sources.load(data, cache=tmp_path)
         assert ways(error)
+        for mirror in published.mirrors:
+            assert f"{mirror.urls[0]} cannot be downloaded: Temporary failure in name resolution" in str(error.value)
     assert nothing_kept(tmp_path)
 
 
@@ -430,7 +595,7 @@ def test_disk_full(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(
-        DataError, match=r"cannot write .*tiny\.part: No space left on device, .* MiB free\. FASTCIFAR_DATA="
+        DataError, match=r"cannot write .*tiny-.*\.part: No space left on device, .* MiB free\. FASTCIFAR_DATA="
     ):
         load(server, tmp_path)
 
@@ -445,8 +610,8 @@ def test_plain_lines_where_there_is_no_terminal(
     lines = [line for line in capsys.readouterr().err.splitlines() if "downloading" in line]
     assert 2 <= len(lines) <= 12
     total = f"{len(server.content) / 1e6:,.1f}"
-    assert lines[0] == f"fastcifar: downloading tiny: 0.0 of {total} MB"
-    assert lines[-1] == f"fastcifar: downloading tiny: {total} of {total} MB"
+    assert lines[0] == f"fastcifar: downloading tiny from 127.0.0.1: 0.0 of {total} MB"
+    assert re.fullmatch(rf"fastcifar: downloading tiny from 127.0.0.1: {total} of {total} MB, [\d.,]+ MB/s", lines[-1])
 
 
 def test_bar_on_a_terminal(

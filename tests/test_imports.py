@@ -16,8 +16,8 @@ ORDER = """
     run.schema run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
     run.loggers run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
-    data.pickles data.cifar_files data.archives data.images data.npz data.image_folder data.layouts data.download
-    data.procedural data.convert data.sources
+    data.pickles data.cifar_files data.archives data.images data.npz data.image_folder data.parquet data.layouts
+    data.download data.procedural data.convert data.sources
     draws augment batch selfcheck target loaders model optim cpu engines session checkpoint evaluation prediction
     exporting trainer
     measuring.process measuring.dry_run measuring.cell measuring.kernels measuring.layers measuring.timing

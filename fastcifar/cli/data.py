@@ -28,7 +28,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument("out", nargs="?", metavar="OUT.npz", type=path, help="where convert writes")
     sides = parsed(_side, f"a number of pixels from {SMALLEST} to {LARGEST}")
     parser.add_argument("--size", type=sides, metavar="S", help="the side to which convert scales images, in pixels")
-    parser.add_argument("--mirror", default="", metavar="URL", help="download from here, not from the official address")
+    parser.add_argument("--mirror", default="", metavar="URL", help="download from here, not from the known mirrors")
     parser.add_argument("--json", action="store_true", help="print what info finds as JSON")
     args = parser.parse(_with_action(argv))
     if args.source is None and args.action == "get":

@@ -397,7 +397,7 @@ def _data() -> Iterator[Finding]:
     else:
         advice = (
             "Give the published archive, its folder or an .npz with --data PATH, or download it with `fastcifar data "
-            "get cifar100` (161 MiB). `--preset quick` needs nothing."
+            "get cifar100` (136 to 161 MiB). `--preset quick` needs nothing."
         )
         yield Finding("note", "cifar100", f"not in the cache {folder}", advice)
     if others := sorted(held.keys() - {"cifar100"}):

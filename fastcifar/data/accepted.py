@@ -4,7 +4,8 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar")
 ACCEPTED = (
     "the published archive (cifar-100-python.tar.gz, cifar-100-binary.tar.gz, cifar-10-python.tar.gz, "
     "cifar-10-binary.tar.gz), the folder extracted from one, an .npz or a folder of .npy files "
-    "(train_images, train_labels, test_images, test_labels), or an image folder ({train,test}/<class>/*.png)"
+    "(train_images, train_labels, test_images, test_labels), an image folder ({train,test}/<class>/*.png), or Parquet "
+    "files (train-*.parquet, test-*.parquet)"
 )
 SAVE_AS_NPZ = (
     "make an .npz of it: np.savez(FILE, train_images=..., train_labels=..., test_images=..., test_labels=...), "

@@ -97,12 +97,8 @@ def read_published(version: Version, files: Mapping[str, bytes], where: Path) ->
     check_labels(labels, num_classes, where)
     if not version.superclasses:
         return Decoded(images, labels, num_classes, class_names)
-    superclass_of = _superclass_of(labels, coarse, num_classes, where)
-    if superclass_names and max(superclass_of, default=0) >= len(superclass_names):
-        raise DataError(
-            f"{where}: superclass label {max(superclass_of)}, but only {len(superclass_names)} superclass names"
-        )
-    return Decoded(images, labels, num_classes, class_names, superclass_of, superclass_names)
+    above = superclass_of(labels, coarse, num_classes, superclass_names, where)
+    return Decoded(images, labels, num_classes, class_names, above, superclass_names)
 
 
 def _read_binary(
@@ -173,13 +169,24 @@ def _published_names(
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _superclass_of(
-    labels: Mapping[str, NDArray[np.int64]], coarse: Mapping[str, NDArray[np.int64]], num_classes: int, where: Path
+def superclass_of(
+    labels: Mapping[str, NDArray[np.int64]],
+    coarse: Mapping[str, NDArray[np.int64]],
+    num_classes: int,
+    names: tuple[str, ...] | None,
+    where: Path,
 ) -> tuple[int, ...]:
-    """The superclass of each class.
+    """The superclass of each class, -1 for a class without images.
+
+    Args:
+        labels: for "train" and "test" the class of each image, int64 [N].
+        coarse: for "train" and "test" the superclass of each image, int64 [N].
+        num_classes: the number of classes.
+        names: the name of each superclass; None if they are not known.
+        where: the source, for messages.
 
     Raises:
-        DataError: images of one class have different superclasses.
+        DataError: images of one class have different superclasses, or a superclass has no name.
     """
     fine = np.concatenate([labels[split] for split in SPLITS])
     above = np.concatenate([coarse[split] for split in SPLITS])
@@ -192,4 +199,6 @@ def _superclass_of(
             f"{where}: images of class {label} lie in several superclasses: {seen}. Labels that were changed "
             f"afterwards (as in CIFAR-100N) have none; to train on them, {SAVE_AS_NPZ}"
         )
+    if names and table.max(initial=0) >= len(names):
+        raise DataError(f"{where}: superclass label {table.max()}, but only {len(names)} superclass names")
     return tuple(table.tolist())

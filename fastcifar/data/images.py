@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,14 +58,36 @@ def open_images(files: Sequence[Path], side: int, *, scale: bool = False) -> NDA
     Raises:
         DataError: a file cannot be read or is refused. If there are several, the first one in `files` is named.
     """
-    images = np.empty((len(files), side, side, 3), dtype=np.uint8)
+    if scale:
+        return _all_of(len(files), side, lambda i: np.asarray(fitted(open_picture(files[i]), side)))
+    return _all_of(len(files), side, lambda i: open_image(files[i], side))
 
-    def open_chunk(start: int) -> None:
-        for i in range(start, min(start + 256, len(files))):
-            images[i] = np.asarray(fitted(open_picture(files[i]), side)) if scale else open_image(files[i], side)
+
+def decode_images(contents: Sequence[bytes], name: Callable[[int], str]) -> NDArray[np.uint8]:
+    """Decodes the contents of image files that lie in another file.
+
+    Args:
+        contents: the bytes of N image files.
+        name: gives the name of each image for messages, by its index in `contents`.
+
+    Returns:
+        uint8 [N, 32, 32, 3] RGB.
+
+    Raises:
+        DataError: an image is refused. If there are several, the first one in `contents` is named.
+    """
+    return _all_of(len(contents), 32, lambda i: np.asarray(_decoded(contents[i], name(i), (32, 32))))
+
+
+def _all_of(count: int, side: int, decode: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    images = np.empty((count, side, side, 3), dtype=np.uint8)
+
+    def chunk(start: int) -> None:
+        for i in range(start, min(start + 256, count)):
+            images[i] = decode(i)
 
     with no_warnings(), ThreadPoolExecutor() as pool:
-        list(pool.map(open_chunk, range(0, len(files), 256)))
+        list(pool.map(chunk, range(0, count, 256)))
     return images
 
 
@@ -100,7 +122,7 @@ def open_image(file: Path, side: int = 32) -> NDArray[np.uint8]:
     Raises:
         DataError: the file cannot be read or is refused.
     """
-    return np.asarray(_decoded(file, (side, side)))
+    return np.asarray(_decoded(read_bytes(file, _LARGEST_IMAGE), str(file), (side, side)))
 
 
 def fitted(picture: "Image.Image", side: int, *, crop: bool = True) -> "Image.Image":
@@ -144,14 +166,13 @@ def open_picture(file: Path) -> "Image.Image":
     Raises:
         DataError: the file cannot be read or is refused.
     """
-    return _decoded(file, None)
+    return _decoded(read_bytes(file, _LARGEST_IMAGE), str(file), None)
 
 
-def _decoded(file: Path, size: tuple[int, int] | None) -> "Image.Image":
+def _decoded(content: bytes, file: str, size: tuple[int, int] | None) -> "Image.Image":
     """The pixels of a file, in mode RGB. Without `size` any size is taken, and the picture is turned upright."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    content = read_bytes(file, _LARGEST_IMAGE)
     try:
         with Image.open(io.BytesIO(content), formats=_installed_formats()) as image:
             if size is not None and image.size != size:

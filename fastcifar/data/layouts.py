@@ -1,4 +1,4 @@
-"""Recognising what a path holds: a published archive or its files, an .npz or an image folder. No input is trusted."""
+"""Recognising what a path holds, in one of the layouts of `accepted.ACCEPTED`. No input is trusted."""
 
 import difflib
 import hashlib
@@ -17,6 +17,7 @@ from fastcifar.data.foreign import foreign_kind, foreign_zip
 from fastcifar.data.image_folder import entries, read_image_folder
 from fastcifar.data.notes import listed, nearest
 from fastcifar.data.npz import KEYS, named_like, read_npy_folder, read_npz
+from fastcifar.data.parquet import read_parquet, split_files
 from fastcifar.data.paths import is_litter, kind_of, read_bytes, reading
 from fastcifar.errors import DataError
 
@@ -29,7 +30,7 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        layout: "archive", "npz", "npy folder", "image folder" or the title of a published version.
+        layout: "archive", "npz", "npy folder", "image folder", "Parquet" or the title of a published version.
         version: the published version whose files are in the folder; None for other layouts.
     """
 
@@ -66,6 +67,12 @@ class Source:
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
         if self.layout == "npy folder":
             return [(os.fsencode(file.name), file.stat()) for file in self.path.glob("*.npy")]
+        if self.layout == "Parquet":
+            return [
+                (os.fsencode(file.relative_to(self.path)), file.stat())
+                for split_of_files in split_files(self.path).values()
+                for file in split_of_files
+            ]
         # A third split is not read, but a note names it, so that it is part of the fingerprint.
         found = [
             (os.fsencode(e.name), _NOTHING) for e in entries(self.path) if e.name.lower().startswith(("val", "dev"))
@@ -101,6 +108,8 @@ class Source:
                 return read_npy_folder(self.path, size)
             if self.layout == "archive":
                 return read_archive(self.path)
+            if self.layout == "Parquet":
+                return read_parquet(self.path)
             if self.version is None:
                 return read_image_folder(self.path, size)
             paths = (self.path / name for name in self.version.required + self.version.names)
@@ -174,7 +183,7 @@ def _locate_in_folder(path: Path) -> Source:
             try:
                 if child.is_dir():
                     found += _locate_folder(child)
-                elif child.name.endswith((".npz", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
+                elif child.name.endswith((".npz", ".parquet", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
                     found.append(source)
             except OSError as error:  # an unreadable entry must not hide the others
                 unreadable.append(f"{child.name} ({error.strerror})")
@@ -209,6 +218,11 @@ def _locate_file(path: Path) -> Source | None:
         if _has_key(names) or path.name.endswith(".npz") or foreign_zip(names) is None:
             return Source(path, "npz")
         return None
+    if _starts_with(path, b"PAR1"):
+        for folder in (path.parent, path.parent.parent):  # one split stands for both
+            if any(path in files for files in split_files(folder).values()):
+                return Source(folder, "Parquet")
+        return Source(path, "Parquet")
     if _is_tar(path):
         return Source(path, "archive")
     if path.name.endswith(ARCHIVE_SUFFIXES):  # read_archive explains what is wrong with it
@@ -220,7 +234,7 @@ def _locate_file(path: Path) -> Source | None:
 def _zip_names(path: Path) -> list[str] | None:
     """The names of a zip's members, empty if the zip is damaged; None if the file is not a zip."""
     if not zipfile.is_zipfile(path):
-        return [] if path.name.endswith(".npz") and path.stat().st_size and _starts_as_zip(path) else None
+        return [] if path.name.endswith(".npz") and path.stat().st_size and _starts_with(path, b"PK\x03\x04") else None
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -228,9 +242,9 @@ def _zip_names(path: Path) -> list[str] | None:
         return [f"{KEYS[0]}.npy"]
 
 
-def _starts_as_zip(path: Path) -> bool:
+def _starts_with(path: Path, start: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(len(start)) == start
 
 
 def _has_key(names: list[str]) -> bool:
@@ -258,7 +272,9 @@ def _locate_folder(folder: Path) -> list[Source]:
     for version in VERSIONS:
         if all((folder / name).is_file() for name in version.required):
             found.append(Source(folder, version.title, version))
-    if all((folder / split).is_dir() for split in SPLITS):
+    if split_files(folder):
+        found.append(Source(folder, "Parquet"))
+    elif all((folder / split).is_dir() for split in SPLITS):
         found.append(Source(folder, "image folder"))
     if named_like([file.stem for file in folder.glob("*.npy")]):
         found.append(Source(folder, "npy folder"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -38,27 +39,51 @@ CIFAR100_SUPERCLASS_OF = {name: above for above, names in CIFAR100_SUPERCLASSES.
 
 
 @dataclass(frozen=True)
+class Mirror:
+    """One place that has a published data set.
+
+    Attributes:
+        urls: the address of each file.
+        size: of all files together, in bytes; 0 if not known.
+    """
+
+    urls: tuple[str, ...]
+    size: int = 0
+
+    @property
+    def host(self) -> str:
+        """The name of its server."""
+        return urlsplit(self.urls[0]).hostname or "this machine"
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether its files are Parquet files, which only pyarrow reads."""
+        return any(urlsplit(url).path.endswith(".parquet") for url in self.urls)
+
+    def __str__(self) -> str:
+        return " and ".join(self.urls)
+
+
+@dataclass(frozen=True)
 class Published:
     """A published data set.
 
     Attributes:
         name: its name for `--data`.
-        url: the official address of its archive.
+        mirrors: where it can be downloaded from, in the order in which the mirrors are tried.
         class_names: its classes, sorted.
         counts: the number of images in each split.
         digests: the `split_digest` of each split; None if not known.
         archive_md5s: the MD5 of each published archive, which is checked if the digests are not known. Another MD5 only
             gives a note, because packing an archive anew changes its MD5.
-        archive_bytes: the size of the archive at `url`.
     """
 
     name: str
-    url: str
+    mirrors: tuple[Mirror, ...]
     class_names: tuple[str, ...]
     counts: Mapping[str, int]
     digests: Mapping[str, str] | None = None
     archive_md5s: tuple[str, ...] = ()
-    archive_bytes: int = 0
 
     @property
     def digest(self) -> str | None:
@@ -90,20 +115,31 @@ class Published:
             raise DataError(f"its images are not those of {self.name}: the content digest differs")
 
 
+def _parquet(folder: str, size: int) -> Mirror:
+    at = f"https://huggingface.co/datasets/uoft-cs/{folder}"
+    return Mirror(tuple(f"{at}/{split}-00000-of-00001.parquet" for split in SPLITS), size)
+
+
+# Since June 2026 the university's server takes an hour for one archive. It is asked first where the digest of the
+# content is not known, because the archive's MD5 is.
 CIFAR100 = Published(
     "cifar100",
-    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    (
+        _parquet("cifar100/resolve/main/cifar100", 142_291_368),
+        Mirror(("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",), 169_001_437),
+    ),
     tuple(sorted(CIFAR100_SUPERCLASS_OF)),
     {"train": 50_000, "test": 10_000},
     CIFAR100_DIGESTS,
-    archive_bytes=169_001_437,
 )
 CIFAR10 = Published(
     "cifar10",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    (
+        Mirror(("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",), 170_498_071),
+        _parquet("cifar10/resolve/main/plain_text", 143_646_105),
+    ),
     ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     {"train": 50_000, "test": 10_000},
     archive_md5s=("c58f30108f718f92721af3b95e74349a", "c32a1d4ab5d03f1284b67883e8d87530"),  # python, binary version
-    archive_bytes=170_498_071,
 )
 PUBLISHED = {published.name: published for published in (CIFAR100, CIFAR10)}

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.data import download, layouts, procedural
+from fastcifar.data import download, layouts, parquet, procedural
 from fastcifar.data.cache import FORMAT, FORMAT_WITHOUT_PLACES, Entry, NoHomeError, cached, default_folder, holds
 from fastcifar.data.canonical import in_canonical_order
 from fastcifar.data.dataset import SPLITS, Dataset, Split
 from fastcifar.data.decoded import Decoded
 from fastcifar.data.notes import message, nearest, note
 from fastcifar.data.paths import kind_of, reading, user_path
-from fastcifar.data.published import PUBLISHED, Published
+from fastcifar.data.published import PUBLISHED, Mirror, Published
 from fastcifar.errors import DataError
 from fastcifar.text import printable
 
@@ -36,7 +36,7 @@ def load(
     Args:
         data: cifar100, cifar10, procedural, or a path to any layout of `accepted.ACCEPTED`.
         mirror: where to download a published data set that is not in the cache: the http, https or file URL of the
-            archive, or of the folder that holds it. If empty, its official address.
+            archive, or of the folder that holds it. If empty, its known mirrors, in order.
         cache: the folder of the decoded copies. None is `$FASTCIFAR_DATA`, or else the user's cache folder.
         progress: whether the progress of a download is shown.
 
@@ -93,25 +93,27 @@ def download_size(data: str, *, mirror: str = "", cache: Path | None = None) -> 
         cache: as for `load`.
 
     Returns:
-        The size of the published archive in bytes, or 0.
+        The size of what the first mirror has, in bytes, or 0.
 
     Raises:
         DataError: the cache cannot be read.
+        UsageError: `mirror` is not a URL.
     """
     if data not in PUBLISHED or mirror.lower().startswith("file:"):
         return 0
     published = PUBLISHED[data]
+    size = _mirrors(published, mirror)[0][0].size
     folder = cache if cache is not None else _folder_if_any(tell=False)
     if folder is None:
-        return published.archive_bytes
+        return size
     with reading(folder):
-        kept = download.kept_file(folder / "downloads", published.name).exists()
+        kept = download.kept_path(folder / "downloads", published.name).exists()
         held = holds(folder, published.name, str(published.digests), (FORMAT, FORMAT_WITHOUT_PLACES))
-        return 0 if kept or held else published.archive_bytes
+        return 0 if kept or held else size
 
 
 def announce_download(data: str, mirror: str = "") -> None:
-    """Says on stderr how much `load` will download, and where to. If it will download nothing, nothing is said.
+    """Says on stderr how much `load` will download, from where and where to. If it will download nothing, it is silent.
 
     Args:
         data: as for `load`.
@@ -119,6 +121,7 @@ def announce_download(data: str, mirror: str = "") -> None:
 
     Raises:
         DataError: the cache cannot be read.
+        UsageError: `mirror` is not a URL.
     """
     size = download_size(data, mirror=mirror)
     if not size:
@@ -127,10 +130,31 @@ def announce_download(data: str, mirror: str = "") -> None:
         where = f" to {default_folder()}"
     except DataError:  # there is no folder for it; loading the images will say so
         where = ""
+    host = _mirrors(PUBLISHED[data], mirror)[0][0].host
     note(
-        f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded{where} "
+        f"{data} is not here yet: {size / 2**20:,.0f} MiB will be downloaded from {host}{where} "
         "(--data PATH takes a copy that is here, FASTCIFAR_DATA=DIR names another folder)"
     )
+
+
+def _mirrors(published: Published, mirror: str) -> tuple[tuple[Mirror, ...], str]:
+    """The mirrors that this machine can read, and what the user could do to read the others; empty if it reads all.
+
+    Raises:
+        UsageError: `mirror` is not a URL.
+        DataError: it can read none.
+    """
+    mirrors = download.mirrors_at(mirror, published.mirrors)
+    if parquet.is_available():
+        return mirrors, ""
+    readable = tuple(place for place in mirrors if not place.is_parquet)
+    others = [place for place in mirrors if place.is_parquet]
+    if not others:
+        return readable, ""
+    hint = f"{others[0].host} has Parquet files, which need pyarrow ({parquet.INSTALL})"
+    if not readable:
+        raise DataError(f"{published.name} cannot be read from {others[0]}: {hint}")
+    return readable, hint
 
 
 def load_published(published: Published, *, mirror: str, cache: Path, progress: bool) -> Dataset:
@@ -165,12 +189,11 @@ def load_published(published: Published, *, mirror: str, cache: Path, progress: 
                 )
             return _to_entry(dataset, notes)
 
-        return download.obtain(
-            published.url, mirror, cache / "downloads", decode, title=published.name, progress=progress
-        )
+        mirrors, hint = _mirrors(published, mirror)
+        return download.obtain(mirrors, cache / "downloads", decode, title=published.name, hint=hint, progress=progress)
 
     # If making a new entry needs the network, an old entry without `places` is used instead.
-    archive_is_here = download.kept_file(cache / "downloads", published.name).exists()
+    archive_is_here = download.kept_path(cache / "downloads", published.name).exists()
     formats = (FORMAT,) if archive_is_here else (FORMAT, FORMAT_WITHOUT_PLACES)
     return _from_entry(cached(cache, published.name, str(published.digests), build, formats))
 

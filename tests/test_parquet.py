@@ -1,0 +1,142 @@
+"""Parquet files as Hugging Face publishes them give the same data set as every other layout."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import data_files
+import numpy as np
+import pytest
+from data_files import FINE, SPLITS, SPLITS10, load, same
+from PIL import Image
+
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.published import CIFAR10, CIFAR100
+from fastcifar.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load(data_files.write_npz(tmp_path_factory.mktemp("npz") / "c.npz", SPLITS))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return data_files.write_files(tmp_path / "cifar100", data_files.parquet_files(SPLITS))
+
+
+@pytest.mark.parametrize("named", ["", "train-00000-of-00001.parquet", "test-00000-of-00001.parquet", ".."])
+def test_the_folder_or_one_of_its_files(named: str, folder: Path, tiny: Dataset, tmp_path: Path) -> None:
+    assert same(load(folder / named, tmp_path / "cache"), tiny)
+
+
+def test_the_layout_of_converted_files(tiny: Dataset, tmp_path: Path) -> None:
+    """refs/convert/parquet: a folder for each split, with a numbered file for each part."""
+    for split, (images, labels) in SPLITS.items():
+        parts = {
+            f"{i:04}.parquet": data_files.parquet_bytes(*part)
+            for i, part in enumerate(zip(np.array_split(images, 2), np.array_split(labels, 2), strict=True))
+        }
+        data_files.write_files(tmp_path / "default" / split, parts)
+    for named in ("default", "default/train/0000.parquet", "."):
+        assert same(load(tmp_path / named, tmp_path.parent / "cache"), tiny)
+
+
+def test_one_file_with_a_column_for_the_split(tiny: Dataset, tmp_path: Path) -> None:
+    images, labels = (np.concatenate([SPLITS[split][i] for split in ("train", "test")]) for i in (0, 1))
+    split = ["train"] * len(SPLITS["train"][1]) + ["test"] * len(SPLITS["test"][1])
+    path = tmp_path / "c.parquet"
+    path.write_bytes(data_files.parquet_bytes(images, labels, split=split))
+    assert same(load(path), tiny) and same(load(tmp_path), tiny)
+    path.write_bytes(data_files.parquet_bytes(images, labels))
+    with pytest.raises(DataError, match=r"c\.parquet does not say which images are for training .* no column 'split'"):
+        load(path)
+
+
+def test_ten_classes_without_superclasses(tmp_path: Path) -> None:
+    files = data_files.parquet_files(SPLITS10, names=CIFAR10.class_names)
+    dataset = load(data_files.write_files(tmp_path / "plain_text", files))
+    archive = data_files.write_archive(tmp_path / "c.tar.gz", data_files.python10_files(SPLITS10))
+    assert same(dataset, load(archive)) and dataset.class_names == CIFAR10.class_names
+
+
+def test_without_metadata_and_with_other_names_of_columns(tmp_path: Path) -> None:
+    """As other programs write them: images as plain bytes, no names of classes."""
+    files = {}
+    for split, (images, labels) in SPLITS.items():
+        pngs = []
+        for image in images:
+            out = io.BytesIO()
+            Image.fromarray(image).save(out, "PNG")
+            pngs.append(out.getvalue())
+        more = {"img": None, "fine_label": None, "coarse_label": None, "image": pngs, "label": labels.tolist()}
+        files[f"{split}.parquet"] = data_files.parquet_bytes(images[:0], labels[:0], names=None, **more)
+    dataset = load(data_files.write_files(tmp_path / "plain", files))
+    assert dataset.class_names[26] == "class 26" and dataset.superclass_names == ()
+    assert len(dataset.train) == len(SPLITS["train"][1])
+
+
+def test_a_changed_file_is_read_again(folder: Path, tmp_path: Path) -> None:
+    first = load(folder, tmp_path / "cache")
+    files = data_files.parquet_files(data_files.make_splits(3))
+    (folder / "test-00000-of-00001.parquet").write_bytes(files["test-00000-of-00001.parquet"])
+    assert load(folder, tmp_path / "cache").digest != first.digest
+
+
+def test_a_third_split_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "validation-00000-of-00001.parquet").write_bytes(b"PAR1")
+    load(folder, tmp_path / "cache")
+    assert "also holds validation-00000-of-00001.parquet, of which nothing is used" in capsys.readouterr().err
+
+
+def test_without_pyarrow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.data.parquet.is_available", lambda: False)
+    with pytest.raises(DataError, match=r"not installed, pyarrow: pip install 'fastcifar\[parquet\]'"):
+        load(folder, tmp_path / "cache")
+
+
+LABELS = SPLITS["test"][1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"img": None}, r"has no column for an image, img or image; it has fine_label, coarse_label"),
+        ({"fine_label": None}, r"has no column for a label, fine_label or label; it has img, coarse_label"),
+        ({"fine_label": [*LABELS[:-1], None]}, "1 rows have no fine_label"),
+        ({"fine_label": [*LABELS[:-1], 100]}, "label 100 in the test split; allowed: 0 to 99"),
+        ({"fine_label": [float(label) for label in LABELS]}, "fine_label is float64 .* not whole numbers"),
+        ({"coarse_label": [(label + 1) % 20 for label in LABELS]}, "images of class .* lie in several superclasses"),
+        ({"coarse_label": None}, "has other columns or names of classes than .*train"),
+        ({"names": FINE[:-1]}, "has other columns or names of classes than .*train"),
+        ({"img": [{"bytes": b"x", "path": ""}] * len(LABELS)}, r"test-.*\.parquet, image 0 is damaged or no image"),
+        ({"img": [{"bytes": None, "path": "a"}] * len(LABELS)}, "'img' lacks 100 images, or has only their paths"),
+        ({"img": LABELS}, "the column 'img' holds no images, but int64"),
+    ],
+)
+def test_what_cannot_be_right_is_named(more: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+    file = folder / "test-00000-of-00001.parquet"
+    file.write_bytes(data_files.parquet_bytes(*SPLITS["test"], **more))
+    with pytest.raises(DataError, match=message):
+        load(folder, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
+def test_a_cut_file(keep: float, folder: Path, tmp_path: Path) -> None:
+    file = folder / "test-00000-of-00001.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(DataError, match=r"test-.*\.parquet is not a whole Parquet file"):
+        load(folder, tmp_path / "cache")
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_the_real_images_keep_their_digest(real_data: Path, tmp_path: Path) -> None:
+    """Hugging Face's copy calls class 26 "cra"."""
+    with np.load(real_data / "cifar100.npz") as arrays:
+        splits = {s: (arrays[f"{s}_images"], arrays[f"{s}_labels"].astype(np.int64)) for s in ("train", "test")}
+    names = tuple("cra" if name == "crab" else name for name in FINE)
+    dataset = load(data_files.write_files(tmp_path / "hf", data_files.parquet_files(splits, names=names)))
+    assert dataset.name == "cifar100" and dataset.digest == CIFAR100.digest
+    CIFAR100.check(dataset)

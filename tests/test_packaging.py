@@ -98,6 +98,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "dali",
         "dev",
         "onnx",
+        "parquet",
         "ray",
         "search",
         "tensorboard",

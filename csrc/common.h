@@ -101,4 +101,21 @@ inline int64_t moment_rows(int64_t pixels, int64_t channels) {
   return tiles < most ? tiles : most;
 }
 
+// One tensor of sgd, as the kernels of both backends see it.
+struct SgdTensor {
+  float* param;
+  const void* grad;  // float32 or, where narrow_grad, of the rounded copies' type
+  float* momentum;   // null: without momentum
+  void* rounded;     // null: no copy
+  int64_t size;
+  float decay;
+  bool narrow_grad;
+};
+
+struct SgdSettings {
+  const float *lr, *grad_scale, *found_inf;  // each one number; grad_scale, found_inf: null where not given
+  float momentum;
+  bool nesterov;
+};
+
 }  // namespace fastcifar

@@ -72,7 +72,7 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) -> None:
-    """Copies a checkpoint's tensors into the engine's tensors, in place: a captured CUDA graph holds their addresses.
+    """Copies a checkpoint's tensors into the engine's tensors, in place.
 
     Args:
         engine: its tensors are overwritten.
@@ -87,9 +87,7 @@ def load_tensors(engine: Engine, tensors: Mapping[str, Tensor], run: RunFolder) 
     differing += [name for name in live if name in tensors and live[name].shape != tensors[name].shape]
     if differing:
         raise CheckpointError(f"{run.path}: the checkpoint is of another model: {', '.join(differing[:3])} differ")
-    with torch.no_grad():
-        for name, tensor in live.items():
-            tensor.copy_(tensors[name])
+    engine.load(tensors)
 
 
 def chosen(tensors: Mapping[str, Tensor], weights: Weights, run: RunFolder) -> dict[str, Tensor]:

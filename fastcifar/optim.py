@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastcifar import ops
 from fastcifar.config import Config
 
 
@@ -32,7 +34,49 @@ def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
     ]
 
 
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.SGD:
+class FusedSGD(torch.optim.SGD):
+    """`torch.optim.SGD` in float32 whose step is one call of `ops.sgd`, for all groups together.
+
+    The momentum buffers must exist before the first step.
+
+    Args:
+        groups: the parameter groups, which differ in their weight decay at most.
+        config: `lr`, `momentum` and `nesterov` are read.
+        rounded: copies of parameters in another dtype, which each step writes. Such a parameter's gradient may have the
+            dtype of its copy.
+    """
+
+    def __init__(self, groups: list[dict[str, object]], config: Config, rounded: Mapping[Tensor, Tensor]) -> None:
+        super().__init__(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        self._config, self._rounded = config, rounded
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates the parameters that have a gradient."""
+        assert closure is None
+        params = [
+            (p, group["weight_decay"]) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not params:
+            return
+        none, momentum, lr = params[0][0].new_empty(0), self._config.momentum, self.param_groups[0]["lr"]
+        ops.sgd(
+            [p for p, _ in params],
+            [p.grad for p, _ in params],
+            [self.state[p]["momentum_buffer"] for p, _ in params] if momentum else [],
+            [self._rounded.get(p, none) for p, _ in params] if self._rounded else [],
+            lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=none.dtype, device=none.device),
+            [decay for _, decay in params],
+            momentum,
+            self._config.nesterov,
+            getattr(self, "grad_scale", None),  # GradScaler sets both for a step, in fp16
+            getattr(self, "found_inf", None),
+        )
+
+
+def build_optimizer(
+    model: nn.Module, config: Config, rounded: Mapping[Tensor, Tensor] | None = None
+) -> torch.optim.SGD:
     """SGD with coupled weight decay and dampening 0; one fused call updates all tensors.
 
     The momentum buffers are made here, filled with zeros. PyTorch would allocate them uninitialised at the first step;
@@ -42,9 +86,15 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.SGD:
     Args:
         model: its parameters are trained.
         config: the settings of optimizer and weight decay.
+        rounded: for `FusedSGD`, whose step is an op of ours; None: PyTorch's own step.
     """
     groups = param_groups(model, config)
-    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if rounded is None:
+        optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
+        )
+    else:
+        optimizer = FusedSGD(groups, config, rounded)
     if config.momentum:
         for parameter in model.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

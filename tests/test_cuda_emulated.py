@@ -12,7 +12,7 @@ from typing import Any
 import emulator
 import pytest
 import torch
-from op_cases import separable_calls
+from op_cases import separable_calls, sgd_arguments
 from torch import Tensor
 
 from fastcifar import ops
@@ -305,6 +305,33 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
         assert emulated.launches("_mixup_cross_entropy_backward", *backward_args) == 1
     wrong = emulated("mixup_cross_entropy", logits, labels - 1, None, None, 0.1)
     assert wrong[0].isnan(), "a label out of range does not pass unseen"
+
+
+@pytest.mark.parametrize("narrow", [None, torch.bfloat16, torch.float16], ids=str)
+def test_sgd_is_the_same_as_on_the_cpu(emulated: Emulated, narrow: torch.dtype | None) -> None:
+    """To the last bit where the CPU has a kernel with fused multiply-add, else as close as the reference."""
+    torch.manual_seed(0)
+    shapes = [(1,), (0,), (100,), (7, 3, 3, 3), (4097,)]
+    for momentum, nesterov, shift, scale in (
+        (0.9, True, 0, None),
+        (0.9, False, 1, None),
+        (0.0, False, 0, torch.full((1,), 8.0)),
+    ):
+        arguments = sgd_arguments(shapes, narrow, momentum, nesterov, shift=shift, grad_scale=scale)
+        exact = ops.cpu_isa() in ("avx2", "avx512") and narrow != torch.float16
+        results = []
+        for op in (emulated.ops.sgd, torch.ops.fastcifar.sgd if exact else references["sgd"]):
+            given = [[t.clone() for t in a] if i < 4 else a for i, a in enumerate(arguments)]
+            op(*given)
+            results.append(sum((given[i] for i in (0, 2, 3)), []))
+        for got, expected in zip(*results, strict=True):
+            assert torch.equal(got, expected) if exact else torch.allclose(got, expected), "another bit"
+    many = sgd_arguments([(3,)] * 83, narrow, 0.9, True)
+    assert emulated.launches("sgd", *many) == 1
+    assert emulated.launches("sgd", *sgd_arguments([(3,)] * 90, narrow, 0.9, True)) == 2
+    before = many[0][0].clone()
+    emulated("sgd", *many, torch.ones(1))
+    assert torch.equal(many[0][0], before), "an overflow changes nothing"
 
 
 def test_wrong_arguments_are_named(emulated: Emulated) -> None:

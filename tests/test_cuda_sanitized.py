@@ -47,9 +47,16 @@ op.training_batch(*epoch, 3, 3, table, 4, torch.float32)
 logits = torch.zeros(3, 5)
 _, _, _, normalizer = op.mixup_cross_entropy(logits, labels, None, None, 0.1)
 op._mixup_cross_entropy_backward(torch.ones(()), logits, normalizer, labels, None, None, 0.1)
+parameter, grad, buffer = torch.zeros(1030), torch.zeros(1030), torch.zeros(1030)
+op.sgd([parameter], [grad], [buffer], [], torch.zeros(()), [0.1], 0.9, True)
 print("CORRECT")
 """
-SCRIPTS = {"dwconv3x3_forward": SCRIPT, "training_batch": STEP_SCRIPT, "mixup_cross_entropy": STEP_SCRIPT}
+SCRIPTS = {
+    "dwconv3x3_forward": SCRIPT,
+    "training_batch": STEP_SCRIPT,
+    "mixup_cross_entropy": STEP_SCRIPT,
+    "sgd": STEP_SCRIPT,
+}
 # bug -> file, what it says, what it says with the bug
 PLANTED = {
     "a load beyond the last column": (
@@ -69,6 +76,11 @@ PLANTED = {
         "taps, 9 * kBlockChannels - 1)",
     ),
     "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
+    "an element of the last parameter's neighbour": (
+        "sgd.cu",
+        "ps[k] = load_if<V>(t.param + i, i < end)",
+        "ps[k] = load_if<V>(t.param + i, true)",
+    ),
     "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
 # Ops that the script does not use need not be compiled.
@@ -121,7 +133,7 @@ def races(library: Path, script: str) -> int:
 def test_sanitizers_see_a_planted_bug(bug: str) -> None:
     file, right, wrong = PLANTED[bug]
     script = SCRIPTS[file.split(".")[0]]
-    ops_used = ("dwconv3x3",) if script is SCRIPT else ("training_batch", "mixup_cross_entropy")
+    ops_used = ("dwconv3x3",) if script is SCRIPT else ("training_batch", "mixup_cross_entropy", "sgd")
     edits = FLOAT_ONLY | {f"cuda/{file}": (right, wrong)}
     library = emulator.build(emulator.SANITIZED, ops=ops_used, edits=edits)
     done = run_script(library, emulator.sanitizer_environment(), script)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastcifar.config import Config
+from fastcifar.engines.fused import FusedModel
 from fastcifar.model import build_model
 from fastcifar.optim import Ema, build_optimizer, lr_table, param_groups
 
@@ -72,6 +73,35 @@ def test_sgd_is_the_formula(nesterov: bool) -> None:
         v = 0.9 * v + g
         w -= 0.1 * (g + 0.9 * v if nesterov else v)
         torch.testing.assert_close(model.weight.detach(), w, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_op_is_torchs_optimizer_in_training(dtype: torch.dtype) -> None:
+    """Three steps of the fused model: the same weights, and copies that are the rounded weights."""
+    config = Config(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm_and_bias=False)
+    results = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model = build_model(16, 0.25, 0).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        fused = FusedModel(model, dtype=dtype)
+        optimizer = build_optimizer(model, config, fused.rounded if ours else None)
+        for _ in range(3):
+            images = torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last).to(dtype)
+            fused(images).float().square().sum().backward()
+            if not ours:  # PyTorch's optimizer wants gradients of the weights' dtype
+                for p in fused.rounded:
+                    grad, p.grad = p.grad, None
+                    p.grad_dtype, p.grad = torch.float32, None if grad is None else grad.float()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not ours:
+                fused.round_weights()
+                for p in fused.rounded:
+                    p.grad_dtype = dtype
+        assert all(torch.equal(copy, p.detach().to(dtype)) for p, copy in fused.rounded.items())
+        results.append([p.detach() for p in model.parameters()])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_ema_averages_weights_and_statistics_and_swaps_back() -> None:

@@ -7,6 +7,8 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include <vector>
+
 #include "common.h"
 
 namespace fastcifar::cuda {
@@ -128,5 +130,8 @@ struct EpochBatch {
 };
 // out: [rows][size][size][3]
 cudaError_t training_batch(Dtype, const EpochBatch&, void* out, cudaStream_t);
+
+// A step of every tensor. narrow: the type of the rounded copies.
+cudaError_t sgd(Dtype narrow, const std::vector<SgdTensor>& tensors, const SgdSettings& settings, cudaStream_t stream);
 
 }  // namespace fastcifar::cuda

@@ -33,13 +33,14 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
             slow_products = config.precision == "fp32" and machine.this().cpu.has_slow_library_products
             cpu.tune(model, products=not slow_products)
     model.train()
-    optimizer = build_optimizer(model, config)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    logits, forward = None, None
+    forward = None
     if config.engine == "fused":
-        logits = FusedModel(model, fuse_pointwise=target.fuses_pointwise)
-        forward = fused_forward(logits, config.label_smoothing)
-    elif config.engine == "compiled":
+        fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=target.fuses_pointwise)
+        optimizer = build_optimizer(model, config, fused.rounded)
+        forward = fused_forward(fused, config.label_smoothing)
+        return Engine(model, optimizer, ema, target=target, logits=fused, forward=forward, loaded=fused.round_weights)
+    if config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
         forward = compiled_forward(eager, config.batch_size, config.compile_mode, captured=captured)
-    return Engine(model, optimizer, ema, target=target, logits=logits, forward=forward)
+    return Engine(model, build_optimizer(model, config), ema, target=target, forward=forward)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -82,6 +82,7 @@ class Engine:
             and the device decides whether a step overflowed.
         logits: images -> logits, another way to compute the model; None for the model itself.
         forward: the compiled or fused forward for training; None for the eager forward.
+        loaded: is called after `load` has overwritten the tensors.
 
     Attributes:
         model: the argument.
@@ -100,11 +101,12 @@ class Engine:
         target: Target,
         logits: Callable[[Tensor], Tensor] | None = None,
         forward: Forward | None = None,
+        loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self._target, device = target, target.device
         self._forward = forward or forward_with_loss(logits or model, target.config.label_smoothing)
-        self._logits = logits or model
+        self._logits, self._loaded = logits or model, loaded
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)  # kept, because backward() would make it anew each step
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -139,6 +141,17 @@ class Engine:
         """Copies the weights that `evaluate` uses. They are among `tensors` as `best.NAME`, with `keep_best = true`."""
         for name, tensor in self._evaluated().items():
             self._best[name].copy_(tensor)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites every tensor of `tensors()` in place: a captured CUDA graph holds their addresses.
+
+        Args:
+            tensors: the new values, by the same names.
+        """
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self._loaded()
 
     def train_step(self, batch: Batch, lr: float | Tensor) -> None:
         """Takes one step: forward, backward, update. Loss and correct predictions are added to `totals`.

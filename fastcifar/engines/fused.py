@@ -3,8 +3,8 @@
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
 products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
 applies BN and ReLU to them as it loads them.
-The weights of all products are rounded to the compute dtype together, once a step; autocast would launch 30 small
-kernels.
+The weights of all products have copies in the compute dtype, which the optimizer's step writes; autocast would launch
+30 small kernels, and two more to bring the gradients back.
 """
 
 from __future__ import annotations
@@ -32,15 +32,21 @@ class FusedModel:
     """The function of `model` with fused ops: images [N, 3, 32, 32] channels_last -> logits [N, num_classes].
 
     It uses and trains the parameters and running statistics of `model`, and obeys the model's train() and eval(). It
-    computes in the images' dtype, with PyTorch's products under autocast; batch statistics are float32.
+    computes in `dtype`, with PyTorch's products under autocast; batch statistics are float32.
 
     Args:
         model: trained in place.
+        dtype: of the images and all activations. With another one than float32 the weights of products get gradients of
+            that dtype.
         fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN
             and ReLU as it loads, and also computes the statistics for the next block.
+
+    Attributes:
+        rounded: the copies in `dtype` of the weights of products, which training computes with; empty for float32.
+            Whoever writes such a weight has to write its copy: the optimizer does, and else `round_weights`.
     """
 
-    def __init__(self, model: MobileNet, *, fuse_pointwise: bool = False) -> None:
+    def __init__(self, model: MobileNet, *, dtype: torch.dtype = torch.float32, fuse_pointwise: bool = False) -> None:
         self._model, self._fuse_pointwise = model, fuse_pointwise
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
@@ -49,13 +55,25 @@ class FusedModel:
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
         self._momentum = float(model.norm.momentum or 0.0)
+        self.rounded: dict[Tensor, Tensor] = {}
+        if dtype != torch.float32:
+            for weight in self._weights:
+                weight.grad_dtype = dtype
+            self.rounded = {weight: weight.detach().to(dtype) for weight in self._weights}
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Writes all copies anew, after the weights were written by anything but the optimizer."""
+        if self.rounded:
+            torch._foreach_copy_(list(self.rounded.values()), list(self.rounded))
 
     def __call__(self, images: Tensor) -> Tensor:
         return self._train(images) if self._model.training else self._evaluate(images)
 
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
-        stem, head, bias, *products = _in_dtype(images.dtype, self._weights)
+        copies = list(self.rounded.values())
+        stem, head, bias, *products = self._weights if not copies else _Rounded.apply(copies, *self._weights)  # type: ignore[no-untyped-call]
         images = images[:, : model.stem.in_channels]
         u, norm, rows = F.conv2d(images, stem, stride=model.stem.stride, padding=model.stem.padding), model.norm, None
         for block, product in zip(self._blocks, products, strict=True):
@@ -122,27 +140,16 @@ def _pointwise(z: Tensor, weight: Tensor) -> Tensor:
     return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
-def _in_dtype(dtype: torch.dtype, weights: list[Tensor]) -> list[Tensor]:
-    return weights if dtype == weights[0].dtype else list(_Rounded.apply(dtype, *weights))  # type: ignore[no-untyped-call]
-
-
 class _Rounded(torch.autograd.Function):
-    """Weights rounded to another dtype, and their gradients brought back: one kernel for all weights each way."""
+    """The copies of weights in another dtype, in place of the weights, which get the copies' gradients as they are."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.dtype = weights[0].dtype
-        return _copies(weights, dtype)
+    def forward(ctx: Any, copies: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(copy.detach() for copy in copies)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_copies(grads, ctx.dtype)
-
-
-def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    copies = [torch.empty_like(t, dtype=dtype) for t in tensors]
-    torch._foreach_copy_(copies, list(tensors))
-    return tuple(copies)
+        return None, *grads
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -166,9 +166,7 @@ class ReplayedSteps:
                 self._count_from(self._sizes.index(rows))
                 self._step(rows)
         self._replay = self._captured(sizes)
-        with torch.no_grad():
-            for name, tensor in engine.tensors().items():
-                tensor.copy_(kept[name])
+        engine.load(kept)
         engine.scaler.load_state_dict(scaler)
         return time.perf_counter() - start
 

@@ -8,6 +8,7 @@ from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy
 from fastcifar.ops.separable_block import separable_block
+from fastcifar.ops.sgd import sgd
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "fingerprint",
     "mixup_cross_entropy",
     "separable_block",
+    "sgd",
     "training_batch",
     "why_unavailable",
 ]

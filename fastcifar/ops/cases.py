@@ -144,6 +144,44 @@ def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]
     yield "_mixup_cross_entropy_backward", (torch.tensor(0.7), logits, logits.float().logsumexp(1), *targets)
 
 
+def sgd_arguments(
+    shapes: Iterable[tuple[int, ...]],
+    narrow: torch.dtype | None,
+    momentum: float,
+    nesterov: bool,
+    device: str = "cpu",
+    *,
+    shift: int = 0,
+    grad_scale: Tensor | None = None,
+) -> Arguments:
+    """The arguments of `sgd`. Every second tensor has a rounded copy in `narrow`, and a gradient of that dtype.
+
+    A `shift` makes tensors that begin so many elements after the beginning of their memory.
+    """
+    shapes = list(shapes)
+
+    def tensors() -> list[Tensor]:
+        sizes = [int(torch.Size(shape).numel()) for shape in shapes]
+        return [torch.randn(n + shift)[shift:].view(s) for n, s in zip(sizes, shapes, strict=True)]
+
+    params, grads, buffers = tensors(), tensors(), tensors()
+    rounded = [p.to(narrow) if narrow and i % 2 == 0 else torch.empty(0) for i, p in enumerate(params)]
+    grads = [g.to(r.dtype) for g, r in zip(grads, rounded, strict=True)]
+    decays = [0.01 * (i % 3) for i in range(len(shapes))]
+    lists = (params, grads, buffers if momentum else [], rounded if narrow else [])
+    on_device = [[t.to(device) for t in list_] for list_ in lists]
+    return (*on_device, torch.tensor(0.1, device=device), decays, momentum, nesterov, grad_scale)
+
+
+def check_all() -> None:
+    for shape in [(2, 3, 5, 7), (2, 65, 2, 2), (3, 129, 4, 4), (2, 33, 33, 31), (0, 3, 2, 2), (40, 129, 5, 7)]:
+        for dtype in DTYPES["cpu"]:
+            for stride in (1, 2):
+                torch.manual_seed(0)
+                for name, arguments in calls(shape, dtype, stride):
+                    check(name, arguments)
+
+
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 

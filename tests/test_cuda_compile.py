@@ -108,10 +108,12 @@ def check(arch: str) -> None:
     for kernel in sorted(found, key=lambda k: -k.registers):
         print(f"{kernel.registers:>9} {kernel.shared_bytes:>7}  {readable(kernel.name)}")
     assert [k for k in found if k.spilled_bytes] == []
-    # Static shared memory is 48 KiB a block at most; 16 warps an SM are the least that hides latency here.
+    # Static shared memory is 48 KiB a block at most; 16 warps an SM are the least that hides latency here. Where a
+    # block owns channels of a whole batch, there are fewer blocks than SMs, and a thread has whole maps on their way.
     assert all(k.shared_bytes <= 49152 for k in found)
     cramped = [k for k in found if k.registers * 512 > REGISTERS_AN_SM]
     allowed = "backwardIfLi2ELi1ELi4ELi4ELb1E" if arch == "90" else "dwconv3x3_backward.*ELi4ELb[01]E"
+    allowed += "|depthwise_plane_backward"
     assert all(re.search(allowed, k.name) for k in cramped), cramped
 
 

@@ -51,7 +51,20 @@ parameter, grad, buffer = torch.zeros(1030), torch.zeros(1030), torch.zeros(1030
 op.sgd([parameter], [grad], [buffer], [], torch.zeros(()), [0.1], 0.9, True)
 print("CORRECT")
 """
+PLANE_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+u, c = torch.zeros(3, 8, 4, 4).contiguous(memory_format=torch.channels_last), torch.ones(8)
+torch.ops.fastcifar_emulated.depthwise_block(u, c, c, torch.zeros(8, 1, 3, 3), c, c, 1e-5, 1)
+print("CORRECT")
+"""
+OPS_USED = {
+    SCRIPT: ("dwconv3x3",),
+    STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd"),
+    PLANE_SCRIPT: ("depthwise_block",),
+}
 SCRIPTS = {
+    "depthwise_plane": PLANE_SCRIPT,
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
@@ -74,6 +87,11 @@ PLANTED = {
         "dwconv3x3_forward.cuh",
         "taps, 9 * kBlockChannels)",
         "taps, 9 * kBlockChannels - 1)",
+    ),
+    "a pixel behind the last map": (
+        "depthwise_plane.cuh",
+        "first + i * pixel), true",
+        "first + (i + 1) * pixel), true",
     ),
     "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
     "an element of the last parameter's neighbour": (
@@ -133,9 +151,8 @@ def races(library: Path, script: str) -> int:
 def test_sanitizers_see_a_planted_bug(bug: str) -> None:
     file, right, wrong = PLANTED[bug]
     script = SCRIPTS[file.split(".")[0]]
-    ops_used = ("dwconv3x3",) if script is SCRIPT else ("training_batch", "mixup_cross_entropy", "sgd")
     edits = FLOAT_ONLY | {f"cuda/{file}": (right, wrong)}
-    library = emulator.build(emulator.SANITIZED, ops=ops_used, edits=edits)
+    library = emulator.build(emulator.SANITIZED, ops=OPS_USED[script], edits=edits)
     done = run_script(library, emulator.sanitizer_environment(), script)
     assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]
 

@@ -1,4 +1,5 @@
 #include "cuda/batch_norm_relu.cuh"
+#include "cuda/depthwise_plane.cuh"
 #include "cuda/dwconv3x3_backward.cuh"
 #include "cuda/dwconv3x3_forward.cuh"
 
@@ -40,8 +41,17 @@ PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRo
   return merge_moment_rows({b.workspace, partial_rows<Pass::kForward>(s)}, static_cast<int>(s.C), stream);
 }
 
-// Two kernels with the statistics of u known, else three: moments of u; convolution and moments of y; z.
+// One kernel on small maps; on others two with the statistics of u known, else three: moments of u; convolution and
+// moments of y; z.
 cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s, cudaStream_t stream) {
+  const bool done = with_plane(s, [&](auto stride, auto plane) {
+    with_type(dtype, [&](auto t) {
+      LAUNCH((depthwise_plane_forward<decltype(t), decltype(stride)::value, decltype(plane)::value>),
+             dim3(ceil_div(s.C, kPlaneChannels)), dim3(kPlaneThreads), stream, b, static_cast<int>(s.N),
+             static_cast<int>(s.C));
+    });
+  });
+  if (done) return cudaGetLastError();
   const PartialRows rows = depthwise_with_moments(dtype, b, {}, s, stream);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
@@ -115,8 +125,17 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
   return cudaGetLastError();
 }
 
-// Three kernels: norm1's sums; the sweep; norm0's gradient, in place, while its sums and grad_w are merged.
+// One kernel on small maps; on others three: norm1's sums; the sweep; norm0's gradient, in place, while its sums and
+// grad_w are merged.
 cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
+  const bool done = with_plane(s, [&](auto stride, auto plane) {
+    with_type(dtype, [&](auto t) {
+      LAUNCH((depthwise_plane_backward<decltype(t), decltype(stride)::value, decltype(plane)::value>),
+             dim3(ceil_div(s.C, kPlaneChannels)), dim3(kPlaneThreads), stream, b, static_cast<int>(s.N),
+             static_cast<int>(s.C));
+    });
+  });
+  if (done) return cudaGetLastError();
   PartialRows sums1{};
   with_type(dtype, [&](auto t) {
     using T = decltype(t);

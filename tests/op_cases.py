@@ -33,6 +33,16 @@ devices = pytest.mark.parametrize("device", DEVICES)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 strides = pytest.mark.parametrize("stride", [1, 2])
 
+
+def check_all() -> None:
+    for shape in [(2, 3, 5, 7), (2, 65, 2, 2), (3, 129, 4, 4), (2, 33, 33, 31), (0, 3, 2, 2), (40, 129, 5, 7)]:
+        for dtype in DTYPES["cpu"]:
+            for stride in (1, 2):
+                torch.manual_seed(0)
+                for name, arguments in calls(shape, dtype, stride):
+                    check(name, arguments)
+
+
 if __name__ == "__main__":
     check_all()
     print(ops.cpu_isa())

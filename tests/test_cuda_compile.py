@@ -185,3 +185,15 @@ def test_the_lint_of_ptx_sees_a_piece(line: str) -> None:
     name = "_ZN9fastcifar4cuda17dwconv3x3_forwardINS_4bf16ELi2ELi1ELi4ELi0EEEv"
     assert pieces(name, f"ld.global.v2.u16 {{%rs1, %rs2}}, [%rd1]; {line}") == [line.split()[0]]
     assert pieces(name, "ld.global.v2.u16 {%rs1, %rs2}, [%rd1]; ld.global.f32 %f1, [%rd2];") == []
+
+
+@pytest.mark.sanitized
+def test_every_kernel_waits_for_the_kernel_before_it() -> None:
+    """On Hopper a kernel starts while the one before it runs: it waits before it reads or writes device memory."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [entry for kernels in pool.map(entries, sorted(CUDA.glob("*.cu"))) for entry in kernels]
+    for name, body in found:
+        waits = [match.start() for match in re.finditer(r"griddepcontrol\.wait;", body)]
+        assert len(waits) == 1 and body.count("griddepcontrol.launch_dependents;") == 1, name
+        access = re.search(r"\b(ld|st|atom|red)\.(global|volatile|[usbfv])", body)
+        assert access is None or waits[0] < access.start(), f"{name}: {access[0]} before it waits"

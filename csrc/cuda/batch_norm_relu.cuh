@@ -52,6 +52,7 @@ __device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, F f, 
 // grid of all: (channel blocks, rows of partial results)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, int C, float* rows) {
+  begin_kernel();
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
   RunningMoments<V> moments;
@@ -67,6 +68,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, in
 
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) norm_relu_kernel(const T* x, T* z, int M, int C, const Norm norm) {
+  begin_kernel();
   SHARED_ARRAY(float, scale, kBlockChannels);
   SHARED_ARRAY(float, shift, kBlockChannels);
   resolve(norm, C, scale, shift);
@@ -89,6 +91,7 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     norm_relu_sums_kernel(const T* grad_z, const T* x, int M, int C, const float* gamma, const float* beta,
                           const float* mean, const float* var, float eps, float* rows) {
+  begin_kernel();
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
   float sums[2][V] = {};
@@ -120,6 +123,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int V, bool MASKED>
 __global__ void __launch_bounds__(kThreads)
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {
+  begin_kernel();
   SHARED_ARRAY(float, scale, kBlockChannels);
   SHARED_ARRAY(float, shift, kBlockChannels);
   SHARED_ARRAY(float, slope, kBlockChannels);

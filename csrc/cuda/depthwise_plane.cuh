@@ -139,6 +139,7 @@ __device__ __forceinline__ void load_plane_taps(const float* w, int c, float (&t
 // grid of both: (groups of kPlaneChannels channels)
 template <class T, int S, int PLANE>
 __global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_forward(const BlockForward b, int N, int C) {
+  begin_kernel();
   constexpr int V = kPlaneVector, kIn = PLANE * PLANE, kSide = (PLANE - 1) / S + 1, kOut = kSide * kSide;
   const PlaneThread at;
   const int c = at.channel;
@@ -233,6 +234,7 @@ struct PlaneNormGrad {
 
 template <class T, int S, int PLANE>
 __global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_backward(const BlockBackward b, int N, int C) {
+  begin_kernel();
   constexpr int V = kPlaneVector, kIn = PLANE * PLANE, kSide = (PLANE - 1) / S + 1, kOut = kSide * kSide;
   const PlaneThread at;
   const int c = at.channel;

@@ -4,7 +4,8 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
-#define LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#define LAUNCH(kernel, grid, block, stream, ...) \
+  ::fastcifar::cuda::launch((kernel), (grid), (block), (stream), __VA_ARGS__)
 #else
 #include "cuda_emu.h"
 #endif
@@ -18,6 +19,45 @@ inline constexpr int kThreads = 256;
 inline constexpr int kBlockChannels = 32;
 
 FC_HD constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// To be called by every kernel first, before it touches device memory. From Hopper on the blocks of a kernel start while
+// the kernel before it in the stream, or in the captured graph, still runs. Here they wait until it has ended and its
+// results can be read; then the blocks of the kernel behind may start.
+__device__ __forceinline__ void begin_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#if defined(__CUDACC__)
+// Whether the code that the current device runs was compiled with begin_kernel's instructions. Without them a kernel
+// that starts early would not wait.
+inline bool starts_early() {
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+    return false;
+  for (const int arch : {__CUDA_ARCH_LIST__})
+    if (arch >= 900 && arch <= major * 100 + minor * 10) return true;
+  return false;
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = starts_early() ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+#endif
 
 // T as a float, and back, with the hardware's own conversions where the target has them.
 __device__ __forceinline__ float load_f32(float v) { return v; }

@@ -5,6 +5,7 @@ namespace fastcifar::cuda {
 
 // grid: (channel blocks, taps)
 __global__ void __launch_bounds__(kThreads) grad_w_kernel(const float* rows, int num_rows, int C, float* grad_w) {
+  begin_kernel();
   write_grad_w(rows, num_rows, kQuantities<false>, blockIdx.y, C, grad_w);
 }
 

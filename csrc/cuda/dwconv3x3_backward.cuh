@@ -41,6 +41,7 @@ constexpr int backward_blocks() {
 template <class T, int V, int S, int R, int PLANE, bool FUSED>
 __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>()))
     dwconv3x3_backward(const BackwardArguments<T> a) {
+  begin_kernel();
   constexpr int kBefore = S == 1 ? 1 : 0, kWindow = kBefore + 2;  // columns and rows of dy that one cell touches
   constexpr int kRows = R - 1 + kWindow, kQ = kQuantities<FUSED>;
   const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;

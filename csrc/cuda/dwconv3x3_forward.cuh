@@ -25,6 +25,7 @@ struct ForwardArguments {
 // grid: (channel blocks, rows of partial results)
 template <class T, int V, int S, int R, int PLANE, Forward MODE>
 __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardArguments<T> a) {
+  begin_kernel();
   constexpr int kRows = (R - 1) * S + 3;  // of inputs
   const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;
   const int Ho = PLANE ? (PLANE - 1) / S + 1 : a.s.Ho, Wo = PLANE ? (PLANE - 1) / S + 1 : a.s.Wo;

@@ -5,6 +5,7 @@ namespace fastcifar::cuda {
 
 // grid: (channel blocks)
 __global__ void __launch_bounds__(kThreads) merge_moments_kernel(float* rows, int count, int C) {
+  begin_kernel();
   const int c0 = blockIdx.x * kBlockChannels;
   const Moments m = merge_moments(count, [&](int i, int channel) { return read_moments(rows, i, c0 + channel, C); });
   if (threadIdx.x < kBlockChannels) write_moments(rows, count, c0 + threadIdx.x, C, m);
@@ -12,6 +13,7 @@ __global__ void __launch_bounds__(kThreads) merge_moments_kernel(float* rows, in
 
 // grid: (channel blocks, quantities)
 __global__ void __launch_bounds__(kThreads) merge_sums_kernel(float* rows, int count, int quantities, int C) {
+  begin_kernel();
   const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(quantities) * C;
   float* column = rows + static_cast<int64_t>(blockIdx.y) * C;

@@ -56,6 +56,7 @@ __device__ __forceinline__ float logit(const T* row, int64_t label, int classes)
 template <class T>
 __global__ void __launch_bounds__(kLossThreads)
     loss_kernel(const T* logits, const Targets t, float* normalizer, LossSums* partials, const LossResults results) {
+  begin_kernel();
   SHARED_ARRAY(LossSums, shared, kRows);
   const int lane = threadIdx.x % kRowLanes, group = threadIdx.x / kRowLanes;
   const float lam = t.lam != nullptr ? *t.lam : 1.f;
@@ -118,6 +119,7 @@ __global__ void __launch_bounds__(kLossThreads)
 // One warp.
 __global__ void __launch_bounds__(32)
     sum_losses_kernel(const LossSums* partials, int count, const Targets t, const LossResults results) {
+  begin_kernel();
   LossSums sums{0, 0, 0};
   for (int i = threadIdx.x; i < count; i += 32) sums.add(partials[i]);
   sums = warp_sum(sums);
@@ -128,6 +130,7 @@ __global__ void __launch_bounds__(32)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     loss_backward_kernel(const float* grad_loss, const T* logits, const float* normalizer, const Targets t, T* grad) {
+  begin_kernel();
   const unsigned i = blockIdx.x * kThreads + threadIdx.x, classes = t.classes;
   if (i >= static_cast<unsigned>(t.rows) * classes) return;
   const unsigned b = i / classes, k = i % classes;

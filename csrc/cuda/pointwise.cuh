@@ -244,6 +244,7 @@ __device__ __forceinline__ void multiply_tile(const PointwiseArguments<T>& a, in
 // grid: (tiles of columns, blocks that share out the tiles of rows, parts of the sum)
 template <class T, Product PRODUCT, bool TENSOR_CORES>
 __global__ void __launch_bounds__(kTileThreads, 2) pointwise_kernel(const PointwiseArguments<T> a) {
+  begin_kernel();
   constexpr int kPitch = kBlockChannels + 1;
   SHARED_ARRAY(float, stage, kTileM* kPitch);
   const Lanes<4> at;
@@ -346,6 +347,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_kernel(const Pointw
 // are known.
 // grid: (channel blocks)
 static __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm norm, int C, float* scale, float* shift) {
+  begin_kernel();
   SHARED_ARRAY(float, block_scale, kBlockChannels);
   SHARED_ARRAY(float, block_shift, kBlockChannels);
   resolve(norm, C, block_scale, block_shift);
@@ -356,6 +358,7 @@ static __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm norm, 
 // The partial products summed in order.
 static __global__ void __launch_bounds__(kThreads)
     sum_parts_kernel(const float* parts, int count, int64_t size, float* out) {
+  begin_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= size) return;
   float sum = 0.f;

@@ -80,6 +80,7 @@ __device__ __forceinline__ void update_chunk(const SgdTensor& t, const SgdSettin
 // A block for each kSgdChunk elements of a tensor. H: the type of the rounded copies.
 template <class H>
 __global__ void __launch_bounds__(kThreads) sgd_kernel(const SgdTable table) {
+  begin_kernel();
   if (table.settings.found_inf != nullptr && *table.settings.found_inf != 0.f) return;
   SHARED_ARRAY(int, mine, 1);
   const int i = threadIdx.x, block = blockIdx.x;

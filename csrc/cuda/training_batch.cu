@@ -33,6 +33,7 @@ __device__ __forceinline__ void crop_pixel(const EpochBatch& a, int64_t position
 // clamped, because the host can't read them without waiting. Products and sum are rounded one by one, as in PyTorch.
 template <class T>
 __global__ void __launch_bounds__(kThreads) training_batch_kernel(const EpochBatch a, T* out) {
+  begin_kernel();
   const unsigned pixel = blockIdx.x * kThreads + threadIdx.x, size = a.size;
   const BatchStart start(a);
   if (pixel == 0 && a.lam != nullptr) *a.out_lam = a.lam[start.step];

@@ -173,15 +173,6 @@ def sgd_arguments(
     return (*on_device, torch.tensor(0.1, device=device), decays, momentum, nesterov, grad_scale)
 
 
-def check_all() -> None:
-    for shape in [(2, 3, 5, 7), (2, 65, 2, 2), (3, 129, 4, 4), (2, 33, 33, 31), (0, 3, 2, 2), (40, 129, 5, 7)]:
-        for dtype in DTYPES["cpu"]:
-            for stride in (1, 2):
-                torch.manual_seed(0)
-                for name, arguments in calls(shape, dtype, stride):
-                    check(name, arguments)
-
-
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastcifar.data.dataset import Split
 from fastcifar.engines import Engine, Means, Steps, build_engine, build_steps
-from fastcifar.loaders import Augmentation, Loader, build_loader, eval_batches
+from fastcifar.loaders import Augmentation, EvalBatches, Loader, build_loader
 from fastcifar.model import build_model, copy_tensors
 from fastcifar.optim import lr_table
 from fastcifar.target import Target
@@ -56,6 +56,7 @@ class Session:
     ) -> None:
         self.target, self._launched = target, launched
         self._context = contextlib.ExitStack()
+        self._evaluated: EvalBatches | None = None
         target.claim()
         with target.memory_explained():
             model = build_model(num_classes, target.config.width_mult, target.config.seed, target.config.channels)
@@ -104,7 +105,9 @@ class Session:
         Returns:
             Mean loss and accuracy.
         """
-        return self.engine.evaluate(eval_batches(split, self.target), see)
+        if self._evaluated is None or self._evaluated.split is not split:
+            self._evaluated = EvalBatches(split, self.target)  # kept for the next epoch
+        return self.engine.evaluate(self._evaluated, see)
 
     def __enter__(self) -> Session:
         self._context.enter_context(self.target.memory_explained())

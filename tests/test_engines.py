@@ -14,7 +14,7 @@ from fastcifar.engines.compiled import compiled_forward, explain
 from fastcifar.engines.eager import forward_with_loss
 from fastcifar.engines.fused import FusedModel
 from fastcifar.errors import UsageError
-from fastcifar.loaders import Loader, eval_batches
+from fastcifar.loaders import EvalBatches, Loader
 from fastcifar.model import build_model
 from fastcifar.target import Target
 
@@ -154,11 +154,28 @@ def test_evaluation_leaves_the_model_as_it_was_and_uses_the_average() -> None:
     for step in range(4):
         engine.train_step(loader.batch(step), 0.05)
     before = {k: v.clone() for k, v in engine.model.state_dict().items()}
-    first = engine.evaluate(eval_batches(tiny_split(50), Target(config)))
+    first = engine.evaluate(EvalBatches(tiny_split(50), Target(config)))
     assert all(torch.equal(v, before[k]) for k, v in engine.model.state_dict().items())
     assert engine.model.training
     engine.ema = None
-    assert engine.evaluate(eval_batches(tiny_split(50), Target(config))) != first
+    assert engine.evaluate(EvalBatches(tiny_split(50), Target(config))) != first
+
+
+def test_a_fused_evaluation_is_the_models_own_with_batch_norm_folded_once() -> None:
+    """Weights that change later do not count, and a second evaluation sees them."""
+    config = tiny_config(engine="fused")
+    engine, loader = build(config)
+    for step in range(3):
+        engine.train_step(loader.batch(step), 0.05)
+    batch, model = loader.batch(3), engine.model
+    model.eval()
+    expected = model(batch.images).detach()
+    evaluate = engine._evaluation()
+    torch.testing.assert_close(evaluate(batch.images), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        model.blocks[0].norm1.weight.zero_()
+    torch.testing.assert_close(evaluate(batch.images), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(engine._evaluation()(batch.images), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size() -> None:
@@ -166,7 +183,7 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     for size in (7, 50):
         config = tiny_config(eval_batch_size=size)
         engine, _ = build(config)
-        results.append(engine.evaluate(eval_batches(tiny_split(50), Target(config))))
+        results.append(engine.evaluate(EvalBatches(tiny_split(50), Target(config))))
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
     assert results[0].accuracy == results[1].accuracy
 
@@ -323,7 +340,7 @@ def test_fused_evaluation_is_eagers() -> None:
         with torch.no_grad():
             for buffer in engine.model.buffers():
                 buffer.add_(0.3)
-        results.append(engine.evaluate(eval_batches(tiny_split(50), Target(config))))
+        results.append(engine.evaluate(EvalBatches(tiny_split(50), Target(config))))
     assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
     assert results[1].accuracy == results[0].accuracy
 

@@ -10,7 +10,7 @@ from fastcifar.batch import Batch
 from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
-from fastcifar.loaders import ResidentLoader, eval_batches
+from fastcifar.loaders import EvalBatches, ResidentLoader
 from fastcifar.target import Target
 
 pytestmark = pytest.mark.machine
@@ -81,7 +81,9 @@ def test_augmentation_is_not_frozen() -> None:
 def test_validation_is_neither_augmented_nor_shuffled() -> None:
     """The bug: the augmenting transform shared with validation."""
     config, split = tiny_config(mixup_alpha=0.5), tiny_split(50)
-    batches = list(eval_batches(split, Target(config)))
+    source = EvalBatches(split, Target(config))
+    batches, again = list(source), list(source)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches, again, strict=True))
     assert [len(b.labels) for b in batches] == [20, 20, 10]
     table = normalization_table(config.mean, config.std)
     assert torch.equal(

@@ -84,11 +84,12 @@ __device__ __forceinline__ PlaneStatistics plane_statistics(const RunningMoments
     for (int v = 0; v < kPlaneVector; ++v) pivots[at.own + v] = moments.get(v).mean;
   }
   __syncthreads();
-  float sums[2][kPlaneVector];
+  float sums[2][kPlaneVector], pivot[kPlaneVector];
 #pragma unroll
   for (int v = 0; v < kPlaneVector; ++v) {
     const Moments m = moments.get(v);
-    const float d = m.mean - pivots[at.own + v];
+    pivot[v] = pivots[at.own + v];  // read now: the next call overwrites it
+    const float d = m.mean - pivot[v];
     sums[0][v] = m.count * d;
     sums[1][v] = fmaf(m.count * d, d, m.m2);
   }
@@ -98,7 +99,7 @@ __device__ __forceinline__ PlaneStatistics plane_statistics(const RunningMoments
   for (int v = 0; v < kPlaneVector; ++v) {
     const float sum = totals[at.own + v], mean = sum / static_cast<float>(count);
     const float m2 = totals[kPlaneChannels + at.own + v] - sum * mean;
-    s.mean[v] = pivots[at.own + v] + mean;
+    s.mean[v] = pivot[v] + mean;
     s.var[v] = (m2 < 0.f ? 0.f : m2) / static_cast<float>(count);
   }
   return s;

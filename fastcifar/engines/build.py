@@ -39,7 +39,8 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
         fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=target.fuses_pointwise)
         optimizer = build_optimizer(model, config, fused.rounded)
         forward = fused_forward(fused, config.label_smoothing)
-        return Engine(model, optimizer, ema, target=target, logits=fused, forward=forward, loaded=fused.round_weights)
+        evaluation, loaded = fused.folded, fused.round_weights
+        return Engine(model, optimizer, ema, target=target, forward=forward, evaluation=evaluation, loaded=loaded)
     if config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
         forward = compiled_forward(eager, config.batch_size, config.compile_mode, captured=captured)

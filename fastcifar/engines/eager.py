@@ -80,8 +80,8 @@ class Engine:
         ema: the moving average of the weights; None if there is none.
         target: the settled config and its device. `bf16` and `fp16` run under autocast. With `fp16` the loss is scaled,
             and the device decides whether a step overflowed.
-        logits: images -> logits, another way to compute the model; None for the model itself.
         forward: the compiled or fused forward for training; None for the eager forward.
+        evaluation: makes the function images -> logits of one evaluation; None for the model itself.
         loaded: is called after `load` has overwritten the tensors.
 
     Attributes:
@@ -99,14 +99,14 @@ class Engine:
         ema: Ema | None,
         *,
         target: Target,
-        logits: Callable[[Tensor], Tensor] | None = None,
         forward: Forward | None = None,
+        evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
         self._target, device = target, target.device
-        self._forward = forward or forward_with_loss(logits or model, target.config.label_smoothing)
-        self._logits, self._loaded = logits or model, loaded
+        self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
+        self._evaluation, self._loaded = evaluation or (lambda: model), loaded
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)  # kept, because backward() would make it anew each step
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -199,10 +199,10 @@ class Engine:
         if self.ema is not None:
             self.ema.swap()
         try:
-            totals, num_images = torch.zeros_like(self.totals), 0
+            totals, num_images, logits_of = torch.zeros_like(self.totals), 0, self._evaluation()
             for batch in batches:
                 with self._autocast():
-                    logits = self._logits(batch.images)
+                    logits = logits_of(batch.images)
                     totals += loss_and_sums(logits, batch, label_smoothing=0.0)[1]
                 if see is not None:
                     see(logits.float(), batch.labels)

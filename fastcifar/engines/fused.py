@@ -9,7 +9,7 @@ The weights of all products have copies in the compute dtype, which the optimize
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,11 @@ class FusedModel:
     """
 
     def __init__(self, model: MobileNet, *, dtype: torch.dtype = torch.float32, fuse_pointwise: bool = False) -> None:
-        self._model, self._fuse_pointwise = model, fuse_pointwise
+        self._model, self._dtype, self._fuse_pointwise = model, dtype, fuse_pointwise
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
-        norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
-        self._means = [_buffer(norm.running_mean) for norm in norms]
-        self._vars = [_buffer(norm.running_var) for norm in norms]
+        self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
+        self._means = [_buffer(norm.running_mean) for norm in self._norms]
+        self._vars = [_buffer(norm.running_var) for norm in self._norms]
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
         self._momentum = float(model.norm.momentum or 0.0)
@@ -68,7 +68,7 @@ class FusedModel:
             torch._foreach_copy_(list(self.rounded.values()), list(self.rounded))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self._train(images) if self._model.training else self._evaluate(images)
+        return self._train(images) if self._model.training else self.folded()(images)
 
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
@@ -94,15 +94,30 @@ class FusedModel:
         self._update_statistics([*means, mean], [*variances, var], counts)
         return self._head(z, head, bias)
 
-    def _evaluate(self, images: Tensor) -> Tensor:
-        u, norm = self._model.stem(images[:, : self._model.stem.in_channels]), self._model.norm
-        for block in self._blocks:
-            conv = _conv(block.depthwise)
-            z = dwconv3x3_affine_relu(u, *_affine(norm), conv.weight, *_affine(block.norm1), conv.stride[0])
-            u, norm = _pointwise(z, _conv(block.pointwise).weight), block.norm2
-        scale, shift = _affine(norm)
-        z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
-        return self._head(z, self._model.head.weight, self._model.head.bias)
+    @torch.no_grad()
+    def folded(self) -> Callable[[Tensor], Tensor]:
+        """The function for evaluation, with the weights and statistics of this moment.
+
+        Returns:
+            images -> logits. Scales and shifts of the BNs and the rounded weights are computed once, for all its calls.
+        """
+        scales = torch._foreach_rsqrt(torch._foreach_add(self._vars, [norm.eps for norm in self._norms]))
+        torch._foreach_mul_(scales, [norm.weight for norm in self._norms])
+        shifts = torch._foreach_sub([norm.bias for norm in self._norms], torch._foreach_mul(self._means, scales))
+        affines = list(zip(scales, shifts, strict=True))
+        stem, head, bias, *products = _copies(self._weights, self._dtype)
+
+        def evaluate(images: Tensor) -> Tensor:
+            conv = self._model.stem
+            u = F.conv2d(images[:, : conv.in_channels], stem, stride=conv.stride, padding=conv.padding)
+            for i, (block, product) in enumerate(zip(self._blocks, products, strict=True)):
+                conv, before, after = _conv(block.depthwise), affines[2 * i], affines[2 * i + 1]
+                u = _pointwise(dwconv3x3_affine_relu(u, *before, conv.weight, *after, conv.stride[0]), product)
+            scale, shift = affines[-1]
+            z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
+            return self._head(z, head, bias)
+
+        return evaluate
 
     def _head(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(F.avg_pool2d(z, z.shape[-2:]).flatten(1), weight, bias)
@@ -152,10 +167,13 @@ class _Rounded(torch.autograd.Function):
         return None, *grads
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The scale and the shift, float32 [C] each, of a BN with fixed statistics."""
-    scale = norm.weight * torch.rsqrt(_buffer(norm.running_var) + norm.eps)
-    return scale, norm.bias - _buffer(norm.running_mean) * scale
+def _copies(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The weights in `dtype`: themselves, or copies that one kernel makes."""
+    if dtype == weights[0].dtype:
+        return [weight.detach() for weight in weights]
+    copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+    torch._foreach_copy_(copies, list(weights))
+    return copies
 
 
 def _buffer(tensor: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from fastcifar.loaders.build import build_loader, check_available
 from fastcifar.loaders.host import HostLoader
-from fastcifar.loaders.protocol import Loader, eval_batches
+from fastcifar.loaders.protocol import EvalBatches, Loader
 from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentation_of
 
 __all__ = [
@@ -13,5 +13,5 @@ __all__ = [
     "augmentation_of",
     "build_loader",
     "check_available",
-    "eval_batches",
+    "EvalBatches",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fastcifar.augment import normalization_table, normalize
 from fastcifar.batch import Batch
@@ -75,20 +76,30 @@ def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
     )
 
 
-def eval_batches(split: Split, target: Target) -> Iterator[Batch]:
-    """Validation or test batches: normalised, never cropped, flipped or mixed.
+class EvalBatches:
+    """Validation or test batches, in the order of the split: normalised, never cropped, flipped or mixed.
+
+    The images are on the device from the first use on, unless `images_on = host`. The last batch may be smaller.
 
     Args:
         split: the images and labels.
         target: the batches are made for its device, in its dtype and memory format, with its `eval_batch_size`.
 
-    Yields:
-        The batches, in the order of the split; the last batch may be smaller.
+    Attributes:
+        split: the argument.
     """
-    config, device = target.config, target.device
-    table = normalization_table(config.mean, config.std, device)
-    for start in range(0, len(split.labels), config.eval_batch_size):
-        rows = slice(start, start + config.eval_batch_size)
-        images = normalize(torch.from_numpy(split.images[rows]).to(device), table, target.dtype)
-        images = images.contiguous(memory_format=target.memory_format)
-        yield Batch(images, torch.from_numpy(split.labels[rows]).to(device))
+
+    def __init__(self, split: Split, target: Target) -> None:
+        self.split, self._target = split, target
+        self._where = "cpu" if target.config.images_on == "host" else target.device
+        self._data: tuple[Tensor, Tensor] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        target, config = self._target, self._target.config
+        if self._data is None:
+            arrays = self.split.images, self.split.labels
+            self._data = torch.from_numpy(arrays[0]).to(self._where), torch.from_numpy(arrays[1]).to(self._where)
+        table = normalization_table(config.mean, config.std, target.device)
+        for images, labels in zip(*(torch.split(data, config.eval_batch_size) for data in self._data), strict=True):
+            x = normalize(images.to(target.device), table, target.dtype)
+            yield Batch(x.contiguous(memory_format=target.memory_format), labels.to(target.device))

@@ -25,8 +25,9 @@ def state(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor],
     return params, grads, [torch.zeros_like(p) for p in params], rounded
 
 
+@pytest.mark.parametrize("case", ["width 1.0"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sgd(race: Any, benchmark: Any, dtype: torch.dtype) -> None:
+def test_sgd(race: Any, benchmark: Any, case: str, dtype: torch.dtype) -> None:
     benchmark.group = f"sgd with Nesterov momentum, {dtype}"
     params, grads, buffers, rounded = state(dtype)
     lr, decays = torch.tensor(1e-6, device=DEVICE), [DECAY] * len(params)

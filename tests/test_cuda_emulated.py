@@ -224,7 +224,7 @@ def test_statistics_survive_a_large_mean(emulated: Emulated) -> None:
 
 @pytest.mark.parametrize("size", [4, 2])
 def test_statistics_of_a_small_map_survive_a_large_mean(emulated: Emulated, size: int) -> None:
-    """One block has all of a channel. With more images than that is fast for, there are three kernels as elsewhere."""
+    """One block has all of a channel. Of more images than that is fast for, several blocks share a channel."""
     torch.manual_seed(0)
     u, gamma0, _, weight, gamma1, beta1 = block_arguments((70, 8, size, size), torch.float32)
     u += torch.linspace(-1e4, 1e4, 8)[:, None, None]
@@ -237,7 +237,7 @@ def test_statistics_of_a_small_map_survive_a_large_mean(emulated: Emulated, size
         torch.testing.assert_close(var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
     assert emulated.launches("depthwise_block", *arguments) == 1
     many = u[:1].expand(257, 8, size, size).contiguous(memory_format=torch.channels_last)
-    assert emulated.launches("depthwise_block", many, *arguments[1:]) == 3
+    assert emulated.launches("depthwise_block", many, *arguments[1:]) > 1
 
 
 def test_not_a_number_stays_one(emulated: Emulated) -> None:

@@ -10,8 +10,15 @@ import pytest
 import torch
 
 from fastcifar import ops
+<<<<<<< HEAD
 from fastcifar.ops.cases import *  # noqa: F403
 from fastcifar.ops.cases import calls, check
+=======
+from fastcifar.augment import normalization_table
+from fastcifar.ops._library import references
+from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
+from fastcifar.ops.separable_block import merge_rows, separable_block_ref
+>>>>>>> ee14e3f (Ops stem and batch_norm_relu_pool on the CPU: no convolution of oneDNN is left in a fused step)
 
 DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or torch.cuda.is_available())]
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
@@ -33,6 +40,209 @@ devices = pytest.mark.parametrize("device", DEVICES)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 strides = pytest.mark.parametrize("stride", [1, 2])
 
+<<<<<<< HEAD
+=======
+Shape = tuple[int, int, int, int]
+Arguments = tuple[Any, ...]
+
+
+def activation(shape: Iterable[int], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """Random numbers with mean 1 and deviation 2, like the input of a BN; the same on every device."""
+    x = torch.randn(tuple(shape)).mul(2).add(1).to(dtype)
+    return x.to(memory_format=torch.channels_last).to(device)
+
+
+def per_channel(channels: int, device: str = "cpu") -> Tensor:
+    return torch.randn(channels).add(0.5).to(device)
+
+
+def out_shape(shape: Shape, stride: int) -> Shape:
+    n, c, h, w = shape
+    return n, c, (h - 1) // stride + 1, (w - 1) // stride + 1
+
+
+def dwconv3x3_arguments(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Arguments:
+    return activation(shape, dtype, device), torch.randn(shape[1], 1, 3, 3).to(device), stride
+
+
+def batch_norm_relu_arguments(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Arguments:
+    return activation(shape, dtype, device), per_channel(shape[1], device), per_channel(shape[1], device), EPS
+
+
+def depthwise_block_arguments(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Arguments:
+    x, w, _ = dwconv3x3_arguments(shape, dtype, stride, device)
+    gamma0, beta0, gamma1, beta1 = (per_channel(shape[1], device) for _ in range(4))
+    return x, gamma0, beta0, w, gamma1, beta1, EPS, stride
+
+
+def away_from_the_kink(grad: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """`grad`, a gradient of ReLU(BN(x)), set to 0 where float32 and float64 may differ in the sign of BN(x).
+
+    One such number, a BN(x) of 2.5e-8 in a 40x129x5x7 block, moved the gradient of five pixels by 2.
+    """
+    x, gamma, beta, mean, var = in_float64((x, gamma, beta, mean, var))
+    return grad.masked_fill(normalize(x, gamma, beta, mean, var, EPS).abs() < 1e-5, 0)
+
+
+def backward_arguments(name: str, arguments: Arguments, grad: Tensor) -> Arguments:
+    """The arguments that autograd passes to `_<name>_backward` after the op was called with `arguments`."""
+    outputs = getattr(torch.ops.fastcifar, name)(*arguments)
+    if name == "dwconv3x3":
+        return grad, *arguments, True, True
+    if name == "batch_norm_relu":
+        x, gamma, beta, eps = arguments
+        grad = away_from_the_kink(grad, x, gamma, beta, *outputs[1:])
+        return grad, x, gamma, beta, *outputs[1:], eps
+    u, gamma0, beta0, w, gamma1, beta1, eps, stride = arguments
+    grad = away_from_the_kink(grad, outputs[1], gamma1, beta1, *outputs[4:])
+    return grad, u, outputs[1], gamma0, beta0, w, gamma1, beta1, *outputs[2:], eps, stride
+
+
+def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """Every op on activations, and its backward, with arguments of this shape."""
+    grad = activation(out_shape(shape, stride), dtype, device)
+    for name, arguments in (
+        ("dwconv3x3", dwconv3x3_arguments(shape, dtype, stride, device)),
+        ("depthwise_block", depthwise_block_arguments(shape, dtype, stride, device)),
+    ):
+        yield name, arguments
+        yield f"_{name}_backward", backward_arguments(name, arguments, grad)
+    arguments = batch_norm_relu_arguments(shape, dtype, device)
+    yield "batch_norm_relu", arguments
+    yield (
+        "_batch_norm_relu_backward",
+        backward_arguments("batch_norm_relu", arguments, activation(shape, dtype, device)),
+    )
+    u, gamma0, beta0, w, gamma1, beta1, _, _ = depthwise_block_arguments(shape, dtype, stride, device)
+    yield "dwconv3x3_affine_relu", (u, gamma0, beta0, w, gamma1, beta1, stride)
+    if u.numel():
+        yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride, device)
+
+
+def end_calls(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    """The ops at both ends of the network, which are for the CPU alone, and their backwards; the batch is not empty."""
+    n, c, h, w = shape
+    images, weight = activation((n, 3, h, w), dtype), torch.randn(c, 3, 3, 3)
+    yield "stem", (images, weight)
+    stem_backward = (activation(shape, dtype), images, weight)
+    yield "_stem_backward", stem_backward
+    u, rows = references["stem"](images, weight)
+    grad_rows = torch.randn_like(rows)
+    grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
+    yield "_stem_backward", (*stem_backward, grad_rows, u, rows)
+    u, gamma, beta, eps = batch_norm_relu_arguments(shape, dtype)
+    yield "batch_norm_relu_pool", (u, gamma, beta, eps)
+    yield "batch_norm_relu_pool", (u, gamma, beta, eps, rows_of_halves(u))
+    _, mean, var = references["batch_norm_relu_pool"](u, gamma, beta, eps)
+    at_kink = normalize(*in_float64((u, gamma, beta, mean, var)), EPS).abs().amin((2, 3)) < 1e-5
+    grad = torch.randn(n, c).masked_fill(at_kink, 0).to(dtype)  # as in away_from_the_kink
+    pool_backward = (grad, u, gamma, beta, mean, var, eps)
+    yield "_batch_norm_relu_pool_backward", pool_backward
+    yield "_batch_norm_relu_pool_backward", (*pool_backward, rows_of_halves(u))
+
+
+def rows_of_halves(u: Tensor) -> Tensor:
+    """The moments of the map's upper and lower half, as two blocks of a GPU would leave them."""
+    halves = [half.float() for half in u.split(u.shape[2] // 2 + 1, dim=2) if half.numel()]
+    moments = [(x.new_full((x.shape[1],), x[:, 0].numel()), *batch_statistics(x)) for x in halves]
+    return torch.stack([torch.stack((count, mean, var * count)) for count, mean, var in moments])
+
+
+def separable_calls(
+    block: Arguments, out_channels: int, stride: int, device: str = "cpu"
+) -> Iterator[tuple[str, Arguments]]:
+    """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1).
+
+    `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
+    """
+    u, *parameters = block
+    n, c, *_ = u.shape
+    pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
+    arguments = (*block, pointwise, EPS, stride)
+    yield "separable_block", arguments
+    rows = rows_of_halves(u)
+    yield "separable_block", (*arguments, rows)
+    _, _, y, *statistics = separable_block_ref(*arguments)
+    grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
+    backward = (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
+    yield "_separable_block_backward", backward
+    if device == "cpu":  # as in a chain of blocks
+        v, v_rows, *_ = separable_block_ref(*arguments)
+        grad_rows = torch.zeros_like(v_rows)
+        grad_rows[0, 1:] = torch.randn(2, out_channels)
+        yield "_separable_block_backward", (*backward, rows, grad_rows, v, v_rows)
+
+
+def step_calls(dtype: torch.dtype, rows: int = 40) -> Iterator[tuple[str, Arguments]]:
+    """The ops at both ends of a step: training_batch, mixup_cross_entropy and its backward."""
+    num, classes = 100, 13
+    index, labels, partner_labels = torch.randperm(num), *torch.randint(0, classes, (2, num))
+    corner, flip, partner = torch.randint(0, 9, (2, num)), torch.rand(num) < 0.5, torch.randint(0, num % rows, (num,))
+    images = torch.randint(0, 256, (num, 32, 32, 3), dtype=torch.uint8)
+    epoch = (images, labels, index, *corner, flip, partner, torch.rand(-(-num // rows)))
+    table = normalization_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    yield "training_batch", (*epoch, torch.tensor(1), rows, rows, table, 4, dtype)
+    logits, targets = torch.randn(num, classes).to(dtype), (labels, partner_labels, torch.tensor(0.3), 0.1)
+    yield "mixup_cross_entropy", (logits, *targets)
+    yield "_mixup_cross_entropy_backward", (torch.tensor(0.7), logits, logits.float().logsumexp(1), *targets)
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def in_float64(arguments: Arguments) -> list[Any]:
+    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).norm())
+
+
+def rounding_between_passes(arguments: Arguments) -> float:
+    """The error in the gradient of u that comes from rounding the gradient of its BN's output to u's dtype."""
+    grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1, eps, stride = in_float64(arguments)
+    positive = normalize(y, gamma1, beta1, mean1, var1, eps) > 0
+    grad_y, _, _ = normalize_backward(grad_z * positive, y, gamma1, mean1, var1, eps)
+    h = normalize(u, gamma0, beta0, mean0, var0, eps).relu()
+    grad_h, _ = references["_dwconv3x3_backward"](grad_y, h, w, stride, True, False)
+    scale0 = (gamma0 * torch.rsqrt(var0 + eps))[:, None, None]
+    return float((grad_h * (h > 0) * scale0).norm()) * torch.finfo(arguments[1].dtype).eps / 2
+
+
+def block_of(arguments: Arguments) -> Arguments:
+    """The arguments that `_separable_block_backward` with `arguments` passes to `_depthwise_block_backward`."""
+    grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *others = arguments[:15]
+    grad_z = torch.einsum("nohw,oc->nchw", grad_v.double(), pointwise.double().flatten(1))
+    return grad_z, u, y, gamma0, beta0, w, gamma1, beta1, *others
+
+
+def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
+    """Calls an op, and checks that each output is as close to float64 as the output of its PyTorch reference.
+
+    The reference computes in the op's own dtypes. A tolerance allows for roundings in another order and, in a block,
+    for numbers close to 0 that an inner ReLU passes in float32 but not in float64. The backward of a block may also
+    round once between its two passes, as eager does between two ops.
+    """
+    got = as_tuple((call or getattr(torch.ops.fastcifar, name))(*arguments))
+    reference = as_tuple(references[name](*arguments))
+    truth = as_tuple(references[name](*in_float64(arguments)))
+    slack = 2e-4 if "block" in name else 3e-6
+    between = 0.0
+    if name in ("_depthwise_block_backward", "_separable_block_backward"):
+        between = rounding_between_passes(arguments if name == "_depthwise_block_backward" else block_of(arguments))
+    for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
+        where = f"{name}, output {i}"
+        assert g.dtype == r.dtype and g.shape == r.shape and g.device == r.device, where
+        if g.dim() == 3 and not name.startswith("_"):  # partial moments, in whichever rows they are
+            g, r, t = (torch.cat(merge_rows(rows)) for rows in (g, r, t))
+        weight = g.dim() == 4 and g.shape[1:] in ((1, 3, 3), (3, 3, 3))
+        assert g.dim() != 4 or weight or g.is_contiguous(memory_format=torch.channels_last), where
+        allowed = 2 * error(r, t) + slack * (float(t.norm()) + 1) + (between if i == 0 else 0.0)
+        assert g.isfinite().all() and error(g, t) <= allowed, f"{where}: error {error(g, t):.2e}, allowed {allowed:.2e}"
+    return got
+
+>>>>>>> ee14e3f (Ops stem and batch_norm_relu_pool on the CPU: no convolution of oneDNN is left in a fused step)
 
 def check_all() -> None:
     for shape in [(2, 3, 5, 7), (2, 65, 2, 2), (3, 129, 4, 4), (2, 33, 33, 31), (0, 3, 2, 2), (40, 129, 5, 7)]:
@@ -41,6 +251,8 @@ def check_all() -> None:
                 torch.manual_seed(0)
                 for name, arguments in calls(shape, dtype, stride):
                     check(name, arguments)
+            for name, arguments in end_calls(shape, dtype) if shape[0] else ():
+                check(name, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from tiny import NUM_CLASSES, tiny_config, tiny_session, tiny_split
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcifar import ops
 from fastcifar.batch import Batch
 from fastcifar.config import Config
 from fastcifar.engines import Engine
@@ -330,6 +331,19 @@ def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
 def test_fuse_pointwise_is_refused_where_it_has_no_kernels(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="fuse_pointwise"):
         Target.of(tiny_config(fuse_pointwise=True, **settings))
+
+
+@pytest.mark.skipif(not ops.available(), reason="without kernels the references call PyTorch's convolution")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_fused_step_on_the_cpu_calls_no_convolution_of_the_library(precision: str) -> None:
+    """Where oneDNN's threads wait for each other by spinning, a busy neighbour costs many times its share."""
+    engine, loader = build(tiny_config(engine="fused", precision=precision))
+    batch = loader.batch(0)
+    with torch.profiler.profile() as profile:
+        engine.train_step(batch, 0.05)
+    names = {event.key for event in profile.key_averages()}
+    assert {"fastcifar::stem", "fastcifar::_stem_backward", "fastcifar::batch_norm_relu_pool"} <= names
+    assert [name for name in names if "conv2d" in name or "convolution" in name or "pool2d" in name] == []
 
 
 def test_fused_evaluation_is_eagers() -> None:

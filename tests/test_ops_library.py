@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import DTYPES, as_tuple, calls, needs_kernels
+from op_cases import DTYPES, as_tuple, calls, end_calls, needs_kernels
 
 import fastcifar
 from fastcifar import ops
-from fastcifar.ops._library import references
+from fastcifar.ops._library import on_cpu_only, references
 
 pytestmark = pytest.mark.machine
 
@@ -46,7 +46,7 @@ PARTS = [
 
 @pytest.mark.parametrize("pattern, holds", PARTS, ids=[pattern for pattern, _ in PARTS])
 def test_every_op_has_its_files_and_every_file_its_op(pattern: str, holds: str) -> None:
-    assert stems(pattern, holds) == OPS
+    assert stems(pattern, holds) == (OPS - on_cpu_only if "cuda" in pattern else OPS)
 
 
 @pytest.mark.parametrize("op", sorted(OPS))
@@ -63,9 +63,16 @@ def test_no_op_lacks_a_part(op: str) -> None:
     assert re.search(r"[Ee]qual to\b", getattr(ops, op).__doc__)
     header = (ROOT / f"csrc/{op}.h").read_text()
     assert sorted(re.findall(r'^    "(\w+)\(', header, re.M)) == sorted(own), "the schemas of the op's header"
-    for folder, ending in (("cpu", ".cpp"), ("cuda", "_op.cpp")):
+    for folder, ending in (("cpu", ".cpp"), ("cuda", "_op.cpp"))[: 1 if op in on_cpu_only else 2]:
         glue = (ROOT / f"csrc/{folder}/{op}{ending}").read_text()
         assert sorted(re.findall(r'm\.impl\("(\w+)"', glue)) == sorted(own), f"the kernels in csrc/{folder}"
+
+
+def test_an_op_and_its_backward_are_for_the_same_devices() -> None:
+    assert {name.removeprefix("_").removesuffix("_backward") for name in on_cpu_only} <= on_cpu_only
+    assert {
+        name for name in references if name.removeprefix("_").removesuffix("_backward") in on_cpu_only
+    } == on_cpu_only
 
 
 def test_the_ops_are_those_with_files() -> None:
@@ -78,7 +85,7 @@ def test_the_ops_are_those_with_files() -> None:
 def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     threads = torch.get_num_threads()
     try:
-        for name, arguments in calls(shape, dtype, 1):
+        for name, arguments in (*calls(shape, dtype, 1), *end_calls(shape, dtype)):
             op = getattr(torch.ops.fastcifar, name)
             torch.set_num_threads(1)
             one = as_tuple(op(*arguments))
@@ -92,7 +99,7 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, int, int, int], 
 @pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=str)
 def test_batches_of_none_and_one(dtype: torch.dtype) -> None:
     for n in (0, 1):
-        for name, arguments in calls((n, 5, 6, 7), dtype, 2):
+        for name, arguments in (*calls((n, 5, 6, 7), dtype, 2), *(end_calls((n, 5, 6, 7), dtype) if n else ())):
             outputs = as_tuple(getattr(torch.ops.fastcifar, name)(*arguments))
             reference = as_tuple(references[name](*arguments))
             for got, expected in zip(outputs, reference, strict=True):

@@ -2,8 +2,8 @@
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
 products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
-applies BN and ReLU to them as it loads them.
-The weights of all products have copies in the compute dtype, which the optimizer's step writes; autocast would launch
+applies BN and ReLU to them as it loads them. On the CPU both ends of the network are ops too, so that no convolution of
+oneDNN is left in a step. The weights of all products have copies in the compute dtype, which the optimizer's step writes; autocast would launch
 30 small kernels, and two more to bring the gradients back.
 """
 
@@ -21,10 +21,12 @@ from fastcifar.engines.eager import Forward
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
     batch_norm_relu,
+    batch_norm_relu_pool,
     depthwise_block,
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
     separable_block,
+    stem,
 )
 
 
@@ -73,9 +75,8 @@ class FusedModel:
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
         copies = list(self.rounded.values())
-        stem, head, bias, *products = self._weights if not copies else _Rounded.apply(copies, *self._weights)  # type: ignore[no-untyped-call]
-        images = images[:, : model.stem.in_channels]
-        u, norm, rows = F.conv2d(images, stem, stride=model.stem.stride, padding=model.stem.padding), model.norm, None
+        first, head, bias, *products = self._weights if not copies else _Rounded.apply(copies, *self._weights)  # type: ignore[no-untyped-call]
+        (u, rows), norm = _stem(images, first), model.norm
         for block, product in zip(self._blocks, products, strict=True):
             conv, norm1 = _conv(block.depthwise), block.norm1
             counts.append(u.numel() // u.shape[1])
@@ -89,10 +90,10 @@ class FusedModel:
             means += statistics[0::2]
             variances += statistics[1::2]
             norm = block.norm2
-        z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
+        pooled, mean, var = _pooled(u, norm, rows)
         counts.append(u.numel() // u.shape[1])
         self._update_statistics([*means, mean], [*variances, var], counts)
-        return self._head(z, head, bias)
+        return F.linear(pooled, head, bias)
 
     @torch.no_grad()
     def folded(self) -> Callable[[Tensor], Tensor]:
@@ -105,22 +106,18 @@ class FusedModel:
         torch._foreach_mul_(scales, [norm.weight for norm in self._norms])
         shifts = torch._foreach_sub([norm.bias for norm in self._norms], torch._foreach_mul(self._means, scales))
         affines = list(zip(scales, shifts, strict=True))
-        stem, head, bias, *products = _copies(self._weights, self._dtype)
+        first, head, bias, *products = _copies(self._weights, self._dtype)
 
         def evaluate(images: Tensor) -> Tensor:
-            conv = self._model.stem
-            u = F.conv2d(images[:, : conv.in_channels], stem, stride=conv.stride, padding=conv.padding)
+            u, _ = _stem(images, first)
             for i, (block, product) in enumerate(zip(self._blocks, products, strict=True)):
                 conv, before, after = _conv(block.depthwise), affines[2 * i], affines[2 * i + 1]
                 u = _pointwise(dwconv3x3_affine_relu(u, *before, conv.weight, *after, conv.stride[0]), product)
             scale, shift = affines[-1]
             z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
-            return self._head(z, head, bias)
+            return F.linear(_mean_of_map(z), head, bias)
 
         return evaluate
-
-    def _head(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(F.avg_pool2d(z, z.shape[-2:]).flatten(1), weight, bias)
 
     @torch.no_grad()
     def _update_statistics(self, means: list[Tensor], variances: list[Tensor], counts: list[int]) -> None:
@@ -148,6 +145,29 @@ def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:
 def _conv(module: nn.Module) -> nn.Conv2d:
     assert isinstance(module, nn.Conv2d)
     return module
+
+
+def _stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The first convolution and, on the CPU, the moments of its output. On CUDA it is the library's.
+
+    Batches have three channels. A stem of one channel takes the first.
+    """
+    channels = weight.shape[1]
+    if images.is_cuda:
+        return F.conv2d(images[:, :channels], weight, padding=1), None
+    return stem(images, weight if channels == 3 else F.pad(weight, (0, 0, 0, 0, 0, 3 - channels)))
+
+
+def _pooled(u: Tensor, norm: nn.BatchNorm2d, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The end of the last block: BN, ReLU and the mean of each map; then mean and variance of u."""
+    if not u.is_cuda:
+        return batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, rows)
+    z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
+    return _mean_of_map(z), mean, var
+
+
+def _mean_of_map(z: Tensor) -> Tensor:
+    return F.avg_pool2d(z, z.shape[-2:]).flatten(1)
 
 
 def _pointwise(z: Tensor, weight: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from fastcifar.ops._library import available, cpu_isa, fingerprint, why_unavailable
 from fastcifar.ops._modules import Conversion, DepthwiseConv3x3, convert
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
+from fastcifar.ops.batch_norm_relu_pool import batch_norm_relu_pool
 from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy
 from fastcifar.ops.separable_block import separable_block
 from fastcifar.ops.sgd import sgd
+from fastcifar.ops.stem import stem
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "DepthwiseConv3x3",
     "available",
     "batch_norm_relu",
+    "batch_norm_relu_pool",
     "convert",
     "cpu_isa",
     "depthwise_block",
@@ -25,6 +28,7 @@ __all__ = [
     "mixup_cross_entropy",
     "separable_block",
     "sgd",
+    "stem",
     "training_batch",
     "why_unavailable",
 ]

@@ -1,0 +1,122 @@
+"""The network's first convolution with the statistics of its output.
+
+It is an op for the CPU alone, where it keeps oneDNN out of a step: oneDNN's weight gradient in bfloat16 waits for its
+threads by spinning, and took 50 times as long beside one busy process. A GPU has no such neighbour, and the library's
+convolution there is one kernel of many; on CUDA this op runs its reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcifar.ops._library import accumulate_dtype, define
+from fastcifar.ops.separable_block import num_rows
+
+
+def stem(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """3x3 convolution of images with stride 1 and padding 1, no bias, summed in float32.
+
+    Equal to `F.conv2d(x, w.to(x.dtype), padding=1)`, except that a float32 `w` is not rounded to a narrower `x.dtype`
+    first. In training images need no gradient: where it is asked for, plain PyTorch computes it.
+
+    Args:
+        x: [N, 3, H, W], N at least 1, float32 or bfloat16, best in channels_last; else it is copied.
+        w: [C, 3, 3, 3], float32 or x's dtype.
+
+    Returns:
+        u: [N, C, H, W] in x's dtype, channels_last.
+        u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u as it was rounded, for
+            the next op, in which the gradient through u's statistics is theirs.
+
+    Raises:
+        RuntimeError: an argument has another shape, dtype or device; the message names it with its value.
+    """
+    u, u_rows = _forward(x, w)
+    return u, u_rows
+
+
+def stem_ref(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """`stem` in plain PyTorch."""
+    wide = accumulate_dtype(x)
+    u = F.conv2d(x.to(wide), w.to(wide), padding=1).to(x.dtype)
+    pixels, channels = u.numel() // u.shape[1], u.shape[1]
+    rows = u.new_zeros(num_rows(pixels, channels), 3, channels, dtype=wide)
+    rows[0, 0] = pixels
+    rows[0, 1] = u.to(wide).mean((0, 2, 3))
+    rows[0, 2] = u.to(wide).var((0, 2, 3), correction=0) * pixels
+    return u.contiguous(memory_format=torch.channels_last), rows
+
+
+def stem_backward_ref(
+    grad_u: Tensor,
+    x: Tensor,
+    w: Tensor,
+    grad_u_rows: Tensor | None = None,
+    u: Tensor | None = None,
+    u_rows: Tensor | None = None,
+) -> Tensor:
+    """The gradient of w in plain PyTorch.
+
+    Args:
+        grad_u: the gradient of u, in its shape and dtype.
+        x: as in the forward; so is w.
+        grad_u_rows: the gradient of u_rows in its shape, of which only the first row counts; None: there is none.
+        u: as the forward returned it, with all pixels in the first row of u_rows; needed with grad_u_rows.
+        u_rows: as u.
+
+    Returns:
+        In w's shape and dtype.
+    """
+    wide, ones = accumulate_dtype(x), [1, 1]
+    grad_u = _whole_gradient(grad_u, grad_u_rows, u, u_rows)
+    _, grad_w, _ = torch.ops.aten.convolution_backward(
+        grad_u.to(wide), x.to(wide), w.to(wide), None, ones, ones, ones, False, [0, 0], 1, [False, True, False]
+    )
+    return grad_w.to(w.dtype).contiguous()  # type: ignore[no-any-return]
+
+
+def _whole_gradient(grad_u: Tensor, grad_u_rows: Tensor | None, u: Tensor | None, u_rows: Tensor | None) -> Tensor:
+    """The gradient of u in float32 or wider, with what comes through the moments."""
+    wide = grad_u.to(accumulate_dtype(grad_u))
+    if grad_u_rows is None:
+        return wide
+    assert u is not None and u_rows is not None
+    grad_mean, grad_squares = (grad_u_rows[0, i, :, None, None] for i in (1, 2))
+    count, mean = (u_rows[0, i, :, None, None] for i in (0, 1))
+    return wide + grad_mean / count + 2 * (u.to(wide.dtype) - mean) * grad_squares
+
+
+_forward = define("stem(Tensor x, Tensor w) -> (Tensor, Tensor)", stem_ref, cpu_only=True)
+_backward = define(
+    "_stem_backward(Tensor grad_u, Tensor x, Tensor w, Tensor? grad_u_rows=None, Tensor? u=None, Tensor? u_rows=None)"
+    " -> Tensor",
+    stem_backward_ref,
+    cpu_only=True,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_u: Tensor | None, grad_u_rows: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_u is None and grad_u_rows is None:
+        return None, None
+    x, w, u, u_rows = ctx.saved_tensors
+    need_x, need_w = ctx.needs_input_grad
+    if grad_u is None:
+        grad_u = torch.zeros_like(u)
+    moments = (None, None, None) if grad_u_rows is None else (grad_u_rows, u, u_rows)
+    grad_x = None
+    if need_x:
+        whole = _whole_gradient(grad_u, *moments)
+        grad_x = F.conv_transpose2d(whole, w.to(whole.dtype), padding=1).to(x.dtype)
+    return grad_x, _backward(grad_u, x, w, *moments) if need_w else None
+
+
+torch.library.register_autograd("fastcifar::stem", _autograd, setup_context=_setup_context)

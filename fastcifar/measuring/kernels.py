@@ -105,6 +105,7 @@ OPS: tuple[_Rule, ...] = (
     (r"fastcifar::_?separable_block(_backward)?", SEPARABLE),
     (r"fastcifar::_?(dwconv3x3|dwconv3x3_affine_relu)(_backward)?", DEPTHWISE),
     (r"fastcifar::_?batch_norm_relu(_backward)?", NORM),
+    (r"fastcifar::_?stem(_backward)?", STEM),
     (r"fastcifar::.*(sgd|optimizer|update_weights).*", OPTIMIZER),
     (r"fastcifar::.*(loss|head|cross_entropy|pool).*", HEAD),
     (r"aten::(.*convolution.*|conv2d|_conv_depthwise2d)", Shapes.convolution),

@@ -26,8 +26,7 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.layers import Layer
 from fastcifar.measuring.timing import Call, time_calls
-from fastcifar.ops import batch_norm_relu, depthwise_block
-from fastcifar.ops.separable_block import separable_block
+from fastcifar.ops import batch_norm_relu, batch_norm_relu_pool, depthwise_block, separable_block, stem
 from fastcifar.session import Session
 
 
@@ -43,8 +42,9 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
         session: the session whose model, loader and optimizer are timed, on its device.
 
     Returns:
-        The median seconds of the forward and, if the layer has a backward, of the backward. The backward is the time of
-        forward and backward together minus the forward. Empty for augmentation if the loader makes batches ahead.
+        The median seconds of the forward and, if the layer has a backward, of the backward. On CUDA the backward is the
+        time of forward and backward together minus the forward, because a captured graph holds both. Empty for
+        augmentation if the loader makes batches ahead.
     """
     config, device, dtype = session.target.config, session.target.device, session.target.dtype
     engine, loader = session.engine, session.loader
@@ -70,11 +70,16 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
     modules = [engine.model.get_submodule(name) for name in layer.modules]
     if config.engine == "fused":
         modules = [_in_dtype(module, dtype) for module in modules]
-    forward = _function(layer, modules, fused=config.engine == "fused")
+    forward = _function(layer, modules, device, fused=config.engine == "fused")
     targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
     cast = torch.autocast(device.type, dtype, config.precision != "fp32", cache_enabled=device.type == "cpu")
     with cast:
-        grad = torch.randn_like(forward(x))
+        y = forward(x)
+        grad = torch.randn_like(y)
+        if device.type == "cpu":
+            return _medians(
+                [lambda: forward(x), lambda: torch.autograd.grad(y, targets, grad, retain_graph=True)], device
+            )
 
         def both() -> object:
             return torch.autograd.grad(forward(x), targets, grad)
@@ -106,7 +111,7 @@ def _in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def _function(layer: Layer, modules: Sequence[Any], *, fused: bool) -> Callable[[Tensor], Tensor]:
+def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fused: bool) -> Callable[[Tensor], Tensor]:
     """The function that the engine computes for the layer's `modules`."""
     first = modules[0]
     if layer.kind in (BLOCK, SEPARABLE):
@@ -119,6 +124,10 @@ def _function(layer: Layer, modules: Sequence[Any], *, fused: bool) -> Callable[
         if fused:
             return lambda u: batch_norm_relu(u, first.weight, first.bias, first.eps)[0]
         return lambda x: F.relu(first(x), inplace=True)
+    if layer.kind == STEM and fused and device.type == "cpu":
+        return lambda x: stem(x, first.weight)[0]
+    if layer.kind == HEAD and len(modules) == 2:
+        return lambda u: modules[1](batch_norm_relu_pool(u, first.weight, first.bias, first.eps)[0])
     if layer.kind == HEAD:
         return lambda x: first(F.avg_pool2d(x, x.shape[-2:]).flatten(1))
     if layer.kind == POINTWISE and fused:

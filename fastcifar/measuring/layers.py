@@ -159,8 +159,8 @@ def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
 def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
     """The layers of a step as the target's engine runs them, followed by casts, optimizer and augmentation.
 
-    With `engine = fused` each depthwise block includes the BN before it. `compiled` has the layers of `eager`, because
-    torch.compile chooses by itself what it fuses.
+    With `engine = fused` each depthwise block includes the BN before it, and on the CPU the last BN and ReLU are one op
+    with the pooling. `compiled` has the layers of `eager`, because torch.compile chooses by itself what it fuses.
 
     Args:
         target: the settled config and its device.
@@ -178,6 +178,9 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
             length = 4 if target.fuses_pointwise else 3
             layers.append(_block(rest[:length], size))
             rest = rest[length:]
+        elif len(rest) == 2 and config.engine == "fused" and target.device.type == "cpu":
+            layers.append(_pooled_head(rest, size))
+            rest = []
         else:
             layers.append(_head(first, parts[-2].out_shape, size) if len(rest) == 1 else _single(first, size))
             rest = others
@@ -243,6 +246,22 @@ def _head(part: Part, map_shape: Shape, size: int) -> Layer:
         macs,
         Work(size * (x + y + w), 2 * macs + x),
         Work(size * (x + pooled + y + 2 * w), 4 * macs + x),
+    )
+
+
+def _pooled_head(parts: Sequence[Part], size: int) -> Layer:
+    """The last BN and ReLU, pooled by the same op, and the linear layer."""
+    norm, linear = parts
+    x, pooled, y, w, macs = norm.inputs, linear.inputs, linear.outputs, linear.weights, linear.macs
+    return Layer(
+        f"BN, ReLU, pooling, head {linear.in_shape[1]}->{linear.out_shape[1]}",
+        HEAD,
+        (norm.name, linear.name),
+        1,
+        norm.in_shape,
+        macs,
+        Work(size * (x + 2 * pooled + y + w), 2 * macs + (NORM_FLOPS[0] + 1) * x),
+        Work(size * (2 * x + 3 * pooled + y + 2 * w), 4 * macs + NORM_FLOPS[1] * x),
     )
 
 

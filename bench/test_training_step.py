@@ -1,12 +1,14 @@
 """The training step at width 1.0: untuned PyTorch against each engine, each variant in its own process.
 
 Compare only medians of the same run. On CUDA a step is one CUDA graph, and batches of 1024 are measured too; what is
-likely to be asked for first comes first. `--full` adds, on CUDA, the compiled engine in every precision and mode.
+likely to be asked for first comes first. On the CPU the step is also measured beside one busy process. `--full` adds,
+on CUDA, the compiled engine in every precision and mode.
 """
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from workers import training_step, worker
 
 from fastcifar import ops
+from fastcifar.measuring.neighbour import busy_process
 from fastcifar.target import fast_precisions, find_device
 
 CUDA = torch.cuda.is_available()
@@ -60,3 +63,7 @@ def test_training_step(benchmark: Any, request: pytest.FixtureRequest, variant: 
     with worker(training_step, settings, NUM_IMAGES) as run:
         benchmark.extra_info["images"] = settings.get("batch_size", 128) * STEPS
         benchmark.pedantic(run, args=(STEPS,), rounds=ROUNDS, warmup_rounds=1)
+        if not CUDA:
+            with busy_process():
+                beside = statistics.median(run(STEPS) for _ in range(ROUNDS // 2))
+            benchmark.extra_info["share_of_quiet"] = benchmark.stats.stats.median / beside

@@ -70,7 +70,10 @@ class Machine:
         rate *= 0.6 if c.batch_size < 128 else 1
         rate *= 0.95 if cell.augmentation == "eager" else 1
         slow_start = 40.0 if self.asked.count(cell) == 1 and c.engine == "compiled" else 0.5
-        return Measurement([rate, 0.98 * rate, 1.04 * rate], self.others, 5, slow_start, 3.0, 1.25, None, 4.6, [])
+        beside = [0.6 * rate] * 3 if how["neighbour"] else []
+        return Measurement(
+            [rate, 0.98 * rate, 1.04 * rate], self.others, 5, slow_start, 3.0, 1.25, None, 4.6, [], beside
+        )
 
 
 @pytest.fixture
@@ -467,6 +470,15 @@ def test_stopped_before_anything_is_measured(machine: Machine, capsys: Captured)
     assert not Path("here/ablation.svg").exists()
 
 
+def test_a_busy_neighbours_share_is_a_column_of_the_grid(machine: Machine, capsys: Captured) -> None:
+    assert cli.main("ablate --repeats 1 --engine fused --neighbour --out here".split()) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith("neighbour") and all(row.endswith("60%") for row in table[1:4])
+    cells = [line for line in lines(Path("here")) if line["kind"] == "cell"]
+    assert [cell["beside_neighbour"] for cell in cells if not cell["in_grid"]].count(None) == len(cells) - 3
+    assert all(cell["beside_neighbour"] == pytest.approx(0.6) for cell in cells[:3])
+
+
 # ---- as a whole ----
 
 
@@ -476,8 +488,12 @@ def test_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     argv: Sequence[str] = "ablate --engine eager --precision fp32 --width-mult 0.125 --batch-size 16".split()
-    assert cli.main([*argv, *"--seconds 0.05 --repeats 1 --no-attribution --device cpu --out".split(), "here"]) == 0
+    assert (
+        cli.main([*argv, *"--seconds 0.05 --repeats 1 --no-attribution --neighbour --device cpu --out".split(), "here"])
+        == 0
+    )
     out = capsys.readouterr().out.splitlines()
     assert out[1].startswith("stock eager fp32") and out[2].startswith("eager fp32")
     measured = [line for line in lines(Path("here")) if line["kind"] == "measurement"]
     assert len(measured) == 2 and all(min(m["images_per_second"]) > 0 for m in measured)
+    assert all(len(m["beside_neighbour"]) == 3 and min(m["beside_neighbour"]) > 0 for m in measured)

@@ -3,8 +3,10 @@
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from fastcifar.errors import DeviceMemoryError, NonFiniteError, UsageError
 from fastcifar.loaders import build as build_module
 from fastcifar.measuring import cell as module
 from fastcifar.measuring.cell import Cell, Failure, Measurement, answer, measure, measure_here, random_images
-from fastcifar.measuring.process import seconds_of_others
+from fastcifar.measuring.neighbour import busy_process
+from fastcifar.measuring.process import seconds_of, seconds_of_others
 from fastcifar.session import Session
 from fastcifar.target import Target
 
@@ -164,7 +167,7 @@ def test_an_error_is_an_answer(monkeypatch: pytest.MonkeyPatch, error: Exception
 
     monkeypatch.setattr(module, "measure_here", fail)
     cell = {"settings": tiny_config().model_dump(mode="json"), "augmentation": None, "launched": False}
-    failure = Failure(**answer(cell | TINY)["failure"])
+    failure = Failure(**answer(cell | TINY | {"neighbour": False})["failure"])
     assert (failure.kind, failure.message) == (kind, message)
     assert failure.cannot_run == (kind == "UsageError")
     assert failure.traceback.startswith("Traceback")
@@ -212,3 +215,33 @@ def test_an_interrupted_measurement_leaves_no_process(tmp_path: Path, monkeypatc
     assert time.monotonic() - start < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_busy_process_ends_with_its_context_and_with_its_parent() -> None:
+    with busy_process() as pid:
+        assert seconds_until(lambda: seconds_of(pid) > 0.05) < 20
+    assert ended(pid)
+    script = (
+        "from fastcifar.measuring.neighbour import busy_process\n"
+        "with busy_process() as pid: print(pid, flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    assert seconds_until(lambda: ended(pid)) < 20
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, also if nobody has asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def seconds_until(holds: Callable[[], bool], most: float = 20) -> float:
+    start = time.perf_counter()
+    while not holds() and time.perf_counter() < start + most:
+        time.sleep(0.02)
+    return time.perf_counter() - start

@@ -11,7 +11,7 @@ SUMMARY = "measure what each engine, precision, loader, ... is worth in images/s
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.usage = "fastcifar ablate [--AXIS VALUE,VALUE,...] [--KEY VALUE ...] [--repeats N] [--seconds S] [--out DIR]"
-    parser.usage += "\n                        [--no-attribution]"
+    parser.usage += "\n                        [--no-attribution] [--neighbour]"
     parser.epilog = (
         "AXIS is engine, precision, loader, memory-format, batch-size, tuned or compile-mode; default: every engine "
         "with every precision that pays here. --KEY VALUE sets anything that `fastcifar train --help` lists, in all "
@@ -30,6 +30,9 @@ def run(parser: Parser, argv: list[str]) -> int:
     )
     parser.add_argument("--out", metavar="DIR", type=path, help="the folder for the results [runs/ablate/TIME]")
     parser.add_argument("--no-attribution", action="store_true", help="the grid only")
+    parser.add_argument(
+        "--neighbour", action="store_true", help="measure the grid beside one busy process too, as on a shared machine"
+    )
     args, rest = parser.parse_known_args(argv)
     given = read_settings(rest)
     for name, _ in given.settings:
@@ -49,6 +52,7 @@ def run(parser: Parser, argv: list[str]) -> int:
         window_seconds=args.seconds,
         out=args.out,
         attribution=not args.no_attribution,
+        neighbour=args.neighbour,
         command=["fastcifar", "ablate", *argv],
         options=parser.options(),
     )

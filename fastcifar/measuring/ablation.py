@@ -57,6 +57,7 @@ def ablate(
     window_seconds: float = 1.0,
     out: Path | None = None,
     attribution: bool = True,
+    neighbour: bool = False,
     command: Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> Ablation:
@@ -70,6 +71,7 @@ def ablate(
         window_seconds: the length of a window, in seconds. Each process measures `NUM_WINDOWS` windows.
         out: the folder, new or empty; None makes runs/ablate/<time>.
         attribution: whether the fastest cell is also measured without each of its factors.
+        neighbour: whether each cell of the grid is also measured beside one busy process.
         command: the words of the user's command line, for the record.
         options: as for `plan`.
 
@@ -86,7 +88,7 @@ def ablate(
     device = find_device(runnable[0].device)
     path = _folder(out)
     environment = collect(str(device)) | {"command": list(command)}
-    ablation = Ablation(path, entries, repeats, window_seconds, environment)
+    ablation = Ablation(path, entries, repeats, window_seconds, environment, neighbour)
     order = random.Random(runnable[0].seed)
     with signals.as_interrupts() as stop, Results(path) as results, Progress() as progress:
         results.write(
@@ -143,6 +145,7 @@ class _Runner:
                 entry.cell,
                 num_windows=NUM_WINDOWS,
                 window_seconds=self._ablation.window_seconds,
+                neighbour=self._ablation.neighbour and entry in self._ablation.entries,
                 environment=self._results.cache_of(entry),
             )
             seconds = time.monotonic() - start

@@ -30,6 +30,7 @@ class Ablation:
         repeats: as for `ablate`.
         window_seconds: as for `ablate`.
         environment: what `environment.collect` returns, and the command.
+        neighbour: as for `ablate`.
         extra: cells that only the attribution measures.
         factors: the attribution; empty if there is none.
         fastest: the cell that the attribution starts from: the fastest cell of the first round. None before it.
@@ -41,6 +42,7 @@ class Ablation:
     repeats: int
     window_seconds: float
     environment: dict[str, Any]
+    neighbour: bool = False
     extra: list[Entry] = field(default_factory=list)
     factors: list[Factor] = field(default_factory=list)
     fastest: Entry | None = None
@@ -108,6 +110,7 @@ def method_of(ablation: Ablation) -> dict[str, Any]:
         "num_windows": NUM_WINDOWS,
         "window_seconds": ablation.window_seconds,
         "num_images": NUM_IMAGES,
+        "neighbour": ablation.neighbour,
     }
 
 
@@ -157,6 +160,7 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
         "num_windows": len(entry.windows),
         "num_left_out": entry.num_left_out,
         "num_processes": len(entry.measurements),
+        "beside_neighbour": entry.beside_neighbour,
         "speed_up": entry.rate / first.rate if measured and first.measurements else None,
         "run_seconds_computed": run_seconds(entry) if measured else None,
         "compile_seconds": warm_up[0] if measured else None,

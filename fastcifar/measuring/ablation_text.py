@@ -31,7 +31,7 @@ def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     epochs = next(entry.cell.config.epochs for entry in ablation.entries if entry.cell)
     header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "compile s", "GiB"]
     on_gpu = any(m.device_memory_gib is not None for entry in ablation.entries for m in entry.measurements)
-    header += ["GPU GiB"] * on_gpu
+    header += ["GPU GiB"] * on_gpu + ["neighbour"] * ablation.neighbour
     rows = []
     for entry in ablation.entries:
         s = summary_of(ablation, entry)
@@ -49,7 +49,11 @@ def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
             f"{s['compile_seconds']:.1f}{again}",
             f"{s['host_memory_gib']:.2f}",
         ]
-        rows.append([*row, f"{s['device_memory_gib']:.2f}"] if on_gpu else row)
+        if on_gpu:
+            row.append(f"{s['device_memory_gib']:.2f}")
+        if ablation.neighbour:
+            row.append(f"{s['beside_neighbour']:.0%}")
+        rows.append(row)
     return header, rows
 
 
@@ -77,6 +81,8 @@ def remarks(ablation: Ablation) -> list[str]:
         "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
         machine_line(ablation),
     ]
+    if ablation.neighbour:
+        lines.append("neighbour: the share of images/s that is left beside one busy process")
     if left_out := sum(entry.num_left_out for entry in ablation.all_entries):
         lines.append(f"{left_out} windows left out: other programs used more than {QUIET:.0%} of the cores")
     if disturbed := [entry.name for entry in ablation.all_entries if entry.disturbed]:

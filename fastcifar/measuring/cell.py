@@ -3,7 +3,7 @@
 `python -m fastcifar.measuring.cell` reads a request from stdin and writes an answer to stdout, a line of JSON each:
 
     {"settings": {...}, "augmentation": null, "launched": false,
-     "num_images": 40000, "num_windows": 3, "window_seconds": 1.0}
+     "num_images": 40000, "num_windows": 3, "window_seconds": 1.0, "neighbour": false}
     {"measurement": {...}} or {"failure": {"kind": "DeviceMemoryError", "message": "..."}}
 
 The run has the engine, loader and steps of a training run. Its images are random bytes, which take as long as others.
@@ -18,7 +18,8 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation
+from fastcifar.measuring.neighbour import busy_process
 from fastcifar.measuring.process import Death, Process, peak_memory_gib, seconds_of_others, serve
 from fastcifar.run.clock import process_seconds, wait
 from fastcifar.session import Session
@@ -66,6 +68,7 @@ class Measurement:
         device_memory_gib: the peak memory of PyTorch's allocator on the GPU, in GiB; None on the CPU.
         loss: the mean loss of all images in the windows; it is finite.
         notes: remarks for the user on how the steps were taken.
+        beside_neighbour: the rate of each window beside one busy process; empty if that was not measured.
     """
 
     images_per_second: list[float]
@@ -77,6 +80,7 @@ class Measurement:
     device_memory_gib: float | None
     loss: float
     notes: list[str]
+    beside_neighbour: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def measure(
     num_windows: int,
     window_seconds: float,
     num_images: int = NUM_IMAGES,
+    neighbour: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Measurement | Failure:
     """Measures a cell in a new process. An exception in this process, such as Ctrl-C, ends the new process too.
@@ -114,6 +119,7 @@ def measure(
         num_windows: the number of windows.
         window_seconds: the length of a window, in seconds.
         num_images: the number of training images.
+        neighbour: whether as many windows are also measured beside one busy process.
         environment: environment variables for the new process, added to the ones that this process has.
 
     Returns:
@@ -126,6 +132,7 @@ def measure(
         "num_images": num_images,
         "num_windows": num_windows,
         "window_seconds": window_seconds,
+        "neighbour": neighbour,
     }
     with Process([sys.executable, "-m", "fastcifar.measuring.cell"], environment) as process:
         found = process.ask(request, last=True)
@@ -149,7 +156,9 @@ class _Window:
     others: float
 
 
-def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES) -> Measurement:
+def measure_here(
+    cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES, neighbour: bool = False
+) -> Measurement:
     """Measures a cell in this process.
 
     Args:
@@ -157,6 +166,7 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
         num_windows: as for `measure`.
         window_seconds: as for `measure`.
         num_images: as for `measure`.
+        neighbour: as for `measure`.
 
     Returns:
         The measurement.
@@ -186,6 +196,11 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
         session.engine.pop_means(1)
         windows = [window(num_steps) for _ in range(num_windows)]
         loss = session.engine.pop_means(sum(w.num_images for w in windows)).loss
+        beside = []
+        if neighbour:
+            with busy_process():
+                window(-(-num_steps // 2))
+                beside = [window(num_steps) for _ in range(num_windows)]
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss is not finite after {num_windows * num_steps} steps on random images")
     return Measurement(
@@ -198,6 +213,7 @@ def measure_here(cell: Cell, *, num_windows: int, window_seconds: float, num_ima
         device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
         loss=loss,
         notes=notes,
+        beside_neighbour=[w.num_images / w.seconds for w in beside],
     )
 
 
@@ -218,7 +234,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a request. The module's docstring shows the form of requests and answers."""
     try:
         cell = Cell(Config.model_validate(request["settings"]), request["augmentation"], request["launched"])
-        sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds")}
+        sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds", "neighbour")}
         return {"measurement": asdict(measure_here(cell, **sizes))}
     except Exception as error:
         text = str(error).strip() or type(error).__name__

@@ -91,6 +91,12 @@ class Entry:
         """Images a second of the slowest and of the fastest window that counts."""
         return min(self.windows), max(self.windows)
 
+    @property
+    def beside_neighbour(self) -> float | None:
+        """The share of images/s that is left beside one busy process, 0 to 1; None if that was not measured."""
+        beside = [rate for measurement in self.measurements for rate in measurement.beside_neighbour]
+        return statistics.median(beside) / self.rate if beside else None
+
 
 @dataclass
 class Factor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peers import is_generic, versions
 
 from fastcifar import ops
 from fastcifar.cpu import keep_freed_memory
@@ -111,6 +112,7 @@ def race(benchmark: Any) -> Callable[..., None]:
         target = torch.empty_like(source)
         calls = {"fastcifar": call, **peers, "copy": lambda: target.copy_(source)}
         if device == "cpu":
+            benchmark.extra_info.update(generic=[name for name, peer in peers.items() if is_generic(peer)])
             benchmark.extra_info.update(seconds=time_interleaved(calls, benchmark))
         else:
             benchmark.extra_info.update(seconds=time_on_gpu(calls, benchmark, cold=False))
@@ -130,11 +132,23 @@ def quotient(a: float, b: float) -> float:
     return a / b if a > 0 and b > 0 else math.nan
 
 
+def summarised(summary: Callable[[list[float]], float], ratios: list[float]) -> str:
+    """A summary as a part of a row: a dash without ratios, NaN where one of them is."""
+    if not ratios:
+        return f"{'-':>22} "
+    return f"{math.nan if any(map(math.isnan, ratios)) else summary(ratios):20.2f}x  "
+
+
 def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
-    """A row for each case: times, speed over each peer, achieved bandwidth, time over the floor's time."""
+    """A row for each case: times, speed over each peer, achieved bandwidth, time over the floor's time.
+
+    Then mean, median and worst of the speed over each peer. A star marks a case in which the peer has only a generic
+    kernel; a second mean leaves these cases out.
+    """
     peers = [name for name in benchmarks[0].extra_info[which] if name not in ("fastcifar", "copy")]
-    yield f"{'':28}{'ms':>9}" + "".join(f"{peer:>22}" for peer in peers) + f"{'GB/s':>8}{'copy':>7}{'x floor':>9}"
+    yield f"{'':28}{'ms':>9}" + "".join(f"{peer:>23}" for peer in peers) + f"{'GB/s':>8}{'copy':>7}{'x floor':>9}"
     ratios: dict[str, list[float]] = {peer: [] for peer in peers}
+    fair: dict[str, list[float]] = {peer: [] for peer in peers}
     for b in benchmarks:
         seconds, num_bytes = b.extra_info[which], b.extra_info["bytes"]
         ours, floor = seconds["fastcifar"], seconds["copy"]
@@ -142,12 +156,16 @@ def race_table(benchmarks: list[Any], which: str = "seconds") -> Iterable[str]:
         for peer in peers:
             ratio = quotient(seconds.get(peer, math.nan), ours)
             ratios[peer].append(ratio)
-            row += f"{seconds.get(peer, math.nan) * 1e3:12.4f} ({ratio:6.2f}x)"
+            generic = peer in b.extra_info.get("generic", ())
+            fair[peer] += [] if generic else [ratio]
+            row += f"{seconds.get(peer, math.nan) * 1e3:12.4f} ({ratio:6.2f}x){'*' if generic else ' '}"
         speed, floor_speed = quotient(num_bytes, ours), quotient(num_bytes, floor)
         yield row + f"{speed / 1e9:8.1f}{floor_speed / 1e9:7.1f}{quotient(ours, floor):9.2f}"
-    yield f"{'geometric mean (worst)':37}" + "".join(
-        f"{geometric_mean(r):13.2f}x ({min(r):5.2f}x)" for r in ratios.values() if not any(map(math.isnan, r))
-    )
+    rows = {"geometric mean": geometric_mean, "median": statistics.median, "worst": min}
+    for name, summary in rows.items():
+        yield f"{name:37}" + "".join(summarised(summary, ratios[peer]) for peer in peers)
+    if fair != ratios:
+        yield f"{'geometric mean without *':37}" + "".join(summarised(geometric_mean, fair[peer]) for peer in peers)
 
 
 def plain_table(benchmarks: list[Any]) -> Iterable[str]:
@@ -160,6 +178,8 @@ def plain_table(benchmarks: list[Any]) -> Iterable[str]:
             speed = images / median
             first = first or speed
             row += f"{speed:12.0f} images/s{speed / first:8.2f}x"
+        if "share_of_quiet" in b.extra_info:
+            row += f"{b.extra_info['share_of_quiet']:9.0%} of the quiet speed"
         if "cpu_ms_per_1000" in b.extra_info:
             row += f"{b.extra_info['cpu_ms_per_1000']:9.1f} CPU ms/1,000{b.extra_info['host_mib']:7.0f} MiB"
         yield row
@@ -172,7 +192,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     terminalreporter.section("benchmarks")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {ops.cpu_isa() or 'no kernels'}"
-    terminalreporter.line(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians")
+    terminalreporter.line(f"{device}, {torch.get_num_threads()} threads; medians")
+    terminalreporter.line(versions())
     groups: dict[str, list[Any]] = {}
     for b in found:
         groups.setdefault(b.group, []).append(b)

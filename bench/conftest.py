@@ -179,7 +179,7 @@ def plain_table(benchmarks: list[Any]) -> Iterable[str]:
             first = first or speed
             row += f"{speed:12.0f} images/s{speed / first:8.2f}x"
         if "share_of_quiet" in b.extra_info:
-            row += f"{b.extra_info['share_of_quiet']:9.0%} of the quiet speed"
+            row += f"{b.extra_info['share_of_quiet']:9.0%} of that beside one busy process"
         if "cpu_ms_per_1000" in b.extra_info:
             row += f"{b.extra_info['cpu_ms_per_1000']:9.1f} CPU ms/1,000{b.extra_info['host_mib']:7.0f} MiB"
         yield row

@@ -35,7 +35,7 @@ def stems(pattern: str, holds: str = "") -> set[str]:
     return {path.stem.removesuffix("_op") for path in found}
 
 
-OPS = {path.stem for path in (ROOT / "fastcifar/ops").glob("[a-z]*.py")}
+OPS = {path.stem for path in (ROOT / "fastcifar/ops").glob("[a-z]*.py")} - {"cases"}
 PARTS = [
     ("csrc/*.h", "Schemas[] = {"),
     ("csrc/cpu/*.cpp", "Schemas) m.def(schema);"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.ops._library import references
-from fastcifar.ops.batch_norm_relu import normalize, normalize_backward
+from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
 from fastcifar.ops.separable_block import merge_rows, separable_block_ref
 
 EPS = 1e-5
@@ -98,6 +98,35 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
         yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride, device)
 
 
+def end_calls(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
+    """The ops at both ends of the network, which are for the CPU alone, and their backwards; the batch is not empty."""
+    n, c, h, w = shape
+    images, weight = activation((n, 3, h, w), dtype), torch.randn(c, 3, 3, 3)
+    yield "stem", (images, weight)
+    stem_backward = (activation(shape, dtype), images, weight)
+    yield "_stem_backward", stem_backward
+    u, rows = references["stem"](images, weight)
+    grad_rows = torch.randn_like(rows)
+    grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
+    yield "_stem_backward", (*stem_backward, grad_rows, u, rows)
+    u, gamma, beta, eps = batch_norm_relu_arguments(shape, dtype)
+    yield "batch_norm_relu_pool", (u, gamma, beta, eps)
+    yield "batch_norm_relu_pool", (u, gamma, beta, eps, rows_of_halves(u))
+    _, mean, var = references["batch_norm_relu_pool"](u, gamma, beta, eps)
+    at_kink = normalize(*in_float64((u, gamma, beta, mean, var)), EPS).abs().amin((2, 3)) < 1e-5
+    grad = torch.randn(n, c).masked_fill(at_kink, 0).to(dtype)  # as in away_from_the_kink
+    pool_backward = (grad, u, gamma, beta, mean, var, eps)
+    yield "_batch_norm_relu_pool_backward", pool_backward
+    yield "_batch_norm_relu_pool_backward", (*pool_backward, rows_of_halves(u))
+
+
+def rows_of_halves(u: Tensor) -> Tensor:
+    """The moments of the map's upper and lower half, float32 [rows, 3, C], as two blocks of a GPU would leave them."""
+    halves = [half.float() for half in u.split(u.shape[2] // 2 + 1, dim=2) if half.numel()]
+    moments = [(x.new_full((x.shape[1],), x[:, 0].numel()), *batch_statistics(x)) for x in halves]
+    return torch.stack([torch.stack((count, mean, var * count)) for count, mean, var in moments])
+
+
 def separable_calls(
     block: Arguments, out_channels: int, stride: int, device: str = "cpu"
 ) -> Iterator[tuple[str, Arguments]]:
@@ -106,13 +135,11 @@ def separable_calls(
     `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
     """
     u, *parameters = block
-    n, c, h, w = u.shape
+    n, c, *_ = u.shape
     pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
     arguments = (*block, pointwise, EPS, stride)
     yield "separable_block", arguments
-    halves = [half.float() for half in u.split(h // 2 + 1, dim=2) if half.numel()]  # as two blocks would leave them
-    moments = [(x.new_full((c,), x.numel() / c), x.mean((0, 2, 3)), x.square().mean((0, 2, 3))) for x in halves]
-    rows = torch.stack([torch.stack((count, mean, (square - mean**2) * count)) for count, mean, square in moments])
+    rows = rows_of_halves(u)
     yield "separable_block", (*arguments, rows)
     _, _, y, *statistics = separable_block_ref(*arguments)
     grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
@@ -233,9 +260,10 @@ def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = Non
         where = f"{name}, output {i}"
         if (g.dtype, g.shape, g.device) != (r.dtype, r.shape, r.device):
             raise WrongResult(f"{where}: {g.dtype} {list(g.shape)} on {g.device}, expected {r.dtype} {list(r.shape)}")
-        if g.dim() == 3 and name == "separable_block":  # partial moments, in whichever rows they are
+        if g.dim() == 3 and not name.startswith("_"):  # partial moments, in whichever rows they are
             g, r, t = (torch.cat(merge_rows(rows)) for rows in (g, r, t))
-        if g.dim() == 4 and not (g.shape[1:] == (1, 3, 3) or g.is_contiguous(memory_format=torch.channels_last)):
+        weight = g.shape[1:] in ((1, 3, 3), (3, 3, 3))
+        if g.dim() == 4 and not (weight or g.is_contiguous(memory_format=torch.channels_last)):
             raise WrongResult(f"{where}: not in channels_last memory")
         allowed = 2 * error(r, t) + slack * (float(t.norm()) + 1) + (between if i == 0 else 0.0)
         if not (g.isfinite().all() and error(g, t) <= allowed):

@@ -113,7 +113,8 @@ def end_calls(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, Arguments
     yield "batch_norm_relu_pool", (u, gamma, beta, eps)
     yield "batch_norm_relu_pool", (u, gamma, beta, eps, rows_of_halves(u))
     _, mean, var = references["batch_norm_relu_pool"](u, gamma, beta, eps)
-    at_kink = normalize(*in_float64((u, gamma, beta, mean, var)), EPS).abs().amin((2, 3)) < 1e-5
+    wide_u, wide_gamma, wide_beta, wide_mean, wide_var = in_float64((u, gamma, beta, mean, var))
+    at_kink = normalize(wide_u, wide_gamma, wide_beta, wide_mean, wide_var, EPS).abs().amin((2, 3)) < 1e-5
     grad = torch.randn(n, c).masked_fill(at_kink, 0).to(dtype)  # as in away_from_the_kink
     pool_backward = (grad, u, gamma, beta, mean, var, eps)
     yield "_batch_norm_relu_pool_backward", pool_backward
@@ -122,7 +123,7 @@ def end_calls(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, Arguments
 
 def rows_of_halves(u: Tensor) -> Tensor:
     """The moments of the map's upper and lower half, float32 [rows, 3, C], as two blocks of a GPU would leave them."""
-    halves = [half.float() for half in u.split(u.shape[2] // 2 + 1, dim=2) if half.numel()]
+    halves = [half.float() for half in u.tensor_split((u.shape[2] // 2 + 1,), dim=2) if half.numel()]
     moments = [(x.new_full((x.shape[1],), x[:, 0].numel()), *batch_statistics(x)) for x in halves]
     return torch.stack([torch.stack((count, mean, var * count)) for count, mean, var in moments])
 

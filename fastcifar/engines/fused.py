@@ -3,8 +3,8 @@
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
 products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
 applies BN and ReLU to them as it loads them. On the CPU both ends of the network are ops too, so that no convolution of
-oneDNN is left in a step. The weights of all products have copies in the compute dtype, which the optimizer's step writes; autocast would launch
-30 small kernels, and two more to bring the gradients back.
+oneDNN is left in a step. The weights of all products have copies in the compute dtype, which the optimizer's step
+writes; autocast would launch 30 small kernels, and two more to bring the gradients back.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class FusedModel:
                 u, rows, y, *statistics = separable_block(u, *bns, product, norm.eps, conv.stride[0], rows)
             else:
                 z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0])
-                u = _pointwise(z, product)
+                u, rows = _pointwise(z, product), None
             counts.append(y.numel() // y.shape[1])
             means += statistics[0::2]
             variances += statistics[1::2]

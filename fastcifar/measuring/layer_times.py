@@ -55,7 +55,7 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
         return _medians([lambda: loader.batch(0)], device)
     if layer.kind == OPTIMIZER:
         for parameter in engine.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         medians = _medians([engine.optimizer.step], device)
         engine.optimizer.zero_grad(set_to_none=True)
         return medians

@@ -68,7 +68,8 @@ def test_a_large_picture_is_scaled_as_it_says(run: Path, tmp_path: Path) -> None
         and cropped.resized == "centre 200x200 of 600x200 to 32x32"
     )
     stretched, _ = predict(RunFolder.open(run), files, fit="stretch")
-    assert probabilities(stretched) != probabilities(cropped).expected and stretched.resized == "whole 600x200 to 32x32"
+    assert stretched.guesses != cropped.guesses  # by little: the network has hardly been trained
+    assert stretched.resized == "whole 600x200 to 32x32"
 
 
 def test_a_photograph_is_turned_upright(run: Path, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_run_has_it_in_metrics_checkpoint_and_summary(
     assert summary["energy_joules"] == 4.0
     assert summary["train_seconds"] <= summary["energy_seconds"] < summary["train_seconds"] + 5
     capsys.readouterr()
-    cli._print_result(run.path)
+    cli._print_result(run.path, as_json=False)
     assert "\nenergy          0.0 kJ in training, " in capsys.readouterr().out
     assert cli._energy(dict(energy_joules=12_345.0, train_seconds=60.0, energy_seconds=30.0), "cuda:0") == (
         "12.3 kJ in training, 412 W (measured in 50% of it)"

@@ -326,7 +326,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         images(self, n)
 
     build = session.build_engine
-    monkeypatch.setattr(session, "build_engine", lambda *args: ENGINES.append(build(*args)) or ENGINES[-1])
+    monkeypatch.setattr(session, "build_engine", lambda *a, **named: ENGINES.append(build(*a, **named)) or ENGINES[-1])
     monkeypatch.setattr(Display, "images", count)
 
 

@@ -194,9 +194,8 @@ def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
         file, right, wrong = RACES[race]
         edits[f"cuda/{file}"] = (right, wrong)
         scripts = [STEP_SCRIPT if file == "training_batch.cu" else SCRIPT]
-    ops_used = {SCRIPT: ("dwconv3x3",), STEP_SCRIPT: ("training_batch", "mixup_cross_entropy")}
     for script in scripts:
-        library = emulator.build(emulator.RACES, ops=ops_used[script], edits=edits)
+        library = emulator.build(emulator.RACES, ops=OPS_USED[script], edits=edits)
         found = races(library, script)
         assert bool(found) == (race is not None), found
         print(f"{race}: {found} reports")

@@ -92,7 +92,7 @@ inline constexpr int kMaxInlineRows = 72;
 
 // How many rows of partial moments a separable_block leaves for the next one, of `pixels` pixels and `channels`
 // channels. On a GPU each block writes one row. The CPU returns as many, all but the first empty: an op has the same
-// shapes on every device. fastcifar/ops/separable_block.py computes the same number.
+// shapes on every device. fastcifar/ops/_moments.py computes the same number.
 inline int64_t moment_rows(int64_t pixels, int64_t channels) {
   const int64_t tiles = (pixels + kTileM - 1) / kTileM, columns = (channels + kTileN - 1) / kTileN;
   int64_t most = kTargetBlocks / columns;

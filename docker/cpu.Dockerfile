@@ -1,5 +1,5 @@
 # docker build -f docker/cpu.Dockerfile -t fastcifar:cpu .
-# docker run --rm -v "$PWD/runs:/work/runs" -v fastcifar-data:/data fastcifar:cpu train quick
+# docker run --rm -v "$PWD/runs:/trainings/runs" -v fastcifar-data:/data fastcifar:cpu train quick
 FROM python:3.12-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
@@ -19,10 +19,10 @@ COPY requirements requirements
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir -c requirements/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
  && pip install --no-cache-dir -c requirements/constraints.txt /wheels/*.whl && rm -rf /wheels
-RUN useradd --create-home trainer && mkdir -p /data /work/runs && chown -R trainer /data /work
+RUN useradd --create-home trainer && mkdir -p /data /trainings/runs && chown -R trainer /data /trainings
 USER trainer
-WORKDIR /work
+WORKDIR /trainings
 ENV FASTCIFAR_DATA=/data OMP_WAIT_POLICY=PASSIVE
-VOLUME ["/data", "/work/runs"]
+VOLUME ["/data", "/trainings/runs"]
 ENTRYPOINT ["fastcifar"]
 CMD ["doctor"]

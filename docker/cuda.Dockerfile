@@ -1,5 +1,5 @@
 # docker build -f docker/cuda.Dockerfile -t fastcifar:cuda .
-# docker run --rm --gpus all -v "$PWD/runs:/work/runs" -v fastcifar-data:/data fastcifar:cuda train quick
+# docker run --rm --gpus all -v "$PWD/runs:/trainings/runs" -v fastcifar-data:/data fastcifar:cuda train quick
 # PyTorch's own wheels bring CUDA, and NVIDIA's wheels bring nvcc: the base image needs neither. The host has the driver.
 FROM python:3.12-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
@@ -22,10 +22,10 @@ COPY requirements requirements
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir -c requirements/constraints.txt torch \
  && pip install --no-cache-dir -c requirements/constraints.txt /wheels/*.whl && rm -rf /wheels
-RUN useradd --create-home trainer && mkdir -p /data /work/runs && chown -R trainer /data /work
+RUN useradd --create-home trainer && mkdir -p /data /trainings/runs && chown -R trainer /data /trainings
 USER trainer
-WORKDIR /work
+WORKDIR /trainings
 ENV FASTCIFAR_DATA=/data
-VOLUME ["/data", "/work/runs"]
+VOLUME ["/data", "/trainings/runs"]
 ENTRYPOINT ["fastcifar"]
 CMD ["doctor"]

@@ -19,7 +19,7 @@ from fastcifar import ops
 from fastcifar.augment import normalization_table
 from fastcifar.errors import FastcifarError
 from fastcifar.ops._library import check_schema, on_cpu_only, references
-from fastcifar.ops.separable_block import merge_rows
+from fastcifar.ops._moments import merge_rows
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels")
 

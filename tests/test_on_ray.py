@@ -4,16 +4,15 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_run import DIGEST
+from waiting import when
 
 from fastcifar.cli import main as cli
 from fastcifar.data import sources
@@ -82,18 +81,6 @@ def starts(run: str) -> list[str]:
     return [line for line in (OUT / f"logs/{run}.log").read_text().splitlines() if line.startswith("--- ")]
 
 
-def when(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
-    def wait() -> None:
-        end = time.monotonic() + 90
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.01)
-        action()  # also if it is too late: then the test fails and ends
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
 def pids(run: str) -> tuple[int, int]:
     """The process that trains a run, and the worker of Ray that started it."""
     pid = int((OUT / f"runs/{run}/.lock").read_text().split()[1])
@@ -122,9 +109,9 @@ def test_a_lost_worker_loses_no_epoch_and_repeats_none(ray: Any, survives: bool)
         os.kill(worker, signal.SIGKILL)
         if not survives:
             os.kill(process, signal.SIGKILL)
-        when(lambda: trained()["cosine-s1 3"], Path("go").touch)
+        when(lambda: trained()["cosine-s1 3"], Path("go").touch, seconds=90)
 
-    loser = when(lambda: trained()["final-s0 1"], lose)
+    loser = when(lambda: trained()["final-s0 1"], lose, seconds=90)
     result = conduct(OUT, request("final", "cosine"), ray="auto")
     loser.join()
     assert {run.state for run in result.runs} == {"finished"} and result.failed == []
@@ -140,7 +127,9 @@ def test_a_lost_worker_loses_no_epoch_and_repeats_none(ray: Any, survives: bool)
 def test_a_study_on_ray_that_is_stopped_goes_on_without_ray(ray: Any) -> None:
     Path("fake-do.json").write_text(json.dumps({"final-s0": "hold"}))
     stopper = when(
-        lambda: trained()["final-s0 1"] and trained()["cosine-s0 3"], lambda: os.kill(os.getpid(), signal.SIGTERM)
+        lambda: trained()["final-s0 1"] and trained()["cosine-s0 3"],
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+        seconds=90,
     )
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
         conduct(OUT, request("final", "cosine"), ray="auto")

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from fastcifar import ops
 from fastcifar.ops import separable_block
-from fastcifar.ops.separable_block import merge_rows, num_rows, separable_block_backward_ref, separable_block_ref
+from fastcifar.ops._moments import merge_rows, num_rows
+from fastcifar.ops.separable_block import separable_block_backward_ref, separable_block_ref
 
 pytestmark = [needs_kernels, pytest.mark.machine]
 PARAMETERS = ("u", "gamma0", "beta0", "w", "gamma1", "beta1", "pointwise")

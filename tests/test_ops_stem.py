@@ -7,7 +7,7 @@ from op_cases import DTYPES, SHAPES, Shape, activation, as_tuple, check, end_cal
 from torch import Tensor
 
 from fastcifar.ops import batch_norm_relu_pool, separable_block, stem
-from fastcifar.ops.separable_block import merge_rows, num_rows
+from fastcifar.ops._moments import merge_rows, num_rows
 from fastcifar.ops.stem import stem_backward_ref, stem_ref
 
 pytestmark = [needs_kernels, pytest.mark.machine]

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 from fake_run import DIGEST
 from tiny import write_tiny
+from waiting import when
 
 from fastcifar.cli import arguments
 from fastcifar.cli import main as cli
@@ -105,20 +104,6 @@ def whole(*names: str, epochs: int = 3) -> Counter[str]:
 
 def states(result: Result) -> dict[str, str]:
     return {run.name: run.state for run in result.runs}
-
-
-def when(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
-    """Calls `action` in a thread as soon as `condition` is true."""
-
-    def wait() -> None:
-        end = time.monotonic() + 60
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.01)
-        action()  # also if it is too late: then the test fails and ends
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 def pid_of(run: str) -> int:

@@ -91,11 +91,6 @@ void apply(const Range& range, int64_t pixels, int64_t channels, const T* grad_p
   });
 }
 
-template <class F>
-void with_type(Element element, F f) {
-  element == Element::f32 ? f(float()) : f(bf16());
-}
-
 }  // namespace
 
 void pool_affine_relu(Element element, const Range& range, int64_t pixels, int64_t channels, const void* u,

@@ -82,11 +82,6 @@ void row_gradient(const T* row, const LossTask& t, int64_t b, float normalizer, 
   set(partner);
 }
 
-template <class F>
-void with_type(Element element, F f) {
-  element == Element::f32 ? f(float()) : f(bf16());
-}
-
 }  // namespace
 
 void mixup_cross_entropy(const LossTask& t, int64_t b0, int64_t b1, RowLoss* rows, float* normalizer) {

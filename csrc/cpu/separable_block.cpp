@@ -4,6 +4,7 @@
 
 #include "cpu/block_passes.h"
 #include "cpu/data.h"
+#include "cpu/moments.h"
 #include "cpu/parallel.h"
 #include "cpu/separable_block_kernel.h"
 
@@ -47,26 +48,8 @@ struct Product {
   }
 };
 
-// Mean and biased variance out of partial moments.
-void merge_moments(const Tensor& rows, const DepthwiseBlockForward& a) {
-  const int64_t num_rows = rows.size(0), channels = rows.size(2);
-  const float* moments = floats(rows);
-  for (int64_t c = 0; c < channels; ++c) {
-    double total = 0, sum = 0, squares = 0;
-    const auto at = [&](int64_t row, int quantity) -> double { return moments[(row * 3 + quantity) * channels + c]; };
-    for (int64_t row = 0; row < num_rows; ++row) total += at(row, 0), sum += at(row, 0) * at(row, 1);
-    const double mean = sum / total;
-    for (int64_t row = 0; row < num_rows; ++row) {
-      const double offset = at(row, 1) - mean;
-      squares += at(row, 2) + at(row, 0) * offset * offset;
-    }
-    mutable_floats(a.mean0)[c] = static_cast<float>(mean);
-    mutable_floats(a.var0)[c] = static_cast<float>(squares / total);
-  }
-}
-
 // The moments of v in the first row, the others empty.
-void write_moments(const Product& product, const Sums& sums, const float* pivots, Tensor v_rows) {
+void finish_moments(const Product& product, const Sums& sums, const float* pivots, Tensor v_rows) {
   const int64_t channels = product.p.m;
   zero(v_rows);
   float *count = mutable_floats(v_rows), *mean = count + channels, *squares = mean + channels;
@@ -91,7 +74,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
   DepthwiseBlockForward& block = a.block;
   if (a.u_rows) {
     block.given_statistics = true;
-    merge_moments(*a.u_rows, block);
+    merge_moments(*a.u_rows, mutable_floats(block.mean0), mutable_floats(block.var0));
   }
   const Scratch columns1 = Scratch::zeros(kColumns * round_up(block.shape.C, kBlock));
   run_depthwise_convolution(block, eps, columns1.get());
@@ -106,38 +89,8 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
     FASTCIFAR_KERNEL(multiply_forward)(product.p, r.n0, r.n1, packed.get(), vs, pivots.get(), sums.part(part),
                                        product.scratch().get());
   });
-  write_moments(product, sums, pivots.get(), a.v_rows);
+  finish_moments(product, sums, pivots.get(), a.v_rows);
   return {a.v, a.v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1};
-}
-
-// What the gradient of v's moments adds to the gradient of v: (v - mean) * kXFactor + kConstant. All of v is in the
-// first row.
-Scratch moments_columns(const Product& product, const GradientOfMoments& g) {
-  Scratch columns = Scratch::zeros(kColumns * product.m_pitch);
-  const int64_t channels = product.p.m;
-  const float *grads = floats(g.grad_rows), *rows = floats(g.rows);
-  for (int64_t c = 0; c < channels; ++c) {
-    columns.get()[kMean * product.m_pitch + c] = rows[channels + c];
-    columns.get()[kXFactor * product.m_pitch + c] = 2 * grads[2 * channels + c];
-    columns.get()[kConstant * product.m_pitch + c] = grads[channels + c] / static_cast<float>(product.rows);
-  }
-  return columns;
-}
-
-// The gradient of u's moments. The columns hold the gradient by a pixel that comes through u's mean and variance.
-void write_moments_gradient(const Tensor& u_rows, const Tensor& mean0, const float* columns0, int64_t pitch,
-                            Tensor grad_rows) {
-  zero(grad_rows);
-  const int64_t channels = u_rows.size(2);
-  for (int64_t row = 0; row < u_rows.size(0); ++row) {
-    const float *count = floats(u_rows) + row * 3 * channels, *mean = count + channels;
-    float* grad = mutable_floats(grad_rows) + row * 3 * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float factor = columns0[kXFactor * pitch + c], constant = columns0[kConstant * pitch + c];
-      grad[channels + c] = count[c] * (constant + (mean[c] - floats(mean0)[c]) * factor);
-      grad[2 * channels + c] = factor / 2;
-    }
-  }
 }
 
 // The gradient of W out of its sums over the parts.
@@ -160,7 +113,10 @@ Tensor run_product_backward(const SeparableBlockBackward& a, double eps, float* 
   const Range all{0, product.rows, 0, p.k};
   FASTCIFAR_KERNEL(fold_statistics)(all, floats(block.mean1), floats(block.var1), floats(block.gamma1),
                                     floats(block.beta1), eps, columns1, product.k_pitch);
-  const Scratch columns = a.of_moments ? moments_columns(product, *a.of_moments) : Scratch(0);
+  const Scratch columns = Scratch::zeros(kColumns * product.m_pitch);
+  if (a.of_moments) {
+    read_moments_gradient(a.of_moments->grad_rows, a.of_moments->rows, columns.get(), product.m_pitch);
+  }
   const GradientOfProduct g{data(a.grad_v), data(a.of_moments ? a.of_moments->v : a.grad_v),
                             a.of_moments ? columns.get() : nullptr};
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
@@ -201,7 +157,7 @@ Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const
   block.grad_z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   const Tensor grad_pointwise = run_product_backward(a, eps, columns1.get());
   run_depthwise_backward(block, eps, /*through_statistics=*/!a.u_rows, columns0.get(), columns1.get());
-  if (a.u_rows) write_moments_gradient(*a.u_rows, block.mean0, columns0.get(), pitch, a.grad_u_rows);
+  if (a.u_rows) write_moments_gradient(*a.u_rows, columns0.get(), pitch, a.grad_u_rows);
   return {block.grad_u,      block.grad_gamma0, block.grad_beta0, block.grad_w,
           block.grad_gamma1, block.grad_beta1,  grad_pointwise,   a.grad_u_rows};
 }

@@ -155,11 +155,6 @@ void backward(const StemShape& s, const Range& range, const T* grad_u, const T* 
   }
 }
 
-template <class F>
-void with_type(Element element, F f) {
-  element == Element::f32 ? f(float()) : f(bf16());
-}
-
 }  // namespace
 
 void set_stem_pivot(Element element, const StemShape& s, const Range& range, const void* x, const float* taps,

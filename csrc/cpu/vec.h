@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common.h"
+#include "cpu/range.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -124,6 +125,12 @@ FC_INLINE Vec relu(Vec v) {
 #else
   return v <= Vec{} ? Vec{} : v;
 #endif
+}
+
+// Calls f with a number of the element type.
+template <class F>
+void with_type(Element element, F f) {
+  element == Element::f32 ? f(float()) : f(bf16());
 }
 
 // v as it will be when it is read back from memory of type T.

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.ops._library import accumulate_dtype, define
+from fastcifar.ops._moments import merge_rows, rows_gradient, through_statistics
 from fastcifar.ops.batch_norm_relu import batch_norm_relu_backward_ref, batch_statistics, normalize
-from fastcifar.ops.separable_block import merge_rows
 
 
 def batch_norm_relu_pool(
@@ -85,14 +85,11 @@ def batch_norm_relu_pool_backward_ref(
     grad_u, grad_gamma, grad_beta = batch_norm_relu_backward_ref(grad, wide, gamma, beta, mean, var, eps)
     grad_u_rows = gamma.new_empty(0)
     if u_rows is not None:
-        count, means, _ = u_rows.unbind(1)
-        rstd = torch.rsqrt(var + eps)
-        scale, total = gamma * rstd, count.sum(0)
+        scale = gamma * torch.rsqrt(var + eps)
         grad_u = grad * (normalize(wide, gamma, beta, mean, var, eps) > 0) * scale[:, None, None]
         grad_u = grad_u.contiguous(memory_format=torch.channels_last)
-        constant, factor = -scale * grad_beta / total, -scale * rstd * grad_gamma / total
-        grad_means = count * (constant + (means - mean) * factor)
-        grad_u_rows = torch.stack((torch.zeros_like(count), grad_means, (factor / 2).expand_as(count)), 1)
+        through = through_statistics(gamma, var, eps, grad_gamma, grad_beta, u_rows[:, 0].sum(0))
+        grad_u_rows = rows_gradient(u_rows, mean, *through)
     return grad_u.to(u.dtype), grad_gamma, grad_beta, grad_u_rows
 
 

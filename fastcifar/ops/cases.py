@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastcifar.ops._library import references
+from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
-from fastcifar.ops.separable_block import merge_rows, separable_block_ref
+from fastcifar.ops.separable_block import separable_block_ref
 
 EPS = 1e-5
 
@@ -142,12 +143,11 @@ def separable_calls(
     yield "separable_block", arguments
     rows = rows_of_halves(u)
     yield "separable_block", (*arguments, rows)
-    _, _, y, *statistics = separable_block_ref(*arguments)
+    v, v_rows, y, *statistics = separable_block_ref(*arguments)
     grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
     backward = (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
     yield "_separable_block_backward", backward
     if device == "cpu":  # as in a chain of blocks
-        v, v_rows, *_ = separable_block_ref(*arguments)
         grad_rows = torch.zeros_like(v_rows)
         grad_rows[0, 1:] = torch.randn(2, out_channels)
         yield "_separable_block_backward", (*backward, rows, grad_rows, v, v_rows)

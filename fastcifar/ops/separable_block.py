@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.ops._library import accumulate_dtype, define
+from fastcifar.ops._moments import merge_rows, rows_gradient, rows_of, through_statistics, whole_gradient
 from fastcifar.ops.depthwise_block import depthwise_block_backward_ref, depthwise_block_ref
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -78,12 +79,8 @@ def separable_block_ref(
     z, y, *others = depthwise_block_ref(u, gamma0, beta0, w, gamma1, beta1, eps, stride, *statistics)
     wide = accumulate_dtype(u)
     v = F.conv2d(z.to(wide), pointwise.to(u.dtype).to(wide)).to(u.dtype)
-    rows = gamma0.new_zeros(num_rows(v.numel() // v.shape[1], v.shape[1]), 3, v.shape[1])
-    rows[0, 0] = v.numel() // v.shape[1]
-    rows[0, 1] = v.to(wide).mean((0, 2, 3))
-    rows[0, 2] = v.to(wide).var((0, 2, 3), correction=0) * rows[0, 0]
     mean0, var0, mean1, var1 = others
-    return v.contiguous(memory_format=torch.channels_last), rows, y, mean0, var0, mean1, var1
+    return v.contiguous(memory_format=torch.channels_last), rows_of(v), y, mean0, var0, mean1, var1
 
 
 def separable_block_backward_ref(
@@ -125,11 +122,7 @@ def separable_block_backward_ref(
     wide = accumulate_dtype(u)
     scale = gamma1 * torch.rsqrt(var1 + eps)
     z = F.relu(y.to(wide) * scale[:, None, None] + (beta1 - mean1 * scale)[:, None, None]).to(u.dtype)
-    if grad_v_rows is not None:
-        assert v is not None and v_rows is not None
-        grad_mean, grad_m2 = (grad_v_rows[0, i, :, None, None] for i in (1, 2))
-        count, mean = (v_rows[0, i, :, None, None] for i in (0, 1))
-        grad_v = grad_v.to(wide) + grad_mean / count + 2 * (v.to(wide) - mean) * grad_m2
+    grad_v = whole_gradient(grad_v, grad_v_rows, v, v_rows)
     grad_rows, z_rows = (t.to(wide).permute(0, 2, 3, 1).flatten(0, 2) for t in (grad_v, z))
     matrix = pointwise.to(u.dtype).to(wide).flatten(1)
     grad_z = (grad_rows @ matrix).to(u.dtype).view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
@@ -138,34 +131,15 @@ def separable_block_backward_ref(
     )
     grad_u_rows = gamma0.new_empty(0)
     if u_rows is not None:
-        # The part through the statistics, from the gradients of gamma and beta
-        count, mean, _ = u_rows.unbind(1)
-        rstd = torch.rsqrt(var0 + eps)
-        scale0, total = gamma0 * rstd, count.sum(0)
-        constant, factor = -scale0 * grads[1] / total, -scale0 * rstd * grads[0] / total
+        total = u_rows[:, 0].sum(0)
+        constant, factor = through_statistics(gamma0, var0, eps, grads[0], grads[1], total)
         centred = u.to(wide) - mean0[:, None, None]
         grad_u = (grad_u.to(wide) - centred * factor[:, None, None] - constant[:, None, None]).to(u.dtype)
         grad_u = grad_u.contiguous(memory_format=torch.channels_last)
-        grad_u_rows = torch.stack(
-            (torch.zeros_like(count), count * (constant + (mean - mean0) * factor), (factor / 2).expand_as(count)), 1
-        )
+        grad_u_rows = rows_gradient(u_rows, mean0, constant, factor)
     grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1 = grads
     grad_pointwise = (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
     return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1, grad_pointwise, grad_u_rows
-
-
-def num_rows(pixels: int, channels: int) -> int:
-    """How many rows of partial moments an op leaves for its output; csrc/common.h says the same (`moment_rows`)."""
-    return min(-(-pixels // 128), max(1, min(264 // -(-channels // 64), 72)))
-
-
-def merge_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of partial moments [rows, 3, C]."""
-    count, means, m2 = rows.to(torch.float64).unbind(1)
-    total = count.sum(0)
-    mean = (count * means).sum(0) / total
-    var = (m2 + count * (means - mean).square()).sum(0) / total
-    return mean.to(rows.dtype), var.to(rows.dtype)
 
 
 _forward = define(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.ops._library import accumulate_dtype, define
-from fastcifar.ops.separable_block import num_rows
+from fastcifar.ops._moments import rows_of, whole_gradient
 
 
 def stem(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,12 +43,7 @@ def stem_ref(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """`stem` in plain PyTorch."""
     wide = accumulate_dtype(x)
     u = F.conv2d(x.to(wide), w.to(wide), padding=1).to(x.dtype)
-    pixels, channels = u.numel() // u.shape[1], u.shape[1]
-    rows = u.new_zeros(num_rows(pixels, channels), 3, channels, dtype=wide)
-    rows[0, 0] = pixels
-    rows[0, 1] = u.to(wide).mean((0, 2, 3))
-    rows[0, 2] = u.to(wide).var((0, 2, 3), correction=0) * pixels
-    return u.contiguous(memory_format=torch.channels_last), rows
+    return u.contiguous(memory_format=torch.channels_last), rows_of(u)
 
 
 def stem_backward_ref(
@@ -72,22 +67,11 @@ def stem_backward_ref(
         In w's shape and dtype.
     """
     wide, ones = accumulate_dtype(x), [1, 1]
-    grad_u = _whole_gradient(grad_u, grad_u_rows, u, u_rows)
+    grad_u = whole_gradient(grad_u, grad_u_rows, u, u_rows)
     _, grad_w, _ = torch.ops.aten.convolution_backward(
         grad_u.to(wide), x.to(wide), w.to(wide), None, ones, ones, ones, False, [0, 0], 1, [False, True, False]
     )
     return grad_w.to(w.dtype).contiguous()  # type: ignore[no-any-return]
-
-
-def _whole_gradient(grad_u: Tensor, grad_u_rows: Tensor | None, u: Tensor | None, u_rows: Tensor | None) -> Tensor:
-    """The gradient of u in float32 or wider, with what comes through the moments."""
-    wide = grad_u.to(accumulate_dtype(grad_u))
-    if grad_u_rows is None:
-        return wide
-    assert u is not None and u_rows is not None
-    grad_mean, grad_squares = (grad_u_rows[0, i, :, None, None] for i in (1, 2))
-    count, mean = (u_rows[0, i, :, None, None] for i in (0, 1))
-    return wide + grad_mean / count + 2 * (u.to(wide.dtype) - mean) * grad_squares
 
 
 _forward = define("stem(Tensor x, Tensor w) -> (Tensor, Tensor)", stem_ref, cpu_only=True)
@@ -114,7 +98,7 @@ def _autograd(ctx: Any, grad_u: Tensor | None, grad_u_rows: Tensor | None) -> tu
     moments = (None, None, None) if grad_u_rows is None else (grad_u_rows, u, u_rows)
     grad_x = None
     if need_x:
-        whole = _whole_gradient(grad_u, *moments)
+        whole = whole_gradient(grad_u, *moments)
         grad_x = F.conv_transpose2d(whole, w.to(whole.dtype), padding=1).to(x.dtype)
     return grad_x, _backward(grad_u, x, w, *moments) if need_w else None
 

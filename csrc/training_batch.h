@@ -8,22 +8,24 @@ namespace fastcifar {
 
 inline constexpr const char* kTrainingBatchSchemas[] = {
     "training_batch(Tensor images, Tensor labels, Tensor index, Tensor top, Tensor left, Tensor flip,"
-    " Tensor? partner, Tensor? lam, Tensor step, int batch_size, int rows, Tensor table, int padding,"
-    " ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? partner, Tensor? lam, Tensor? box, Tensor? hole, Tensor step, int batch_size, int rows, Tensor table,"
+    " int padding, int hole_size, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
 };
 
 struct TrainingBatch {
   Tensor images, labels, index, top, left, flip, step, table;
   std::optional<Tensor> partner, lam;  // both or neither
+  std::optional<Tensor> box, hole;     // a box only with a partner
   Tensor out, out_labels, out_partner_labels, out_lam;
-  int64_t num_images, num_draws, num_batches, batch_size, rows, size, padding;
+  int64_t num_images, num_draws, num_batches, batch_size, rows, size, padding, hole_size;
 };
 
 inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& labels, const Tensor& index,
                                             const Tensor& top, const Tensor& left, const Tensor& flip,
                                             const std::optional<Tensor>& partner, const std::optional<Tensor>& lam,
+                                            const std::optional<Tensor>& box, const std::optional<Tensor>& hole,
                                             const Tensor& step, int64_t batch_size, int64_t rows, const Tensor& table,
-                                            int64_t padding, ScalarType dtype) {
+                                            int64_t padding, int64_t hole_size, ScalarType dtype) {
   const char* op = "training_batch";
   TrainingBatch a;
   STD_TORCH_CHECK(images.dim() == 4 && images.size(3) == 3 && images.size(1) == images.size(2) && images.size(1) >= 1,
@@ -36,6 +38,8 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op,
                   ": dtype must be float32, bfloat16 or float16, got ", torch::headeronly::toString(dtype));
   STD_TORCH_CHECK(partner.has_value() == lam.has_value(), op, ": partner and lam are given together or not at all");
+  STD_TORCH_CHECK(partner.has_value() || !box.has_value(), op, ": a box is given only with partner and lam");
+  STD_TORCH_CHECK(hole_size >= 0 && hole_size <= 1 << 20, op, ": hole_size must be in [0, 1048576], got ", hole_size);
   STD_TORCH_CHECK(index.dim() == 1 && index.size(0) >= 1, op, ": index must be [N], N at least 1, got ",
                   shape_text(index));
   STD_TORCH_CHECK(batch_size >= 1, op, ": batch_size must be at least 1, got ", batch_size);
@@ -47,15 +51,23 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
   a.rows = rows;
   a.size = images.size(1);
   a.padding = padding;
+  a.hole_size = hole_size;
   const int64_t most = batch_size < a.num_draws ? batch_size : a.num_draws;
   STD_TORCH_CHECK(rows >= 0 && rows <= most, op, ": rows must be in [0, ", most, "], got ", rows);
-  const auto vector = [&](const char* name, const Tensor& t, int64_t length, ScalarType expected) {
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == length, op, ": ", name, " must be [", length, "], got ",
-                    shape_text(t));
+  const auto matrix = [&](const char* name, const Tensor& t, int64_t length, int64_t width, ScalarType expected) {
+    const bool fits = width == 0 ? t.dim() == 1 : t.dim() == 2 && t.size(1) == width;
+    STD_TORCH_CHECK(fits && t.size(0) == length, op, ": ", name, " must be [", length,
+                    width == 0   ? ""
+                    : width == 2 ? ", 2"
+                                 : ", 4",
+                    "], got ", shape_text(t));
     STD_TORCH_CHECK(t.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected),
                     ", got ", torch::headeronly::toString(t.scalar_type()));
     check_device(op, name, t, images);
     return dense(t);
+  };
+  const auto vector = [&](const char* name, const Tensor& t, int64_t length, ScalarType expected) {
+    return matrix(name, t, length, 0, expected);
   };
   a.labels = vector("labels", labels, a.num_images, ScalarType::Long);
   a.index = vector("index", index, a.num_draws, ScalarType::Long);
@@ -66,6 +78,8 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
     a.partner = vector("partner", *partner, a.num_draws, ScalarType::Long);
     a.lam = vector("lam", *lam, a.num_batches, ScalarType::Float);
   }
+  if (box.has_value()) a.box = matrix("box", *box, a.num_batches, 4, ScalarType::Long);
+  if (hole.has_value()) a.hole = matrix("hole", *hole, a.num_draws, 2, ScalarType::Long);
   STD_TORCH_CHECK(step.numel() == 1 && step.scalar_type() == ScalarType::Long, op,
                   ": step must be one int64 number, got ", torch::headeronly::toString(step.scalar_type()), " ",
                   shape_text(step));

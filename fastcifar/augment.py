@@ -1,4 +1,4 @@
-"""Crop, flip, normalise and mix a batch on the device of its images: one function of index arithmetic and two gathers.
+"""Crop, flip, normalise, cut out and mix a batch on its images' device: a function of index arithmetic and two gathers.
 
 torch.compile makes one or two kernels of it. Normalisation is a look-up in a table of 256 byte values times 3 channels,
 which is filled once with torchvision's own arithmetic, so that the result equals torchvision's to the last bit on every
@@ -50,8 +50,11 @@ def augment(
     flip: Tensor,
     partner: Tensor | None,
     lam: Tensor | None,
+    box: Tensor | None,
+    hole: Tensor | None,
     table: Tensor,
     padding: int,
+    hole_size: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """Makes one training batch from images on the device.
@@ -63,15 +66,20 @@ def augment(
             padding is of zero bytes, which are normalised like any other pixel.
         left: int64 [B] in [0, 2 * padding], the crop's first column.
         flip: bool [B], whether the crop is mirrored left to right.
-        partner: int64 [B], the row of this batch to mix with, after its own crop and flip; None without MixUp.
-        lam: float32 [], the weight of the image itself in the mix; None without MixUp.
+        partner: int64 [B], the row of this batch to mix with, after its own crop and flip; None without MixUp and
+            CutMix.
+        lam: float32 [], the weight of the image itself in the mix; None without MixUp and CutMix.
+        box: int64 [4], as for `mix`; None without CutMix.
+        hole: int64 [B, 2], as for `cut_out`; None without cutout.
         table: float32 [256, 3], see `normalization_table`.
         padding: the number of zero pixels on each side.
+        hole_size: as for `cut_out`.
         dtype: the dtype of the result; the arithmetic is float32.
 
     Returns:
         [B, 3, S, S] in channels_last memory. For each image it is
-        `lam * normalize(hflip(crop(pad(x)))) + (1 - lam) * normalize(hflip'(crop'(pad(x_partner))))`.
+        `lam * normalize(hflip(crop(pad(x)))) + (1 - lam) * normalize(hflip'(crop'(pad(x_partner))))`, where cutout and
+        CutMix are off.
     """
     size = images.shape[1]
     grid = torch.arange(size, device=images.device)
@@ -81,9 +89,47 @@ def augment(
     pixel = (index[:, None] * size + row.clamp(0, size - 1))[:, :, None] * size + column.clamp(0, size - 1)[:, None, :]
     pixels = images.view(-1, 3).index_select(0, pixel.flatten()).view(*pixel.shape, 3)
     x = look_up(pixels * inside[..., None], table)
+    if hole is not None:
+        x = cut_out(x, hole, hole_size)
     if partner is not None and lam is not None:
-        x = lam * x + (1 - lam) * x[partner]
+        x = mix(x, partner, lam, box)
     return x.to(dtype).permute(0, 3, 1, 2)
+
+
+def cut_out(x: Tensor, hole: Tensor, hole_size: int) -> Tensor:
+    """Sets a square of each normalised image to 0, the channel's mean.
+
+    Args:
+        x: [B, S, S, 3].
+        hole: int64 [B, 2], the first row and column of each square. What lies outside the image does not count.
+        hole_size: the side of the square, in pixels.
+
+    Returns:
+        [B, S, S, 3].
+    """
+    from_corner = torch.arange(x.shape[1], device=x.device) - hole[:, :, None]
+    covered = (from_corner >= 0) & (from_corner < hole_size)
+    return x.masked_fill((covered[:, 0, :, None] & covered[:, 1, None, :])[..., None], 0.0)
+
+
+def mix(x: Tensor, partner: Tensor, lam: Tensor, box: Tensor | None) -> Tensor:
+    """Mixes each image of a batch with its partner (MixUp), or pastes a box of the partner into it (CutMix).
+
+    Args:
+        x: float32 [B, S, S, 3].
+        partner: int64 [B], the row of this batch to mix with.
+        lam: float32 [], the weight of the image itself; not read where there is a box.
+        box: int64 [4], the first row, the row after the last, the first column and the column after the last of what
+            the partner covers; None for MixUp.
+
+    Returns:
+        [B, S, S, 3].
+    """
+    if box is None:
+        return lam * x + (1 - lam) * x[partner]
+    grid = torch.arange(x.shape[1], device=x.device)
+    rows, columns = (grid >= box[0]) & (grid < box[1]), (grid >= box[2]) & (grid < box[3])
+    return torch.where((rows[:, None] & columns)[..., None], x[partner], x)
 
 
 def normalize(images: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,8 @@ class Batch:
     Attributes:
         images: [B, 3, S, S] in the compute dtype and the config's memory format.
         labels: int64 [B].
-        partner_labels: int64 [B], the labels of the images mixed in; None without MixUp.
-        lam: float32 [], the weight of `labels` in the loss, 0 to 1; None without MixUp.
+        partner_labels: int64 [B], the labels of the images mixed or pasted in; None without MixUp and CutMix.
+        lam: float32 [], the weight of `labels` in the loss, 0 to 1; None exactly where `partner_labels` is.
     """
 
     images: Tensor

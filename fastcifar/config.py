@@ -128,6 +128,17 @@ class Config(BaseModel):
     mixup_alpha: float = _setting(
         "augmentation", 0.0, "MixUp: one lambda ~ Beta(alpha, alpha) a batch; 0 = off", ge=0, le=100, off="0"
     )
+    cutmix_alpha: float = _setting(
+        "augmentation",
+        0.0,
+        "CutMix: one box a batch, whose outside has the share ~ Beta(alpha, alpha), is another image's; 0 = off",
+        ge=0,
+        le=100,
+        off="0",
+    )
+    cutout: int = _setting(
+        "augmentation", 0, "side of a square of each image that is set to the mean; 0 = off", ge=0, le=64, off="0"
+    )
 
     width_mult: float = _setting("model", 1.0, "scales the channels of every layer", ge=0.125, le=4)
     init_from: str = _setting(
@@ -315,6 +326,11 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if config.keep_best and config.val_size == 0:
         yield ("keep_best", "val_size"), "keep_best = true needs validation images, and val_size = 0 holds none out"
+    if config.mixup_alpha and config.cutmix_alpha:
+        yield (
+            ("mixup_alpha", "cutmix_alpha"),
+            f"mixup_alpha = {config.mixup_alpha:g} and cutmix_alpha = {config.cutmix_alpha:g}: one of them must be 0",
+        )
     if config.images_on == "host" and config.loader != "resident":
         yield (
             ("images_on", "loader"),

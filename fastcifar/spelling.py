@@ -18,6 +18,7 @@ _HABITS = {
     "bs": "batch_size",
     "batch": "batch_size",
     "mixup": "mixup_alpha",
+    "cutmix": "cutmix_alpha",
     "ema": "ema_decay",
     "scheduler": "lr_schedule",
     "amp": "precision",

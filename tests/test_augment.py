@@ -1,5 +1,7 @@
 """With the same draws, a batch equals torchvision's to the last bit."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ pytestmark = pytest.mark.machine
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)
 IDENTITY = torch.arange(256, dtype=torch.float32)[:, None].expand(256, 3)  # a table that leaves bytes as they are
 TABLE = normalization_table(MEAN, STD)
+HOLE = 12
+NO_MIX: dict[str, Any] = {"partner": None, "lam": None, "box": None, "hole": None}
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +25,17 @@ def images() -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
 
 
-def draws(epoch: int = 1, mixup_alpha: float = 0.0) -> dict[str, Tensor | None]:
-    d = draw_epoch(0, epoch, num_images=64, batch_size=64, mixup_alpha=mixup_alpha)
+def draws(epoch: int = 1, **settings: Any) -> dict[str, Tensor | None]:
+    d = draw_epoch(0, epoch, num_images=64, batch_size=64, **settings)
     tensors = {name: None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for name, a in vars(d).items()}
-    if tensors["lam"] is not None:
-        tensors["lam"] = tensors["lam"][0]
+    for name in ("lam", "box"):  # one a batch
+        if (tensor := tensors[name]) is not None:
+            tensors[name] = tensor[0]
     return tensors
 
 
 def cut(images: Tensor, table: Tensor = TABLE, dtype: torch.dtype = torch.float32, **d: Tensor | None) -> Tensor:
-    return augment(images, **d, table=table, padding=4, dtype=dtype)  # type: ignore[arg-type]
+    return augment(images, **d, table=table, padding=4, hole_size=HOLE, dtype=dtype)  # type: ignore[arg-type]
 
 
 def torchvision_crops(images: Tensor, d: dict[str, Tensor | None]) -> Tensor:
@@ -88,7 +93,7 @@ def test_distribution_of_crops_and_flips_is_torchvisions() -> None:
     d = draw_epoch(0, 1, num_images=count, batch_size=count)
     t = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in vars(d).items() if v is not None}
     t["index"] = torch.zeros_like(t["index"])
-    ours = augment(image[None], **t, partner=None, lam=None, table=IDENTITY, padding=4, dtype=torch.float32)  # type: ignore[arg-type]
+    ours = augment(image[None], **t, **NO_MIX, table=IDENTITY, padding=4, hole_size=0, dtype=torch.float32)  # type: ignore[arg-type]
 
     def histogram(batch: Tensor) -> Tensor:
         variants = {}
@@ -96,7 +101,9 @@ def test_distribution_of_crops_and_flips_is_torchvisions() -> None:
             for top in range(9):
                 for left in range(9):
                     corner = (torch.tensor([top]), torch.tensor([left]), torch.tensor([flip]))
-                    out = augment(image[None], torch.tensor([0]), *corner, None, None, IDENTITY, 4, torch.float32)
+                    out = augment(
+                        image[None], torch.tensor([0]), *corner, None, None, None, None, IDENTITY, 4, 0, torch.float32
+                    )
                     variants[out.to(torch.uint8).contiguous().numpy().tobytes()] = len(variants)
         assert len(variants) == 162
         kinds = [variants[x.contiguous().numpy().tobytes()] for x in batch.to(torch.uint8)]
@@ -118,6 +125,27 @@ def test_mixup_mixes_with_the_partners_own_crop(images: Tensor, dtype: torch.dty
     assert not torch.equal(expected.float(), plain), "a mix that is computed and then discarded"
 
 
+def test_cutout_and_cutmix_on_the_same_crops(images: Tensor) -> None:
+    """Against loops over images, and torchvision's erase."""
+    import_torchvision()
+    from torchvision.transforms import functional as tv
+
+    d = draws(cutmix_alpha=1.0, cutout=HOLE)
+    plain = cut(images, **(d | NO_MIX))
+    (top, bottom, left, right), partner, hole, lam = d["box"].tolist(), d["partner"], d["hole"], d["lam"]  # type: ignore[union-attr]
+    assert partner is not None and hole is not None and lam is not None
+    cut_out = []
+    for x, (row, column) in zip(plain, hole.tolist(), strict=True):
+        up, beside = max(row, 0), max(column, 0)
+        cut_out.append(tv.erase(x, up, beside, row + HOLE - up, column + HOLE - beside, torch.zeros(())))
+    expected = torch.stack(cut_out)
+    assert torch.equal(cut(images, **(d | NO_MIX | {"hole": hole})), expected)
+    pasted = expected.clone()
+    pasted[:, :, top:bottom, left:right] = expected[partner][:, :, top:bottom, left:right]
+    assert torch.equal(cut(images, **d), pasted) and not torch.equal(pasted, expected)
+    assert lam == 1 - np.float32((bottom - top) * (right - left) / 32**2)
+
+
 def test_output_is_channels_last(images: Tensor) -> None:
     for batch in (cut(images, **draws()), normalize(images, TABLE, torch.bfloat16)):
         assert batch.shape == (64, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last)
@@ -130,6 +158,7 @@ def test_one_crop_an_image_not_one_a_batch(images: Tensor) -> None:
 
 
 def test_compiled_augmentation_is_the_same_to_the_last_bit(images: Tensor) -> None:
-    d = draws(mixup_alpha=0.2)
+    d = draws(cutmix_alpha=1.0, cutout=HOLE)
     compiled = torch.compile(augment, dynamic=False, fullgraph=True)
-    assert torch.equal(compiled(images, **d, table=TABLE, padding=4, dtype=torch.float32), cut(images, **d))
+    rest = {"table": TABLE, "padding": 4, "hole_size": HOLE, "dtype": torch.float32}
+    assert torch.equal(compiled(images, **d, **rest), cut(images, **d))

@@ -267,8 +267,10 @@ def test_memory_formats_and_views(emulated: Emulated) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("mix", [False, True])
-def test_training_batch_is_the_reference_to_the_last_bit(emulated: Emulated, dtype: torch.dtype, mix: bool) -> None:
+@pytest.mark.parametrize("mix, paste", [(False, False), (True, False), (True, True)])
+def test_training_batch_is_the_reference_to_the_last_bit(
+    emulated: Emulated, dtype: torch.dtype, mix: bool, paste: bool
+) -> None:
     torch.manual_seed(0)
     images, labels = torch.randint(0, 256, (7, 9, 9, 3), dtype=torch.uint8), torch.arange(7) + 10
     index, partner = torch.tensor([3, 0, 6, 6, 2, 1, 4, 5]), torch.tensor([4, 0, 1, 3, 2, 2, 0, 1])
@@ -276,10 +278,11 @@ def test_training_batch_is_the_reference_to_the_last_bit(emulated: Emulated, dty
     flip = torch.tensor([True, False, True, False, True, True, False, True])
     table = normalization_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     mixing = (partner, torch.tensor([0.3, 0.9])) if mix else (None, None)
-    epoch = (images, labels, index, top, left, flip, *mixing)
+    holes = (torch.tensor([[2, 9, 0, 4], [-3, 5, 7, 99]]) if paste else None, torch.randint(-4, 9, (8, 2)))
+    epoch = (images, labels, index, top, left, flip, *mixing, *holes)
 
     def both(step: int, rows: int, *given: Any) -> None:
-        args = (torch.tensor(step), 5, rows, table, 2, dtype)
+        args = (torch.tensor(step), 5, rows, table, 2, 4, dtype)
         assert emulated.launches("training_batch", *given, *args) == 1
         for seed in (0, 1):
             got = emulated("training_batch", *given, *args, seed=seed)
@@ -287,18 +290,18 @@ def test_training_batch_is_the_reference_to_the_last_bit(emulated: Emulated, dty
                 assert ours.shape == theirs.shape and torch.equal(ours, theirs)
 
     for step, rows in ((0, 5), (1, 3), (1, 1), (0, 0)):
-        both(step, rows, *(epoch if rows > 1 else (*epoch[:6], None, None)))
+        both(step, rows, *(epoch if rows > 1 else (*epoch[:6], None, None, None, None)))
     if mix:
-        assert emulated("training_batch", *epoch, torch.tensor(1), 5, 0, table, 2, dtype)[3] == mixing[1][1]
+        assert emulated("training_batch", *epoch, torch.tensor(1), 5, 0, table, 2, 4, dtype)[3] == mixing[1][1]
     # numbers out of range are clamped
     wild_mixing, tame_mixing = (((p, mixing[1]) if mix else mixing) for p in (partner + 100, partner * 0 + 4))
-    wild = (images, labels, index + 100, top - 100, left + 100, flip, *wild_mixing)
-    tame = (images, labels, index * 0 + 6, top * 0, left * 0 + 4, flip, *tame_mixing)
+    wild = (images, labels, index + 100, top - 100, left + 100, flip, *wild_mixing, *holes)
+    tame = (images, labels, index * 0 + 6, top * 0, left * 0 + 4, flip, *tame_mixing, *holes)
     for step in (0, -7):
-        got = emulated("training_batch", *wild, torch.tensor(step), 5, 5, table, 2, dtype)
-        expected = references["training_batch"](*tame, torch.tensor(0), 5, 5, table, 2, dtype)
+        got = emulated("training_batch", *wild, torch.tensor(step), 5, 5, table, 2, 4, dtype)
+        expected = references["training_batch"](*tame, torch.tensor(0), 5, 5, table, 2, 4, dtype)
         assert all(map(torch.equal, got, expected))
-    got = emulated("training_batch", *epoch, torch.tensor(9), 5, 5, table, 2, dtype)
+    got = emulated("training_batch", *epoch, torch.tensor(9), 5, 5, table, 2, 4, dtype)
     assert torch.equal(got[1], labels[index[[5, 6, 7, 7, 7]]])
 
 

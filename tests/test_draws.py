@@ -9,7 +9,7 @@ N, B = 1000, 128
 
 
 def draw(seed: int = 0, epoch: int = 1, **settings: object) -> EpochDraws:
-    return draw_epoch(seed, epoch, num_images=N, batch_size=B, **{"mixup_alpha": 0.2, **settings})  # type: ignore[arg-type]
+    return draw_epoch(seed, epoch, num_images=N, batch_size=B, **{"mixup_alpha": 0.2, "cutout": 8, **settings})  # type: ignore[arg-type]
 
 
 def same(a: EpochDraws, b: EpochDraws, *names: str) -> bool:
@@ -27,7 +27,9 @@ def test_the_same_seed_and_epoch_give_the_same_draws() -> None:
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 2}])
 def test_another_seed_or_epoch_gives_other_draws(other: dict[str, int]) -> None:
     a, b = draw(), draw(**other)
-    assert not any(same(a, b, name) for name in vars(a))
+    assert not any(same(a, b, name) for name in vars(a) if name != "box")
+    a, b = draw(mixup_alpha=0.0, cutmix_alpha=1.0), draw(mixup_alpha=0.0, cutmix_alpha=1.0, **other)
+    assert not same(a, b, "box") and not same(a, b, "lam")
 
 
 def test_mixup_leaves_order_crops_and_flips_alone() -> None:
@@ -37,7 +39,41 @@ def test_mixup_leaves_order_crops_and_flips_alone() -> None:
 
 
 def test_crops_and_flips_do_not_depend_on_each_others_settings() -> None:
-    assert same(draw(), draw(flip="none", crop_padding=0), "index", "partner", "lam")
+    assert same(draw(), draw(flip="none", crop_padding=0), "index", "partner", "lam", "hole")
+
+
+def test_cutout_and_cutmix_leave_the_other_draws_alone() -> None:
+    pasted = draw(mixup_alpha=0.0, cutmix_alpha=1.0)
+    assert same(draw(), pasted, "index", "top", "left", "flip", "partner", "hole")
+    assert same(draw(), draw(cutout=0), "index", "top", "left", "flip", "partner", "lam")
+    assert draw(cutout=0).hole is None and draw().box is None and pasted.box is not None
+
+
+def test_holes_lie_around_a_uniform_pixel() -> None:
+    hole = np.concatenate([draw(0, e, cutout=8).hole for e in range(1, 65)])  # type: ignore[misc]
+    assert hole.min() == -4 and hole.max() == 27
+    counts = np.bincount(((hole + 4) // 4) @ [8, 1], minlength=64)
+    assert np.sum((counts - 1000) ** 2 / 1000) < 114, "63 degrees of freedom: above has a probability below 1e-4"
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_boxes_are_those_of_the_paper(alpha: float) -> None:
+    """Their sides follow sqrt(1 - share), around a uniform pixel, cut at the edge; lambda is what lies outside."""
+    epochs = [draw(0, e, mixup_alpha=0.0, cutmix_alpha=alpha) for e in range(1, 251)]
+    box = np.concatenate([d.box for d in epochs])  # type: ignore[misc]
+    lam = np.concatenate([d.lam for d in epochs])  # type: ignore[misc]
+    assert (box >= 0).all() and (box <= 32).all() and (box[:, ::2] <= box[:, 1::2]).all()
+    sides = box[:, 1::2] - box[:, ::2]
+    assert np.allclose(lam, 1 - sides.prod(1) / 1024, atol=1e-6)
+    rng = np.random.default_rng(0)
+    cut = (32 * np.sqrt(1 - rng.beta(alpha, alpha, 100_000))).astype(int)
+    middle = rng.integers(0, 32, (2, 100_000))
+    begin, end = np.clip(middle - cut // 2, 0, 32), np.clip(middle + cut // 2, 0, 32)
+    expected = 1 - (end - begin).prod(0) / 1024
+    assert np.mean(lam) == pytest.approx(expected.mean(), abs=0.02)
+    assert np.std(lam) == pytest.approx(expected.std(), abs=0.02)
+    whole = box[(sides[:, 0] == sides[:, 1]) & (sides[:, 0] > 0)]
+    assert len(whole) > 100, "uncut boxes are square"
 
 
 def test_every_image_comes_once_an_epoch() -> None:

@@ -136,23 +136,25 @@ def test_batches_come_in_the_compute_dtype_rounded_once(precision: str, dtype: t
         assert half.images.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("mixup_alpha", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "mixing", [{}, {"mixup_alpha": 0.2, "cutout": 9}, {"cutmix_alpha": 1.0, "cutout": 16}], ids=str
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fused_augmentation_is_the_same_to_the_last_bit(precision: str, mixup_alpha: float) -> None:
-    config = tiny_config(mixup_alpha=mixup_alpha, precision=precision)
+def test_fused_augmentation_is_the_same_to_the_last_bit(precision: str, mixing: dict[str, float]) -> None:
+    config = tiny_config(precision=precision, **mixing)
     fused = ResidentLoader(tiny_split(100), Target(config), augmentation="fused")
     for ours, theirs in zip(epoch_of(fused, 1), epoch_of(loader_of(config), 1), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert ours.images.stride() == theirs.images.stride()
         assert torch.equal(ours.labels, theirs.labels)
-        assert (ours.lam is None) == (theirs.lam is None) == (mixup_alpha == 0.0)
+        assert (ours.lam is None) == (theirs.lam is None) == (not mixing)
         if ours.lam is not None and ours.partner_labels is not None:
             assert torch.equal(ours.lam, theirs.lam) and torch.equal(ours.partner_labels, theirs.partner_labels)
 
 
 def test_draws_stay_in_the_same_device_memory() -> None:
     """A captured graph reads the draws at fixed addresses, so that they must not move between epochs."""
-    loader = loader_of(tiny_config(mixup_alpha=0.2))
+    loader = loader_of(tiny_config(cutmix_alpha=0.2, cutout=8))
     loader.begin(1)
     before = {name: tensor.data_ptr() for name, tensor in loader._draws.items()}
     loader.begin(2)

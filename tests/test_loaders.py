@@ -116,9 +116,10 @@ def test_alternating_flip_shows_both_sides(name: str, make: Make) -> None:
         assert np.array_equal(read_places(epoch_of(loader, epoch))["flip"], d.flip)
 
 
+@pytest.mark.parametrize("mixing", [{"mixup_alpha": 0.5, "cutout": 9}, {"cutmix_alpha": 1.0, "cutout": 16}], ids=str)
 @pytest.mark.parametrize("name", ALL)
-def test_a_padding_of_zero_and_no_flip_leave_the_image(name: str, make: Make) -> None:
-    plain = dict(crop_padding=0, flip="none", mixup_alpha=0.5, memory_format="contiguous")
+def test_a_padding_of_zero_and_no_flip_leave_the_image(name: str, mixing: dict[str, float], make: Make) -> None:
+    plain = dict(crop_padding=0, flip="none", memory_format="contiguous", **mixing)
     ours, theirs = (epoch_of(make(n, tiny_split(100), **plain), 1) for n in (name, "resident"))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.labels, b.labels) and same_or_none(a.partner_labels, b.partner_labels)
@@ -126,7 +127,7 @@ def test_a_padding_of_zero_and_no_flip_leave_the_image(name: str, make: Make) ->
         if name == "dali":
             assert torch.allclose(a.images, b.images, rtol=0, atol=5e-6)
         else:
-            assert torch.equal(a.images, b.images), "MixUp over the same pixels is the same to the last bit"
+            assert torch.equal(a.images, b.images), "MixUp and CutMix over the same pixels are the same to the last bit"
 
 
 def same_or_none(a: Tensor | None, b: Tensor | None) -> bool:
@@ -134,7 +135,10 @@ def same_or_none(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 @needs_dali
-@pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.4, "flip": "alternating", "crop_padding": 7}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"mixup_alpha": 0.4, "flip": "alternating", "crop_padding": 7}, {"cutmix_alpha": 1.0, "cutout": 16}],
+)
 def test_dali_makes_the_resident_loaders_batches(settings: dict[str, object], make: Make) -> None:
     for a, b in zip(
         epoch_of(make("dali", tiny_split(100), **settings), 3),

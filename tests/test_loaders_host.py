@@ -28,12 +28,15 @@ def same(a: Batch, b: Batch) -> bool:
     return all(x is y is None or (torch.equal(x, y) and x.stride() == y.stride()) for x, y in pairs)
 
 
+CUT: dict[str, object] = {"cutmix_alpha": 1.0, "cutout": 16}
+
+
 def threads() -> int:
     return sum(t.name == "fastcifar-gather" for t in threading.enumerate())
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.4, "flip": "alternating"}, {"batch_size": 128}])
+@pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.4, "flip": "alternating"}, {"batch_size": 128}, CUT])
 @pytest.mark.parametrize("how", ["eager", "fused"])
 def test_batches_are_the_resident_loaders_to_the_last_bit(
     device: str, how: Augmentation, settings: dict[str, object]

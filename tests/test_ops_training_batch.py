@@ -15,10 +15,19 @@ from fastcifar.ops.training_batch import training_batch_ref
 pytestmark = [needs_kernels, pytest.mark.machine]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 IMAGES = 50
+BOX = torch.zeros(3, 4, dtype=torch.int64)
 
 
 def arguments(
-    batch_size: int, padding: int, mixed: bool, size: int = 32, device: str = "cpu", step: int = 1, batches: float = 2.5
+    batch_size: int,
+    padding: int,
+    mixed: bool,
+    size: int = 32,
+    device: str = "cpu",
+    step: int = 1,
+    batches: float = 2.5,
+    boxed: bool = False,
+    hole_size: int = 0,
 ) -> dict[str, Any]:
     """The arguments of an epoch of `batches` batches, and the number of one step."""
     num = int(batches * batch_size)
@@ -33,12 +42,15 @@ def arguments(
         "flip": torch.rand(num) < 0.5,
         "partner": (torch.rand(num) * lengths).long() if mixed else None,
         "lam": torch.rand(-(-num // batch_size)) if mixed else None,
+        "box": torch.randint(-2, size + 3, (-(-num // batch_size), 4)) if boxed else None,
+        "hole": torch.randint(-hole_size, size + 1, (num, 2)) if hole_size else None,
         "step": torch.tensor(step),
     }
     moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in tensors.items()}
     table = normalization_table((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)).to(device)
     rows = min(batch_size, num - step * batch_size)
-    return moved | {"batch_size": batch_size, "rows": rows, "table": table, "padding": padding}
+    sizes = {"batch_size": batch_size, "rows": rows, "table": table, "padding": padding, "hole_size": hole_size}
+    return moved | sizes
 
 
 def by_parts(given: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -49,8 +61,10 @@ def by_parts(given: dict[str, Any]) -> tuple[Tensor, ...]:
     labels = given["labels"][index]
     partner = given["partner"][rows] if given["partner"] is not None else None
     lam = given["lam"][step] if given["lam"] is not None else None
-    rest = (given["table"], given["padding"], given["dtype"])
-    x = fastcifar.augment.augment(given["images"], index, top, left, flip, partner, lam, *rest)
+    box = given["box"][step] if given["box"] is not None else None
+    hole = given["hole"][rows] if given["hole"] is not None else None
+    rest = (given["table"], given["padding"], given["hole_size"], given["dtype"])
+    x = fastcifar.augment.augment(given["images"], index, top, left, flip, partner, lam, box, hole, *rest)
     if partner is None:
         return x, labels, labels[:0], given["table"].new_empty(0)
     return x, labels, labels[partner], lam
@@ -68,6 +82,38 @@ def test_bit_for_bit(device: str, dtype: torch.dtype, mixed: bool, batch_size: i
         assert got[0].dtype == dtype and got[0].is_contiguous(memory_format=torch.channels_last)
         for ours, reference, parts in zip(got, training_batch_ref(**given), by_parts(given), strict=True):
             assert ours.shape == reference.shape and torch.equal(ours, reference) and torch.equal(ours, parts)
+
+
+@devices
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mixed, boxed", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("batch_size, size, hole_size", [(1, 32, 16), (129, 32, 8), (7, 5, 3), (9, 7, 20), (4, 9, 0)])
+def test_holes_and_boxes_bit_for_bit(
+    device: str, dtype: torch.dtype, mixed: bool, boxed: bool, batch_size: int, size: int, hole_size: int
+) -> None:
+    """Both lie partly or wholly outside the image in some of the draws, and some boxes are empty."""
+    torch.manual_seed(batch_size)
+    for step, batches in [(0, 4.5), (1, 4.5), (3, 4.5), ((int(4.5 * batch_size) - 1) // batch_size, 4.5)]:
+        given = arguments(batch_size, 2, mixed, size, device, step, batches, boxed, hole_size) | {"dtype": dtype}
+        got = training_batch(**given)
+        for ours, reference, parts in zip(got, training_batch_ref(**given), by_parts(given), strict=True):
+            assert ours.shape == reference.shape and torch.equal(ours, reference) and torch.equal(ours, parts)
+
+
+def test_a_hole_and_a_box_by_hand() -> None:
+    """Three images of one colour each: a hole of 2 x 2 in each, and a box of one row and two columns of the partner."""
+    images = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 4, 4, 3).contiguous()
+    zeros, labels = torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 2])
+    hole = torch.tensor([[0, 1], [-1, 3], [2, 2]])
+    box, table = torch.tensor([[1, 2, 1, 3]]), torch.arange(256.0)[:, None].expand(256, 3)
+    draws = (labels, zeros, zeros, zeros > 0, torch.tensor([1, 2, 0]), torch.tensor([0.875]), box, hole)
+    x, own, theirs, lam = training_batch(images, labels, *draws, torch.tensor(0), 3, 3, table, 0, 2, torch.float32)
+    assert x[:, 0].tolist() == [
+        [[10, 0, 0, 10], [10, 20, 20, 10], [10, 10, 10, 10], [10, 10, 10, 10]],
+        [[20, 20, 20, 0], [20, 30, 30, 20], [20, 20, 20, 20], [20, 20, 20, 20]],
+        [[30, 30, 30, 30], [30, 0, 0, 30], [30, 30, 0, 0], [30, 30, 0, 0]],
+    ]
+    assert own.tolist() == [0, 1, 2] and theirs.tolist() == [1, 2, 0] and lam == 0.875
 
 
 @devices
@@ -100,9 +146,9 @@ def test_number_of_threads_does_not_matter(device: str) -> None:
 
 
 @devices
-@pytest.mark.parametrize("mixed", [False, True])
-def test_opcheck(device: str, mixed: bool) -> None:
-    given = arguments(6, 4, mixed, device=device) | {"dtype": torch.bfloat16}
+@pytest.mark.parametrize("mixed, boxed, hole_size", [(False, False, 0), (True, False, 0), (True, True, 8)])
+def test_opcheck(device: str, mixed: bool, boxed: bool, hole_size: int) -> None:
+    given = arguments(6, 4, mixed, device=device, boxed=boxed, hole_size=hole_size) | {"dtype": torch.bfloat16}
     torch.library.opcheck(torch.ops.fastcifar.training_batch.default, tuple(given.values()))
 
 
@@ -126,6 +172,13 @@ def test_opcheck(device: str, mixed: bool) -> None:
         ({"partner": torch.tensor([0] * 7 + [4] + [0] * 2)}, r"partner\[7\] must be in \[0, 3\], got 4"),
         ({"partner": None}, "partner and lam are given together or not at all"),
         ({"lam": torch.zeros(2)}, r"lam must be \[3\], got \[2\]"),
+        ({"partner": None, "lam": None, "box": BOX}, "a box is given only with partner and lam"),
+        ({"box": BOX[:2]}, r"box must be \[3, 4\], got \[2, 4\]"),
+        ({"box": BOX[0]}, r"box must be \[3, 4\], got \[4\]"),
+        ({"box": BOX.float()}, "box must be Long, got Float"),
+        ({"hole": BOX}, r"hole must be \[10, 2\], got \[3, 4\]"),
+        ({"hole": torch.zeros(10, 2, dtype=torch.int32)}, "hole must be Long, got Int"),
+        ({"hole_size": -1}, r"hole_size must be in \[0, 1048576\], got -1"),
         ({"step": torch.tensor(3)}, r"step must be in \[0, 2\], got 3"),
         ({"step": torch.tensor(-1)}, r"step must be in \[0, 2\], got -1"),
         ({"step": torch.tensor(1.0)}, r"step must be one int64 number, got Float \[\]"),

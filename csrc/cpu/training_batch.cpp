@@ -24,11 +24,12 @@ const int64_t* in_range(const char* name, const Tensor& t, int64_t first, int64_
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& images, const Tensor& labels, const Tensor& index,
                                                    const Tensor& top, const Tensor& left, const Tensor& flip,
                                                    const std::optional<Tensor>& partner,
-                                                   const std::optional<Tensor>& lam, const Tensor& step,
+                                                   const std::optional<Tensor>& lam, const std::optional<Tensor>& box,
+                                                   const std::optional<Tensor>& hole, const Tensor& step,
                                                    int64_t batch_size, int64_t rows, const Tensor& table,
-                                                   int64_t padding, ScalarType dtype) {
-  const auto a = prepare_training_batch(images, labels, index, top, left, flip, partner, lam, step, batch_size, rows,
-                                        table, padding, dtype);
+                                                   int64_t padding, int64_t hole_size, ScalarType dtype) {
+  const auto a = prepare_training_batch(images, labels, index, top, left, flip, partner, lam, box, hole, step,
+                                        batch_size, rows, table, padding, hole_size, dtype);
   const int64_t number = *numbers(a.step);
   STD_TORCH_CHECK(number >= 0 && number < a.num_batches, "training_batch: step must be in [0, ", a.num_batches - 1,
                   "], got ", number);
@@ -44,6 +45,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& images, const T
   task.left = in_range("left", a.left, first, rows, 2 * padding);
   task.partner = a.partner ? in_range("partner", *a.partner, first, rows, rows - 1) : nullptr;
   task.flip = static_cast<const bool*>(data(a.flip)) + first;
+  task.box = a.box ? numbers(*a.box) + 4 * number : nullptr;
+  task.hole = a.hole ? numbers(*a.hole) + 2 * first : nullptr;
+  task.hole_size = hole_size;
   task.pixel = dtype == ScalarType::Float ? Pixel::f32 : dtype == ScalarType::BFloat16 ? Pixel::bf16 : Pixel::fp16;
   task.out = mutable_data(a.out);
 
@@ -56,7 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& images, const T
   }
 
   const Scratch tables(2 * 768);
-  const float own = a.lam ? floats(*a.lam)[number] : 1.0f, others = 1.0f - own;
+  const bool mixes = a.lam && !a.box;  // a box is pasted: there, and elsewhere, a pixel is of one image alone
+  const float own = mixes ? floats(*a.lam)[number] : 1.0f, others = mixes ? 1.0f - own : 1.0f;
   for (int i = 0; i < 768; ++i) {
     tables.get()[i] = own * floats(a.table)[i];
     tables.get()[768 + i] = others * floats(a.table)[i];

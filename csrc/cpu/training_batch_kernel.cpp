@@ -23,6 +23,57 @@ void crop(const CropTask& t, int64_t b, int64_t y, uint8_t* bytes) {
   }
 }
 
+// Columns [begin, end) of a row; none if begin == end.
+struct Span {
+  int64_t begin, end;
+};
+
+Span clamped(int64_t begin, int64_t end, Span limits) {
+  begin = begin < limits.begin ? limits.begin : begin;
+  end = end > limits.end ? limits.end : end;
+  return {begin, end < begin ? begin : end};
+}
+
+// The part of row y of image b, within `limits`, that its hole covers.
+Span hole(const CropTask& t, int64_t b, int64_t y, Span limits) {
+  if (!t.hole || y < t.hole[2 * b] || y >= t.hole[2 * b] + t.hole_size) return {limits.begin, limits.begin};
+  return clamped(t.hole[2 * b + 1], t.hole[2 * b + 1] + t.hole_size, limits);
+}
+
+// The normalised pixels of a row; zero where the row has a hole.
+void look_up(const float* table, const uint8_t* bytes, Span columns, Span hole, float* row) {
+  for (int64_t x = columns.begin; x < columns.end; ++x) {
+    for (int c = 0; c < 3; ++c) row[3 * x + c] = table[3 * bytes[3 * x + c] + c];
+  }
+  memset(row + 3 * hole.begin, 0, 3 * (hole.end - hole.begin) * sizeof(float));
+}
+
+void add(const float* table, const uint8_t* bytes, Span columns, float* row) {
+  for (int64_t x = columns.begin; x < columns.end; ++x) {
+    for (int c = 0; c < 3; ++c) row[3 * x + c] += table[3 * bytes[3 * x + c] + c];
+  }
+}
+
+// Row y of image b, and what its partner adds to it or covers of it.
+void make_row(const CropTask& t, int64_t b, int64_t y, uint8_t* bytes, float* row) {
+  const Span all{0, t.size};
+  crop(t, b, y, bytes);
+  look_up(t.own, bytes, all, hole(t, b, y, all), row);
+  if (!t.partner) return;
+  const int64_t partner = t.partner[b];
+  if (t.box) {
+    if (y < t.box[0] || y >= t.box[1]) return;
+    const Span inside = clamped(t.box[2], t.box[3], all);
+    crop(t, partner, y, bytes);
+    look_up(t.others, bytes, inside, hole(t, partner, y, inside), row);
+  } else {
+    const Span skipped = hole(t, partner, y, all);
+    crop(t, partner, y, bytes);
+    add(t.others, bytes, {0, skipped.begin}, row);
+    add(t.others, bytes, {skipped.end, t.size}, row);
+  }
+}
+
 template <class T>
 void write(const float* row, int64_t size, T* out) {
   for (int64_t i = 0; i < size; ++i) out[i] = from_f32<T>(row[i]);
@@ -33,16 +84,7 @@ void write(const float* row, int64_t size, T* out) {
 void training_batch(const CropTask& t, int64_t b0, int64_t b1, uint8_t* bytes, float* row) {
   for (int64_t b = b0; b < b1; ++b) {
     for (int64_t y = 0; y < t.size; ++y) {
-      crop(t, b, y, bytes);
-      for (int64_t x = 0; x < t.size; ++x) {
-        for (int c = 0; c < 3; ++c) row[3 * x + c] = t.own[3 * bytes[3 * x + c] + c];
-      }
-      if (t.partner) {
-        crop(t, t.partner[b], y, bytes);
-        for (int64_t x = 0; x < t.size; ++x) {
-          for (int c = 0; c < 3; ++c) row[3 * x + c] += t.others[3 * bytes[3 * x + c] + c];
-        }
-      }
+      make_row(t, b, y, bytes, row);
       const int64_t at = (b * t.size + y) * t.size * 3;
       if (t.pixel == Pixel::f32) {
         memcpy(static_cast<float*>(t.out) + at, row, 3 * t.size * sizeof(float));

@@ -12,6 +12,9 @@ struct CropTask {
   int64_t size, padding;
   const int64_t *index, *top, *left, *partner;  // of the batch's rows; partner may be null
   const bool* flip;
+  const int64_t* box;  // first and end row, first and end column of what the partner covers; null: the images are mixed
+  const int64_t* hole;  // [rows][2], first row and column of a square of zeros; may be null
+  int64_t hole_size;
   // float32 [256][3]: a byte's value, multiplied by its image's weight in the mix. If the kernel multiplied, the
   // compiler could fuse product and sum, and the result would differ from PyTorch's in the last bit.
   const float *own, *others;

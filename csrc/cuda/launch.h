@@ -113,18 +113,19 @@ cudaError_t mixup_cross_entropy(Dtype, const void* logits, const Targets&, float
 cudaError_t mixup_cross_entropy_backward(Dtype, const float* grad_loss, const void* logits, const float* normalizer,
                                          const Targets&, void* grad_logits, cudaStream_t);
 
-// A batch of an epoch: the draws from position step * batch_size on, `rows` of them. Without MixUp partner, lam and
-// their outputs are null. Numbers out of range are clamped.
+// A batch of an epoch: the draws from position step * batch_size on, `rows` of them. Without a partner, lam and their
+// outputs are null; without a box the two images are mixed. Numbers out of range are clamped.
 struct EpochBatch {
   const uint8_t* images;  // [num_images][size][size][3]
   const int64_t *labels, *index, *top, *left;
   const bool* flip;
   const int64_t* partner;
   const float* lam;
+  const int64_t *box, *hole;  // [batches][4] (first and end row, first and end column), [num_draws][2]; may be null
   const int64_t* step;
   const float* table;
   int64_t num_images, num_draws, batch_size;
-  int rows, size, padding;
+  int rows, size, padding, hole_size;
   int64_t *out_labels, *out_partner_labels;
   float* out_lam;
 };

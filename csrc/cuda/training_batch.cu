@@ -6,6 +6,10 @@ namespace {
 
 __device__ __forceinline__ int64_t clamp(int64_t v, int64_t most) { return v < 0 ? 0 : v > most ? most : v; }
 
+__device__ __forceinline__ bool within(int at, int64_t first, int64_t length) {
+  return at >= first && at < first + length;
+}
+
 // Where row b of the batch lies in the epoch's draws.
 struct BatchStart {
   int64_t step, first, last;
@@ -24,6 +28,10 @@ __device__ __forceinline__ void crop_pixel(const EpochBatch& a, int64_t position
   const uint8_t* p = a.images + (image * a.size * a.size + i * a.size + j) * 3;
 #pragma unroll
   for (int c = 0; c < 3; ++c) v[c] = a.table[(inside ? p[c] : 0) * 3 + c];
+  if (a.hole != nullptr && within(row, a.hole[2 * position], a.hole_size) &&
+      within(column, a.hole[2 * position + 1], a.hole_size)) {
+    v[0] = v[1] = v[2] = 0.f;
+  }
 }
 
 }  // namespace
@@ -48,11 +56,16 @@ __global__ void __launch_bounds__(kThreads) training_batch_kernel(const EpochBat
     const int64_t other_position = start.at(clamp(a.partner[position], a.rows - 1));
     const int64_t other_image = clamp(a.index[other_position], a.num_images - 1);
     if (first_pixel) a.out_partner_labels[b] = a.labels[other_image];
-    float p[3];
-    crop_pixel(a, other_position, other_image, row, column, p);
-    const float lam = a.lam[start.step];
+    const int64_t* box = a.box == nullptr ? nullptr : a.box + 4 * start.step;
+    if (box == nullptr) {
+      float p[3];
+      crop_pixel(a, other_position, other_image, row, column, p);
+      const float lam = a.lam[start.step];
 #pragma unroll
-    for (int c = 0; c < 3; ++c) v[c] = __fadd_rn(__fmul_rn(lam, v[c]), __fmul_rn(1.f - lam, p[c]));
+      for (int c = 0; c < 3; ++c) v[c] = __fadd_rn(__fmul_rn(lam, v[c]), __fmul_rn(1.f - lam, p[c]));
+    } else if (row >= box[0] && row < box[1] && column >= box[2] && column < box[3]) {
+      crop_pixel(a, other_position, other_image, row, column, v);
+    }
   }
 #pragma unroll
   for (int c = 0; c < 3; ++c) out[static_cast<int64_t>(pixel) * 3 + c] = round_to<T>(v[c]);

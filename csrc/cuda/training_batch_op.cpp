@@ -7,12 +7,14 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> training_batch_cuda(
     const Tensor& images, const Tensor& labels, const Tensor& index, const Tensor& top, const Tensor& left,
-    const Tensor& flip, const std::optional<Tensor>& partner, const std::optional<Tensor>& lam, const Tensor& step,
-    int64_t batch_size, int64_t rows, const Tensor& table, int64_t padding, ScalarType dtype) {
+    const Tensor& flip, const std::optional<Tensor>& partner, const std::optional<Tensor>& lam,
+    const std::optional<Tensor>& box, const std::optional<Tensor>& hole, const Tensor& step, int64_t batch_size,
+    int64_t rows, const Tensor& table, int64_t padding, int64_t hole_size, ScalarType dtype) {
   const char* op = "training_batch";
   const DeviceStream stream(images);
-  const fastcifar::TrainingBatch a = prepare_training_batch(images, labels, index, top, left, flip, partner, lam, step,
-                                                            batch_size, rows, table, padding, dtype);
+  const fastcifar::TrainingBatch a =
+      prepare_training_batch(images, labels, index, top, left, flip, partner, lam, box, hole, step, batch_size, rows,
+                             table, padding, hole_size, dtype);
   STD_TORCH_CHECK(rows * a.size * a.size < int64_t{1} << 31, op, ": a batch of shape ", shape_text(a.out),
                   " has 2^31 pixels or more");
   const auto numbers = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
@@ -32,6 +34,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> training_batch_cuda(
   batch.rows = static_cast<int>(rows);
   batch.size = static_cast<int>(a.size);
   batch.padding = static_cast<int>(padding);
+  batch.hole_size = static_cast<int>(hole_size);
+  batch.box = a.box.has_value() ? numbers(*a.box) : nullptr;
+  batch.hole = a.hole.has_value() ? numbers(*a.hole) : nullptr;
   batch.out_labels = out_numbers(a.out_labels);
   if (a.partner.has_value()) {
     batch.partner = numbers(*a.partner);

@@ -1,4 +1,4 @@
-"""What torchvision's and DALI's loader share: the draws, the order of the steps, and MixUp."""
+"""What torchvision's and DALI's loader share: the draws, the order of the steps, cutout, MixUp and CutMix."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from fastcifar.augment import cut_out, mix
 from fastcifar.batch import Batch
 from fastcifar.draws import EpochDraws
 from fastcifar.loaders.protocol import draws_of
@@ -14,12 +15,12 @@ from fastcifar.target import Target
 
 
 class OrderedLoader(ABC):
-    """Training batches in the order of the epoch's draws. The device mixes the images, as in the resident loader.
+    """Training batches in the order of the epoch's draws. The device cuts and mixes the images, as the resident loader.
 
     Args:
         num_images: the number of training images.
         target: the batches are made for its device, in its dtype and memory format. The settings `seed`, `batch_size`,
-            `crop_padding`, `flip` and `mixup_alpha` of its config are read here.
+            and of the augmentation of its config are read here.
     """
 
     def __init__(self, num_images: int, target: Target) -> None:
@@ -27,8 +28,7 @@ class OrderedLoader(ABC):
         self.num_images, self.batch_size = num_images, target.config.batch_size
         self.num_batches = -(-num_images // self.batch_size)
         self._next = self.num_batches
-        self._partner: Tensor | None = None
-        self._lam: Tensor | None = None
+        self._on_device: dict[str, Tensor] = {}
 
     @abstractmethod
     def _start(self, epoch: int, draws: EpochDraws, first_step: int) -> None:
@@ -54,9 +54,8 @@ class OrderedLoader(ABC):
             first_step: the first step to make a batch for, counted from 0.
         """
         draws = draws_of(self._config, epoch, self.num_images)
-        if draws.partner is not None and draws.lam is not None:
-            self._partner = torch.from_numpy(draws.partner).to(self._device)
-            self._lam = torch.from_numpy(draws.lam).to(self._device)
+        arrays = {"partner": draws.partner, "lam": draws.lam, "box": draws.box, "hole": draws.hole}
+        self._on_device = {name: torch.from_numpy(a).to(self._device) for name, a in arrays.items() if a is not None}
         self._next = first_step
         self._start(epoch, draws, first_step)
 
@@ -77,9 +76,13 @@ class OrderedLoader(ABC):
         images, labels = self._fetch(step)
         self._next += 1
         partner_labels = lam = None
-        if self._partner is not None and self._lam is not None:
-            partner = self._partner[step * self.batch_size : (step + 1) * self.batch_size]
-            partner_labels, lam = labels[partner], self._lam[step]
-            images = lam * images + (1 - lam) * images[partner]
-        images = images.to(self._target.dtype).contiguous(memory_format=self._target.memory_format)
+        draws, rows = self._on_device, slice(step * self.batch_size, (step + 1) * self.batch_size)
+        x = images.permute(0, 2, 3, 1)
+        if "hole" in draws:
+            x = cut_out(x, draws["hole"][rows], self._config.cutout)
+        if "lam" in draws:
+            partner, lam = draws["partner"][rows], draws["lam"][step]
+            partner_labels = labels[partner]
+            x = mix(x, partner, lam, draws["box"][step] if "box" in draws else None)
+        images = x.permute(0, 3, 1, 2).to(self._target.dtype).contiguous(memory_format=self._target.memory_format)
         return Batch(images, labels, partner_labels, lam)

@@ -73,6 +73,8 @@ def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
         crop_padding=config.crop_padding,
         flip=config.flip,
         mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        cutout=config.cutout,
     )
 
 

@@ -41,12 +41,12 @@ def augmentation_of(engine: str, device: torch.device) -> Augmentation:
 
 
 class ResidentLoader:
-    """Training batches of one split; the device crops, flips and mixes the images. Steps go in any order.
+    """Training batches of one split; the device crops, flips, cuts and mixes the images. Steps go in any order.
 
     Args:
         split: the images, uint8 [N, S, S, 3], and their labels.
         target: the batches are made on its device, in its dtype and memory format. The settings `seed`, `batch_size`,
-            `mean`, `std`, `crop_padding`, `flip` and `mixup_alpha` of its config are read.
+            `mean`, `std`, and of the augmentation of its config are read.
         augmentation: how a batch is made: `eager`, op by op; `compiled`, one or two kernels by torch.compile; `fused`,
             the extension's kernel. The results are equal bit for bit.
 
@@ -72,7 +72,9 @@ class ResidentLoader:
         self._table = normalization_table(config.mean, config.std, device)
         self._fused = augmentation == "fused"
         self._step = torch.zeros((), dtype=torch.int64, device=device)
-        make: Callable[..., Tensor] = partial(augment, padding=config.crop_padding, dtype=target.dtype)
+        make: Callable[..., Tensor] = partial(
+            augment, padding=config.crop_padding, hole_size=config.cutout, dtype=target.dtype
+        )
         # Only full batches are compiled: the epoch's smaller last batch would cost a second compilation.
         self._augment = torch.compile(make, dynamic=False) if augmentation == "compiled" else make
         self._augment_rest = make
@@ -121,13 +123,14 @@ class ResidentLoader:
         return self.make(self._images, self._labels, self.draws(step))
 
     def draws(self, step: int) -> dict[str, Tensor]:
-        """The draws of one batch, on the device: views of the epoch's draws. `lam` is [1].
+        """The draws of one batch, on the device: views of the epoch's draws. `lam` is [1], `box` is [1, 4].
 
         Args:
             step: counted from 0.
         """
         rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        return {name: t[step : step + 1] if name == "lam" else t[rows] for name, t in self._draws.items()}
+        one = slice(step, step + 1)
+        return {name: t[one if name in ("lam", "box") else rows] for name, t in self._draws.items()}
 
     def make(self, images: Tensor, labels: Tensor, draws: dict[str, Tensor]) -> Batch:
         """Makes one batch. All tensors are on the device.
@@ -148,8 +151,9 @@ class ResidentLoader:
         if "lam" in draws:
             partner, lam = draws["partner"], draws["lam"][0]
             partner_labels = labels[partner]
+        box = draws["box"][0] if "box" in draws else None
         cut = self._augment if len(index) == self.batch_size else self._augment_rest
-        cuts = cut(images, index, top, left, flip, partner, lam, self._table)
+        cuts = cut(images, index, top, left, flip, partner, lam, box, draws.get("hole"), self._table)
         cuts = cuts.contiguous(memory_format=self._memory_format)
         return Batch(cuts, labels, partner_labels, lam)
 
@@ -185,11 +189,14 @@ class ResidentLoader:
             draws["flip"],
             draws.get("partner"),
             draws.get("lam"),
+            draws.get("box"),
+            draws.get("hole"),
             step,
             self.batch_size,
             rows,
             self._table,
             config.crop_padding,
+            config.cutout,
             self._dtype,
         )
         images = images.contiguous(memory_format=self._memory_format)

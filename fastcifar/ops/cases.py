@@ -165,8 +165,11 @@ def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]
     corner, flip, partner = torch.randint(0, 9, (2, num)), torch.rand(num) < 0.5, torch.randint(0, num % rows, (num,))
     images = torch.randint(0, 256, (num, 32, 32, 3), dtype=torch.uint8)
     epoch = (images, labels, index, *corner, flip, partner, torch.rand(-(-num // rows)))
+    cuts = (torch.randint(0, 33, (-(-num // rows), 4)), torch.randint(-8, 33, (num, 2)))
     table = torch.randn(256, 3)
-    yield "training_batch", (*epoch, torch.tensor(1), rows, rows, table, 4, dtype)
+    rest = (torch.tensor(1), rows, rows, table, 4, 8, dtype)
+    for cut in ((None, None), cuts):  # mixed, or pasted with holes
+        yield "training_batch", (*epoch, *cut, *rest)
     logits, targets = torch.randn(num, classes).to(dtype), (labels, partner_labels, torch.tensor(0.3), 0.1)
     yield "mixup_cross_entropy", (logits, *targets)
     yield "_mixup_cross_entropy_backward", (torch.tensor(0.7), logits, logits.float().logsumexp(1), *targets)

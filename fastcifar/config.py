@@ -140,6 +140,13 @@ class Config(BaseModel):
         "augmentation", 0, "side of a square of each image that is set to the mean; 0 = off", ge=0, le=64, off="0"
     )
 
+    low_res_epochs: int = _setting(
+        "augmentation", 0, "epochs at the start that train on smaller images; 0 = none", ge=0, off="0"
+    )
+    low_res: int = _setting(
+        "augmentation", 24, "side of the images in these epochs; crop and cutout shrink with them", ge=16, le=31
+    )
+
     width_mult: float = _setting("model", 1.0, "scales the channels of every layer", ge=0.125, le=4)
     init_from: str = _setting(
         "model",
@@ -147,6 +154,12 @@ class Config(BaseModel):
         "a run whose weights this one starts from; where the classes differ, the head is a new one",
         pattern=r"\A[^\x00]*\z",
         allowed="the folder of a run, or nothing",
+    )
+    init: Literal["default", "dirac"] = _setting(
+        "model",
+        "default",
+        "initial weights: PyTorch's, or the identity for pointwise convolutions that keep the number of channels",
+        off="default",
     )
 
     epochs: int = _setting("optimisation", 300, "passes over the training images", ge=1, le=100_000)
@@ -160,6 +173,7 @@ class Config(BaseModel):
     nesterov: bool = _setting("optimisation", False, "Nesterov momentum")
     weight_decay: float = _setting("optimisation", 0.0, "coupled L2 on the weights", ge=0, le=1, off="0")
     decay_norm_and_bias: bool = _setting("optimisation", True, "weight decay on batch norm and biases too")
+    decay_depthwise: bool = _setting("optimisation", True, "weight decay on the depthwise filters too")
     lr_schedule: Literal["constant", "cosine"] = _setting(
         "optimisation", "constant", "cosine goes to 0 at the end, without restarts", off="constant"
     )
@@ -178,6 +192,14 @@ class Config(BaseModel):
         "evaluates an exponential moving average of the weights, with this decay a step; 0 = off",
         ge=0,
         lt=1,
+        off="0",
+    )
+    average_epochs: int = _setting(
+        "optimisation",
+        0,
+        "the trained model is the average of the weights after each of the last epochs, this many, with batch-norm "
+        "statistics estimated again; 0 = off",
+        ge=0,
         off="0",
     )
     seed: int = _setting(
@@ -326,6 +348,22 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if config.keep_best and config.val_size == 0:
         yield ("keep_best", "val_size"), "keep_best = true needs validation images, and val_size = 0 holds none out"
+    if config.low_res_epochs >= config.epochs:
+        yield (
+            ("low_res_epochs", "epochs"),
+            f"low_res_epochs = {config.low_res_epochs} must be below epochs = {config.epochs}: the last epochs are "
+            "for whole images",
+        )
+    if config.average_epochs > config.epochs:
+        yield (
+            ("average_epochs", "epochs"),
+            f"average_epochs = {config.average_epochs} must be at most epochs = {config.epochs}",
+        )
+    if config.average_epochs and config.ema_decay:
+        yield (
+            ("average_epochs", "ema_decay"),
+            f"average_epochs = {config.average_epochs} and ema_decay = {config.ema_decay:g}: one of them must be 0",
+        )
     if config.mixup_alpha and config.cutmix_alpha:
         yield (
             ("mixup_alpha", "cutmix_alpha"),

@@ -7,11 +7,14 @@ image becomes a 2x2 map. At width 1.0 and 100 classes: 3,309,476 parameters, 46.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+Init = Literal["default", "dirac"]
 
 STEM_CHANNELS = 32
 # (out_channels, stride) of the 13 depthwise-separable blocks
@@ -85,7 +88,9 @@ class MobileNet(nn.Module):
         return logits
 
 
-def build_model(num_classes: int, width_mult: float, seed: int, channels: int = 3) -> MobileNet:
+def build_model(
+    num_classes: int, width_mult: float, seed: int, channels: int = 3, init: Init = "default"
+) -> MobileNet:
     """A MobileNet whose initial weights depend on the seed alone: they are drawn on the CPU for every device.
 
     Args:
@@ -93,13 +98,21 @@ def build_model(num_classes: int, width_mult: float, seed: int, channels: int = 
         width_mult: as for `MobileNet`.
         seed: a whole number from 0.
         channels: as for `MobileNet`.
+        init: `default`, PyTorch's initialisation; or `dirac`, which then makes every pointwise convolution that keeps
+            the number of channels the identity. The other weights are the same for both.
 
     Returns:
         The model, on the CPU, in training mode. PyTorch's own random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MobileNet(num_classes, width_mult, channels)
+        model = MobileNet(num_classes, width_mult, channels)
+    if init == "dirac":
+        for block in model.blocks:
+            weight = block.get_parameter("pointwise.weight")
+            if weight.shape[0] == weight.shape[1]:
+                nn.init.dirac_(weight)
+    return model
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups, the learning-rate schedule and the moving average of the weights."""
+"""The optimizer, its parameter groups, the learning-rate schedule and the averages of the weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
 
     Args:
         model: its parameters are grouped.
-        config: `weight_decay` and `decay_norm_and_bias` are read.
+        config: `weight_decay`, `decay_norm_and_bias` and `decay_depthwise` are read.
 
     Returns:
-        One group with weight decay. With `decay_norm_and_bias = false` there is a second group, without weight decay:
-        the parameters of one dimension, which are the biases and the BN scales and shifts.
+        One group with weight decay. If not every parameter decays, there is a second group, without weight decay: the
+        parameters of one dimension, which are the biases and the BN scales and shifts, with
+        `decay_norm_and_bias = false`; the depthwise filters with `decay_depthwise = false`.
     """
-    params = list(model.parameters())
-    if config.decay_norm_and_bias or config.weight_decay == 0:
-        return [{"params": params, "weight_decay": config.weight_decay}]
-    return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+
+    def decays(name: str, parameter: Tensor) -> bool:
+        if parameter.ndim <= 1:
+            return config.decay_norm_and_bias
+        return config.decay_depthwise or not name.endswith("depthwise.weight")
+
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        (decayed if config.weight_decay == 0 or decays(name, parameter) else others).append(parameter)
+    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+    return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
 
 
 class FusedSGD(torch.optim.SGD):
@@ -159,3 +164,32 @@ class Ema:
             kept = tensor.detach().clone()
             tensor.detach().copy_(self.tensors[name])
             self.tensors[name].copy_(kept)
+
+
+class Average:
+    """The mean of a model's weights after each of the last epochs.
+
+    Args:
+        model: the model whose parameters are averaged.
+        epochs: the number of epochs of the run.
+        last: how many of them are averaged.
+
+    Attributes:
+        tensors: the mean so far, by the name of the parameter.
+    """
+
+    def __init__(self, model: nn.Module, epochs: int, last: int) -> None:
+        self._source = dict(model.named_parameters())
+        self._before = epochs - last
+        self.tensors = {name: tensor.detach().clone() for name, tensor in self._source.items()}
+
+    @torch.no_grad()
+    def update(self, epoch: int) -> None:
+        """Adds the weights to the mean, if the epoch is one of the last. To be called after every epoch.
+
+        Args:
+            epoch: counted from 1.
+        """
+        if (count := epoch - self._before) > 0:
+            sources: list[Tensor] = [t.detach() for t in self._source.values()]
+            torch._foreach_lerp_(list(self.tensors.values()), sources, 1 / count)

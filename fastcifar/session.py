@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.data.dataset import Split
-from fastcifar.engines import Engine, Means, Steps, build_engine, build_steps
+from fastcifar.data.images import scaled
+from fastcifar.engines import Engine, Means, StagedSteps, Steps, build_engine, build_steps
 from fastcifar.loaders import Augmentation, EvalBatches, Loader, build_loader
 from fastcifar.model import build_model, copy_tensors
 from fastcifar.optim import lr_table
@@ -36,7 +37,7 @@ class Session:
     Attributes:
         target: the argument.
         engine: trains and evaluates the model, whose initial weights come from the config's seed.
-        loader: makes the batches. Set by `feed`.
+        loader: makes the batches of whole images. Set by `feed`.
         lrs: float64 [epochs * num_batches], the learning rate of every step of the run. Set by `feed`.
         steps: takes the steps, launched op by op or replayed from a CUDA graph. Set by `feed`.
     """
@@ -59,7 +60,8 @@ class Session:
         self._evaluated: EvalBatches | None = None
         target.claim()
         with target.memory_explained():
-            model = build_model(num_classes, target.config.width_mult, target.config.seed, target.config.channels)
+            config = target.config
+            model = build_model(num_classes, config.width_mult, config.seed, config.channels, config.init)
             copy_tensors(model, initial or {})
             self.engine = build_engine(model, target, captured=target.makes_batches and not launched)
 
@@ -75,13 +77,21 @@ class Session:
             UsageError: a package that the loader needs is missing.
             DeviceMemoryError: the images do not fit the device.
         """
-        self.loader = build_loader(split, self.target, note, augmentation=augmentation)
-        self._context.callback(self.loader.close)
-        self.lrs = lr_table(self.target.config, self.loader.num_batches)
-        self.steps = build_steps(self.engine, self.loader, self.lrs, self.target, note, launched=self._launched)
+
+        def fed(split: Split, target: Target, note: Note) -> tuple[Loader, Steps]:
+            loader = build_loader(split, target, note, augmentation=augmentation)
+            self._context.callback(loader.close)
+            self.lrs = lr_table(target.config, loader.num_batches)
+            return loader, build_steps(self.engine, loader, self.lrs, target, note, launched=self._launched)
+
+        self.loader, self.steps = fed(split, self.target, note)
+        if epochs := self.target.config.low_res_epochs:
+            small = Split(scaled(split.images, self.target.config.low_res), split.labels)
+            _, first = fed(small, _for_small_images(self.target), lambda remark: None)  # the same remarks again
+            self.steps = StagedSteps(first, self.steps, epochs)
 
     def train(self, steps: Steps | None = None) -> Iterator[int]:
-        """Takes steps without end; after the last epoch it starts with the first again.
+        """Takes steps on whole images without end; after the last epoch it starts with the first of them again.
 
         Args:
             steps: what takes them in place of the session's own steps.
@@ -89,11 +99,28 @@ class Session:
         Yields:
             The number of images of each step.
         """
-        steps = steps or self.steps
-        for epoch in itertools.cycle(range(1, self.target.config.epochs + 1)):
+        steps, config = steps or self.steps, self.target.config
+        for epoch in itertools.cycle(range(config.low_res_epochs + 1, config.epochs + 1)):
             steps.begin(epoch)
             for step in range(self.loader.num_batches):
                 yield steps.take(step)
+
+    def average(self, epoch: int, split: Split) -> None:
+        """Adds an epoch's weights to the average of the last epochs, if there is one. To be called after every epoch.
+
+        After the last epoch the model becomes the average, with batch-norm statistics of the training images as they
+        are, neither cropped nor mixed.
+
+        Args:
+            epoch: counted from 1.
+            split: the training images.
+        """
+        if (average := self.engine.average) is None:
+            return
+        average.update(epoch)
+        if epoch == self.target.config.epochs:
+            self.engine.apply_average()
+            self.engine.estimate_statistics(EvalBatches(split, self.target))
 
     def evaluate(self, split: Split, see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
         """Evaluates the model on a split.
@@ -117,3 +144,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         return self._context.__exit__(kind, error, traceback)
+
+
+def _for_small_images(target: Target) -> Target:
+    """The target of the epochs on small images: crop and cutout shrink with them."""
+    config = target.config
+    lengths = {name: round(getattr(config, name) * config.low_res / 32) for name in ("crop_padding", "cutout")}
+    return Target(config.model_copy(update=lengths))

@@ -153,6 +153,8 @@ def _fit(
                     display.images(steps.take(step))
                     if stop.number:
                         break
+                if step + 1 == num_batches:
+                    session.average(epoch, train_split)
             if stop.number and step + 1 < num_batches:
                 save(run, engine, epoch, step + 1, clocks, telemetry)
                 raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {num_batches}")

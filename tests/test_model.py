@@ -109,3 +109,13 @@ def test_tuning_for_the_cpu_keeps_function_and_names() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         error = {m: float((m(images).detach().double() - expected).norm() / expected.norm()) for m in (stock, tuned)}
     assert error[tuned] < 1.5 * error[stock] and error[tuned] < 0.3
+
+
+def test_dirac_makes_the_square_products_the_identity_and_leaves_the_rest() -> None:
+    default, dirac = (build_model(10, 0.25, 3, init=init) for init in ("default", "dirac"))  # type: ignore[arg-type]
+    changed = set()
+    for (name, a), (_, b) in zip(default.named_parameters(), dirac.named_parameters(), strict=True):
+        if not torch.equal(a, b):
+            changed.add(name)
+            assert torch.equal(b[:, :, 0, 0], torch.eye(len(b))), name
+    assert changed == {f"blocks.{i}.pointwise.weight" for i in (2, 4, 6, 7, 8, 9, 10, 12)}

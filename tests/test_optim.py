@@ -8,7 +8,7 @@ from torch import nn
 from fastcifar.config import Config
 from fastcifar.engines.fused import FusedModel
 from fastcifar.model import build_model
-from fastcifar.optim import Ema, build_optimizer, lr_table, param_groups
+from fastcifar.optim import Average, Ema, build_optimizer, lr_table, param_groups
 
 
 def test_constant() -> None:
@@ -54,6 +54,28 @@ def test_norm_and_bias_can_be_left_out_of_decay() -> None:
     assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}  # type: ignore[attr-defined]
     assert all("norm" in names[id(p)] or names[id(p)] == "head.bias" for p in rest["params"])  # type: ignore[attr-defined]
     assert len(decayed["params"]) + len(rest["params"]) == len(names)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm_and_bias", [True, False])
+def test_depthwise_filters_can_be_left_out_of_decay(norm_and_bias: bool) -> None:
+    model = build_model(10, 0.25, 0)
+    config = Config(weight_decay=5e-4, decay_depthwise=False, decay_norm_and_bias=norm_and_bias)
+    decayed, rest = param_groups(model, config)
+    names = {id(p): n for n, p in model.named_parameters()}
+    left_out = {names[id(p)] for p in rest["params"]}  # type: ignore[attr-defined]
+    depthwise = {f"blocks.{i}.depthwise.weight" for i in range(13)}
+    assert depthwise <= left_out and (left_out == depthwise) == norm_and_bias and rest["weight_decay"] == 0.0
+    assert len(decayed["params"]) + len(left_out) == len(names)  # type: ignore[arg-type]
+    assert len(param_groups(model, Config(decay_depthwise=False))) == 1
+
+
+def test_average_is_the_mean_over_the_last_epochs() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    average = Average(model, epochs=5, last=3)
+    for epoch, value in enumerate((7.0, 8.0, 1.0, 2.0, 6.0), 1):
+        nn.init.constant_(model.weight, value)
+        average.update(epoch)
+    assert torch.allclose(average.tensors["weight"], torch.full((1, 2), 3.0))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -175,10 +175,17 @@ def test_a_cut_run_continues_bit_for_bit(
     assert final[0] is not None and final[1] is not None and final[0]["test_loss"] == final[1]["test_loss"]
 
 
-def test_cut_twice(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(data, mixup_alpha=0.2)
+@pytest.mark.parametrize(
+    "settings",
+    [{"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0, "cutout": 8, "low_res_epochs": 1, "average_epochs": 2}],
+    ids=["mixup", "cutmix"],
+)
+def test_cut_three_times(
+    settings: dict[str, float], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(data, **settings)
     whole = trainer.train(config, tmp_path / "whole", [])
-    for attempt, step in enumerate((3, 8)):
+    for attempt, step in enumerate((3, 8, 6)):
         with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
             stop_at(patch, step, signal.SIGINT)
             if attempt:

@@ -2,6 +2,6 @@
 
 from fastcifar.engines.build import build_engine
 from fastcifar.engines.eager import Engine, Means
-from fastcifar.engines.steps import LaunchedSteps, Steps, build_steps
+from fastcifar.engines.steps import LaunchedSteps, StagedSteps, Steps, build_steps
 
-__all__ = ["Engine", "LaunchedSteps", "Means", "Steps", "build_engine", "build_steps"]
+__all__ = ["Engine", "LaunchedSteps", "Means", "StagedSteps", "Steps", "build_engine", "build_steps"]

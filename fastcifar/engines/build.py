@@ -7,7 +7,7 @@ from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.model import MobileNet
-from fastcifar.optim import Ema, build_optimizer
+from fastcifar.optim import Average, Ema, build_optimizer
 from fastcifar.target import Target
 
 
@@ -23,7 +23,7 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
         captured: whether each step will be captured as a CUDA graph.
 
     Returns:
-        The engine, with its optimizer and, if `ema_decay` is not 0, its moving average.
+        The engine, with its optimizer and, if `ema_decay` or `average_epochs` is not 0, its average of the weights.
     """
     config = target.config
     model.to(device=target.device, memory_format=target.memory_format)  # type: ignore[call-overload]
@@ -34,14 +34,23 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
             cpu.tune(model, products=not slow_products)
     model.train()
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
+    average = Average(model, config.epochs, config.average_epochs) if config.average_epochs else None
     forward = None
     if config.engine == "fused":
         fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=target.fuses_pointwise)
         optimizer = build_optimizer(model, config, fused.rounded)
         forward = fused_forward(fused, config.label_smoothing)
-        evaluation, loaded = fused.folded, fused.round_weights
-        return Engine(model, optimizer, ema, target=target, forward=forward, evaluation=evaluation, loaded=loaded)
+        return Engine(
+            model,
+            optimizer,
+            ema,
+            average,
+            target=target,
+            forward=forward,
+            evaluation=fused.folded,
+            loaded=fused.round_weights,
+        )
     if config.engine == "compiled":
         eager = forward_with_loss(model, config.label_smoothing)
         forward = compiled_forward(eager, config.batch_size, config.compile_mode, captured=captured)
-    return Engine(model, build_optimizer(model, config), ema, target=target, forward=forward)
+    return Engine(model, build_optimizer(model, config), ema, average, target=target, forward=forward)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.batch import Batch
-from fastcifar.optim import Ema
+from fastcifar.optim import Average, Ema
 from fastcifar.run.clock import wait
 from fastcifar.target import Target
 
@@ -78,6 +78,7 @@ class Engine:
         model: trained in place.
         optimizer: updates the model's parameters.
         ema: the moving average of the weights; None if there is none.
+        average: the mean of the weights of the last epochs; None if there is none.
         target: the settled config and its device. `bf16` and `fp16` run under autocast. With `fp16` the loss is scaled,
             and the device decides whether a step overflowed.
         forward: the compiled or fused forward for training; None for the eager forward.
@@ -88,6 +89,7 @@ class Engine:
         model: the argument.
         optimizer: the argument.
         ema: the argument.
+        average: the argument.
         scaler: scales the loss with `fp16`, and does nothing otherwise.
         totals: float64 [2] on the device: the sum of losses and the correct predictions of the epoch so far.
     """
@@ -97,13 +99,14 @@ class Engine:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         ema: Ema | None,
+        average: Average | None = None,
         *,
         target: Target,
         forward: Forward | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.model, self.optimizer, self.ema, self.average = model, optimizer, ema, average
         self._target, device = target, target.device
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
@@ -120,7 +123,7 @@ class Engine:
         return torch.autocast(self._target.device.type, self._target.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that a step reads or writes, except its batch, by name. The tensors are not copied."""
+        """Every tensor that training reads or writes, except the batches, by name. The tensors are not copied."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, tensor in self.optimizer.state[parameter].items():
@@ -128,6 +131,8 @@ class Engine:
         if self.ema is not None:
             tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.tensors.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         return tensors | {"totals": self.totals}
 
     def _evaluated(self) -> dict[str, Tensor]:
@@ -152,6 +157,11 @@ class Engine:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self._loaded()
+
+    def apply_average(self) -> None:
+        """Makes the model's weights the mean of the last epochs, if there is one. Its running statistics stay."""
+        if self.average is not None:
+            self.load(self.tensors() | {f"model.{name}": tensor for name, tensor in self.average.tensors.items()})
 
     def train_step(self, batch: Batch, lr: float | Tensor) -> None:
         """Takes one step: forward, backward, update. Loss and correct predictions are added to `totals`.
@@ -213,6 +223,27 @@ class Engine:
                 self.ema.swap()
             self.model.train()
         return Means(loss_mean, accuracy)
+
+    @torch.no_grad()
+    def estimate_statistics(self, batches: Iterable[Batch]) -> None:
+        """Sets the running statistics of every BN to the mean over the batches' own statistics.
+
+        It runs the model itself, op by op, whatever the engine: the momentum of the running statistics, which is
+        another one for each batch, is a constant in compiled and fused forwards.
+
+        Args:
+            batches: at least one batch.
+        """
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta, seen = [norm.momentum for norm in norms], 0
+        for batch in batches:
+            seen += len(batch.labels)
+            for norm in norms:
+                norm.momentum = len(batch.labels) / seen
+            with self._autocast():
+                self.model(batch.images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def warm_up(self, batches: Iterable[Batch]) -> float:
         """Runs forward and backward on each batch, so that compiling and choosing kernels end before training starts.

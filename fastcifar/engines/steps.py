@@ -123,6 +123,33 @@ class LaunchedSteps:
         return len(batch.labels)
 
 
+class StagedSteps:
+    """Steps that are of one kind in the first epochs, and of another in the epochs after them.
+
+    Args:
+        first: takes the steps of the first epochs.
+        later: takes the steps of the other epochs.
+        epochs: how many epochs are the first.
+    """
+
+    def __init__(self, first: Steps, later: Steps, epochs: int) -> None:
+        self._first, self._later, self._epochs = first, later, epochs
+        self._now = first
+
+    def warm_up(self) -> float:
+        """Warms both up; see `Steps.warm_up`."""
+        return self._first.warm_up() + self._later.warm_up()
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Starts an epoch; see `Steps.begin`."""
+        self._now = self._first if epoch <= self._epochs else self._later
+        self._now.begin(epoch, first_step)
+
+    def take(self, step: int) -> int:
+        """Takes a step; see `Steps.take`."""
+        return self._now.take(step)
+
+
 class ReplayedSteps:
     """Steps that are CUDA graphs: batch, forward, backward, optimizer, averages and totals. The host only replays them.
 

@@ -62,7 +62,7 @@ class DaliLoader(OrderedLoader):
     """
 
     def __init__(self, split: Split, target: Target) -> None:
-        super().__init__(len(split.labels), target)
+        super().__init__(split, target)
         self._images = split.images
         self._labels = torch.from_numpy(split.labels).to(target.device)
         self._pipeline = self._build(import_dali())

@@ -68,7 +68,7 @@ class HostLoader:
             first_step: the first step to gather, counted from 0.
         """
         self.close()
-        draws = draws_of(self._config, epoch, self.num_images)
+        draws = draws_of(self._config, epoch, self.num_images, self._images.shape[1])
         self._maker.set_draws(draws)
         self._next = first_step
         if self._stream is not None:  # work on the current stream may still read the memory that the slots were given

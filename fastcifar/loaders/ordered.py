@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcifar.augment import cut_out, mix
 from fastcifar.batch import Batch
+from fastcifar.data.dataset import Split
 from fastcifar.draws import EpochDraws
 from fastcifar.loaders.protocol import draws_of
 from fastcifar.target import Target
@@ -18,15 +19,16 @@ class OrderedLoader(ABC):
     """Training batches in the order of the epoch's draws. The device cuts and mixes the images, as the resident loader.
 
     Args:
-        num_images: the number of training images.
+        split: the training images, uint8 [N, S, S, 3].
         target: the batches are made for its device, in its dtype and memory format. The settings `seed`, `batch_size`,
             and of the augmentation of its config are read here.
     """
 
-    def __init__(self, num_images: int, target: Target) -> None:
+    def __init__(self, split: Split, target: Target) -> None:
         self._target, self._config, self._device = target, target.config, target.device
-        self.num_images, self.batch_size = num_images, target.config.batch_size
-        self.num_batches = -(-num_images // self.batch_size)
+        self._size = split.images.shape[1]
+        self.num_images, self.batch_size = len(split.labels), target.config.batch_size
+        self.num_batches = -(-self.num_images // self.batch_size)
         self._next = self.num_batches
         self._on_device: dict[str, Tensor] = {}
 
@@ -53,7 +55,7 @@ class OrderedLoader(ABC):
             epoch: counted from 1.
             first_step: the first step to make a batch for, counted from 0.
         """
-        draws = draws_of(self._config, epoch, self.num_images)
+        draws = draws_of(self._config, epoch, self.num_images, self._size)
         arrays = {"partner": draws.partner, "lam": draws.lam, "box": draws.box, "hole": draws.hole}
         self._on_device = {name: torch.from_numpy(a).to(self._device) for name, a in arrays.items() if a is not None}
         self._next = first_step

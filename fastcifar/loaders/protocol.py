@@ -57,13 +57,14 @@ class Loader(Protocol):
         ...
 
 
-def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
+def draws_of(config: Config, epoch: int, num_images: int, size: int) -> EpochDraws:
     """The draws of an epoch with a config's settings.
 
     Args:
         config: the settings.
         epoch: counted from 1.
         num_images: the number of training images.
+        size: their side, in pixels.
     """
     return draw_epoch(
         config.seed,
@@ -75,6 +76,7 @@ def draws_of(config: Config, epoch: int, num_images: int) -> EpochDraws:
         mixup_alpha=config.mixup_alpha,
         cutmix_alpha=config.cutmix_alpha,
         cutout=config.cutout,
+        size=size,
     )
 
 

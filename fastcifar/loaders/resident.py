@@ -90,7 +90,7 @@ class ResidentLoader:
             epoch: counted from 1.
             first_step: not needed here, because steps go in any order.
         """
-        self.set_draws(draws_of(self._config, epoch, self.num_images))
+        self.set_draws(draws_of(self._config, epoch, self.num_images, self._images.shape[1]))
 
     def set_draws(self, draws: EpochDraws) -> None:
         """Copies an epoch's draws to the device, into the memory of the previous epoch's draws."""

@@ -51,7 +51,7 @@ class TorchvisionLoader(OrderedLoader):
     """
 
     def __init__(self, split: Split, target: Target) -> None:
-        super().__init__(len(split.labels), target)
+        super().__init__(split, target)
         config = target.config
         import_torchvision()
         from fastcifar.loaders.torchvision_dataset import AugmentedImages

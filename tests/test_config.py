@@ -64,7 +64,8 @@ FIXED = {
     "data": "cifar100", "val_size": 10000, "split_seed": 0, "batch_size": 128, "momentum": 0.9, "nesterov": False,
     "decay_norm_and_bias": True, "lr_schedule_unit": "epoch", "lr_warmup_epochs": 0, "label_smoothing": 0,
     "ema_decay": 0, "crop_padding": 4, "flip": "random", "width_mult": 1, "mean": (0.5071, 0.4865, 0.4409),
-    "std": (0.2009, 0.1984, 0.2023), "seed": 0, "channels": 3, "init_from": "",
+    "std": (0.2009, 0.1984, 0.2023), "seed": 0, "channels": 3, "init_from": "", "cutmix_alpha": 0, "cutout": 0,
+    "low_res_epochs": 0, "low_res": 24, "init": "default", "decay_depthwise": True, "average_epochs": 0,
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def training_batch(
     """Gather, crop, flip, normalise, cut out and mix or paste the batch of one step, whose number lies on the device.
 
     The images are those of `fastcifar.augment.augment` to the last bit. With `x = table[crop(pad(images[index]))]` over
-    positions `step * batch_size` to `+ rows` of the draws, 0 in the hole, they are
+    positions `step * batch_size` to `+ rows` of the draws, 0 in the hole, they are equal to
     `lam[step] * x + (1 - lam[step]) * x[partner]` or, with a box, `x[partner]` in the box and `x` elsewhere.
 
     Args:

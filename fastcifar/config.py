@@ -144,7 +144,7 @@ class Config(BaseModel):
         "augmentation", 0, "epochs at the start that train on smaller images; 0 = none", ge=0, off="0"
     )
     low_res: int = _setting(
-        "augmentation", 24, "side of the images in these epochs; crop and cutout shrink with them", ge=16, le=31
+        "augmentation", 24, "side of the images in these epochs; crop and cutout shrink with them", ge=16, le=95
     )
 
     width_mult: float = _setting("model", 1.0, "scales the channels of every layer", ge=0.125, le=4)

@@ -88,9 +88,7 @@ class MobileNet(nn.Module):
         return logits
 
 
-def build_model(
-    num_classes: int, width_mult: float, seed: int, channels: int = 3, init: Init = "default"
-) -> MobileNet:
+def build_model(num_classes: int, width_mult: float, seed: int, channels: int = 3, init: Init = "default") -> MobileNet:
     """A MobileNet whose initial weights depend on the seed alone: they are drawn on the CPU for every device.
 
     Args:

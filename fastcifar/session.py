@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcifar.data.dataset import Split
 from fastcifar.data.images import scaled
 from fastcifar.engines import Engine, Means, StagedSteps, Steps, build_engine, build_steps
+from fastcifar.errors import UsageError
 from fastcifar.loaders import Augmentation, EvalBatches, Loader, build_loader
 from fastcifar.model import build_model, copy_tensors
 from fastcifar.optim import lr_table
@@ -87,7 +88,8 @@ class Session:
         self.loader, self.steps = fed(split, self.target, note)
         if epochs := self.target.config.low_res_epochs:
             small = Split(scaled(split.images, self.target.config.low_res), split.labels)
-            _, first = fed(small, _for_small_images(self.target), lambda remark: None)  # the same remarks again
+            target = _for_small_images(self.target, split.images.shape[1])
+            _, first = fed(small, target, lambda remark: None)  # the same remarks again
             self.steps = StagedSteps(first, self.steps, epochs)
 
     def train(self, steps: Steps | None = None) -> Iterator[int]:
@@ -146,8 +148,10 @@ class Session:
         return self._context.__exit__(kind, error, traceback)
 
 
-def _for_small_images(target: Target) -> Target:
-    """The target of the epochs on small images: crop and cutout shrink with them."""
+def _for_small_images(target: Target, side: int) -> Target:
+    """The target of the epochs on small copies of images of `side` pixels: crop and cutout shrink with them."""
     config = target.config
-    lengths = {name: round(getattr(config, name) * config.low_res / 32) for name in ("crop_padding", "cutout")}
+    if config.low_res >= side:
+        raise UsageError(f"low_res = {config.low_res}: the images have {side}x{side} pixels; allowed: below {side}")
+    lengths = {name: round(getattr(config, name) * config.low_res / side) for name in ("crop_padding", "cutout")}
     return Target(config.model_copy(update=lengths))

@@ -32,7 +32,8 @@ def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
             return config.decay_norm_and_bias
         return config.decay_depthwise or not name.endswith("depthwise.weight")
 
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if config.weight_decay == 0 or decays(name, parameter) else others).append(parameter)
     groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": config.weight_decay}]

@@ -17,6 +17,7 @@ from fastcifar.engines.fused import FusedModel
 from fastcifar.errors import UsageError
 from fastcifar.loaders import EvalBatches, Loader
 from fastcifar.model import build_model
+from fastcifar.optim import FusedSGD
 from fastcifar.target import Target
 
 pytestmark = pytest.mark.machine
@@ -57,6 +58,21 @@ def test_a_step_is_forward_backward_sgd() -> None:
         # Gradients of this network carry float32 rounding of some 1e-3 of their size, whatever the memory format.
         expected = theirs.detach() - 0.05 * (theirs.grad + 0.01 * theirs.detach())
         torch.testing.assert_close(ours.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_of_the_weights_is_rounded_too() -> None:
+    """The fused engine computes with rounded copies of the weights."""
+    engine, loader = build(tiny_config(engine="fused", precision="bf16", average_epochs=2))
+    optimizer, average = engine.optimizer, engine.average
+    assert isinstance(optimizer, FusedSGD) and optimizer._rounded and average is not None
+    for epoch in (2, 3):
+        engine.train_step(loader.batch(epoch), 0.5)
+        average.update(epoch)
+    engine.apply_average()
+    for name, parameter in engine.model.named_parameters():
+        assert torch.equal(parameter, average.tensors[name])
+    for parameter, copy in optimizer._rounded.items():
+        assert torch.equal(copy, parameter.detach().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

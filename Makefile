@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .SHELLFLAGS := -euc
-.PHONY: help setup train test test-all test-kernels test-machines test-fake-gpu bench lint wheel clean
+.PHONY: help setup train test test-all test-kernels test-machines test-fake-gpu bench docs lint wheel clean
 
 PYTHON ?= python3
 PRESET ?= quick
@@ -57,6 +57,11 @@ test-fake-gpu: $(READY) .venv-cuda/torch ## the whole program on a GPU that is n
 
 bench: $(READY) ## the benchmarks, within five minutes on two cores
 	@exec $(BIN)/pytest bench/ --benchmark-only $(ARGS)
+
+docs: $(READY) ## the site of docs/, in build/docs
+	@$(PIP) properdocs properdocs-theme-mkdocs
+	$(BIN)/properdocs build --quiet --strict
+	$(SAY) 'build/docs/index.html'
 
 lint: $(READY) ## ruff (rules and format), clang-format and mypy --strict
 	@$(BIN)/ruff check .

@@ -97,6 +97,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "completion",
         "dali",
         "dev",
+        "docs",
         "onnx",
         "parquet",
         "ray",

@@ -14,11 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "Evaluation", "Run", "Study", "datasets", "errors", "evaluate", "load", "preset", "study", "train"]
+__all__ = [
+    "Config",
+    "Evaluation",
+    "Run",
+    "Study",
+    "datasets",
+    "errors",
+    "evaluate",
+    "load",
+    "preset",
+    "study",
+    "train",
+    "train_together",
+]
 
 if TYPE_CHECKING:
     from fastcifar import datasets, errors
-    from fastcifar.api import Evaluation, Run, Study, evaluate, load, preset, study, train
+    from fastcifar.api import Evaluation, Run, Study, evaluate, load, preset, study, train, train_together
     from fastcifar.config import Config
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastcifar.config import RESUMABLE, Config
-from fastcifar.errors import UsageError
+from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve
 from fastcifar.paths import given
 from fastcifar.presets import load_preset
@@ -76,6 +76,43 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
         raise UsageError(f"config = {config!r}: expected settings, such as fc.preset('final')")
     folder = None if out is None else _path(out)
     return load(trainer.train(config, folder, _as_command(config, folder), progress=progress))
+
+
+def train_together(
+    configs: Sequence[Config], outs: Sequence[StrPath] | None = None, *, progress: bool = True
+) -> list[Run]:
+    """Trains several models on one device at the same time, in this process, and returns their runs.
+
+    The runs take their steps in turn and share one copy of the images; on CUDA each has a stream of its own. It is for
+    a GPU that one small model does not fill. Each run is what `train` would have made of it, bit for bit on the CPU,
+    except for the times, which are those of all runs together.
+
+    Args:
+        configs: the settings of each run; `data`, `mirror`, `device` and `deterministic` must be the same.
+        outs: the run folder of each, new or empty; None makes runs/PRESET/TIME-sSEED for each.
+        progress: as for `train`, of the first run.
+
+    Returns:
+        The finished runs, in the order of `configs`.
+
+    Raises:
+        UsageError: the settings do not fit each other, this machine or the images.
+        DataError: the images cannot be found, downloaded or read.
+        InterruptedRunError: a signal stopped the runs after their states were saved.
+        FastcifarError: the error of the first run that failed; all others were trained to their end.
+    """
+    from fastcifar.together import train_together as together
+
+    if not configs or not all(isinstance(config, Config) for config in configs):
+        raise UsageError(f"configs = {configs!r}: expected one or more settings, such as [fc.preset('final')]")
+    folders = [None] * len(configs) if outs is None else [_path(out) for out in outs]
+    if len(folders) != len(configs):
+        raise UsageError(f"outs has {len(folders)} folders, and there are {len(configs)} runs; expected one for each")
+    results = together(configs, folders, ["fastcifar.train_together"], progress=progress)
+    for result in results:
+        if isinstance(result, FastcifarError):
+            raise result
+    return [load(result) for result in results if isinstance(result, Path)]
 
 
 def load(path: StrPath) -> Run:

@@ -12,11 +12,13 @@ from fastcifar.config import Config
 from fastcifar.engines import Engine
 from fastcifar.errors import CheckpointError, NonFiniteError, UsageError
 from fastcifar.model import MobileNet, copy_tensors
+from fastcifar.ranks import Ranks
 from fastcifar.run import schema
 from fastcifar.run.checkpoint import check_training_state
 from fastcifar.run.clock import Clocks
 from fastcifar.run.facts import best_epoch
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.followed import FollowedRun
 from fastcifar.run.telemetry import Telemetry
 
 Weights = Literal["last", "best"]
@@ -25,12 +27,14 @@ REMEDY = "lower --lr, warm it up (--lr-warmup-epochs), or use --precision bf16 i
 """Advice for a run whose numbers became infinite or not a number."""
 
 
-def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry) -> None:
+def save(
+    run: RunFolder | FollowedRun, engine: Engine, epoch: int, step: int, clocks: Clocks, telemetry: Telemetry
+) -> None:
     """Saves a checkpoint.
 
     Args:
         run: the locked run folder that receives the checkpoint.
-        engine: its tensors and its loss scale are saved.
+        engine: its tensors and its loss scale are saved. Those of several processes must have been united.
         epoch: the epoch to go on with, counted from 1.
         step: the step of that epoch to go on with, counted from 0.
         clocks: their times are saved.
@@ -45,7 +49,7 @@ def save(run: RunFolder, engine: Engine, epoch: int, step: int, clocks: Clocks, 
     run.save_checkpoint(engine.tensors(), state)
 
 
-def check_finite(run: RunFolder, engine: Engine, epoch: int, step: int) -> None:
+def check_finite(run: RunFolder | FollowedRun, engine: Engine, epoch: int, step: int) -> None:
     """Ends a run whose state is worth nothing any more. Reads from the device once.
 
     Args:
@@ -168,8 +172,12 @@ def starting_weights(config: Config, images: schema.Images, note: Callable[[str]
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
 
 
-def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry, num_batches: int) -> tuple[int, int]:
+def restore(
+    run: RunFolder | FollowedRun, engine: Engine, clocks: Clocks, telemetry: Telemetry, num_batches: int, ranks: Ranks
+) -> tuple[int, int]:
     """Restores the state of an interrupted run from its last checkpoint; without a checkpoint the run starts anew.
+
+    Of several processes the first one reads the checkpoint, and sends it to the others.
 
     Args:
         run: the locked run folder. The metrics of epochs after the checkpoint are dropped.
@@ -177,6 +185,7 @@ def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry
         clocks: go on from the checkpoint's times.
         telemetry: goes on from the checkpoint's totals.
         num_batches: the number of batches in an epoch.
+        ranks: this process among those of the run.
 
     Returns:
         The epoch to go on with, counted from 1, and its first step, counted from 0.
@@ -184,6 +193,14 @@ def restore(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry
     Raises:
         CheckpointError: the checkpoint is damaged, or belongs to another run or model. Nothing on disk was changed.
     """
+    start = (1, 0)
+    if isinstance(run, RunFolder):
+        start = _read(run, engine, clocks, telemetry, num_batches)
+    engine.receive()
+    return ranks.from_first(start)
+
+
+def _read(run: RunFolder, engine: Engine, clocks: Clocks, telemetry: Telemetry, num_batches: int) -> tuple[int, int]:
     if not run.has_checkpoint():
         run.truncate(0)
         return 1, 0

@@ -268,6 +268,11 @@ class Config(BaseModel):
     deterministic: bool = _setting(
         "engine", False, "only deterministic kernels: the same bits again on the same machine", changes_result=False
     )
+    sync_batch_norm: bool = _setting(
+        "engine",
+        False,
+        "for several processes: batch norm over the whole batch, and not over each process's part; engine = eager",
+    )
     tuned: bool = _setting(
         "engine",
         True,
@@ -378,6 +383,12 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("memory_format", "engine"),
             "engine = fused computes in memory_format = channels_last; contiguous is for eager and compiled",
+        )
+    if config.sync_batch_norm and config.engine in ("compiled", "fused"):
+        yield (
+            ("sync_batch_norm", "engine"),
+            f"sync_batch_norm = true is for engine = eager; with engine = {config.engine} batch norm is over each "
+            "process's part of the batch",
         )
     if config.deterministic and config.engine != "eager" and config.compile_mode.startswith("max-autotune"):
         yield (

@@ -55,6 +55,10 @@ class ExportError(FastcifarError):
     """An exported model is not the run's model."""
 
 
+class RankError(FastcifarError):
+    """Another process of a run in several processes has ended, or cannot be reached."""
+
+
 class InterruptedRunError(FastcifarError):
     """A signal stopped the run after its state was saved; `stopped_code` is the exit code."""
 

@@ -147,7 +147,9 @@ def measure_test(session: Session, dataset: Dataset) -> tuple[Means, Predictions
         parts.append((labels, predicted, confidence, probabilities.gather(1, labels[:, None])[:, 0]))
 
     means = session.evaluate(dataset.test, see)
-    labels, predicted, confidence, of_label = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    arrays = [[tensor.cpu().numpy() for tensor in part] for part in parts]
+    everyone = [part for own in session.target.ranks.gathered(arrays) for part in own]
+    labels, predicted, confidence, of_label = map(np.concatenate, zip(*everyone, strict=True))
     return means, {
         "labels": labels,
         "predicted": predicted,

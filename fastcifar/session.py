@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -154,4 +155,4 @@ def _for_small_images(target: Target, side: int) -> Target:
     if config.low_res >= side:
         raise UsageError(f"low_res = {config.low_res}: the images have {side}x{side} pixels; allowed: below {side}")
     lengths = {name: round(getattr(config, name) * config.low_res / side) for name in ("crop_padding", "cutout")}
-    return Target(config.model_copy(update=lengths))
+    return replace(target, config=config.model_copy(update=lengths))

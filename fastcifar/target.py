@@ -13,6 +13,7 @@ import torch
 from fastcifar import machine, ops, selfcheck
 from fastcifar.config import Config
 from fastcifar.errors import DeviceMemoryError, UsageError
+from fastcifar.ranks import ALONE, Ranks
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -41,25 +42,31 @@ class Target:
         config: the settings. None of them is `auto`, so that the run folder records what ran.
         why: why `engine = auto` became the engine of the config, where that depends on more than the kind of device;
             otherwise empty.
+        ranks: this process among the processes that train the run.
     """
 
     config: Config
     why: str = ""
+    ranks: Ranks = ALONE
 
     @classmethod
-    def of(cls, config: Config) -> Target:
+    def of(cls, config: Config, ranks: Ranks = ALONE) -> Target:
         """Replaces every `auto` of `config` by the best choice for this machine.
 
         Args:
             config: the settings, with or without `auto`.
+            ranks: this process among the processes of the run. Each process of a machine gets a GPU of its own.
 
         Returns:
             The target.
 
         Raises:
-            UsageError: the device does not exist, or has no kernels for the engine or the precision.
+            UsageError: the device does not exist, or has no kernels for the engine or the precision; or the settings do
+                not fit the number of processes.
         """
-        return cls(*_settle(config, find_device(config.device)))
+        device = find_device(config.device) if ranks.size == 1 else _own_device(config, ranks)
+        settled, why = _settle(config, device)
+        return cls(settled, why, ranks)
 
     @property
     def device(self) -> torch.device:
@@ -91,8 +98,8 @@ class Target:
     @property
     def makes_batches(self) -> bool:
         """Whether a GPU makes the training batches from images in its memory, so that it can run whole steps alone."""
-        config = self.config
-        return self.device.type == "cuda" and config.loader == "resident" and config.images_on == "device"
+        config, alone = self.config, self.ranks.size == 1
+        return alone and self.device.type == "cuda" and config.loader == "resident" and config.images_on == "device"
 
     @property
     def is_emulated(self) -> bool:
@@ -157,6 +164,23 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _own_device(config: Config, ranks: Ranks) -> torch.device:
+    """The device of one of several processes: the CPU, or the GPU of this process's number on its machine."""
+    if config.batch_size % ranks.size:
+        raise UsageError(
+            f"batch_size = {config.batch_size}: it is the batch of all {ranks.size} processes together, and each takes "
+            f"an equal part; allowed: multiples of {ranks.size}"
+        )
+    if find_device(config.device).type == "cpu":
+        return torch.device("cpu")
+    if config.device not in ("auto", "cuda", "cuda:0"):
+        raise UsageError(
+            f"device = {config.device!r}: each of the {ranks.size} processes has a GPU of its own; allowed: auto, cpu, "
+            "cuda (CUDA_VISIBLE_DEVICES chooses the GPUs)"
+        )
+    return find_device(f"cuda:{ranks.local}")
+
+
 def exists(name: str) -> bool:
     """Whether this machine has the device `name`: `cpu`, `cuda` or `cuda:N`."""
     device = torch.device(name)
@@ -190,6 +214,7 @@ def _settle(config: Config, device: torch.device) -> tuple[Config, str]:
         else:
             # On two CPU cores compiling costs 45 s and gains nothing over the tuned eager step.
             fits = precision in ("fp32", "bf16") and config.memory_format == "channels_last"
+            fits = fits and not config.sync_batch_norm
             engine = "fused" if ops.available("cpu") and fits else "eager"
     if engine == "fused" and device.type == "cpu" and precision == "fp16":
         raise UsageError("engine = 'fused', precision = 'fp16': on the CPU the fused ops know fp32 and bf16 only")
@@ -203,9 +228,11 @@ def _settle(config: Config, device: torch.device) -> tuple[Config, str]:
     return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)}), why
 
 
-def _cuda_engine(config: Config, device: torch.device) -> tuple[Literal["compiled", "fused"], str]:
+def _cuda_engine(config: Config, device: torch.device) -> tuple[Literal["eager", "compiled", "fused"], str]:
     """The engine that `auto` takes on a GPU, and why. No result of a kernel that was not checked is a default."""
     gpu = machine.this().gpus[device.index or 0].name
+    if config.sync_batch_norm:
+        return "eager", "engine = auto takes eager: only eager has sync_batch_norm = true"
     if not ops.available("cuda"):
         why_not = ops.why_unavailable("cuda")
         return "compiled", f"engine = auto takes compiled: there are no CUDA ops, because {why_not}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -19,14 +21,16 @@ from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split, channel_statistics
 from fastcifar.data.published import PUBLISHED
 from fastcifar.engines import Means
-from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.errors import DataError, InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import facts_of, measure_test, same_images
 from fastcifar.loaders import check_available
 from fastcifar.model import count_parameters
+from fastcifar.ranks import Ranks
 from fastcifar.run import failure
 from fastcifar.run.clock import Clocks
 from fastcifar.run.facts import best_epoch
 from fastcifar.run.folder import RunFolder
+from fastcifar.run.followed import FollowedRun
 from fastcifar.run.loggers import check_logger, logged
 from fastcifar.run.telemetry import Telemetry
 from fastcifar.session import Session
@@ -39,6 +43,9 @@ Record = dict[str, Any]
 
 def train(config: Config, out: Path | None, command: Sequence[str], *, progress: bool = True) -> Path:
     """Trains one model, and writes the result to a new run folder.
+
+    If torchrun has started this process as one of several, they train the model together: each on its part of every
+    batch. The first process writes the run folder.
 
     Args:
         config: the settings. Before they are recorded, every `auto` is settled and the path of the images is made
@@ -54,22 +61,28 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         FastcifarError: any of its kinds. Once the run folder exists, the error is also recorded there.
         InterruptedRunError: one of `signals.STOP` came; the state was saved first.
     """
+    ranks = Ranks.started()
     places = {"data": sources.absolute(config.data), "init_from": _absolute(config.init_from)}
-    target = Target.of(config.model_copy(update=places))
-    if out is not None:
+    target = Target.of(config.model_copy(update=places), ranks)
+    if out is not None and ranks.is_first:
         RunFolder.check_unused(out)  # before anything is downloaded or written
-    with Display(shown=progress) as display:
+    with ranks.joined(), _display(ranks, progress) as display:
         display.phase(LOADING)
-        dataset = sources.load(target.config.data, mirror=config.mirror, progress=progress)
+        shown = progress and ranks.is_first
+        dataset = _load(target, lambda: sources.load(target.config.data, mirror=config.mirror, progress=shown))
         splits = splits_of(dataset, target.config)
-        target = Target(normalized(target.config, dataset, splits[0], display))
+        check_parts(target, splits[0])
+        target = dataclasses.replace(target, config=normalized(target.config, dataset, splits[0], display))
         check_available(target, len(splits[0]))  # before the run folder is made, so that none is left behind
         check_logger(target.config)
         images = facts_of(dataset)
-        initial = starting_weights(target.config, images, display.note)
-        run = RunFolder.create(target.config, out, command, dataset.digest, images=images, note=display.note)
-        with run.locked(), failure.recorded(run.path):
-            return _fit(run, target, dataset, splits, initial, display)
+        initial = starting_weights(target.config, images, display.note) if ranks.is_first else {}
+        made = None
+        if ranks.is_first:
+            made = RunFolder.create(target.config, out, command, dataset.digest, images=images, note=display.note)
+        run = _shared(made, ranks)
+        with written(run), signals.noted() as stop:
+            return _ended(fit(run, target, dataset, splits, initial, display, stop))
 
 
 def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], *, progress: bool = True) -> Path:
@@ -88,20 +101,31 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
     Raises:
         FastcifarError: as for `train`.
     """
-    with Display(shown=progress) as display:
-        run = RunFolder.open(path, note=display.note)
-        with run.locked(), failure.recorded(run.path):
-            if run.summary() is not None:
+    ranks = Ranks.started()
+    with ranks.joined(), _display(ranks, progress) as display:
+        opened = RunFolder.open(path, note=display.note) if ranks.is_first else None
+        run = _shared(opened, ranks)
+        with written(run), signals.noted() as stop:
+            if opened is not None and opened.summary() is not None:
                 raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
-            target = Target.of(run.config.model_copy(update=dict(overrides)))
+            config = run.config.model_copy(update=dict(overrides))
+            target = Target.of(config, ranks)
             check_logger(target.config)
-            run.note_differences(target.config.device)
+            if opened is not None:
+                opened.note_differences(target.config.device)
             display.phase(LOADING)
-            dataset = same_images(run, target.config)
+            dataset = _load(
+                target,
+                lambda: (
+                    sources.load(config.data, mirror=config.mirror) if opened is None else same_images(opened, config)
+                ),
+            )
             initial: dict[str, Tensor] = {}
-            if not run.has_checkpoint():
+            if opened is not None and not opened.has_checkpoint():
                 initial = starting_weights(target.config, facts_of(dataset), display.note)
-            return _fit(run, target, dataset, splits_of(dataset, target.config), initial, display)
+            splits = splits_of(dataset, target.config)
+            check_parts(target, splits[0])
+            return _ended(fit(run, target, dataset, splits, initial, display, stop))
 
 
 def _absolute(path: str) -> str:
@@ -116,23 +140,90 @@ def _absolute(path: str) -> str:
         raise UsageError(f"init_from = {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _fit(
-    run: RunFolder,
+def _display(ranks: Ranks, progress: bool) -> Display:
+    """The display of a run. Of several processes only the first one is heard: the others would say the same."""
+    return Display(shown=progress) if ranks.is_first else Display(io.StringIO(), shown=False)
+
+
+def _load(target: Target, load: Callable[[], Dataset]) -> Dataset:
+    """The images, decoded by the first process of each machine, and then found by the others in its cache.
+
+    Raises:
+        DataError: they are not the first process's.
+    """
+    with target.ranks.first_here_goes_first():
+        dataset = load()
+    if target.ranks.from_first(dataset.digest) != dataset.digest:
+        raise DataError(
+            f"{target.config.data!r} holds other images here than for the first process of the run: their digest is "
+            f"{dataset.digest[:12]}; all machines need the same images"
+        )
+    return dataset
+
+
+def _shared(run: RunFolder | None, ranks: Ranks) -> RunFolder | FollowedRun:
+    """The run of all processes, of which the first one has opened the folder."""
+    path, config = ranks.from_first((Path(), Config()) if run is None else (run.path, run.config))
+    return FollowedRun(path, config) if run is None else run
+
+
+@contextlib.contextmanager
+def written(run: RunFolder | FollowedRun) -> Iterator[None]:
+    """A context in which a run folder is this process's to write, and has a record of what ends the context."""
+    if isinstance(run, FollowedRun):
+        yield
+        return
+    with run.locked(), failure.recorded(run.path):
+        yield
+
+
+def _ended(training: Generator[None, None, Path]) -> Path:
+    """What `fit` returns when all its steps are taken."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            return cast(Path, end.value)
+
+
+def fit(
+    run: RunFolder | FollowedRun,
     target: Target,
     dataset: Dataset,
     splits: tuple[Split, Split],
     initial: Mapping[str, Tensor],
     display: Display,
-) -> Path:
-    config, (train_split, val_split) = target.config, splits
+    stop: signals.Stop,
+) -> Generator[None, None, Path]:
+    """Trains a run from its last checkpoint, or from the start, to its end.
+
+    Args:
+        run: receives metrics, checkpoints and the result.
+        target: the settled config and its device.
+        dataset: its test images are measured once, at the end.
+        splits: the training and the validation images.
+        initial: weights to start from, by their name in the model; of several processes the first one has them.
+        display: shows the progress.
+        stop: has a signal's number as soon as one asks the run to stop.
+
+    Yields:
+        After each step, so that several runs can take turns.
+
+    Returns:
+        The path of the run folder.
+
+    Raises:
+        FastcifarError: any of its kinds.
+        InterruptedRunError: the run was asked to stop; its state was saved first.
+    """
+    config, ranks, (train_split, val_split) = target.config, target.ranks, splits
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(signals.noted())
         telemetry = stack.enter_context(Telemetry(target.device, display.note))
         session = stack.enter_context(Session(target, dataset.num_classes, initial))
         session.feed(train_split, display.note)
         engine, steps, num_batches = session.engine, session.steps, session.loader.num_batches
         clocks = Clocks(target.device)
-        first_epoch, first_step = restore(run, engine, clocks, telemetry, num_batches)
+        first_epoch, first_step = restore(run, engine, clocks, telemetry, num_batches, ranks)
         if target.why:
             display.note(target.why)
         if target.is_emulated:
@@ -144,20 +235,24 @@ def _fit(
         last_saved = time.monotonic()
 
         name = f"{config.preset}-s{config.seed}-{run.id[:6]}"
-        log = stack.enter_context(logged(config, run.path, name, first_epoch, display.note))
+        # Of several processes the first one logs.
+        logging = config if ranks.is_first else config.model_copy(update={"logger": "none"})
+        log = stack.enter_context(logged(logging, run.path, name, first_epoch, display.note))
         display.start(config.epochs, len(train_split), first_epoch, first_step * config.batch_size)
         for epoch in range(first_epoch, config.epochs + 1):
             with telemetry.training(), clocks.training():
                 steps.begin(epoch, first_step)
                 for step in range(first_step, num_batches):
                     display.images(steps.take(step))
-                    if stop.number:
+                    yield
+                    if stopping := ranks.agreed(stop.number, step):
                         break
                 if step + 1 == num_batches:
                     session.average(epoch, train_split)
-            if stop.number and step + 1 < num_batches:
+            engine.unite()
+            if stopping and step + 1 < num_batches:
                 save(run, engine, epoch, step + 1, clocks, telemetry)
-                raise _interrupted(run, stop.number, f"epoch {epoch}, step {step + 1} of {num_batches}")
+                raise _interrupted(run, stopping, f"epoch {epoch}, step {step + 1} of {num_batches}")
 
             first_step = 0
             lr = float(session.lrs[epoch * num_batches - 1])
@@ -175,13 +270,14 @@ def _fit(
             log.epoch(epoch, record)
             _check_finite(run, f"after epoch {epoch} (lr {lr:g})", training=means.loss, validation=record["val_loss"])
             display.epoch(record)
-            if epoch == config.epochs or stop.number or time.monotonic() - last_saved >= config.checkpoint_seconds:
+            stopping = ranks.maximum(stop.number)
+            if epoch == config.epochs or stopping or time.monotonic() - last_saved >= config.checkpoint_seconds:
                 save(run, engine, epoch + 1, 0, clocks, telemetry)
                 last_saved = time.monotonic()
             else:
                 check_finite(run, engine, epoch + 1, 0)  # `save` does so too
-            if stop.number and epoch < config.epochs:
-                raise _interrupted(run, stop.number, f"epoch {epoch}")
+            if stopping and epoch < config.epochs:
+                raise _interrupted(run, stopping, f"epoch {epoch}")
 
         test = None
         if config.test:
@@ -190,11 +286,14 @@ def _fit(
             _check_finite(run, "of the trained model", test=test.loss)
             run.write_predictions(predictions)
             log.epoch(config.epochs, {"test_loss": test.loss, "test_accuracy": test.accuracy})
-    _finish(run, config, test, clocks, telemetry, count_parameters(engine.model))
+    if isinstance(run, RunFolder):
+        _finish(run, config, test, clocks, telemetry, count_parameters(engine.model))
     return run.path
 
 
-def _record(run: RunFolder, epoch: int, lr: float, means: Means, clocks: Clocks, num_images: int) -> Record:
+def _record(
+    run: RunFolder | FollowedRun, epoch: int, lr: float, means: Means, clocks: Clocks, num_images: int
+) -> Record:
     # The previous epoch's record. If that line was damaged, the last record that is whole.
     last: Record = run.records[-1] if run.records else {"epoch": 0, "train_seconds": 0.0}
     images = num_images * (epoch - last["epoch"])
@@ -226,6 +325,24 @@ def normalized(config: Config, dataset: Dataset, train: Split, display: Display)
     shown = " ".join(",".join(f"{value:.4f}" for value in values) for values in (mean, std))
     display.remark(f"mean and std are those of the {len(train):,} training images: {shown}")
     return config.model_copy(update={"mean": mean, "std": std})
+
+
+def check_parts(target: Target, train: Split) -> None:
+    """Refuses settings that leave a process without images in the last batch of an epoch.
+
+    Args:
+        target: its config and its number of processes are read.
+        train: the training images.
+
+    Raises:
+        UsageError: the last batch has fewer images than there are processes.
+    """
+    config, size = target.config, target.ranks.size
+    if 0 < (rest := len(train) % config.batch_size) < size:
+        raise UsageError(
+            f"batch_size = {config.batch_size}, val_size = {config.val_size}: the last batch of an epoch has {rest} of "
+            f"the {len(train):,} training images, fewer than the {size} processes; choose another of the two"
+        )
 
 
 def splits_of(dataset: Dataset, config: Config) -> tuple[Split, Split]:
@@ -264,7 +381,7 @@ def _finish(
     run.write_summary(summary)
 
 
-def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
+def _check_finite(run: RunFolder | FollowedRun, when: str, **losses: float | None) -> None:
     """Ends the run if a loss, named by its split, is not finite.
 
     Raises:
@@ -275,7 +392,7 @@ def _check_finite(run: RunFolder, when: str, **losses: float | None) -> None:
             raise NonFiniteError(f"the {split} loss is not finite {when}: {REMEDY}; metrics are in {run.path}")
 
 
-def _interrupted(run: RunFolder, number: int, where: str) -> InterruptedRunError:
+def _interrupted(run: RunFolder | FollowedRun, number: int, where: str) -> InterruptedRunError:
     name = signal.Signals(number).name
     go_on = f"saved at {where}; go on with: fastcifar train --resume {quoted(run.path)}"
     return InterruptedRunError(f"stopped by {name}: {go_on}", number)

@@ -19,7 +19,12 @@ from fastcifar.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-ELSEWHERE = {"python.md": "tests/test_api.py runs it", "log.md": "what was done once", "index.md": "no commands"}
+ELSEWHERE = {
+    "python.md": "tests/test_api.py runs it",
+    "cluster.md": "needs a cluster",
+    "log.md": "what was done once",
+    "index.md": "no commands",
+}
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name not in ELSEWHERE)
 BLOCK = re.compile(r"(?:^<!-- (\w+).*? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = {"--epochs": "1", "--width-mult": "0.125", "--val-size": "20", "--data": "cifar-100-python.tar.gz"}

@@ -11,15 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    errors text stats files paths signals machine ops config spelling layers presets ui
+    errors text stats files paths signals ranks machine ops config spelling layers presets ui
     run.names run.encoding run.failure run.facts run.environment run.clock run.telemetry
-    run.schema run.finding run.metrics run.checkpoint run.predictions run.curves run.folder
+    run.schema run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.followed
     run.loggers run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache
     data.pickles data.cifar_files data.archives data.images data.npz data.image_folder data.parquet data.layouts
     data.download data.procedural data.convert data.sources
     draws augment batch selfcheck target loaders model optim cpu engines session checkpoint evaluation prediction
-    exporting trainer
+    exporting trainer together
     measuring.process measuring.neighbour measuring.dry_run measuring.cell measuring.kernels measuring.layers
     measuring.timing measuring.roofs
     measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text

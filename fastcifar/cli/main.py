@@ -31,8 +31,16 @@ from fastcifar.cli import (
     train,
 )
 from fastcifar.cli.arguments import Command, Parser
-from fastcifar.errors import DataError, DeviceMemoryError, FastcifarError, UsageError
+from fastcifar.errors import (
+    DataError,
+    DeviceMemoryError,
+    FastcifarError,
+    InterruptedRunError,
+    NonFiniteError,
+    UsageError,
+)
 from fastcifar.paths import refused
+from fastcifar.ranks import Ranks
 from fastcifar.run import failure
 from fastcifar.text import ANY_STREAM, did_you_mean, nearest, one_line, printable_lines
 from fastcifar.ui.notes import unfailing_stderr
@@ -130,7 +138,8 @@ def _main(words: list[str]) -> int:
         return code
     except FastcifarError as error:
         _show_traceback_if_debugging()
-        print("fastcifar: " + printable_lines(str(error)).replace("\n", "\nfastcifar: "), file=sys.stderr)
+        if (before := _before_a_message(error)) is not None:
+            print(before + printable_lines(str(error)).replace("\n", f"\n{before}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         _show_traceback_if_debugging()
@@ -157,11 +166,30 @@ def _run(words: list[str]) -> int:
         known = [*COMMANDS, "--help", "--version"]
         match = _HABITS.get(name.lower()) or nearest(name, known, 0.65)
         raise UsageError(f"{one_line(name)}: expected a command: {', '.join(COMMANDS)}{did_you_mean(match)}")
-    command = COMMANDS[name]
+    command, ranks = COMMANDS[name], Ranks.started()
+    if ranks.size > 1 and name != "train":
+        raise UsageError(
+            f"{name}: torchrun has started {ranks.size} processes, and only `train` works in several; start it as "
+            f"`fastcifar {name}` (or unset RANK and WORLD_SIZE)"
+        )
     try:
         return command.run(Parser(name, command.summary), rest)
     except SystemExit as end:  # argparse, having printed the help
         return end.code if isinstance(end.code, int) else 0
+
+
+def _before_a_message(error: FastcifarError) -> str | None:
+    """What stands before each line of an error; None where another process of the run prints the same error."""
+    try:
+        ranks = Ranks.started()
+    except UsageError:
+        ranks = Ranks()
+    if ranks.is_first:
+        return "fastcifar: "
+    # All processes refuse the same words of the command line, and stop at the same signal and the same loss.
+    if isinstance(error, (InterruptedRunError, NonFiniteError)) or (isinstance(error, UsageError) and ranks.local > 0):
+        return None
+    return f"fastcifar: process {ranks.rank + 1} of {ranks.size}: "
 
 
 def _write_anything() -> None:

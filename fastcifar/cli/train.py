@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_settings, start_of, why_no_start
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
+from fastcifar.ranks import Ranks
 from fastcifar.text import one_line, quoted
 from fastcifar.ui.notes import note
 
@@ -71,7 +72,8 @@ def run(parser: Parser, argv: list[str]) -> int:
     if args.dry_run:
         return _dry_run(resolved.config, as_json=args.json)
 
-    _announce(resolved.config, named=start != Start(None, None), out=args.out)
+    if Ranks.started().is_first:
+        _announce(resolved.config, named=start != Start(None, None), out=args.out)
 
     from fastcifar import trainer
 
@@ -186,9 +188,14 @@ def _written(value: object) -> str:
 
 
 def _print_result(path: Path, *, as_json: bool) -> int:
-    """The run's result, with its two clocks, and where it lies; as JSON the path of the run and its summary."""
+    """The run's result, with its two clocks, and where it lies; as JSON the path of the run and its summary.
+
+    Of several processes the first one prints it.
+    """
     from fastcifar.run.folder import RunFolder
 
+    if not Ranks.started().is_first:
+        return 0
     run = RunFolder.open(path)
     summary = run.summary() or {}
     if as_json:
@@ -206,7 +213,9 @@ def _print_result(path: Path, *, as_json: bool) -> int:
     clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
     if summary:
-        rows.append(["energy", _energy(summary, run.config.device)])
+        alone = run.environment["processes"] == 1
+        energy = _energy(summary, run.config.device)
+        rows.append(["energy", energy if alone else f"{energy} (of the first process's device alone)"])
     for title, value in rows:
         print(f"{title:<16}{value}")
     return 0

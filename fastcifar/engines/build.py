@@ -6,6 +6,7 @@ from fastcifar import cpu, machine
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel, fused_forward
+from fastcifar.engines.parallel import averaging, synchronise
 from fastcifar.model import MobileNet
 from fastcifar.optim import Average, Ema, build_optimizer
 from fastcifar.target import Target
@@ -15,7 +16,8 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     """The engine that the target's config names.
 
     On the CPU, `tuned = true` makes the allocator keep freed memory and, for engines other than `fused`, replaces the
-    model's convolutions by equal ones that are faster (see `cpu`).
+    model's convolutions by equal ones that are faster (see `cpu`). If several processes train the run, a step averages
+    their gradients.
 
     Args:
         model: is moved to the target's device and memory format, and trained in place.
@@ -33,24 +35,22 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
             slow_products = config.precision == "fp32" and machine.this().cpu.has_slow_library_products
             cpu.tune(model, products=not slow_products)
     model.train()
+    if target.ranks.size > 1 and config.sync_batch_norm:
+        synchronise(model)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     average = Average(model, config.epochs, config.average_epochs) if config.average_epochs else None
-    forward = None
+    forward = forward_with_loss(model, config.label_smoothing)
+    fused = None
     if config.engine == "fused":
-        fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=target.fuses_pointwise)
-        optimizer = build_optimizer(model, config, fused.rounded)
+        wide = target.ranks.size > 1
+        fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=target.fuses_pointwise, wide_gradients=wide)
         forward = fused_forward(fused, config.label_smoothing)
-        return Engine(
-            model,
-            optimizer,
-            ema,
-            average,
-            target=target,
-            forward=forward,
-            evaluation=fused.folded,
-            loaded=fused.round_weights,
-        )
-    if config.engine == "compiled":
-        eager = forward_with_loss(model, config.label_smoothing)
-        forward = compiled_forward(eager, config.batch_size, config.compile_mode, captured=captured)
-    return Engine(model, build_optimizer(model, config), ema, average, target=target, forward=forward)
+    elif config.engine == "compiled":
+        per_process = config.batch_size // target.ranks.size
+        forward = compiled_forward(forward, per_process, config.compile_mode, captured=captured)
+    if target.ranks.size > 1:
+        forward = averaging(model, forward)
+    if fused is None:
+        return Engine(model, build_optimizer(model, config), ema, average, target=target, forward=forward)
+    optimizer, evaluation, loaded = build_optimizer(model, config, fused.rounded), fused.folded, fused.round_weights
+    return Engine(model, optimizer, ema, average, target=target, forward=forward, evaluation=evaluation, loaded=loaded)

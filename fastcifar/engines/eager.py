@@ -107,7 +107,7 @@ class Engine:
         loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.optimizer, self.ema, self.average = model, optimizer, ema, average
-        self._target, device = target, target.device
+        self._target, self._ranks, device = target, target.ranks, target.device
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
@@ -176,7 +176,8 @@ class Engine:
             group["lr"] = lr
         with self._autocast():
             loss, sums = self._forward(batch)
-        self.scaler.scale(loss).backward(self._one.to(loss.dtype))  # type: ignore[no-untyped-call]
+        share = self._one if batch.share == 1 else self._one * batch.share
+        self.scaler.scale(loss).backward(share.to(loss.dtype))  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,22 +189,48 @@ class Engine:
         """The mean loss and accuracy since the last call. Reads `totals` from the device, and sets them to 0.
 
         Args:
-            num_images: the number of images that were trained on since the last call.
+            num_images: the number of images that were trained on since the last call, in all processes.
         """
-        loss, correct = (self.totals / num_images).tolist()
+        loss, correct = (self._ranks.summed(self.totals) / num_images).tolist()
         self.totals.zero_()
         return Means(loss, correct)
+
+    @torch.no_grad()
+    def unite(self) -> None:
+        """Makes the tensors of all processes equal, to be evaluated and saved; alone it does nothing.
+
+        The running statistics become the mean of the processes', and the first process's `totals` those of all. Weights
+        and momenta are equal already.
+        """
+        buffers = list(self.model.buffers())
+        if self.ema is not None:
+            buffers += [self.ema.tensors[name] for name, _ in self.model.named_buffers()]
+        self._ranks.average_(buffers)
+        self.totals.copy_(self._ranks.summed(self.totals))
+        self._keep_totals_once()
+
+    @torch.no_grad()
+    def receive(self) -> None:
+        """Takes over the tensors and the loss scale of the first process; alone it does nothing."""
+        self._ranks.broadcast_(self.tensors().values())
+        self._loaded()
+        self.scaler.load_state_dict(self._ranks.from_first(self.scaler.state_dict()))
+        self._keep_totals_once()
+
+    def _keep_totals_once(self) -> None:
+        if not self._ranks.is_first:
+            self.totals.zero_()
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
         """Evaluates the model or, if there is a moving average, the average.
 
         Args:
-            batches: at least one batch.
+            batches: this process's batches; at least one batch in all processes together.
             see: is called with each batch's logits, float32 [B, K], and labels, int64 [B], both on the device.
 
         Returns:
-            Mean loss, without label smoothing, and accuracy.
+            Mean loss, without label smoothing, and accuracy, over the images of all processes.
         """
         self.model.eval()
         if self.ema is not None:
@@ -217,7 +244,7 @@ class Engine:
                 if see is not None:
                     see(logits.float(), batch.labels)
                 num_images += len(batch.labels)
-            loss_mean, accuracy = (totals / num_images).tolist()
+            loss_mean, accuracy = (self._ranks.summed(totals) / self._ranks.total(num_images)).tolist()
         finally:
             if self.ema is not None:
                 self.ema.swap()

@@ -39,16 +39,24 @@ class FusedModel:
     Args:
         model: trained in place.
         dtype: of the images and all activations. With another one than float32 the weights of products get gradients of
-            that dtype.
+            that dtype, unless `wide_gradients`.
         fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN
             and ReLU as it loads, and also computes the statistics for the next block.
+        wide_gradients: gives each weight a gradient of its own dtype, as DistributedDataParallel needs it.
 
     Attributes:
         rounded: the copies in `dtype` of the weights of products, which training computes with; empty for float32.
             Whoever writes such a weight has to write its copy: the optimizer does, and else `round_weights`.
     """
 
-    def __init__(self, model: MobileNet, *, dtype: torch.dtype = torch.float32, fuse_pointwise: bool = False) -> None:
+    def __init__(
+        self,
+        model: MobileNet,
+        *,
+        dtype: torch.dtype = torch.float32,
+        fuse_pointwise: bool = False,
+        wide_gradients: bool = False,
+    ) -> None:
         self._model, self._dtype, self._fuse_pointwise = model, dtype, fuse_pointwise
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
@@ -60,7 +68,7 @@ class FusedModel:
         self.rounded: dict[Tensor, Tensor] = {}
         if dtype != torch.float32:
             for weight in self._weights:
-                weight.grad_dtype = dtype
+                weight.grad_dtype = weight.dtype if wide_gradients else dtype
             self.rounded = {weight: weight.detach().to(dtype) for weight in self._weights}
 
     @torch.no_grad()

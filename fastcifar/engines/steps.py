@@ -47,7 +47,7 @@ class Steps(Protocol):
             step: counted from 0.
 
         Returns:
-            The number of images in the step.
+            The number of images in the step, in all processes.
         """
         ...
 
@@ -68,7 +68,7 @@ def build_steps(
         loader: makes the batches.
         lrs: float64 [epochs * num_batches], the learning rate of every step of the run (see `optim.lr_table`).
         target: the settled config and its device.
-        note: is called with a remark if steps are launched op by op because the batches come from the host.
+        note: is called with a remark if steps are launched op by op that could be one graph, with the reason.
         launched: launches the steps op by op even where they would be one graph. For measuring.
 
     Returns:
@@ -76,6 +76,9 @@ def build_steps(
     """
     config = target.config
     if target.device.type == "cuda" and not launched:
+        if target.ranks.size > 1:
+            note(f"{target.ranks.size} processes: steps are launched op by op and not as one CUDA graph")
+            return LaunchedSteps(engine, loader, lrs, target)
         if isinstance(loader, ResidentLoader):
             return ReplayedSteps(engine, loader, lrs, target)
         source = f"loader = {config.loader}" if config.loader != "resident" else f"images_on = {config.images_on}"
@@ -88,6 +91,7 @@ class LaunchedSteps:
 
     def __init__(self, engine: Engine, loader: Loader, lrs: NDArray[np.float64], target: Target) -> None:
         self._engine, self._loader, self._lrs, self._config = engine, loader, lrs, target.config
+        self._ranks = target.ranks
         self._first = 0
 
     def warm_up(self) -> float:
@@ -108,7 +112,8 @@ class LaunchedSteps:
         with compilation_explained(config.engine):
             batch = loader.batch(0)
             rest = loader.num_images % loader.batch_size if loader.num_batches > 1 else 0
-            self._engine.warm_up([*[batch] * repeats, *([batch.first(rest)] if rest else [])])
+            own = self._ranks.rows(rest)
+            self._engine.warm_up([*[batch] * repeats, *([batch.first(own.stop - own.start)] if rest else [])])
         return time.perf_counter() - start
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
@@ -120,7 +125,7 @@ class LaunchedSteps:
         """Takes a step; see `Steps.take`."""
         batch = self._loader.batch(step)
         self._engine.train_step(batch, self._lrs[self._first + step])
-        return len(batch.labels)
+        return min(self._loader.batch_size, self._loader.num_images - step * self._loader.batch_size)
 
 
 class StagedSteps:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastcifar.data.dataset import Split
 from fastcifar.loaders.host import HostLoader
+from fastcifar.loaders.part import PartLoader
 from fastcifar.loaders.protocol import Loader
 from fastcifar.loaders.resident import Augmentation, ResidentLoader, augmentation_of
 from fastcifar.target import Target
@@ -46,12 +47,19 @@ def build_loader(
         augmentation: how the resident loader makes a batch; None means as the engine does by default.
 
     Returns:
-        The loader.
+        The loader; for one of several processes, a loader of its part of each batch.
 
     Raises:
         UsageError: a package that the loader needs is missing.
         DeviceMemoryError: the images do not fit the device.
     """
+    loader = _whole_batches(split, target, note, augmentation)
+    return PartLoader(loader, target.ranks) if target.ranks.size > 1 else loader
+
+
+def _whole_batches(
+    split: Split, target: Target, note: Callable[[str], None], augmentation: Augmentation | None
+) -> Loader:
     config = target.config
     if config.loader == "torchvision":
         from fastcifar.loaders.torchvision import TorchvisionLoader  # imports torchvision, which is optional and slow

@@ -83,7 +83,8 @@ def draws_of(config: Config, epoch: int, num_images: int, size: int) -> EpochDra
 class EvalBatches:
     """Validation or test batches, in the order of the split: normalised, never cropped, flipped or mixed.
 
-    The images are on the device from the first use on, unless `images_on = host`. The last batch may be smaller.
+    Each process has its part of the split, which may be empty. The images are on the device from the first use on,
+    unless `images_on = host`. The last batch may be smaller.
 
     Args:
         split: the images and labels.
@@ -101,8 +102,11 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         target, config = self._target, self._target.config
         if self._data is None:
-            arrays = self.split.images, self.split.labels
+            own = target.ranks.rows(len(self.split))
+            arrays = self.split.images[own], self.split.labels[own]
             self._data = torch.from_numpy(arrays[0]).to(self._where), torch.from_numpy(arrays[1]).to(self._where)
+        if not len(self._data[1]):
+            return
         table = normalization_table(config.mean, config.std, target.device)
         for images, labels in zip(*(torch.split(data, config.eval_batch_size) for data in self._data), strict=True):
             x = normalize(images.to(target.device), table, target.dtype)

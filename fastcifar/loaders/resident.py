@@ -5,6 +5,7 @@ Nothing is copied from the device to the host. The draws are copied to the devic
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -21,6 +22,7 @@ from fastcifar.draws import EpochDraws
 from fastcifar.errors import DeviceMemoryError
 from fastcifar.loaders.protocol import draws_of
 from fastcifar.ops.training_batch import training_batch_ref
+from fastcifar.run.clock import wait
 from fastcifar.target import Target
 
 Augmentation = Literal["eager", "compiled", "fused"]
@@ -38,6 +40,35 @@ def augmentation_of(engine: str, device: torch.device) -> Augmentation:
     if engine == "fused":
         return "fused"
     return "compiled" if engine == "compiled" or device.type == "cuda" else "eager"
+
+
+class _Placed:
+    """A split on a device; see `_place`."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.split = split  # kept alive, so that no other split gets its id
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        wait(device)  # the runs that share it work on streams of their own
+
+
+_placed: weakref.WeakValueDictionary[tuple[int, torch.device], _Placed] = weakref.WeakValueDictionary()
+
+
+def _place(split: Split, device: torch.device) -> _Placed:
+    """A split's images and labels on a device: one copy for all loaders of this process that use it.
+
+    Raises:
+        DeviceMemoryError: the split does not fit the device.
+    """
+    try:
+        return _placed.setdefault((id(split), device), _placed.get((id(split), device)) or _Placed(split, device))
+    except torch.OutOfMemoryError as error:
+        gib = split.images.nbytes / 2**30
+        raise DeviceMemoryError(
+            f"the {gib:.1f} GiB of training images do not fit on {device}: keep them in the host's memory with "
+            f"--images-on host ({error})"
+        ) from error
 
 
 class ResidentLoader:
@@ -60,15 +91,8 @@ class ResidentLoader:
         self._memory_format = target.memory_format
         self.num_images, self.batch_size = len(split.labels), config.batch_size
         self.num_batches = -(-self.num_images // self.batch_size)
-        try:
-            self._images = torch.from_numpy(split.images).to(device)
-            self._labels = torch.from_numpy(split.labels).to(device)
-        except torch.OutOfMemoryError as error:
-            gib = split.images.nbytes / 2**30
-            raise DeviceMemoryError(
-                f"the {gib:.1f} GiB of training images do not fit on {device}: keep them in the host's memory with "
-                f"--images-on host ({error})"
-            ) from error
+        self._placed = _place(split, device)
+        self._images, self._labels = self._placed.images, self._placed.labels
         self._table = normalization_table(config.mean, config.std, device)
         self._fused = augmentation == "fused"
         self._step = torch.zeros((), dtype=torch.int64, device=device)

@@ -14,6 +14,7 @@ from typing import Any
 
 import fastcifar
 from fastcifar import machine
+from fastcifar.ranks import Ranks
 
 VARIABLES = re.compile(
     "(FASTCIFAR|OMP|GOMP|KMP|MKL|OPENBLAS|DNNL|ONEDNN|ATEN|(PY)?TORCH[A-Z]*|AOT|INDUCTOR|FUNCTORCH|TRITON|CUTLASS|CUDA"
@@ -26,7 +27,7 @@ VARIABLES = re.compile(
 _SECRET = re.compile(".*(KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH).*")
 """Variables that are never recorded, such as NVIDIA_API_KEY: run folders are published."""
 
-DECISIVE = ("torch", "device", "gpu.name", "gpu.driver", "gpu.cudnn", "cpu.model", "threads.torch")
+DECISIVE = ("torch", "device", "gpu.name", "gpu.driver", "gpu.cudnn", "cpu.model", "threads.torch", "processes")
 """If one of these differs, the same seed may give other bits."""
 
 
@@ -37,7 +38,8 @@ def collect(device: str) -> dict[str, Any]:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Returns:
-        date, versions, commit, platform, device, gpu (None for the CPU), cpu, memory_gib, threads and variables.
+        date, versions, commit, platform, device, gpu (None for the CPU), cpu, memory_gib, processes (that train
+        together), threads and variables.
     """
     import numpy
     import torch
@@ -56,6 +58,7 @@ def collect(device: str) -> dict[str, Any]:
         "gpu": _gpu(torch.device(device)) if device.startswith("cuda") else None,
         "cpu": cpu(),
         "memory_gib": memory_gib(),
+        "processes": Ranks.started().size,
         "threads": {"torch": torch.get_num_threads(), "torch_interop": torch.get_num_interop_threads()},
         "variables": variables(os.environ),
     }

@@ -83,6 +83,7 @@ class Environment(_Model):
     gpu: dict[str, Any] | None = None
     cpu: dict[str, Any] | None = None
     memory_gib: float | None = None
+    processes: int = 1
     threads: dict[str, int] | None = None
     variables: dict[_AnyText, _AnyText] = {}
 

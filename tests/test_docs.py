@@ -1,7 +1,7 @@
 """Every command in docs/ runs.
 
 A page's commands run in the order of the page, in a folder with small data sets of the names that the pages use. A
-training has one epoch of a small model on few images. Commands under `<!-- slow -->` run in the slow tests only.
+training has one epoch of a small model on few images. Commands under `<!-- slow -->` take longer than the others.
 """
 
 import os
@@ -22,6 +22,8 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {
     "python.md": "tests/test_api.py runs it",
     "cluster.md": "needs a cluster",
+    "reliability.md": "its own tests",
+    "gpu.md": "estimates, and commands for a rented GPU",
     "log.md": "what was done once",
     "index.md": "no commands",
 }
@@ -100,6 +102,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "pictures", splits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_quick_commands_of_a_page(page: str, _folder: None, capsys: Any) -> None:
     run_page(page, slow=False)

@@ -17,7 +17,7 @@ from fastcifar.engines.fused import FusedModel
 from fastcifar.errors import UsageError
 from fastcifar.loaders import EvalBatches, Loader
 from fastcifar.model import build_model
-from fastcifar.optim import FusedSGD
+from fastcifar.optim import FusedSGD, build_optimizer
 from fastcifar.target import Target
 
 pytestmark = pytest.mark.machine
@@ -406,3 +406,21 @@ def test_a_step_that_is_captured_is_compiled_without_graphs_of_its_own(
     for captured in (False, True):
         compiled_forward(forward, 16, mode, captured=captured)
     assert asked == [mode, within_a_graph]
+
+
+def test_wide_gradients_are_the_rounded_ones() -> None:
+    """In several processes gradients have the weights' dtype: the same steps, bit for bit."""
+    images = torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last).bfloat16()
+    config, results = tiny_config(), []
+    for wide in (False, True):
+        model = build_model(NUM_CLASSES, 0.25, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = FusedModel(model, dtype=torch.bfloat16, wide_gradients=wide)
+        optimizer = build_optimizer(model, config, fused.rounded)
+        for _ in range(2):
+            optimizer.zero_grad()
+            fused(images).float().square().sum().backward()
+            optimizer.step()
+        results.append([*model.parameters(), *fused.rounded.values()])
+        assert model.stem.weight.grad is not None
+        assert model.stem.weight.grad.dtype == (torch.float32 if wide else torch.bfloat16)
+    assert all(map(torch.equal, *results))

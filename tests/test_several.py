@@ -91,6 +91,7 @@ def alone(data: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_with_synchronised_batch_norm_they_train_what_one_process_trains(
     size: int, data: Path, alone: Path, tmp_path: Path
@@ -104,6 +105,7 @@ def test_with_synchronised_batch_norm_they_train_what_one_process_trains(
     assert printed.count("test accuracy") == 1, "one of them tells"
 
 
+@pytest.mark.slow
 def test_the_fused_ops_train_what_the_eager_ops_train(data: Path, tmp_path: Path) -> None:
     """Both with batch norm over each process's part."""
     for engine in ("eager", "fused"):
@@ -112,6 +114,7 @@ def test_the_fused_ops_train_what_the_eager_ops_train(data: Path, tmp_path: Path
     assert_same_run(tmp_path / "fused", tmp_path / "eager", 1e-3)
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_all_and_another_number_goes_on(data: Path, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = words(data, out, sync_batch_norm=True, ema_decay=0.9)
@@ -125,6 +128,7 @@ def test_one_that_is_killed_ends_all_and_another_number_goes_on(data: Path, alon
     assert_same_run(out, alone, 1e-9)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_the_same_step(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     stop = f"1:{int(signal.SIGTERM)}:{out}/metrics.jsonl:2"
@@ -135,6 +139,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(data: Path, tmp_path: Pat
     assert not (out / "failure.json").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_starts_them(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastcifar"]
@@ -171,6 +176,7 @@ def test_each_has_its_part_of_each_batch(size: int) -> None:
         assert [part.share for part in own] == [len(part.labels) * size / len(batch.labels) for part in own]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "ranks", "message"),
     [
@@ -183,12 +189,14 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], ranks: R
         Target.of(tiny_config(**settings), ranks)
 
 
+@pytest.mark.slow
 def test_a_last_batch_too_small_for_all_is_refused(data: Path, tmp_path: Path) -> None:
     codes, printed = run(4, *words(data, tmp_path / "run", val_size=28))
     assert codes == [2] * 4 and "the last batch of an epoch has 2 of the 18 training images" in printed
     assert not (tmp_path / "run").exists() and printed.count("the last batch") == 1, printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fused", "compiled"])
 def test_synchronised_batch_norm_is_the_eager_engines(engine: str) -> None:
     from fastcifar.layers import resolve
@@ -225,6 +233,7 @@ def test_a_wrong_start_is_told(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_session_alone_needs_no_other_process() -> None:
     session = tiny_session(tiny_config(sync_batch_norm=True))
     with session:

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
 from fastcifar.ops._library import accumulate_dtype
+from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.batch_norm_relu import normalize
-from fastcifar.ops.separable_block import merge_rows
 
 
 def averaging(model: nn.Module, forward: Forward) -> Forward:

@@ -132,9 +132,14 @@ def test_optimizers_and_hooks_of_before_still_work() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_timms_compute_the_same(timm: Any, name: str) -> None:
-    """Outputs are as close to float64 as the original's, and so are the gradients of all parameters taken together."""
+    """Outputs and gradients are as close to float64 as the original's.
+
+    The networks have SiLU in place of ReLU6: a number near 0 or 6 that falls on the other side of a ReLU6 moves the
+    gradients by per cents, and which numbers do depends on the processor.
+    """
     torch.manual_seed(0)
-    theirs = timm.create_model(name, num_classes=10, drop_rate=0.0).to(DEVICE, memory_format=torch.channels_last)
+    theirs = timm.create_model(name, num_classes=10, drop_rate=0.0, act_layer=nn.SiLU)
+    theirs.to(DEVICE, memory_format=torch.channels_last)
     ours = copy.deepcopy(theirs)
     found = convert(ours)
     assert (len(found.replaced), len(found.left)) == NETWORKS[name]
@@ -143,8 +148,7 @@ def test_networks_of_timms_compute_the_same(timm: Any, name: str) -> None:
     x = torch.randn(4, 3, 64, 64, device=DEVICE).to(memory_format=torch.channels_last)
     got, expected, truth = outcome(ours, x), outcome(theirs, x), outcome(copy.deepcopy(theirs).double(), x.double())
     assert error(got[:1], truth[:1]) <= 2 * error(expected[:1], truth[:1])
-    # A number near 0 or 6 that falls on another side of a ReLU6 moves the gradient by half a per cent.
-    assert error(got[1:], truth[1:]) <= 0.02 * error(truth[1:], [torch.zeros_like(t) for t in truth[1:]])
+    assert error(got[1:], truth[1:]) <= 2 * error(expected[1:], truth[1:])
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-3, atol=1e-4)
 

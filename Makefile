@@ -28,7 +28,8 @@ train: $(READY) ## fastcifar train --preset $(PRESET), by default quick
 	@exec $(BIN)/fastcifar train --preset $(PRESET) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # A file of tests at a time on each core: most of them start processes and wait. Benchmarks are another target.
-PYTEST := $(BIN)/pytest -n auto --dist loadfile -p no:benchmark
+# The bytecode is kept even if the environment says otherwise, because they start fastcifar hundreds of times.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n auto --dist loadfile -p no:benchmark
 
 test: $(READY) ## the quick tests, six minutes on two cores
 	@exec $(PYTEST) $(ARGS)

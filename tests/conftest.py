@@ -38,6 +38,12 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the pictures at the end of each run of this process, which take longer than a tiny run."""
+    monkeypatch.setattr("fastcifar.run.folder.RunFolder.draw_curves", lambda run: None)
+
+
+@pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
     return Tally(request)
 

@@ -32,6 +32,17 @@ kinds = pytest.mark.parametrize(
 devices = pytest.mark.parametrize("device", DEVICES)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 strides = pytest.mark.parametrize("stride", [1, 2])
+opcheck_cases = pytest.mark.parametrize(
+    "device, dtype, stride",
+    [
+        # Seconds each: in the quick tests each stride and each dtype once.
+        pytest.param(device, dtype, stride, marks=[] if (dtype == torch.float32) == (stride == 1) else pytest.mark.slow)
+        for device in DEVICES
+        for dtype in DTYPES[device]
+        for stride in (1, 2)
+    ],
+    ids=str,
+)
 
 
 def check_all() -> None:

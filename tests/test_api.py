@@ -118,6 +118,7 @@ def test_a_finished_run_is_not_resumed(run: fc.Run) -> None:
         run.resume(lr=0.1)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

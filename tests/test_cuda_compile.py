@@ -134,6 +134,7 @@ STREAMING = {"moments_kernel": 1, "norm_relu_kernel": 1, "norm_relu_sums_kernel"
 ROWS_AT_ONCE = 4  # kUnroll
 
 
+@pytest.mark.sanitized
 def test_streaming_kernels_read_vectors_several_at_a_time() -> None:
     """Each load has 16 bytes, and four rows are loaded before the first result is written.
 

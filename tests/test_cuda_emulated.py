@@ -21,7 +21,10 @@ from fastcifar.errors import FastcifarError
 from fastcifar.ops._library import check_schema, on_cpu_only, references
 from fastcifar.ops._moments import merge_rows
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels"),
+    pytest.mark.sanitized,
+]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(2, 3, 5, 7), (2, 65, 5, 7), (1, 129, 2, 2), (3, 64, 2, 2), (2, 34, 4, 4), (1, 1, 1, 1), (1, 6, 33, 31)]

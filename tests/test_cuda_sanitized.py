@@ -164,6 +164,11 @@ def test_a_removed_barrier_is_seen() -> None:
     assert "WRONG RESULT" in run_script(removed).stderr
 
 
+def options(subset: str) -> list[str]:
+    """Those of a pytest that runs a part of the emulated tests, whatever their marks are."""
+    return ["-q", "-p", "no:cacheprovider", "-W", "default", "-m", "", "-k", subset]
+
+
 @pytest.mark.parametrize(
     "subset",
     [
@@ -179,7 +184,7 @@ def test_clean_under_sanitizers(subset: str) -> None:
         **emulator.sanitizer_environment(),
         "FASTCIFAR_EMULATED_LIBRARY": str(emulator.build(emulator.SANITIZED)),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-k", subset, EMULATED]
+    command = [sys.executable, "-m", "pytest", *options(subset), EMULATED]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
@@ -212,8 +217,7 @@ def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
 def test_no_data_race(subset: str) -> None:
     """Within a block and, in global memory, between blocks: every op, in fp16, and training_batch in every type."""
     env = {**emulator.race_environment(), "FASTCIFAR_EMULATED_LIBRARY": str(emulator.build(emulator.RACES))}
-    options = ["-q", "-p", "no:cacheprovider", "-W", "default", "-k", subset]
-    command = [*emulator.RACE_COMMAND, "-m", "pytest", *options, EMULATED]
+    command = [*emulator.RACE_COMMAND, "-m", "pytest", *options(subset), EMULATED]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-6000:]
     assert "ThreadSanitizer" not in done.stderr, done.stderr[-6000:]

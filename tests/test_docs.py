@@ -92,11 +92,10 @@ def run_page(page: str, *, slow: bool) -> None:
 
 
 @pytest.fixture
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None) -> None:
     """A working folder with the data sets of the pages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("fastcifar.run.folder.RunFolder.draw_curves", lambda run: None)  # a second a run
     splits = make_splits()
     write_archive(tmp_path / "cifar-100-python.tar.gz", python_files(splits), "cifar-100-python")
     write_folder(tmp_path / "pictures", splits)

@@ -13,6 +13,7 @@ from op_cases import (
     devices,
     kinds,
     needs_kernels,
+    opcheck_cases,
     out_shape,
     shapes,
     strides,
@@ -106,8 +107,7 @@ def test_autograd(device: str, stride: int) -> None:
     torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-5)
 
 
-@kinds
-@strides
+@opcheck_cases
 def test_opcheck(device: str, dtype: torch.dtype, stride: int) -> None:
     *inputs, _, _ = depthwise_block_arguments((2, 8, 6, 5), dtype, stride, device)
     arguments = (*(x.requires_grad_() for x in inputs), EPS, stride)

@@ -13,6 +13,7 @@ from op_cases import (
     dwconv3x3_arguments,
     kinds,
     needs_kernels,
+    opcheck_cases,
     out_shape,
     shapes,
     strides,
@@ -94,8 +95,7 @@ def test_autograd(device: str, stride: int) -> None:
     torch.testing.assert_close(only_w, truth[0], rtol=1e-5, atol=1e-5)  # float32 too: each errs by 1e-7 of the norm
 
 
-@kinds
-@strides
+@opcheck_cases
 def test_opcheck(device: str, dtype: torch.dtype, stride: int) -> None:
     x, w, _ = dwconv3x3_arguments((2, 8, 6, 5), dtype, stride, device)
     torch.library.opcheck(torch.ops.fastcifar.dwconv3x3.default, (x.requires_grad_(), w.requires_grad_(), stride))

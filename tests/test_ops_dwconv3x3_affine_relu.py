@@ -10,6 +10,7 @@ from op_cases import (
     depthwise_block_arguments,
     kinds,
     needs_kernels,
+    opcheck_cases,
     per_channel,
     shapes,
     strides,
@@ -48,8 +49,7 @@ def test_it_is_the_block_with_its_statistics_folded(device: str, dtype: torch.dt
     torch.testing.assert_close(folded, z, rtol=tolerance, atol=tolerance)
 
 
-@kinds
-@strides
+@opcheck_cases
 def test_opcheck(device: str, dtype: torch.dtype, stride: int) -> None:
     u, scale0, shift0, w, scale1, shift1, _, _ = depthwise_block_arguments((2, 8, 6, 5), dtype, stride, device)
     arguments = (u, scale0, shift0, w, scale1, shift1, stride)

@@ -18,6 +18,7 @@ from op_cases import (
     devices,
     kinds,
     needs_kernels,
+    opcheck_cases,
     separable_calls,
     shapes,
     strides,
@@ -78,7 +79,6 @@ def test_separable_block_is_a_composition_of_the_other_ops() -> None:
     inputs = (*block, pointwise)
     got, wanted = torch.autograd.grad(v, inputs, grad), torch.autograd.grad(expected, inputs, grad)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    torch.library.opcheck(torch.ops.fastcifar.separable_block.default, (*block, pointwise, EPS, 2))
 
 
 @kinds
@@ -197,8 +197,7 @@ def test_autograd(device: str, stride: int) -> None:
     torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-4)
 
 
-@kinds
-@strides
+@opcheck_cases
 def test_opcheck(device: str, dtype: torch.dtype, stride: int) -> None:
     *inputs, _, _ = next(calls((2, 8, 6, 5), dtype, stride, device))[1]
     arguments = (*(x.requires_grad_() for x in inputs), EPS, stride)

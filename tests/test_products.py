@@ -51,5 +51,6 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
     ],
     ids=["wrong rows", "what is beyond the channels", "pairs the wrong way round"],
 )
+@pytest.mark.sanitized
 def test_planted_bugs_are_found(tmp_path: Path, edit: tuple[str, str, str]) -> None:
     assert "WRONG" in run(tmp_path, edit).stdout

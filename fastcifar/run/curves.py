@@ -44,7 +44,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path_stem: Path, title: st
     with drawing.styled(style):
         # Places in inches, because matplotlib's own layout takes ten times as long as drawing: the end of each run.
         width, height = 12.0, 4.2
-        figure = drawing.new_figure(width, height, layout="none")
+        figure = drawing.new_figure(width, height, layout=None)
         figure.suptitle(title, fontsize=13)
         loss, accuracy, lr = (
             figure.add_axes((left / width, 0.55 / height, wide / width, 3.0 / height))

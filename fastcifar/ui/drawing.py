@@ -40,13 +40,13 @@ def styled(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure.
 
     Args:
         width: inches.
         height: inches.
-        layout: `constrained` lays its parts out so that no label is cut off; `none` leaves them where they are put.
+        layout: `constrained` lays its parts out so that no label is cut off; None leaves them where they are put.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -73,7 +73,7 @@ class Config(BaseModel):
         "data",
         "cifar100",
         "the images to learn: a data set's name (procedural is generated, nothing to download), or the path of an "
-        "archive, of a folder of pickles, binaries or images, of an .npz, or of Parquet files",
+        "archive, of a folder of pickles, binaries or images, of an .npz, or of Parquet or Arrow files",
         pattern=_NO_NUL,
         allowed="cifar100, cifar10, procedural or a path",
         changes_result=False,

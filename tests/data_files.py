@@ -154,19 +154,18 @@ def write_folder(folder: Path, splits: Splits, names: tuple[str, ...] = FINE) ->
     return folder
 
 
-def parquet_bytes(
+def _table(
     images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], *, names: tuple[str, ...] | None = FINE, **more: Any
-) -> bytes:
-    """A Parquet file as Hugging Face's of `uoft-cs/cifar100`, or of `uoft-cs/cifar10` where there are ten names.
+) -> Any:
+    """The table of Hugging Face's files of `uoft-cs/cifar100`, or of `uoft-cs/cifar10` where there are ten names.
 
     Args:
         images: uint8 [N, 32, 32, 3], written as PNGs.
         labels: int [N].
-        names: the names of the classes in the metadata; None for a file without metadata.
+        names: the names of the classes in the metadata; None for a table without metadata.
         more: further columns, and columns to replace; None leaves a column out.
     """
     import pyarrow
-    import pyarrow.parquet
 
     pictures = []
     for i, image in enumerate(images):
@@ -182,9 +181,31 @@ def parquet_bytes(
     columns = {name: column for name, column in (columns | more).items() if column is not None}
     table = pyarrow.table(columns)
     if names is not None:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return table
+
+
+def parquet_bytes(
+    images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], *, names: tuple[str, ...] | None = FINE, **more: Any
+) -> bytes:
+    """A Parquet file; see `_table`."""
+    import pyarrow.parquet
+
+    table = _table(images, labels, names=names, **more)
     sink = io.BytesIO()
     pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def arrow_bytes(
+    images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], *, as_file: bool = False, **more: Any
+) -> bytes:
+    """An Arrow file, by default a stream, as `datasets` saves it; see `_table`."""
+    import pyarrow
+
+    sink, table = io.BytesIO(), _table(images, labels, **more)
+    with (pyarrow.ipc.new_file if as_file else pyarrow.ipc.new_stream)(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
     return sink.getvalue()
 
 

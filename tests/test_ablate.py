@@ -489,10 +489,19 @@ def test_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     argv: Sequence[str] = "ablate --engine eager --precision fp32 --width-mult 0.125 --batch-size 16".split()
     assert (
-        cli.main([*argv, *"--seconds 0.05 --repeats 1 --no-attribution --neighbour --device cpu --out".split(), "here"])
+        cli.main(
+            [
+                *argv,
+                *"--seconds 0.05 --repeats 1 --no-attribution --neighbour --device cpu --json --out".split(),
+                "here",
+            ]
+        )
         == 0
     )
-    out = capsys.readouterr().out.splitlines()
+    found = json.loads(capsys.readouterr().out)
+    assert found["results"] == "here" and found["environment"]["neighbour"] and found["factors"] == []
+    assert [cell["cell"] for cell in found["cells"]] == ["stock eager fp32", "eager fp32"]
+    out = Path("here/ablation.txt").read_text().splitlines()
     assert out[1].startswith("stock eager fp32") and out[2].startswith("eager fp32")
     measured = [line for line in lines(Path("here")) if line["kind"] == "measurement"]
     assert len(measured) == 2 and all(min(m["images_per_second"]) > 0 for m in measured)

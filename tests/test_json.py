@@ -10,6 +10,9 @@ from tiny import tiny_config, write_tiny
 
 from fastcifar.cli import main as cli
 from fastcifar.presets import find_preset, list_presets
+from fastcifar.run.planned import PlannedRun
+from fastcifar.studies import conduct
+from fastcifar.studies.folder import Study
 
 
 @pytest.fixture
@@ -53,3 +56,26 @@ def test_train(asked: Any, tmp_path: Path) -> None:
     options = [word for name in names for word in (f"--{name.replace('_', '-')}", getattr(config, name))]
     done = asked("train", *options, "--out", tmp_path / "run")
     assert done["run"] == str(tmp_path / "run") and 0 <= done["test_accuracy"] <= 1
+
+
+def test_study(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = PlannedRun("lr-0.05", 0, make_run(tmp_path / "r0", "lr-0.05"), 15, "finished", 15)
+    failed = PlannedRun("lr-0.05", 1, tmp_path / "r1", 15, "failed", reason="out of memory")
+    study = Study(tmp_path)
+    monkeypatch.setattr(
+        conduct, "conduct", lambda *asked: conduct.Result(study, [done, failed], [failed], tmp_path / "p")
+    )
+    found = asked("study", "lr-0.05", code=1)
+    assert (found["study"], found["report"]) == (str(tmp_path), str(tmp_path / "p"))
+    assert found["runs"][0]["summary"]["test_accuracy"] == 0.4 and found["runs"][1]["summary"] is None
+    assert [(run["run"], run["state"], run["reason"]) for run in found["runs"]] == [
+        (str(tmp_path / "r0"), "finished", ""),
+        (str(tmp_path / "r1"), "failed", "out of memory"),
+    ]
+
+
+def test_report(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "r0", "lr-0.05")
+    monkeypatch.setattr("fastcifar.report.writing.write_report", lambda runs, out, **given: out / "index.html")
+    assert asked("report", "r0") == {"report": "report/index.html", "runs": ["r0"]}

@@ -205,7 +205,7 @@ ARRAY = "make an .npz of it: np.savez"
 FOREIGN: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "x.h5": (b"\x89HDF\r\n\x1a\n" + bytes(64), ("an HDF5 file", ARRAY)),
     "x.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ("a MATLAB file", ARRAY)),
-    "x.arrow": (b"ARROW1" + bytes(64), ("an Arrow file", ARRAY)),
+    "x.feather": (b"ARROW1" + bytes(64), ("an Arrow file", "end in .arrow")),
     "x.npy": (b"\x93NUMPY\x01\x00", ("a single NumPy array", ARRAY)),
     "x.pkl": (pickle.dumps({"a": 1}), ("a pickle", ARRAY)),
     "x.gz": (gzip.compress(b"hello"), ("a gzip file that holds no tar", "gunzip")),

@@ -121,6 +121,52 @@ def test_what_cannot_be_right_is_named(more: dict[str, Any], message: str, folde
         load(folder, tmp_path / "cache")
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """What `DatasetDict.save_to_disk` of the library `datasets` leaves, and what it keeps there afterwards."""
+    root = tmp_path / "saved"
+    for split, (images, labels) in SPLITS.items():
+        halves = zip(np.array_split(images, 2), np.array_split(labels, 2), strict=True)
+        files = {f"data-0000{i}-of-00002.arrow": data_files.arrow_bytes(*half) for i, half in enumerate(halves)}
+        files |= {
+            "dataset_info.json": b"{}",
+            "state.json": b"{}",
+            "cache-12ab.arrow": files["data-00000-of-00002.arrow"],
+        }
+        data_files.write_files(root / split, files)
+    (root / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    return root
+
+
+@pytest.mark.parametrize("named", ["", "train/data-00001-of-00002.arrow", ".."])
+def test_what_save_to_disk_leaves(named: str, saved: Path, tiny: Dataset, tmp_path: Path) -> None:
+    assert same(load(saved / named, tmp_path / "cache"), tiny)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_arrow_files_of_both_kinds(as_file: bool, tiny: Dataset, tmp_path: Path) -> None:
+    for split, part in SPLITS.items():
+        (tmp_path / f"c-{split}.arrow").write_bytes(data_files.arrow_bytes(*part, as_file=as_file))
+    assert same(load(tmp_path), tiny)
+
+
+@pytest.mark.parametrize("keep", [0, 0.001, 0.5])
+def test_a_cut_arrow_file(keep: float, saved: Path, tmp_path: Path) -> None:
+    file = saved / "test/data-00000-of-00002.arrow"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(DataError, match=r"data-.*\.arrow is not a whole Arrow file"):
+        load(saved, tmp_path / "cache")
+
+
+def test_an_arrow_file_cut_between_two_batches(saved: Path, tmp_path: Path) -> None:
+    """pyarrow reads what is left, without a word."""
+    file = saved / "test/data-00000-of-00002.arrow"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(DataError, match=r"is not a whole Arrow file \(its end is missing\): download or copy it again"):
+        load(saved, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
 def test_a_cut_file(keep: float, folder: Path, tmp_path: Path) -> None:
     file = folder / "test-00000-of-00001.parquet"

@@ -97,6 +97,8 @@ def test_the_command_leaves_tables_pictures_and_a_trace(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [word for key, value in TINY for word in (f"--{key}", value)]
+    measured, measure = [], profile.profile
+    monkeypatch.setattr(profile, "profile", lambda *asked: measured.append(measure(*asked)) or measured[0])
     assert cli.main(["profile", *settings, "--engine", "eager", "--precision", "fp32", "--steps", "2"]) == 0
     printed = capsys.readouterr().out
     [folder] = (tmp_path / "runs/profile").iterdir()
@@ -108,6 +110,9 @@ def test_the_command_leaves_tables_pictures_and_a_trace(
         trace = json.load(file)
     assert sum(event.get("name") == STEP for event in trace["traceEvents"]) == 2
     written = json.loads((folder / "profile.json").read_text())
+    monkeypatch.setattr(profile, "profile", lambda *asked: measured[0])
+    assert cli.main(["profile", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"results": str(measured[0].path), **written}
     assert written["images_per_second"] == pytest.approx(16 / written["step_seconds"])
     assert written["floor_seconds"] == pytest.approx(
         sum(layer["count"] * layer["floor_seconds"] for layer in written["layers"])

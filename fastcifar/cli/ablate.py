@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings
 from fastcifar.errors import InterruptedRunError, UsageError
 
@@ -33,6 +35,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument(
         "--neighbour", action="store_true", help="measure the grid beside one busy process too, as on a shared machine"
     )
+    parser.add_argument("--json", action="store_true", help="print the cells and factors as JSON")
     args, rest = parser.parse_known_args(argv)
     given = read_settings(rest)
     for name, _ in given.settings:
@@ -45,6 +48,7 @@ def run(parser: Parser, argv: list[str]) -> int:
         raise UsageError("\n".join(given.problems))
 
     from fastcifar.measuring import ablation, ablation_text
+    from fastcifar.measuring.ablation_results import as_dict
 
     result = ablation.ablate(
         given.settings,
@@ -56,8 +60,11 @@ def run(parser: Parser, argv: list[str]) -> int:
         command=["fastcifar", "ablate", *argv],
         options=parser.options(),
     )
-    print(ablation_text.text(result))
-    print(f"\nresults  {result.path}")
+    if args.json:
+        print(json.dumps({"results": str(result.path), **as_dict(result)}))
+    else:
+        print(ablation_text.text(result))
+        print(f"\nresults  {result.path}")
     if result.signal_number:
         raise InterruptedRunError(ablation_text.stopped(result), result.signal_number)
     return 1 if result.failed else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from fastcifar.cli.arguments import (
     Parser,
     Start,
@@ -32,6 +34,7 @@ def run(parser: Parser, argv: list[str]) -> int:
         "--steps", metavar="N", type=parsed(count, "a number from 1"), default=10, help="steps to profile [10]"
     )
     parser.add_argument("--out", metavar="DIR", type=path, help="the folder for the results [runs/profile/TIME-...]")
+    parser.add_argument("--json", action="store_true", help="print the tables as JSON")
     args, rest = parser.parse_known_args(argv)
     given = read_settings(rest, why_no_start)
     start = start_of(args, given)
@@ -47,8 +50,12 @@ def run(parser: Parser, argv: list[str]) -> int:
         raise UsageError("\n".join(given.problems))
 
     from fastcifar.measuring import profile, profile_text
+    from fastcifar.measuring.profile_result import as_dict
 
     result = profile.profile(config, args.out, args.steps)
+    if args.json:
+        print(json.dumps({"results": str(result.path), **as_dict(result)}))
+        return 0
     print("\n".join(profile_text.headline(result)))
     for table in profile_text.tables(result):
         print()

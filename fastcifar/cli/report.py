@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fastcifar.cli.arguments import Parser, path
@@ -15,6 +16,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=path, help="a run, a study, or a folder that holds runs")
     parser.add_argument("--out", metavar="DIR", type=path, help="where the page goes [report, or STUDY/report]")
     parser.add_argument("--data", metavar="PATH", help="where the same images lie now [where the runs had them]")
+    parser.add_argument("--json", action="store_true", help="print the paths of page and runs as JSON")
     args = parser.parse(argv)
 
     if args.data is not None:
@@ -33,5 +35,6 @@ def run(parser: Parser, argv: list[str]) -> int:
     out = args.out or (args.runs[0] / REPORT if own else Path(REPORT))
     study = Study.open(args.runs[0]) if own else None
     search = Search(study).told() if study is not None and study.search is not None else None
-    print(f"report  {write_report(runs, out, planned=planned, data=args.data, search=search, note=note)}")
+    page = write_report(runs, out, planned=planned, data=args.data, search=search, note=note)
+    print(json.dumps({"report": str(page), "runs": list(map(str, runs))}) if args.json else f"report  {page}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
@@ -61,6 +62,7 @@ def run(parser: Parser, argv: list[str]) -> int:
         metavar="ADDRESS",
         help="train on the nodes of a Ray cluster: auto (the one that this machine belongs to), HOST:PORT, or local",
     )
+    parser.add_argument("--json", action="store_true", help="print the runs with their results as JSON")
     args, rest = parser.parse_known_args(argv)
     given = read_settings(rest, lambda word: "")  # the study checks the trials' names
     if given.problems:
@@ -75,11 +77,30 @@ def run(parser: Parser, argv: list[str]) -> int:
     request = Request(
         trials, quick, args.seeds, args.epochs_scale, given.settings, options, args.search or "", args.trials
     )
-    return _print_study(conduct(args.out or default_folder(request), request, args.jobs, args.ray or ""))
+    result = conduct(args.out or default_folder(request), request, args.jobs, args.ray or "")
+    _print_json(result) if args.json else _print_study(result)
+    if result.failed:
+        lines = [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
+        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in result.failed]
+        raise FastcifarError("\n".join(lines))
+    return 0
 
 
-def _print_study(result: Result) -> int:
-    """A line a trial and where the page lies; what failed is the error of the command."""
+def _print_json(result: Result) -> None:
+    """The folder, the page, and every planned run with its summary; None for a run that has none."""
+    from fastcifar.run.folder import RunFolder
+
+    runs = []
+    for run in result.runs:
+        summary = RunFolder.open(run.path).summary() if run.state == "finished" else None
+        facts = {"trial": run.trial, "seed": run.seed, "state": run.state, "reason": run.reason}
+        runs.append({"run": str(run.path), **facts, "summary": summary})
+    page = result.page and str(result.page)
+    print(json.dumps({"study": str(result.study.path), "report": page, "runs": runs}))
+
+
+def _print_study(result: Result) -> None:
+    """A line a trial and where the page lies."""
     from fastcifar.run.folder import RunFolder
     from fastcifar.studies.compare import mean_sd
 
@@ -96,8 +117,3 @@ def _print_study(result: Result) -> int:
     print(f"\nstudy   {result.study.path}")
     if result.page is not None:
         print(f"report  {result.page}")
-    if result.failed:
-        lines = [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
-        lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in result.failed]
-        raise FastcifarError("\n".join(lines))
-    return 0

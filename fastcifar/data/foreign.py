@@ -9,7 +9,7 @@ _KINDS = (  # the first bytes, what the file is, what to do
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _CONVERT),
     (b"MATLAB 7.3 MAT-file", "a MATLAB file", _CONVERT),
     (b"MATLAB 5.0 MAT-file", "a MATLAB file", _CONVERT),
-    (b"ARROW1", "an Arrow file", _CONVERT),
+    (b"ARROW1", "an Arrow file", "let its name end in .arrow"),
     (b"SQLite format 3\0", "an SQLite database", _CONVERT),
     (b"\x93NUMPY", "a single NumPy array", f"images and labels of both splits belong in one .npz: {SAVE_AS_NPZ}"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch the file with git lfs pull"),

@@ -17,7 +17,7 @@ from fastcifar.data.foreign import foreign_kind, foreign_zip
 from fastcifar.data.image_folder import entries, read_image_folder
 from fastcifar.data.notes import listed, nearest
 from fastcifar.data.npz import KEYS, named_like, read_npy_folder, read_npz
-from fastcifar.data.parquet import read_parquet, split_files
+from fastcifar.data.parquet import KINDS, read_parquet, split_files
 from fastcifar.data.paths import is_litter, kind_of, read_bytes, reading
 from fastcifar.errors import DataError
 
@@ -67,7 +67,7 @@ class Source:
             return [(os.fsencode(file.name), file.stat()) for file in present if file.is_file()]
         if self.layout == "npy folder":
             return [(os.fsencode(file.name), file.stat()) for file in self.path.glob("*.npy")]
-        if self.layout == "Parquet":
+        if self.layout in KINDS.values():
             return [
                 (os.fsencode(file.relative_to(self.path)), file.stat())
                 for split_of_files in split_files(self.path).values()
@@ -108,7 +108,7 @@ class Source:
                 return read_npy_folder(self.path, size)
             if self.layout == "archive":
                 return read_archive(self.path)
-            if self.layout == "Parquet":
+            if self.layout in KINDS.values():
                 return read_parquet(self.path)
             if self.version is None:
                 return read_image_folder(self.path, size)
@@ -183,7 +183,7 @@ def _locate_in_folder(path: Path) -> Source:
             try:
                 if child.is_dir():
                     found += _locate_folder(child)
-                elif child.name.endswith((".npz", ".parquet", *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
+                elif child.name.endswith((".npz", *KINDS, *ARCHIVE_SUFFIXES)) and (source := _locate_file(child)):
                     found.append(source)
             except OSError as error:  # an unreadable entry must not hide the others
                 unreadable.append(f"{child.name} ({error.strerror})")
@@ -218,11 +218,12 @@ def _locate_file(path: Path) -> Source | None:
         if _has_key(names) or path.name.endswith(".npz") or foreign_zip(names) is None:
             return Source(path, "npz")
         return None
-    if _starts_with(path, b"PAR1"):
+    if _starts_with(path, b"PAR1") or path.suffix == ".arrow":
+        kind = KINDS.get(path.suffix, "Parquet")
         for folder in (path.parent, path.parent.parent):  # one split stands for both
             if any(path in files for files in split_files(folder).values()):
-                return Source(folder, "Parquet")
-        return Source(path, "Parquet")
+                return Source(folder, kind)
+        return Source(path, kind)
     if _is_tar(path):
         return Source(path, "archive")
     if path.name.endswith(ARCHIVE_SUFFIXES):  # read_archive explains what is wrong with it
@@ -272,8 +273,8 @@ def _locate_folder(folder: Path) -> list[Source]:
     for version in VERSIONS:
         if all((folder / name).is_file() for name in version.required):
             found.append(Source(folder, version.title, version))
-    if split_files(folder):
-        found.append(Source(folder, "Parquet"))
+    if files := split_files(folder):
+        found.append(Source(folder, KINDS[files[SPLITS[0]][0].suffix]))
     elif all((folder / split).is_dir() for split in SPLITS):
         found.append(Source(folder, "image folder"))
     if named_like([file.stem for file in folder.glob("*.npy")]):

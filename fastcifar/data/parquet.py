@@ -1,9 +1,14 @@
-"""Decoding Parquet files as Hugging Face publishes them: encoded images, and class numbers whose names are metadata."""
+"""Decoding Parquet files as Hugging Face publishes them, and Arrow files as its library `datasets` saves them.
+
+Both hold a table of encoded images and of class numbers, whose names are metadata.
+"""
 
 import importlib.util
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +25,15 @@ from fastcifar.data.paths import fit_in_memory, is_litter
 from fastcifar.errors import DataError
 
 INSTALL = "pip install 'fastcifar[parquet]'"
+KINDS = {".parquet": "Parquet", ".arrow": "Arrow"}
+"""What a file is, by its ending."""
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _IMAGES, _LABELS, _SUPERCLASSES = ("img", "image"), ("fine_label", "label"), ("coarse_label",)
 """The names that a column may have."""
 
 
 def is_available() -> bool:
-    """Whether pyarrow, which reads Parquet files, is installed."""
+    """Whether pyarrow, which reads Parquet and Arrow files, is installed."""
     return importlib.util.find_spec("pyarrow") is not None
 
 
@@ -37,7 +45,7 @@ def _split_of(file: Path) -> str | None:
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The Parquet files of each split in a folder: `train-*.parquet`, or `train/*.parquet`.
+    """The files of each split in a folder: `train-*.parquet`, or `train/*.parquet`; or the same of .arrow.
 
     Args:
         folder: the folder.
@@ -45,17 +53,23 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     Returns:
         For "train" and "test" the files, sorted; empty if one of the two has no file.
     """
-    here = _parquet_files(folder)
-    files = {
-        split: [file for file in here if _split_of(file) == split] or _parquet_files(folder / split) for split in SPLITS
-    }
-    return files if all(files.values()) else {}
+    for ending in KINDS:
+        here = _files(folder, ending)
+        files = {
+            split: [file for file in here if _split_of(file) == split] or _files(folder / split, ending)
+            for split in SPLITS
+        }
+        if all(files.values()):
+            return files
+    return {}
 
 
-def _parquet_files(folder: Path) -> list[Path]:
+def _files(folder: Path, ending: str) -> list[Path]:
+    """Those of a folder with an ending, without what `datasets` keeps beside them: cache-FINGERPRINT.arrow."""
     if not folder.is_dir():
         return []
-    return sorted(f for f in folder.iterdir() if f.suffix == ".parquet" and not is_litter(f.name) and f.is_file())
+    found = (file for file in folder.iterdir() if file.suffix == ending and not file.name.startswith("cache-"))
+    return sorted(file for file in found if not is_litter(file.name) and file.is_file())
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ class _Rows:
 
 
 def read_parquet(path: Path) -> Decoded:
-    """Reads the images and labels of Parquet files.
+    """Reads the images and labels of Parquet or Arrow files.
 
     Args:
         path: a folder (see `split_files`), or a file that has both splits and names them in a column `split`.
@@ -100,7 +114,9 @@ def read_parquet(path: Path) -> Decoded:
         OSError: a file cannot be read.
     """
     if not is_available():
-        raise DataError(f"{path}: reading Parquet files needs a package that is not installed, pyarrow: {INSTALL}")
+        raise DataError(
+            f"{path}: reading Parquet and Arrow files needs a package that is not installed, pyarrow: {INSTALL}"
+        )
     notes: tuple[str, ...] = ()
     if path.is_file():
         whole = _read(path, needs_split=True)
@@ -109,7 +125,8 @@ def read_parquet(path: Path) -> Decoded:
         files = split_files(path)
         rows = {split: [(file, _read(file)) for file in files[split]] for split in SPLITS}
         used = {file for split in SPLITS for file in files[split]}
-        if others := [file.name for file in _parquet_files(path) if file not in used]:
+        ending = next(iter(used)).suffix
+        if others := [file.name for file in _files(path, ending) if file not in used]:
             notes = (f"{path} also holds {listed(others)}, of which nothing is used",)
     (first_file, first), *rest = rows["train"] + rows["test"]
     for file, part in rest:
@@ -140,11 +157,10 @@ def _take(rows: _Rows, split: str) -> _Rows:
 
 def _read(file: Path, needs_split: bool = False) -> _Rows:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as opened:
-            names, about = opened.schema_arrow.names, opened.metadata
+        with _opened(file) as opened:
+            names = opened.schema.names
             picture = _column(names, _IMAGES, file, "an image")
             label = _column(names, _LABELS, file, "a label")
             coarse = next((name for name in _SUPERCLASSES if name in names), None)
@@ -153,11 +169,10 @@ def _read(file: Path, needs_split: bool = False) -> _Rows:
                     f"{file} does not say which images are for training and which for the test: it has no column "
                     "'split'. Name a folder that holds train-*.parquet and test-*.parquet"
                 )
-            size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-            if not fit_in_memory(size + about.num_rows * 32 * 32 * 3):
-                raise DataError(f"{file} claims {about.num_rows:,} images, which do not fit in this machine's memory")
-            table = opened.read(columns=[picture, label, *filter(None, [coarse]), *["split"] * needs_split])
-            features = _features(opened.schema_arrow.metadata)
+            if not fit_in_memory(opened.num_bytes + opened.num_rows * 32 * 32 * 3):
+                raise DataError(f"{file} claims {opened.num_rows:,} images, which do not fit in this machine's memory")
+            table = opened.read([picture, label, *filter(None, [coarse]), *["split"] * needs_split])
+            features = _features(opened.schema.metadata)
         labels = _numbers(table, label, file)
         return _Rows(
             _pictures(table[picture].combine_chunks(), pyarrow.types, f"{file}: the column {picture!r}"),
@@ -178,6 +193,47 @@ def _read(file: Path, needs_split: bool = False) -> _Rows:
         raise _damaged(file, error) from error
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A file whose columns can be read.
+
+    Attributes:
+        schema: its columns and metadata, as pyarrow has them.
+        num_rows: the number of its rows.
+        num_bytes: the size of its columns in memory.
+        read: names of columns -> the table.
+    """
+
+    schema: Any
+    num_rows: int
+    num_bytes: int
+    read: Callable[[list[str]], Any]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[_Opened]:
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    if file.suffix != ".arrow":
+        with pyarrow.parquet.ParquetFile(file) as opened:
+            about = opened.metadata
+            size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            yield _Opened(opened.schema_arrow, about.num_rows, size, lambda columns: opened.read(columns=columns))
+        return
+    if not fit_in_memory(file.stat().st_size):
+        raise DataError(f"{file} does not fit in this machine's memory")
+    with open(file, "rb") as stream:
+        is_stream = stream.read(6) != b"ARROW1"
+        stream.seek(-min(len(_END_OF_STREAM), file.stat().st_size), os.SEEK_END)
+        if is_stream and stream.read() != _END_OF_STREAM:  # pyarrow takes a stream cut between two batches for whole
+            raise EOFError("its end is missing")
+        stream.seek(0)
+        reader = pyarrow.ipc.open_stream(stream) if is_stream else pyarrow.ipc.open_file(stream)
+        table = reader.read_all()
+        yield _Opened(table.schema, table.num_rows, table.nbytes, table.select)
+
+
 def _pictures(column: Any, types: Any, where: str) -> list[bytes]:
     """The images of a column, which is of bytes or of structs with a field `bytes`."""
     kind = column.type
@@ -192,7 +248,8 @@ def _pictures(column: Any, types: Any, where: str) -> list[bytes]:
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file} is not a whole Parquet file ({' '.join(str(error).split())}): download or copy it again")
+    kind, why = KINDS.get(file.suffix, "Parquet"), " ".join(str(error).split())
+    return DataError(f"{file} is not a whole {kind} file ({why}): download or copy it again")
 
 
 def _column(found: Sequence[str], wanted: Sequence[str], file: Path, what: str) -> str:

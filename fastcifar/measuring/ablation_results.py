@@ -183,6 +183,15 @@ def run_seconds(entry: Entry) -> float:
     return entry.cell.config.epochs * NUM_IMAGES / entry.rate
 
 
+def as_dict(ablation: Ablation) -> dict[str, Any]:
+    """The environment, the cells and the factors, as values that JSON can hold."""
+    return {
+        "environment": ablation.environment | method_of(ablation),
+        "cells": [summary_of(ablation, entry) for entry in ablation.all_entries],
+        "factors": [factor_summary(factor) for factor in ablation.factors],
+    }
+
+
 def factor_summary(factor: Factor) -> dict[str, Any]:
     """The results of a factor, by name."""
     return {

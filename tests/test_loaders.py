@@ -56,7 +56,7 @@ def epoch_of(loader: Loader, epoch: int, first_step: int = 0) -> list[Batch]:
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     pairs = [p for x, y in zip(a, b, strict=True) for p in zip(vars(x).values(), vars(y).values(), strict=True)]
-    return all(x is y is None or torch.equal(x, y) for x, y in pairs)
+    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in pairs)
 
 
 def places() -> Split:

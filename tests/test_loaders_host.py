@@ -25,7 +25,7 @@ def both(device: str = "cpu", how: Augmentation = "eager", **settings: object) -
 
 def same(a: Batch, b: Batch) -> bool:
     pairs = zip(vars(a).values(), vars(b).values(), strict=True)
-    return all(x is y is None or (torch.equal(x, y) and x.stride() == y.stride()) for x, y in pairs)
+    return all(x == y if not torch.is_tensor(x) else torch.equal(x, y) and x.stride() == y.stride() for x, y in pairs)
 
 
 CUT: dict[str, object] = {"cutmix_alpha": 1.0, "cutout": 16}

@@ -213,7 +213,7 @@ def _print_result(path: Path, *, as_json: bool) -> int:
     clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
     if summary:
-        alone = run.environment["processes"] == 1
+        alone = run.environment.get("processes", 1) == 1
         energy = _energy(summary, run.config.device)
         rows.append(["energy", energy if alone else f"{energy} (of the first process's device alone)"])
     for title, value in rows:

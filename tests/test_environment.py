@@ -121,6 +121,8 @@ def test_a_commit_that_cannot_be_told_says_why(tmp_path: Path, monkeypatch: pyte
 def test_differences_name_what_may_change_the_bits() -> None:
     facts = environment.collect("cpu")
     assert environment.differences(facts, facts) == []
+    older = {key: value for key, value in facts.items() if key != "processes"}
+    assert environment.differences(older, facts) == []
     other = facts | {"date": "later", "threads": {"torch": 64}, "gpu": {"name": "H200"}}
     assert environment.differences(facts, other) == [
         "gpu.name: None -> H200",

@@ -72,6 +72,7 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The `DECISIVE` facts in which two environments differ, each as `name: before -> now`."""
+    before = {"processes": 1, **before}  # before there could be several, it was not written down
     found = []
     for key in DECISIVE:
         old, new = _look_up(before, key), _look_up(now, key)

@@ -19,6 +19,7 @@ from fastcifar.errors import UsageError
 from fastcifar.loaders import Augmentation, EvalBatches, Loader, build_loader
 from fastcifar.model import build_model, copy_tensors
 from fastcifar.optim import lr_table
+from fastcifar.ranks import ALONE
 from fastcifar.target import Target
 
 Note = Callable[[str], None]
@@ -123,7 +124,7 @@ class Session:
         average.update(epoch)
         if epoch == self.target.config.epochs:
             self.engine.apply_average()
-            self.engine.estimate_statistics(EvalBatches(split, self.target))
+            self.engine.estimate_statistics(EvalBatches(split, replace(self.target, ranks=ALONE)))
 
     def evaluate(self, split: Split, see: Callable[[Tensor, Tensor], None] | None = None) -> Means:
         """Evaluates the model on a split.

@@ -92,6 +92,17 @@ def alone(data: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_an_average_and_small_images_first_are_the_same(data: Path, tmp_path: Path) -> None:
+    """In batches of 11 one process has 1 and the other 2 of the 23 images, of which both estimate the statistics."""
+    settings = {"sync_batch_norm": True, "average_epochs": 2, "low_res_epochs": 1, "cutmix_alpha": 1.0, "cutout": 8}
+    settings |= {"mixup_alpha": 0, "eval_batch_size": 11, "val_size": 23}
+    for size in (1, 2):
+        codes, printed = run(size, *words(data, tmp_path / str(size), **settings), DOUBLE="1")
+        assert codes == [0] * size, printed
+    assert_same_run(tmp_path / "2", tmp_path / "1", 1e-9)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_with_synchronised_batch_norm_they_train_what_one_process_trains(
     size: int, data: Path, alone: Path, tmp_path: Path

@@ -6,7 +6,8 @@ from fastcifar import cpu, machine
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel, fused_forward
-from fastcifar.engines.parallel import averaging, synchronise
+from fastcifar.engines.parallel import averaging
+from fastcifar.engines.synchronised import synchronise
 from fastcifar.model import MobileNet
 from fastcifar.optim import Average, Ema, build_optimizer
 from fastcifar.target import Target

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.batch import Batch
+from fastcifar.engines.synchronised import apart
 from fastcifar.optim import Average, Ema
 from fastcifar.run.clock import wait
 from fastcifar.target import Target
@@ -259,7 +260,7 @@ class Engine:
         another one for each batch, is a constant in compiled and fused forwards.
 
         Args:
-            batches: at least one batch.
+            batches: at least one batch; each of several processes has the same.
         """
         norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta, seen = [norm.momentum for norm in norms], 0
@@ -267,7 +268,7 @@ class Engine:
             seen += len(batch.labels)
             for norm in norms:
                 norm.momentum = len(batch.labels) / seen
-            with self._autocast():
+            with self._autocast(), apart(self.model):
                 self.model(batch.images)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -118,6 +118,10 @@ BITS = "has 16 bits a channel, and only 8 are taken"
 TRANSPARENT = "transparent"
 SEVERAL = "holds 2 pictures: which one is meant"
 MODE = "which has no exact 8-bit RGB"
+TGA_PALETTE = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 32, 32, 8, 0x20)
+TGA_PALETTE += bytes([0, 0, 255, 255, 0, 255, 0, 128]) + bytes([0, 1] * 512)
+"""Two colours, of which one is half transparent."""
+
 REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     # more than eight bits
     "png, rgb": ("png", lambda: png(DEEP.reshape(32, -1), 2), BITS),
@@ -150,7 +154,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "webp": ("webp", lambda: encoded(HALF, "WEBP", lossless=True), TRANSPARENT),
     "tiff with alpha": ("tiff", lambda: encoded(HALF, "TIFF"), TRANSPARENT),
     "tga": ("tga", lambda: encoded(HALF, "TGA"), TRANSPARENT),
-    "tga, palette": ("tga", lambda: encoded(HALF.quantize(64, 2), "TGA"), TRANSPARENT),
+    "tga, palette": ("tga", lambda: TGA_PALETTE, f"{TRANSPARENT}|unrecognized raw mode"),  # Pillow 13 reads it
     "bmp": ("bmp", lambda: encoded(HALF, "BMP"), TRANSPARENT),
     "sgi with alpha": ("sgi", lambda: encoded(HALF, "SGI"), TRANSPARENT),
     "jpeg 2000 with alpha": ("jp2", lambda: encoded(HALF, "JPEG2000"), TRANSPARENT),
@@ -169,7 +173,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "jpeg, cmyk": ("jpg", lambda: encoded(RGB.convert("CMYK"), "JPEG"), MODE),
     "tiff, cmyk": ("tiff", lambda: encoded(RGB.convert("CMYK"), "TIFF"), MODE),
     "tiff, lab": ("tiff", lambda: encoded(RGB.convert("LAB"), "TIFF"), MODE),
-    "tiff, ycbcr": ("tiff", lambda: encoded(RGB.convert("YCbCr"), "TIFF"), MODE),
+    "tiff, ycbcr": ("tiff", lambda: encoded(RGB.convert("YCbCr"), "TIFF"), f"{MODE}|truncated"),  # Pillow 13 reads it
     # orientation
     "jpeg, turned": ("jpg", lambda: encoded(RGB, "JPEG", exif=with_orientation(6)), "EXIF orientation 6"),
     "png, upside down": ("png", lambda: encoded(RGB, "PNG", exif=with_orientation(3)), "EXIF orientation 3"),

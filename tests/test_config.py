@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fastcifar import layers as module
-from fastcifar.config import GROUPS, NAMES, RESUMABLE, Config, about, differing_settings, groups
+from fastcifar.config import GROUPS, NAMES, RESUMABLE, Config, about, conflicts, differing_settings, groups
 from fastcifar.errors import UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve, resolve_layers
 from fastcifar.presets import find_preset, list_presets, load_preset
@@ -388,11 +388,10 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     values = {name: draw(values_of(name)) for name in Config.model_fields}
-    try:
-        return Config(**values)
-    except ValidationError as error:
-        assume({e["type"] for e in error.errors()} != {"value_error"})  # only settings that do not go together
-        raise
+    defaults = Config()
+    while broken := [name for names, _ in conflicts(Config.model_construct(**values)) for name in names]:
+        values |= {name: getattr(defaults, name) for name in broken}
+    return Config(**values)
 
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

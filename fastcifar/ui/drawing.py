@@ -68,5 +68,6 @@ def save(figure: Figure, path_stem: Path) -> list[Path]:
     """
     paths = [Path(f"{path_stem}{ending}") for ending in (".svg", ".png")]
     figure.savefig(paths[0], metadata={"Date": None})
+    figure.set_layout_engine("none")  # keeps the layout, which took longer than drawing
     figure.savefig(paths[1], dpi=120)
     return paths

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from fastcifar import ops
 from fastcifar.config import Config
 
 
-def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
+def param_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """The parameter groups of the optimizer.
 
     Args:
@@ -36,30 +37,43 @@ def param_groups(model: nn.Module, config: Config) -> list[dict[str, object]]:
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if config.weight_decay == 0 or decays(name, parameter) else others).append(parameter)
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
     return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
 
 
-class FusedSGD(torch.optim.SGD):
+class FusedSGD:
     """`torch.optim.SGD` in float32 whose step is one call of `ops.sgd`, for all groups together.
 
-    The momentum buffers must exist before the first step.
+    It has what the engine and GradScaler use of an Optimizer, and is none: making an Optimizer imports the compiler of
+    torch.compile, which takes a second or two of each process.
 
     Args:
         groups: the parameter groups, which differ in their weight decay at most.
         config: `lr`, `momentum` and `nesterov` are read.
         rounded: copies of parameters in another dtype, which each step writes. Such a parameter's gradient may have the
             dtype of its copy.
+
+    Attributes:
+        param_groups: the groups, each with its learning rate as `lr`.
+        state: by parameter, its momentum buffer as `momentum_buffer`, which must exist before the first step.
     """
 
-    def __init__(self, groups: list[dict[str, object]], config: Config, rounded: Mapping[Tensor, Tensor]) -> None:
-        super().__init__(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    _step_supports_amp_scaling = True  # GradScaler leaves the scale and the skipped step to `step`
+
+    def __init__(self, groups: list[dict[str, Any]], config: Config, rounded: Mapping[Tensor, Tensor]) -> None:
+        self.param_groups = [{**group, "lr": config.lr} for group in groups]
+        self.state: dict[Tensor, dict[str, Tensor]] = {p: {} for group in groups for p in group["params"]}
         self._config, self._rounded = config, rounded
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients."""
+        assert set_to_none
+        for parameter in self.state:
+            parameter.grad = None
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Updates the parameters that have a gradient."""
-        assert closure is None
         params = [
             (p, group["weight_decay"]) for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -82,7 +96,7 @@ class FusedSGD(torch.optim.SGD):
 
 def build_optimizer(
     model: nn.Module, config: Config, rounded: Mapping[Tensor, Tensor] | None = None
-) -> torch.optim.SGD:
+) -> torch.optim.SGD | FusedSGD:
     """SGD with coupled weight decay and dampening 0; one fused call updates all tensors.
 
     The momentum buffers are made here, filled with zeros. PyTorch would allocate them uninitialised at the first step;
@@ -95,6 +109,7 @@ def build_optimizer(
         rounded: for `FusedSGD`, whose step is an op of ours; None: PyTorch's own step.
     """
     groups = param_groups(model, config)
+    optimizer: torch.optim.SGD | FusedSGD
     if rounded is None:
         optimizer = torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True

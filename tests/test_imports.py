@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fastcifar import ops
+
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors text stats files paths signals ranks machine ops config spelling layers presets ui
@@ -139,3 +141,16 @@ def test_help_is_quick() -> None:
     subprocess.run([sys.executable, "-m", "fastcifar", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
     after = os.times()
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.3
+
+
+@pytest.mark.skipif(not ops.available(), reason="the ops are not built")
+def test_a_fused_run_does_without_the_compiler_of_torch() -> None:
+    """torch.optim.Optimizer imports it, and backward(1) sympy: half of the time before the first step."""
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); from tiny import tiny_config, tiny_session\n"
+        "with tiny_session(tiny_config(engine='fused', precision='bf16', mixup_alpha=0.2)) as session:\n"
+        "    session.steps.warm_up(); session.steps.begin(1); session.steps.take(0)\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.synchronised import apart
-from fastcifar.optim import Average, Ema
+from fastcifar.optim import Average, Ema, FusedSGD
 from fastcifar.run.clock import wait
 from fastcifar.target import Target
 
@@ -98,7 +99,7 @@ class Engine:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.SGD | FusedSGD,
         ema: Ema | None,
         average: Average | None = None,
         *,
@@ -112,7 +113,7 @@ class Engine:
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
-        self._one = torch.ones((), device=device)  # kept, because backward() would make it anew each step
+        self._one = torch.ones((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
         self._best: dict[str, Tensor] = {}
         if target.config.keep_best:
@@ -177,14 +178,23 @@ class Engine:
             group["lr"] = lr
         with self._autocast():
             loss, sums = self._forward(batch)
-        share = self._one if batch.share == 1 else self._one * batch.share
-        self.scaler.scale(loss).backward(share.to(loss.dtype))  # type: ignore[no-untyped-call]
-        self.scaler.step(self.optimizer)
+        self.scaler.scale(loss).backward(self._weight(batch, loss.dtype))  # type: ignore[no-untyped-call]
+        self.scaler.step(cast(torch.optim.Optimizer, self.optimizer))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
         self.totals += sums
+
+    def _weight(self, batch: Batch, dtype: torch.dtype) -> Tensor | None:
+        """What the gradient of the loss is multiplied by; None is 1.
+
+        On CUDA the 1 is kept, because backward() would make it anew each step; a number given to backward() imports
+        sympy, which takes half a second.
+        """
+        if batch.share == 1 and self._one.device.type == "cpu":
+            return None
+        return (self._one if batch.share == 1 else self._one * batch.share).to(dtype)
 
     def pop_means(self, num_images: int) -> Means:
         """The mean loss and accuracy since the last call. Reads `totals` from the device, and sets them to 0.

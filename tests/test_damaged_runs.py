@@ -18,6 +18,8 @@ from fastcifar import evaluation, trainer
 from fastcifar.errors import CheckpointError, InterruptedRunError, UsageError
 from fastcifar.run.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 CHANGING = (".lock", "failure.json")
 """Files that may change when a resume is refused."""
 

@@ -16,6 +16,8 @@ from fastcifar.exporting.formats import FORMATS
 from fastcifar.run.folder import RunFolder
 from fastcifar.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,6 +16,8 @@ from fastcifar.session import Session
 from fastcifar.target import Target
 from fastcifar.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 LR = 1e-30  # so small that no weight moves
 
 

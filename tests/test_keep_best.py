@@ -15,6 +15,8 @@ from fastcifar.evaluation import evaluate_run
 from fastcifar.run.folder import RunFolder
 from fastcifar.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 LR = 0.5  # so high that the best epoch is not the last one
 
 
@@ -39,7 +41,7 @@ def trained(data: Path, out: Path, accuracies: list[float], monkeypatch: pytest.
     return path
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
+@pytest.mark.parametrize("ema", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_best_epochs_weights_are_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
 ) -> None:

@@ -14,6 +14,8 @@ from fastcifar.run import loggers
 from fastcifar.run.folder import RunFolder
 from fastcifar.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -108,7 +108,9 @@ def test_batches_of_none_and_one(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize(
+    "isa", [pytest.param("generic", marks=pytest.mark.slow), "avx2", "avx512", "avx512_bf16", "amx"]
+)
 def test_each_instruction_set(isa: str) -> None:
     done = run_python(str(ROOT / "tests/op_cases.py"), FASTCIFAR_ISA=isa)
     if done.returncode and f"FASTCIFAR_ISA={isa}: this CPU and this build" in done.stderr:

@@ -146,7 +146,9 @@ def test_number_of_threads_does_not_matter(device: str) -> None:
 
 
 @devices
-@pytest.mark.parametrize("mixed, boxed, hole_size", [(False, False, 0), (True, False, 0), (True, True, 8)])
+@pytest.mark.parametrize(
+    "mixed, boxed, hole_size", [(True, True, 8), *(pytest.param(m, False, 0, marks=pytest.mark.slow) for m in (0, 1))]
+)
 def test_opcheck(device: str, mixed: bool, boxed: bool, hole_size: int) -> None:
     given = arguments(6, 4, mixed, device=device, boxed=boxed, hole_size=hole_size) | {"dtype": torch.bfloat16}
     torch.library.opcheck(torch.ops.fastcifar.training_batch.default, tuple(given.values()))

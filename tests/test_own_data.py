@@ -23,6 +23,8 @@ from fastcifar.run.folder import RunFolder
 from fastcifar.studies.plan import _differences
 from fastcifar.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 Arrays = dict[str, NDArray[Any]]
 
 

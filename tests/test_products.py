@@ -32,6 +32,7 @@ def run(folder: Path, edit: tuple[str, str, str] | None = None) -> subprocess.Co
     return subprocess.run([program], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.sanitized
 def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 0 and "WRONG" not in done.stdout, done.stdout

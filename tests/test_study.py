@@ -670,7 +670,7 @@ def test_images_that_cannot_be_had_leave_no_folder(monkeypatch: pytest.MonkeyPat
 def test_real_runs_side_by_side_one_of_them_killed(tmp_path: Path, report: Report) -> None:
     """The result equals, bit for bit, the result of a run that was never killed."""
     data = write_tiny(tmp_path / "tiny.npz")
-    small = dict(data=str(data), val_size=24, width_mult=0.125, batch_size=16, epochs=6, device="cpu", precision="fp32")
+    small = dict(data=str(data), val_size=24, width_mult=0.125, batch_size=16, epochs=4, device="cpu", precision="fp32")
     settings = tuple((key, str(value)) for key, value in (small | {"engine": "eager", "checkpoint_seconds": 0}).items())
     asked = Request(("wd-5e-4",), seeds=(0, 1), settings=settings)
     killer = when(

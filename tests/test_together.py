@@ -20,7 +20,7 @@ from fastcifar.target import Target
 from fastcifar.together import train_together
 from fastcifar.trainer import train
 
-pytestmark = pytest.mark.machine
+pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("no_curves")]
 
 TIMES = ("images_per_second", "train_seconds")
 

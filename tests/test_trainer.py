@@ -215,7 +215,7 @@ def options(config: Config) -> list[str]:
 
 def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_path: Path) -> None:
     """SIGKILL, which no handler can catch, comes at any step; then the README's command resumes the run."""
-    config = tiny_config(data, epochs=15)
+    config = tiny_config(data, epochs=10)
     one_thread = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -230,7 +230,7 @@ def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_pat
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert len(records(tmp_path / "cut")) < 15
+    assert len(records(tmp_path / "cut")) < 10
     resumed = fastcifar("train", "--resume", tmp_path / "cut")
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err
@@ -458,6 +458,7 @@ def test_test_images_are_touched_once(data: Path, tmp_path: Path, monkeypatch: p
     assert sizes == [24, 24, 24, 40]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_compiled_engine_explains_itself(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, engine="compiled", epochs=1)
     process = fastcifar(

@@ -25,7 +25,18 @@ import fastcifar
 from fastcifar import files, machine, ops
 from fastcifar.data.cache import default_folder
 from fastcifar.errors import DataError
-from fastcifar.ops.cases import Arguments, Shape, WrongResult, as_tuple, calls, check, step_calls
+from fastcifar.ops._library import references
+from fastcifar.ops.cases import (
+    Arguments,
+    Shape,
+    WrongResult,
+    as_tuple,
+    calls,
+    check,
+    sgd_arguments,
+    step_calls,
+    stepped,
+)
 from fastcifar.run import environment
 from fastcifar.ui.notes import note
 
@@ -140,7 +151,23 @@ def failures_of(device: torch.device, shapes: Sequence[Shape] = SHAPES) -> list[
             again = as_tuple(getattr(torch.ops.fastcifar, name)(*arguments))
             if not all(map(torch.equal, first, again)):
                 found.append(f"{name}: other bits in its second run, in {str(dtype).removeprefix('torch.')}")
+        if wrong := _wrong_in_sgd(dtype, device):
+            found.append(f"sgd: {wrong}, in {str(dtype).removeprefix('torch.')}")
     return found
+
+
+def _wrong_in_sgd(dtype: torch.dtype, device: torch.device) -> str:
+    """What is wrong with a step of the optimizer on weights that have copies in `dtype`; empty if nothing is."""
+    sizes, copied = [(32, 3, 3, 3), (1024,), (64, 1024)], None if dtype == torch.float32 else dtype
+    arguments = sgd_arguments(sizes, copied, 0.9, True, str(device))
+    first, again = stepped(arguments, ops.sgd), stepped(arguments, ops.sgd)
+    expected = stepped(arguments, references["sgd"])
+    for i, (got, wanted) in enumerate(zip(first, expected, strict=True)):
+        try:
+            torch.testing.assert_close(got, wanted)
+        except AssertionError as error:
+            return f"tensor {i}: {' '.join(str(error).split())}"
+    return "" if all(map(torch.equal, first, again)) else "other bits in its second run"
 
 
 def _calls(dtype: torch.dtype, device: torch.device, shapes: Sequence[Shape]) -> Iterator[tuple[str, Arguments]]:

@@ -90,6 +90,16 @@ def test_other_bits_in_the_second_run_are_named(monkeypatch: pytest.MonkeyPatch)
     assert set(found) == {f"batch_norm_relu: other bits in its second run, in {d}" for d in ("float32", "bfloat16")}
 
 
+@needs_kernels
+@pytest.mark.parametrize("step, said", [
+    (lambda sgd: lambda *a: sgd(*a[:6], 0.8, *a[7:]), "sgd: tensor 0: Tensor-likes are not close"),
+    (lambda sgd: lambda *a: (sgd(*a), a[3] and a[3][0].zero_()), "sgd: tensor 6: Tensor-likes are not close"),
+])  # fmt: skip
+def test_a_wrong_optimizer_is_named(step: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "sgd", step(ops.sgd))
+    assert said in " ".join(selfcheck.failures_of(torch.device("cpu"), SMALL))
+
+
 def test_the_answer_is_remembered_for_this_gpu_torch_and_build(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         selfcheck.why_not.cache_clear()  # as in another process

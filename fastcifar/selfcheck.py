@@ -160,8 +160,7 @@ def _wrong_in_sgd(dtype: torch.dtype, device: torch.device) -> str:
     """What is wrong with a step of the optimizer on weights that have copies in `dtype`; empty if nothing is."""
     sizes, copied = [(32, 3, 3, 3), (1024,), (64, 1024)], None if dtype == torch.float32 else dtype
     arguments = sgd_arguments(sizes, copied, 0.9, True, str(device))
-    first, again = stepped(arguments, ops.sgd), stepped(arguments, ops.sgd)
-    expected = stepped(arguments, references["sgd"])
+    first, again, expected = (sum(stepped(arguments, op), []) for op in (ops.sgd, ops.sgd, references["sgd"]))
     for i, (got, wanted) in enumerate(zip(first, expected, strict=True)):
         try:
             torch.testing.assert_close(got, wanted)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import DTYPES, devices, needs_kernels, sgd_arguments
+from op_cases import DTYPES, devices, needs_kernels, sgd_arguments, stepped
 from torch import Tensor
 
 from fastcifar import ops
@@ -17,18 +17,6 @@ pytestmark = [needs_kernels, pytest.mark.machine]
 SIZES = [(16,), (32, 3, 1, 1), (64, 1024), (400_000,)]
 SETTINGS = [(0.9, True), (0.9, False), (0.0, False)]
 torch_rounds_like_us = pytest.mark.skipif(ops.cpu_isa() == "generic", reason="without a fused multiply-add")
-
-
-def copies(arguments: Any) -> Any:
-    """The arguments with every tensor copied."""
-    return [[t.clone() if isinstance(t, Tensor) else t for t in a] if isinstance(a, list) else a for a in arguments]
-
-
-def after(arguments: Any, op: Any = ops.sgd) -> list[list[Tensor]]:
-    """Parameters, momentum buffers and rounded copies after a step."""
-    arguments = copies(arguments)
-    op(*arguments)
-    return [arguments[i] for i in (0, 2, 3)]
 
 
 def equal(left: list[list[Tensor]], right: list[list[Tensor]]) -> bool:
@@ -56,7 +44,7 @@ def torch_step(arguments: Any) -> list[list[Tensor]]:
 def test_torchs_step_to_the_last_bit(device: str, narrow: torch.dtype | None, momentum: float, nesterov: bool) -> None:
     torch.manual_seed(0)
     arguments = sgd_arguments(SIZES, narrow, momentum, nesterov, device)
-    params, buffers, rounded = after(arguments)
+    params, buffers, rounded = stepped(arguments, ops.sgd)
     assert equal([[t.cpu() for t in params], [t.cpu() for t in buffers]], torch_step(arguments))
     assert not torch.equal(params[0], arguments[0][0]), "nothing moved"
     for copy, param in zip(rounded, params, strict=False):
@@ -75,9 +63,9 @@ def test_the_reference(device: str, narrow: torch.dtype | None, momentum: float,
     for scale in (None, torch.full((1,), 8.0, device=device)):
         for shift in (0, 1):
             arguments = sgd_arguments(shapes, narrow, momentum, nesterov, device, shift=shift, grad_scale=scale)
-            for got, expected in zip(after(arguments), after(arguments, references["sgd"]), strict=True):
+            for got, expected in zip(stepped(arguments, ops.sgd), stepped(arguments, references["sgd"]), strict=True):
                 torch.testing.assert_close(got, expected)
-            assert equal(after(arguments), after(arguments)), "the same bits again"
+            assert equal(stepped(arguments, ops.sgd), stepped(arguments, ops.sgd)), "the same bits again"
 
 
 @devices
@@ -86,14 +74,14 @@ def test_an_overflow_changes_nothing(device: str) -> None:
     for found, changed in ((1.0, False), (0.0, True)):
         given = (*arguments[:8], None, torch.full((1,), found, device=device))
         before = [arguments[i] for i in (0, 2, 3)]
-        assert equal(after(given), before) != changed
+        assert equal(stepped(given, ops.sgd), before) != changed
 
 
 @devices
 def test_more_tensors_than_a_launch_takes(device: str) -> None:
     torch.manual_seed(0)
     arguments = sgd_arguments([(3,)] * 200, torch.bfloat16, 0.9, True, device)
-    for got, expected in zip(after(arguments), after(arguments, references["sgd"]), strict=True):
+    for got, expected in zip(stepped(arguments, ops.sgd), stepped(arguments, references["sgd"]), strict=True):
         torch.testing.assert_close(got, expected)
     ops.sgd([], [], [], [], arguments[4], [], 0.9, True)
 
@@ -106,7 +94,7 @@ def test_channels_last(device: str) -> None:
         [t.to(memory_format=torch.channels_last) for t in a] if isinstance(a, list) and i < 3 else a
         for i, a in enumerate(dense)
     ]
-    assert equal(after(dense), after(last))
+    assert equal(stepped(dense, ops.sgd), stepped(last, ops.sgd))
 
 
 @devices
@@ -122,7 +110,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
-            results.append(after(arguments))
+            results.append(stepped(arguments, ops.sgd))
     finally:
         torch.set_num_threads(threads)
     assert equal(*results)

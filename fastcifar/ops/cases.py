@@ -204,11 +204,13 @@ def sgd_arguments(
     return (*on_device, torch.tensor(0.1, device=device), decays, momentum, nesterov, grad_scale)
 
 
-def stepped(arguments: Arguments, op: Callable[..., None]) -> list[Tensor]:
+def stepped(arguments: Arguments, op: Callable[..., None]) -> list[list[Tensor]]:
     """Parameters, momentum buffers and rounded copies after a step of `op` on copies of the arguments of `sgd`."""
-    copies = [[t.clone() for t in a] if isinstance(a, list) else a for a in arguments]
+    copies: list[Any] = [
+        [t.clone() if isinstance(t, Tensor) else t for t in a] if isinstance(a, list) else a for a in arguments
+    ]
     op(*copies)
-    return [*copies[0], *copies[2], *copies[3]]
+    return [copies[i] for i in (0, 2, 3)]
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

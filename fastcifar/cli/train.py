@@ -213,9 +213,8 @@ def _print_result(path: Path, *, as_json: bool) -> int:
     clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
     if summary:
-        alone = run.environment.get("processes", 1) == 1
-        energy = _energy(summary, run.config.device)
-        rows.append(["energy", energy if alone else f"{energy} (of the first process's device alone)"])
+        others = run.environment.get("processes", 1) > 1 and summary.get("energy_joules") is not None
+        rows.append(["energy", _energy(summary, run.config.device) + " (of the first process's device alone)" * others])
     for title, value in rows:
         print(f"{title:<16}{value}")
     return 0

@@ -21,7 +21,7 @@ from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split, channel_statistics
 from fastcifar.data.published import PUBLISHED
 from fastcifar.engines import Means
-from fastcifar.errors import DataError, InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import facts_of, measure_test, same_images
 from fastcifar.loaders import check_available
 from fastcifar.model import count_parameters
@@ -379,6 +379,8 @@ def _finish(
     if config.keep_best and (best := best_epoch(run.records)) is not None:
         summary |= {"best_epoch": best["epoch"], "best_val_accuracy": best["val_accuracy"]}
     run.write_summary(summary)
+    with contextlib.suppress(FastcifarError, OSError):  # an error of the disk may have kept the last save from it
+        run.remove_leftovers()
 
 
 def _check_finite(run: RunFolder | FollowedRun, when: str, **losses: float | None) -> None:

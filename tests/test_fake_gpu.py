@@ -69,6 +69,7 @@ def run(*cases: dict[str, Any], **there: Any) -> list[Seen]:
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == len(cases), done.stdout
     assert "VIOLATION" not in done.stderr, done.stderr[-6000:]
+    assert not (errors := [one["error"] for one in found if "error" in one]), "\n".join(errors)
     return [Seen(**one) for one in found]
 
 

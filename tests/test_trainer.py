@@ -1,6 +1,7 @@
 """Whole runs: the content of the folder, exact resuming after an interruption, and the messages on failure."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,24 @@ def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_pat
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err
     assert same_weights(whole, tmp_path / "cut") and records(whole) == records(tmp_path / "cut")
+
+
+def test_a_checkpoint_that_could_not_be_removed_goes_at_the_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: after an error of the disk in the last save, the folder before it stayed for ever."""
+    tried, rmtree = [], shutil.rmtree
+
+    def fails_once(path: Path, **how: bool) -> None:
+        tried.append(path.name)
+        if len(tried) != 2:
+            rmtree(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcifar.run.checkpoint.shutil.rmtree", fails_once)
+        run = trainer.train(tiny_config(data), tmp_path / "run", [])
+    assert tried == ["checkpoint-1", "checkpoint-2", "checkpoint-2"]
+    assert [folder.name for folder in run.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_a_finished_run_is_not_resumed(data: Path, tmp_path: Path) -> None:

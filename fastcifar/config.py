@@ -101,8 +101,8 @@ class Config(BaseModel):
     mean: tuple[_Mean, _Mean, _Mean] = _setting(
         "data",
         (0.5071, 0.4865, 0.4409),
-        "subtracted from the channels (images scaled to 0..1); where neither it nor std is set, images other than "
-        "CIFAR's are normalised with their own",
+        "subtracted from the channels (images scaled to 0..1); where neither it nor std is set, images that are grey "
+        "or of another size than CIFAR's are normalised with their own",
         strict=False,
         allowed="three numbers from 0 to 1: red, green, blue",
     )

@@ -310,11 +310,13 @@ def _record(
 
 
 def normalized(config: Config, dataset: Dataset, train: Split, display: Display) -> Config:
-    """The settings with the mean and std of the training images, where none was set and the images are not CIFAR's.
+    """The settings with the mean and std of the training images, where none was set and the images are not like CIFAR.
+
+    Colour images of 32x32 pixels keep CIFAR's: they may be a part of CIFAR or a corruption of it, and compare with it.
 
     Args:
         config: `mean` and `std` are read.
-        dataset: the run's images. The procedural set, which is made in CIFAR's shape, counts as CIFAR.
+        dataset: the run's images.
         train: its training images.
         display: says the numbers, if it is shown: nobody need do anything about them.
     """
@@ -322,8 +324,11 @@ def normalized(config: Config, dataset: Dataset, train: Split, display: Display)
     if known or not has_default_normalization(config):
         return config
     mean, std = channel_statistics(train)
-    shown = " ".join(",".join(f"{value:.4f}" for value in values) for values in (mean, std))
-    display.remark(f"mean and std are those of the {len(train):,} training images: {shown}")
+    shown = [",".join(f"{value:.4f}" for value in values) for values in (mean, std)]
+    if train.images.shape[1:] == (32, 32, 3) and not train.is_grey():
+        display.remark(f"mean and std are CIFAR's; those of these images are --mean {shown[0]} --std {shown[1]}")
+        return config
+    display.remark(f"mean and std are those of the {len(train):,} training images: {' '.join(shown)}")
     return config.model_copy(update={"mean": mean, "std": std})
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import tiny_config
+from tiny import tiny_config, write_tiny
 
 from fastcifar.checkpoint import load_model
 from fastcifar.cli import main as cli
@@ -153,6 +153,13 @@ def test_mean_and_std_that_are_set_are_kept(tmp_path: Path, capsys: Any) -> None
     wanted = tiny_config(tmp_path / "own.npz", epochs=1, val_size=12, batch_size=16)
     assert _differences(own.config, wanted) == [], "a study goes on with its runs"
     assert _differences(own.config, wanted.model_copy(update={"mean": (0.5, 0.5, 0.5)})) != []
+
+
+def test_colour_images_of_cifars_size_are_normalised_as_cifar(tmp_path: Path, capsys: Any) -> None:
+    """A part of CIFAR in another folder is; the line says what the images' own statistics are."""
+    run = trained(write_tiny(tmp_path / "own.npz"), tmp_path / "run", val_size=24)
+    assert run.config.mean == Config().mean and run.config.std == Config().std
+    assert "mean and std are CIFAR's; those of these images are --mean 0.49" in capsys.readouterr().err
 
 
 def test_the_procedural_images_are_normalised_as_cifar(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -33,11 +34,20 @@ class Scratch {
   std::unique_ptr<float, Free> memory_;
 };
 
-// Calls f(begin, end) over [0, parts) in several threads, or in this one where all the work is under 64 KiB.
+// Calls f(begin, end) over [0, parts), in up to 32 calls, in several threads, or in one call in this thread where all the
+// work is under 64 KiB. A thread takes the next parts whenever it is free, and not a share that is its own from the start:
+// beside a busy program the share of a thread that has to wait is taken by the others.
 template <class F>
 void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   if (parts == 0) return;
-  torch::stable::parallel_for(0, parts, total_bytes < 1 << 16 ? parts : 1, f);
+  if (total_bytes < 1 << 16) return f(int64_t{0}, parts);
+  const int64_t step = (parts + 31) / 32;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(step, std::memory_order_relaxed)) < parts;) {
+      f(begin, begin + step < parts ? begin + step : parts);
+    }
+  });
 }
 
 // Calls f(range, number of its part by images) for each part, in several threads.

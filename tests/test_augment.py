@@ -157,6 +157,7 @@ def test_one_crop_an_image_not_one_a_batch(images: Tensor) -> None:
     assert len({x.numpy().tobytes() for x in crops.contiguous()}) > 40
 
 
+@pytest.mark.sanitized
 def test_compiled_augmentation_is_the_same_to_the_last_bit(images: Tensor) -> None:
     d = draws(cutmix_alpha=1.0, cutout=HOLE)
     compiled = torch.compile(augment, dynamic=False, fullgraph=True)

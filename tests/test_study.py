@@ -667,6 +667,7 @@ def test_images_that_cannot_be_had_leave_no_folder(monkeypatch: pytest.MonkeyPat
     assert not OUT.exists()
 
 
+@pytest.mark.slow
 def test_real_runs_side_by_side_one_of_them_killed(tmp_path: Path, report: Report) -> None:
     """The result equals, bit for bit, the result of a run that was never killed."""
     data = write_tiny(tmp_path / "tiny.npz")

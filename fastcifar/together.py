@@ -7,13 +7,11 @@ kernels of a run fill the gaps that the others leave. A run's bits are those of 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastcifar import signals
 from fastcifar.checkpoint import starting_weights
@@ -22,12 +20,10 @@ from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.errors import FastcifarError, InterruptedRunError, UsageError
 from fastcifar.evaluation import facts_of
-from fastcifar.loaders import check_available
 from fastcifar.ranks import Ranks
 from fastcifar.run.folder import RunFolder
-from fastcifar.run.loggers import check_logger
 from fastcifar.target import Target
-from fastcifar.trainer import fit, normalized, splits_of, written
+from fastcifar.trainer import checked, fit, settled, splits_of, written
 from fastcifar.ui.display import LOADING, Display
 
 _COMMON = ("data", "mirror", "device", "deterministic")
@@ -65,7 +61,7 @@ def train_together(
         raise UsageError(
             "several runs in one process, and several processes for one run: only one of the two at a time"
         )
-    targets = [Target.of(c.model_copy(update={"data": sources.absolute(c.data)})) for c in configs]
+    targets = [settled(config) for config in configs]
     for out in outs:
         if out is not None:
             RunFolder.check_unused(out)
@@ -75,11 +71,7 @@ def train_together(
         display.phase(LOADING)
         dataset = sources.load(targets[0].config.data, mirror=targets[0].config.mirror, progress=progress)
         splits = _splits(dataset, targets)
-        for i, (train_split, _) in enumerate(splits):
-            config = normalized(targets[i].config, dataset, train_split, display)
-            targets[i] = dataclasses.replace(targets[i], config=config)
-            check_available(targets[i], len(train_split))
-            check_logger(config)
+        targets = [checked(target, dataset, train, display) for target, (train, _) in zip(targets, splits, strict=True)]
         images = facts_of(dataset)
         initial = [starting_weights(target.config, images, display.note) for target in targets]
         runs = [
@@ -88,7 +80,7 @@ def train_together(
         ]
         silent = Display(io.StringIO(), shown=False)
         turns = [
-            _Turns(_written(run, target, dataset, parts, initial[i], silent if i else display, stop), target.device)
+            _Turns(run, fit(run, target, dataset, parts, initial[i], silent if i else display, stop), target.device)
             for i, (run, target, parts) in enumerate(zip(runs, targets, splits, strict=True))
         ]
         while going := [turn for turn in turns if turn.result is None]:
@@ -112,23 +104,16 @@ def _splits(dataset: Dataset, targets: Sequence[Target]) -> list[tuple[Split, Sp
     return found
 
 
-def _written(
-    run: RunFolder,
-    target: Target,
-    dataset: Dataset,
-    parts: tuple[Split, Split],
-    initial: Mapping[str, Tensor],
-    display: Display,
-    stop: signals.Stop,
-) -> Generator[None, None, Path]:
+def _written(run: RunFolder, training: Generator[None, None, Path]) -> Generator[None, None, Path]:
     with written(run):
-        return (yield from fit(run, target, dataset, parts, initial, display, stop))
+        return (yield from training)
 
 
 class _Turns:
     """A run that is trained a step at a time.
 
     Args:
+        run: its folder.
         training: takes a step each time that it is asked.
         device: where it works; on CUDA on a stream of its own.
 
@@ -136,9 +121,9 @@ class _Turns:
         result: the path of the run folder, or the error that ended the run; None while it goes on.
     """
 
-    def __init__(self, training: Generator[None, None, Path], device: torch.device) -> None:
+    def __init__(self, run: RunFolder, training: Generator[None, None, Path], device: torch.device) -> None:
         self.result: Path | FastcifarError | None = None
-        self._training = training
+        self._training = _written(run, training)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def take(self) -> None:

@@ -25,7 +25,7 @@ from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, Non
 from fastcifar.evaluation import facts_of, measure_test, same_images
 from fastcifar.loaders import check_available
 from fastcifar.model import count_parameters
-from fastcifar.ranks import Ranks
+from fastcifar.ranks import ALONE, Ranks
 from fastcifar.run import failure
 from fastcifar.run.clock import Clocks
 from fastcifar.run.facts import best_epoch
@@ -62,8 +62,7 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         InterruptedRunError: one of `signals.STOP` came; the state was saved first.
     """
     ranks = Ranks.started()
-    places = {"data": sources.absolute(config.data), "init_from": _absolute(config.init_from)}
-    target = Target.of(config.model_copy(update=places), ranks)
+    target = settled(config, ranks)
     if out is not None and ranks.is_first:
         RunFolder.check_unused(out)  # before anything is downloaded or written
     with ranks.joined(), _display(ranks, progress) as display:
@@ -72,9 +71,7 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         dataset = _load(target, lambda: sources.load(target.config.data, mirror=config.mirror, progress=shown))
         splits = splits_of(dataset, target.config)
         check_parts(target, splits[0])
-        target = dataclasses.replace(target, config=normalized(target.config, dataset, splits[0], display))
-        check_available(target, len(splits[0]))  # before the run folder is made, so that none is left behind
-        check_logger(target.config)
+        target = checked(target, dataset, splits[0], display)
         images = facts_of(dataset)
         initial = starting_weights(target.config, images, display.note) if ranks.is_first else {}
         made = None
@@ -126,6 +123,41 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
             splits = splits_of(dataset, target.config)
             check_parts(target, splits[0])
             return _ended(fit(run, target, dataset, splits, initial, display, stop))
+
+
+def settled(config: Config, ranks: Ranks = ALONE) -> Target:
+    """The target of a new run: every `auto` is settled, and every path is absolute, before they are recorded.
+
+    Args:
+        config: the settings.
+        ranks: this process among the processes of the run.
+
+    Raises:
+        UsageError: as for `Target.of`, or `init_from` is no path.
+    """
+    places = {"data": sources.absolute(config.data), "init_from": _absolute(config.init_from)}
+    return Target.of(config.model_copy(update=places), ranks)
+
+
+def checked(target: Target, dataset: Dataset, train: Split, display: Display) -> Target:
+    """The target with the images' normalisation, when all is there that a new run needs.
+
+    It is for the time before the run folder is made, so that none is left behind.
+
+    Args:
+        target: of the new run.
+        dataset: its images.
+        train: its training images.
+        display: says the normalisation.
+
+    Raises:
+        UsageError: a package is missing that the loader or the logger needs.
+        LoaderError: as for `check_available`.
+    """
+    target = dataclasses.replace(target, config=normalized(target.config, dataset, train, display))
+    check_available(target, len(train))
+    check_logger(target.config)
+    return target
 
 
 def _absolute(path: str) -> str:

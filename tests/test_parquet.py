@@ -1,6 +1,7 @@
 """Parquet files as Hugging Face publishes them give the same data set as every other layout."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,13 @@ def test_arrow_files_of_both_kinds(as_file: bool, tiny: Dataset, tmp_path: Path)
     assert same(load(tmp_path), tiny)
 
 
+def shorten(file: Path, keep: float) -> None:
+    os.truncate(file, int(file.stat().st_size * keep))
+
+
 @pytest.mark.parametrize("keep", [0, 0.001, 0.5])
 def test_a_cut_arrow_file(keep: float, saved: Path, tmp_path: Path) -> None:
-    file = saved / "test/data-00000-of-00002.arrow"
-    content = file.read_bytes()
-    file.write_bytes(content[: int(len(content) * keep)])
+    shorten(saved / "test/data-00000-of-00002.arrow", keep)
     with pytest.raises(DataError, match=r"data-.*\.arrow is not a whole Arrow file"):
         load(saved, tmp_path / "cache")
 
@@ -170,8 +173,7 @@ def test_an_arrow_file_cut_between_two_batches(saved: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
 def test_a_cut_file(keep: float, folder: Path, tmp_path: Path) -> None:
     file = folder / "test-00000-of-00001.parquet"
-    content = file.read_bytes()
-    file.write_bytes(content[: int(len(content) * keep)])
+    shorten(file, keep)
     with pytest.raises(DataError, match=r"test-.*\.parquet is not a whole Parquet file"):
         load(folder, tmp_path / "cache")
 

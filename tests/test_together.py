@@ -100,3 +100,12 @@ def test_from_python(data: Path, tmp_path: Path) -> None:
     configs = [tiny_config(data, epochs=1, seed=seed) for seed in range(2)]
     runs = fc.train_together(configs, [tmp_path / "a", tmp_path / "b"], progress=False)
     assert [run.config.seed for run in runs] == [0, 1] and all(run.summary for run in runs)
+
+
+def test_paths_are_recorded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `train` records them. The bug: `init_from` of runs in one process depended on the working folder."""
+    monkeypatch.chdir(tmp_path)
+    first = train(tiny_config(write_tiny(tmp_path / "tiny.npz"), epochs=1), Path("first"), [])
+    config = tiny_config("tiny.npz", epochs=1, init_from="first")
+    [run] = fc.train_together([config], ["run"], progress=False)
+    assert run.config.init_from == str(tmp_path / first) and run.config.data == str(tmp_path / "tiny.npz")

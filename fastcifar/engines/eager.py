@@ -161,9 +161,9 @@ class Engine:
         self._loaded()
 
     def apply_average(self) -> None:
-        """Makes the model's weights the mean of the last epochs, if there is one. Its running statistics stay."""
-        if self.average is not None:
-            self.load(self.tensors() | {f"model.{name}": tensor for name, tensor in self.average.tensors.items()})
+        """Makes the model's weights those of `average`, which there must be. The running statistics stay."""
+        assert self.average is not None
+        self.load(self.tensors() | {f"model.{name}": tensor for name, tensor in self.average.tensors.items()})
 
     def train_step(self, batch: Batch, lr: float | Tensor) -> None:
         """Takes one step: forward, backward, update. Loss and correct predictions are added to `totals`.
@@ -274,11 +274,11 @@ class Engine:
         """
         norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta, seen = [norm.momentum for norm in norms], 0
-        for batch in batches:
-            seen += len(batch.labels)
-            for norm in norms:
-                norm.momentum = len(batch.labels) / seen
-            with self._autocast(), apart(self.model):
+        with self._autocast(), apart(self.model):
+            for batch in batches:
+                seen += len(batch.labels)
+                for norm in norms:
+                    norm.momentum = len(batch.labels) / seen
                 self.model(batch.images)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -28,9 +28,11 @@ def apart(model: nn.Module) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, SynchronisedBatchNorm)]
     for norm in norms:
         norm.apart = True
-    yield
-    for norm in norms:
-        norm.apart = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.apart = False
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):

@@ -61,14 +61,17 @@ def _place(split: Split, device: torch.device) -> _Placed:
     Raises:
         DeviceMemoryError: the split does not fit the device.
     """
+    key = id(split), device
     try:
-        return _placed.setdefault((id(split), device), _placed.get((id(split), device)) or _Placed(split, device))
+        placed = _placed.get(key) or _Placed(split, device)
     except torch.OutOfMemoryError as error:
         gib = split.images.nbytes / 2**30
         raise DeviceMemoryError(
             f"the {gib:.1f} GiB of training images do not fit on {device}: keep them in the host's memory with "
             f"--images-on host ({error})"
         ) from error
+    _placed[key] = placed
+    return placed
 
 
 class ResidentLoader:

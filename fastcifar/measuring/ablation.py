@@ -35,12 +35,11 @@ from fastcifar.measuring.ablation_results import (
     TEXT,
     Ablation,
     Results,
+    as_dict,
     beside,
-    factor_summary,
     facts_of,
     machine_line,
     method_of,
-    summary_of,
 )
 from fastcifar.measuring.ablation_text import text
 from fastcifar.measuring.cell import Failure, Measurement, measure
@@ -201,11 +200,12 @@ def write_results(ablation: Ablation, results: Results) -> None:
         ablation: the results; its folder receives the files.
         results: the file of JSON lines, which receives the summaries.
     """
-    cells = [summary_of(ablation, entry) for entry in ablation.all_entries]
+    found = as_dict(ablation)
+    cells = found["cells"]
     for cell in cells:
         results.write("cell", cell)
-    for factor in ablation.factors:
-        results.write("factor", factor_summary(factor))
+    for factor in found["factors"]:
+        results.write("factor", factor)
     facts = facts_of(ablation)
     with open(ablation.path / CSV, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*cells[0], *facts])

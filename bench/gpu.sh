@@ -11,7 +11,8 @@
 #   steps     images/s of the captured step of every engine and precision, at batch 128 and 1024
 #   converge  lr-0.05, 15 epochs of the fused engine in bf16
 #   train     two epochs of the fused engine in fp16, and deterministic
-#   tests     the ops against their references, a hundred times to the same bit, in captured graphs; whole steps
+#   tests     the ops against their references, a hundred times to the same bit, in captured graphs; whole steps; runs
+#             that are trained together
 #   final     300 epochs
 #   speedrun  60 epochs
 #   ops       every layer of the network against cuDNN, eager and torch.compile, with a warm and with a cold L2
@@ -119,7 +120,8 @@ bench steps 200 bench/test_training_step.py
 run converge 60 lr-0.05 --engine fused --precision bf16 --epochs 15
 run train-fp16 40 lr-0.05 --engine fused --precision fp16 --epochs 2
 run train-deterministic 40 lr-0.05 --engine fused --precision bf16 --deterministic --epochs 2
-stage tests 120 "$python" -m pytest -q -p no:cacheprovider -k "cuda or on_a_gpu or steps" tests/test_ops_*.py tests/test_steps.py
+stage tests 120 "$python" -m pytest -q -p no:cacheprovider -p no:benchmark \
+  -k "cuda or on_a_gpu or steps or same_bits" tests/test_ops_*.py tests/test_steps.py tests/test_together.py
 run final 240 final
 run speedrun 90 speedrun
 bench ops 100 bench/test_separable_block.py bench/test_depthwise_block.py bench/test_dwconv3x3.py \

@@ -174,12 +174,42 @@ def test_the_fake_sees_what_breaks_a_capture() -> None:
     assert "VIOLATION" not in start([sys.executable, "-W", "ignore", "-c", sound]).stderr
 
 
+WORKSPACES = """
+import ctypes, json, torch
+from fastcifar.config import Config
+from fastcifar.measuring.cell import NUM_CLASSES, random_images
+from fastcifar.session import Session
+from fastcifar.target import Target
+gpu = ctypes.CDLL(None)
+gpu.fake_gpu_workspaces.restype = ctypes.c_char_p
+sessions, found = [], []
+for seed in range(40):
+    config = Config(device="cuda", precision="bf16", engine="fused", width_mult=0.125, batch_size=16, seed=seed)
+    sessions.append(Session(Target.of(config), NUM_CLASSES))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        sessions[-1].feed(random_images(24), print)
+        sessions[-1].steps.warm_up()
+    found.append(gpu.fake_gpu_workspaces().decode().split())
+print(json.dumps(found))
+"""
+
+
+def test_graphs_that_are_replayed_at_once_share_no_workspace() -> None:
+    """Of more runs than PyTorch has streams. The bug: runs of `train_together` overwrote each other's partial sums."""
+    done = start([sys.executable, "-W", "ignore", "-c", WORKSPACES])
+    assert done.returncode == 0 and "VIOLATION" not in done.stderr, done.stderr[-6000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    addresses = [address for graph in found for address in graph]
+    assert all(found) and len(set(addresses)) == len(addresses), found
+
+
 def test_the_tests_that_need_a_gpu_run() -> None:
     """Their results are meaningless here; what they do on the host is not. Two that need results are left out.
 
     The bug: tests/test_steps.py named a GPU without its number, and no test in it passed on one.
     """
     files = [str(fake_gpu.TESTS / f"{name}.py") for name in ("test_ops_on_a_gpu", "test_steps")]
+    files.append(str(fake_gpu.TESTS / "test_together.py::test_runs_of_one_seed_have_the_same_bits"))
     options = ["-q", "-p", "no:cacheprovider", "-p", "fake_gpu_plugin", "-W", "ignore", "--rootdir", str(fake_gpu.ROOT)]
     options += ["-k", "not composition and not what_launched_ones_train"]
     done = start([sys.executable, "-m", "pytest", *options, *files])

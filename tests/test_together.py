@@ -22,6 +22,7 @@ from fastcifar.trainer import train
 
 pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("no_curves")]
 
+DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 TIMES = ("images_per_second", "train_seconds")
 
 
@@ -53,6 +54,22 @@ def test_each_runs_bits_are_those_of_its_own_process(data: Path, tmp_path: Path)
         mine, theirs = (RunFolder.open(p).predictions() for p in (path, own))
         assert mine is not None and theirs is not None
         assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_runs_of_one_seed_have_the_same_bits(precision: str, tmp_path: Path) -> None:
+    """On a GPU their graphs are replayed at the same time.
+
+    The bug: products with partial sums wrote these to one workspace, and all tensors differed from a run's alone. The
+    layers and batches of a GPU are large enough for such products.
+    """
+    large = {"width_mult": 1.0, "batch_size": 128, "val_size": 0, "epochs": 8} if DEVICE != "cpu" else {}
+    data = write_tiny(tmp_path / "tiny.npz", num_train=2048 if large else 124)
+    config = tiny_config(data, engine="fused", precision=precision, device=DEVICE, mixup_alpha=0.3, **large)
+    alone = weights(train(config, tmp_path / "alone", ["fastcifar"], progress=False))
+    for path in together([config] * 3, tmp_path):
+        other = [name for name, tensor in weights(path).items() if not torch.equal(tensor, alone[name])]
+        assert not other, f"{len(other)} of {len(alone)} tensors, {other[0]} among them"
 
 
 def test_one_that_fails_leaves_the_others(data: Path, tmp_path: Path) -> None:

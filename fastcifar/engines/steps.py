@@ -226,12 +226,28 @@ class ReplayedSteps:
         if self._device.type == "cpu":
             return {rows: partial(self._step, rows) for rows in sizes}
         replay, pool = {}, None
-        for rows in sizes:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._step(rows)
-            replay[rows], pool = graph.replay, graph.pool()  # shared memory: no step leaves anything there
+        with _own_workspaces():
+            for rows in sizes:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    self._step(rows)
+                replay[rows], pool = graph.replay, graph.pool()  # shared memory: no step leaves anything there
         return replay
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """A context in which graphs are captured whose products write to no memory of other graphs or of launched work.
+
+    PyTorch keeps one workspace of cuBLAS for each stream that ever had a product, and captures all graphs of a process
+    on one stream: the graphs of two runs, replayed at the same time, overwrote each other's partial sums. Without a
+    kept workspace the capture allocates one in the graph's own memory.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct Progress {
 struct Graph {
   std::vector<std::string> nodes;
   int depth = 0;
+  std::set<const void*> workspaces;  // of its products: cuBLAS writes there at each replay
 };
 
 struct Capture {

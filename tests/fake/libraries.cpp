@@ -23,10 +23,18 @@ int make(Handle** handle, const char* call) {
   return 0;
 }
 
+// Notes in the graph, if the stream is captured, that a product has its workspace there.
+void note_workspace(const void* handle, const void* workspace) {
+  const Stream* stream = stream_of(handle);
+  if (!stream || !stream->capture) return;
+  if (workspace) stream->capture->graph->workspaces.insert(workspace);
+}
+
 int product(const Handle* handle, const char* call, int m, int n, int k) {
   const Lock lock(state().lock);
   const Stream* stream = stream_of(handle->stream);
   if (stream && stream->capture && !handle->workspace) violation("cuBLAS would allocate its workspace in a capture");
+  note_workspace(handle->stream, handle->workspace);
   enqueue(handle->stream, "kernel",
           std::string(call) + " " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k));
   return 0;
@@ -115,8 +123,10 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*,
   return 0;
 }
 API int cublasLtMatmul(void*, void*, const void*, const void*, const Layout* a, const void*, const Layout* b,
-                       const void*, const void*, const Layout*, void*, const Layout* d, const void*, void*, size_t,
-                       void* stream) {
+                       const void*, const void*, const Layout*, void*, const Layout* d, const void*, void* workspace,
+                       size_t, void* stream) {
+  const Lock lock(state().lock);
+  note_workspace(stream, workspace);
   const auto shape = [](const Layout* l) { return std::to_string(l->rows) + "x" + std::to_string(l->columns); };
   enqueue(stream, "kernel", "cublasLtMatmul " + shape(a) + " " + shape(b) + " " + shape(d));
   return 0;

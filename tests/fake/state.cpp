@@ -235,3 +235,12 @@ API const char* fake_gpu_graph() {
   text += std::to_string(fake::state().last_graph.depth);
   return text.c_str();
 }
+// The addresses of the workspaces that cuBLAS has in the graph that was instantiated last, a line each.
+API const char* fake_gpu_workspaces() {
+  static std::string text;
+  const fake::Lock lock(fake::state().lock);
+  text.clear();
+  for (const void* workspace : fake::state().last_graph.workspaces)
+    text += std::to_string(reinterpret_cast<uintptr_t>(workspace)) + "\n";
+  return text.c_str();
+}

@@ -18,12 +18,17 @@ from torch import Tensor
 SHAPES = [(2, 3, 5, 7), (2, 65, 2, 2), (3, 34, 4, 4), (1, 6, 33, 31), (150, 2, 16, 8), (2, 32, 8, 8), (5, 136, 4, 4)]
 
 
-def launches(dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
-    """Every op with arguments on the CPU. The CPU has no float16 kernels, so that bfloat16 makes those arguments."""
+def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """Every call that the kernels of `device` take, with arguments on the CPU.
+
+    The CPU has no float16 kernels, so that bfloat16 makes those arguments.
+    """
     on_cpu = torch.bfloat16 if dtype == torch.float16 else dtype
     for shape in SHAPES:
         for stride in (1, 2):
             for name, arguments in calls(shape, on_cpu, stride):
+                if device == "cuda" and name == "_separable_block_backward" and len(arguments) > 15:
+                    continue  # with gradients of moments, which the CPU alone has
                 if "separable" in name:  # the product's weight in the activations' dtype: else PyTorch converts it
                     position = 6 if name == "separable_block" else 8
                     arguments = (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
@@ -51,7 +56,7 @@ def main(device: str) -> None:
     count = 0
     for dtype in dtypes:
         torch.manual_seed(0)
-        for name, arguments in launches(dtype):
+        for name, arguments in launches(dtype, device):
             given = on_device(arguments, dtype, device)
             outputs = getattr(torch.ops.fastcifar, name)(*given)
             for output in given[0] if outputs is None else as_tuple(outputs):  # None: it writes its first argument

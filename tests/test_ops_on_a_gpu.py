@@ -23,7 +23,7 @@ from op_cases import (
 from torch import Tensor
 
 from fastcifar import ops
-from fastcifar.ops._library import available, on_cpu_only
+from fastcifar.ops._library import on_cpu_only
 
 pytestmark = needs_kernels
 DTYPES = [torch.float32, torch.bfloat16]
@@ -165,8 +165,8 @@ def test_every_op_has_a_launch_here() -> None:
     assert listed == schemas - on_cpu_only - {"_cpu_isa"}
 
 
-@needs_kernels
-@pytest.mark.skipif(not available("cpu"), reason="no CPU kernels")
-def test_the_launches_run(capsys: pytest.CaptureFixture[str]) -> None:
-    op_launches.main("cpu")
+@devices
+def test_the_launches_run(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bug: on a GPU they asked for gradients that the CPU alone has, which only the GPU's sanitizer run found."""
+    op_launches.main(device)
     assert "all results finite" in capsys.readouterr().out

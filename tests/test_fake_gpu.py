@@ -51,7 +51,8 @@ class Seen:
         assert self.violations == 0
         assert self.in_steps["graph"] == self.num_steps
         assert {kind for kind, count in self.in_steps.items() if count} == {"graph"}
-        assert len(set(self.device_bytes)) == 1, "memory grows from epoch to epoch"
+        # The first evaluation leaves a workspace of cuBLAS amid its memory, so that the second may need a segment more.
+        assert len(set(self.device_bytes[1:])) == 1, "memory grows from epoch to epoch"
 
 
 def case(num_images: int = NUM_IMAGES, launched: bool = False, **settings: Any) -> dict[str, Any]:
@@ -93,6 +94,9 @@ def test_a_fused_step_is_one_graph() -> None:
     assert len(fp32.nodes) <= 120 and len(fp16.nodes) <= 132 and len(pointwise.nodes) <= 159
     sweeps = ("dwconv3x3_backward", "depthwise_plane_backward")
     assert sum(any(name in node for name in sweeps) for node in bf16.nodes) >= 13, bf16.nodes
+    for seen in (bf16, deterministic, fp16, fp32):  # the gradients of 13 weights are computed beside the rest
+        assert seen.depth <= len(seen.nodes) - 13
+    assert pointwise.depth == len(pointwise.nodes)
 
 
 def test_an_eager_step_is_one_graph_and_launched_steps_are_for_measuring() -> None:
@@ -210,6 +214,7 @@ def test_the_tests_that_need_a_gpu_run() -> None:
     """
     files = [str(fake_gpu.TESTS / f"{name}.py") for name in ("test_ops_on_a_gpu", "test_steps")]
     files.append(str(fake_gpu.TESTS / "test_together.py::test_runs_of_one_seed_have_the_same_bits"))
+    files.append(str(fake_gpu.TESTS / "test_side_stream.py::test_who_has_a_side_stream"))
     options = ["-q", "-p", "no:cacheprovider", "-p", "fake_gpu_plugin", "-W", "ignore", "--rootdir", str(fake_gpu.ROOT)]
     options += ["-k", "not composition and not what_launched_ones_train"]
     done = start([sys.executable, "-m", "pytest", *options, *files])

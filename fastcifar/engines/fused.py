@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
+from fastcifar.engines.products import SideStream, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
     batch_norm_relu,
@@ -65,6 +66,9 @@ class FusedModel:
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
         self._momentum = float(model.norm.momentum or 0.0)
+        device = self._weights[0].device
+        beside = device.type == "cuda" and not (fuse_pointwise or wide_gradients)  # DDP reads gradients as they come
+        self._side = SideStream(device) if beside else None
         self.rounded: dict[Tensor, Tensor] = {}
         if dtype != torch.float32:
             for weight in self._weights:
@@ -82,8 +86,11 @@ class FusedModel:
 
     def _train(self, images: Tensor) -> Tensor:
         model, means, variances, counts = self._model, [], [], []
-        copies = list(self.rounded.values())
-        first, head, bias, *products = self._weights if not copies else _Rounded.apply(copies, *self._weights)  # type: ignore[no-untyped-call]
+        weights = self._weights
+        first, head, bias, *products = weights
+        if self.rounded or self._side:
+            copies = list(self.rounded.values()) or weights
+            first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
         (u, rows), norm = _stem(images, first), model.norm
         for block, product in zip(self._blocks, products, strict=True):
             conv, norm1 = _conv(block.depthwise), block.norm1
@@ -93,7 +100,7 @@ class FusedModel:
                 u, rows, y, *statistics = separable_block(u, *bns, product, norm.eps, conv.stride[0], rows)
             else:
                 z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0])
-                u, rows = _pointwise(z, product), None
+                u, rows = pointwise(z, product, self._side), None
             counts.append(y.numel() // y.shape[1])
             means += statistics[0::2]
             variances += statistics[1::2]
@@ -120,7 +127,7 @@ class FusedModel:
             u, _ = _stem(images, first)
             for i, (block, product) in enumerate(zip(self._blocks, products, strict=True)):
                 conv, before, after = _conv(block.depthwise), affines[2 * i], affines[2 * i + 1]
-                u = _pointwise(dwconv3x3_affine_relu(u, *before, conv.weight, *after, conv.stride[0]), product)
+                u = pointwise(dwconv3x3_affine_relu(u, *before, conv.weight, *after, conv.stride[0]), product)
             scale, shift = affines[-1]
             z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
             return F.linear(_mean_of_map(z), head, bias)
@@ -178,21 +185,19 @@ def _mean_of_map(z: Tensor) -> Tensor:
     return F.avg_pool2d(z, z.shape[-2:]).flatten(1)
 
 
-def _pointwise(z: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 convolution computed as a matrix product over channels_last memory."""
-    return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
-
-
-class _Rounded(torch.autograd.Function):
-    """The copies of weights in another dtype, in place of the weights, which get the copies' gradients as they are."""
+class _Copied(torch.autograd.Function):
+    """Copies of weights in place of the weights, which get the copies' gradients as they are, when all are computed."""
 
     @staticmethod
-    def forward(ctx: Any, copies: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, side: SideStream | None, copies: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.side = side
         return tuple(copy.detach() for copy in copies)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *grads
+        if ctx.side is not None:
+            ctx.side.join()
+        return None, None, *grads
 
 
 def _copies(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

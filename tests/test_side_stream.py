@@ -1,0 +1,93 @@
+"""Gradients of weights that are computed on a stream beside the rest of backward. Here they are computed late."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import NUM_CLASSES
+from torch import Tensor
+
+from fastcifar.batch import Batch
+from fastcifar.engines.fused import FusedModel, fused_forward
+from fastcifar.engines.products import SideStream, pointwise
+from fastcifar.model import build_model
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+class Late(SideStream):
+    """Leaves NaN in each result until `join`, so that whoever reads it before gets NaN.
+
+    Attributes:
+        joined: the number of products at each call of `join`.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.joined: list[int] = []
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        result = a.new_full((a.shape[0], b.shape[1]), torch.nan)
+        self._waiting.append((a, b, result.detach()))
+        return result
+
+    @torch.no_grad()
+    def join(self) -> None:
+        self.joined.append(len(self._waiting))
+        for a, b, result in self._waiting:
+            torch.mm(a, b, out=result)
+        self._waiting.clear()
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(5, 8, 7, 3), (1, 8, 1, 1), (3, 8, 1, 1), (1, 8, 4, 4)], ids=str)
+def test_a_product_is_that_of_the_library(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(16, 8, 1, 1).to(dtype).to(memory_format=torch.channels_last)
+    grad = torch.randn(shape[0], 16, *shape[2:]).to(dtype).to(memory_format=torch.channels_last)
+    results = []
+    for side in (None, Late()):
+        inputs = [x.clone().requires_grad_() for x in (z, weight)]
+        u = pointwise(*inputs, side)
+        grads = torch.autograd.grad(u, inputs, grad)
+        if side:
+            side.join()
+        results.append([u, *grads])
+    for expected, got in zip(*results, strict=True):
+        assert torch.equal(expected, got) and got.dtype == dtype
+        assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@DTYPES
+def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
+    """Autograd hands them on as they are, and copies none, although a weight has other strides than its gradient."""
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 32, 32).to(dtype).to(memory_format=torch.channels_last)
+    batch = Batch(images, torch.randint(NUM_CLASSES, (16,)))
+    gradients = []
+    for side in (None, Late()):
+        model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = FusedModel(model, dtype=dtype)
+        fused._side = side
+        for _ in range(2):
+            loss, _ = fused_forward(fused, 0.0)(batch)
+            loss.backward()
+            gradients.append([p.grad for p in model.parameters()])
+            for parameter in model.parameters():
+                parameter.grad = None
+        if side:
+            assert side.joined == [13, 13]
+    for plain, beside in zip(gradients[:2], gradients[2:], strict=True):
+        assert all(map(torch.equal, plain, beside))
+
+
+@pytest.mark.machine
+def test_who_has_a_side_stream() -> None:
+    """Neither the CPU, nor processes that average each gradient as it comes, nor blocks that are one op."""
+    on_cuda = ["cuda"] if torch.cuda.is_available() else []
+    for device in ["cpu", *on_cuda]:
+        model = build_model(NUM_CLASSES, 0.125, 0).to(device)
+        assert (FusedModel(model)._side is not None) == (device == "cuda")
+        assert FusedModel(model, wide_gradients=True)._side is None
+        assert FusedModel(model, fuse_pointwise=True)._side is None

@@ -226,10 +226,12 @@ class ReplayedSteps:
         if self._device.type == "cpu":
             return {rows: partial(self._step, rows) for rows in sizes}
         replay, pool = {}, None
+        # Of higher priority than side streams, for whose work only the end of the step waits
+        stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         with _own_workspaces():
             for rows in sizes:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
                     self._step(rows)
                 replay[rows], pool = graph.replay, graph.pool()  # shared memory: no step leaves anything there
         return replay

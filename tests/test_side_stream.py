@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import NUM_CLASSES
+from tiny import NUM_CLASSES, tiny_config
 from torch import Tensor
 
 from fastcifar.batch import Batch
+from fastcifar.engines import build
 from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.engines.products import SideStream, pointwise
 from fastcifar.model import build_model
+from fastcifar.target import Target
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -68,8 +70,7 @@ def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
     gradients = []
     for side in (None, Late()):
         model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fused = FusedModel(model, dtype=dtype)
-        fused._side = side
+        fused = FusedModel(model, dtype=dtype, side=side)
         for _ in range(2):
             loss, _ = fused_forward(fused, 0.0)(batch)
             loss.backward()
@@ -82,12 +83,14 @@ def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
         assert all(map(torch.equal, plain, beside))
 
 
-@pytest.mark.machine
-def test_who_has_a_side_stream() -> None:
-    """Neither the CPU, nor processes that average each gradient as it comes, nor blocks that are one op."""
-    on_cuda = ["cuda"] if torch.cuda.is_available() else []
-    for device in ["cpu", *on_cuda]:
-        model = build_model(NUM_CLASSES, 0.125, 0).to(device)
-        assert (FusedModel(model)._side is not None) == (device == "cuda")
-        assert FusedModel(model, wide_gradients=True)._side is None
-        assert FusedModel(model, fuse_pointwise=True)._side is None
+@pytest.mark.parametrize("fuses_pointwise", [False, True])
+@pytest.mark.parametrize("captured", [False, True])
+def test_captured_products_have_a_side_stream(
+    captured: bool, fuses_pointwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setattr(build, "SideStream", made.append)
+    monkeypatch.setattr(Target, "fuses_pointwise", fuses_pointwise)
+    target = Target(tiny_config(engine="fused"))
+    build.build_engine(build_model(NUM_CLASSES, 0.125, 0), target, captured=captured)
+    assert made == [target.device] * (captured and not fuses_pointwise)

@@ -7,6 +7,7 @@ from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
 from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.engines.parallel import averaging
+from fastcifar.engines.products import SideStream
 from fastcifar.engines.synchronised import synchronise
 from fastcifar.model import MobileNet
 from fastcifar.optim import Average, Ema, build_optimizer
@@ -43,8 +44,10 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     forward = forward_with_loss(model, config.label_smoothing)
     fused = None
     if config.engine == "fused":
-        wide = target.ranks.size > 1
-        fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=target.fuses_pointwise, wide_gradients=wide)
+        wide, in_blocks = target.ranks.size > 1, target.fuses_pointwise
+        # Not for launched steps: they wait for the host, which would have more to do.
+        side = SideStream(target.device) if captured and not in_blocks else None
+        fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=in_blocks, wide_gradients=wide, side=side)
         forward = fused_forward(fused, config.label_smoothing)
     elif config.engine == "compiled":
         per_process = config.batch_size // target.ranks.size

@@ -44,6 +44,8 @@ class FusedModel:
         fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN
             and ReLU as it loads, and also computes the statistics for the next block.
         wide_gradients: gives each weight a gradient of its own dtype, as DistributedDataParallel needs it.
+        side: computes the gradients of the products' weights beside the rest of backward, at whose end it is joined.
+            Not for DistributedDataParallel, which reads gradients as they come.
 
     Attributes:
         rounded: the copies in `dtype` of the weights of products, which training computes with; empty for float32.
@@ -57,8 +59,9 @@ class FusedModel:
         dtype: torch.dtype = torch.float32,
         fuse_pointwise: bool = False,
         wide_gradients: bool = False,
+        side: SideStream | None = None,
     ) -> None:
-        self._model, self._dtype, self._fuse_pointwise = model, dtype, fuse_pointwise
+        self._model, self._dtype, self._fuse_pointwise, self._side = model, dtype, fuse_pointwise, side
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
         self._means = [_buffer(norm.running_mean) for norm in self._norms]
@@ -66,9 +69,6 @@ class FusedModel:
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
         self._momentum = float(model.norm.momentum or 0.0)
-        device = self._weights[0].device
-        beside = device.type == "cuda" and not (fuse_pointwise or wide_gradients)  # DDP reads gradients as they come
-        self._side = SideStream(device) if beside else None
         self.rounded: dict[Tensor, Tensor] = {}
         if dtype != torch.float32:
             for weight in self._weights:

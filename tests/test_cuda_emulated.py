@@ -28,7 +28,8 @@ pytestmark = [
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(2, 3, 5, 7), (2, 65, 5, 7), (1, 129, 2, 2), (3, 64, 2, 2), (2, 34, 4, 4), (1, 1, 1, 1), (1, 6, 33, 31)]
-SHAPES += [(2, 32, 16, 8), (5, 16, 4, 4), (70, 8, 4, 4)]
+# The last ones have maps that a cluster keeps: of one, two and four blocks, the last of which has few images or none
+SHAPES += [(2, 32, 16, 8), (5, 16, 4, 4), (40, 48, 4, 4), (70, 16, 2, 2)]
 # channels, height and width, stride, channels of the pointwise product
 LAYERS = [(32, 32, 1, 64), (64, 32, 2, 128), (128, 16, 1, 128), (128, 16, 2, 256), (256, 8, 1, 256), (256, 8, 2, 512)]
 LAYERS += [(512, 4, 1, 512)] * 5 + [(512, 4, 2, 1024), (1024, 2, 1, 1024)]
@@ -61,6 +62,14 @@ class Emulated:
 def emulated() -> Iterator[Emulated]:
     library = os.environ.get("FASTCIFAR_EMULATED_LIBRARY") or emulator.build(emulator.PLAIN)
     yield Emulated(Path(library))
+
+
+@pytest.fixture
+def before_hopper(emulated: Emulated) -> Iterator[Emulated]:
+    """The same on a GPU whose blocks cannot form clusters."""
+    emulated.knobs.emu_set_clusters(False)
+    yield emulated
+    emulated.knobs.emu_set_clusters(True)
 
 
 def activation(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -157,12 +166,24 @@ def test_an_empty_batch(emulated: Emulated, stride: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_more_partial_rows_than_a_block_merges(emulated: Emulated, dtype: torch.dtype) -> None:
-    """Large batches of few channels take an extra kernel that merges the rows."""
+    """Large batches of few channels: clusters merge the rows."""
     torch.manual_seed(0)
     for name, args in calls((150, 2, 16, 8), dtype, 1):
         check(emulated, name, args)
     u, gamma0, beta0, *_ = block_arguments((150, 2, 16, 8), dtype)
-    assert emulated.launches("batch_norm_relu", u, gamma0, beta0, EPS) == 3
+    assert emulated.launches("batch_norm_relu", u, gamma0, beta0, EPS) == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
+    """Without clusters large batches of few channels take an extra kernel that merges the rows, and small maps three."""
+    torch.manual_seed(0)
+    for shape in ((150, 2, 16, 8), (5, 16, 4, 4), (3, 64, 2, 2)):
+        for name, args in calls(shape, dtype, 1):
+            check(before_hopper, name, args)
+    u, gamma0, beta0, *_ = block_arguments((150, 2, 16, 8), dtype)
+    assert before_hopper.launches("batch_norm_relu", u, gamma0, beta0, EPS) == 3
+    assert before_hopper.launches("depthwise_block", *block_arguments((5, 16, 4, 4), dtype), EPS, 1) == 3
 
 
 def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
@@ -202,7 +223,7 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
         ):
             counted[name][0] += emulated.launches(name, *forward)
             counted[name][1] += emulated.launches(f"_{name}_backward", *backward)
-    assert counted == {"depthwise_block": [29, 29], "separable_block": [43, 80]}
+    assert counted == {"depthwise_block": [25, 25], "separable_block": [40, 78]}
 
 
 def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated) -> None:
@@ -227,19 +248,19 @@ def test_statistics_survive_a_large_mean(emulated: Emulated) -> None:
 
 @pytest.mark.parametrize("size", [4, 2])
 def test_statistics_of_a_small_map_survive_a_large_mean(emulated: Emulated, size: int) -> None:
-    """One block has all of a channel. Of more images than that is fast for, several blocks share a channel."""
+    """A cluster has all of a channel. More images than it holds take other kernels."""
     torch.manual_seed(0)
-    u, gamma0, _, weight, gamma1, beta1 = block_arguments((70, 8, size, size), torch.float32)
-    u += torch.linspace(-1e4, 1e4, 8)[:, None, None]
+    u, gamma0, _, weight, gamma1, beta1 = block_arguments((70, 32, size, size), torch.float32)
+    u += torch.linspace(-1e4, 1e4, 32)[:, None, None]
     weight[:] = 0
     weight[:, :, 1, 1] = 1e3  # y is 1e3 * (norm(u) + 100), a large mean too
-    arguments = (u, gamma0, torch.full((8,), 100.0), weight, gamma1, beta1, EPS, 1)
+    arguments = (u, gamma0, torch.full((32,), 100.0), weight, gamma1, beta1, EPS, 1)
     _, y, mean0, var0, mean1, var1 = emulated("depthwise_block", *arguments)
     for x, mean, var in ((u, mean0, var0), (y, mean1, var1)):
         torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
     assert emulated.launches("depthwise_block", *arguments) == 1
-    many = u[:1].expand(257, 8, size, size).contiguous(memory_format=torch.channels_last)
+    many = u[:1].expand(129, 32, size, size).contiguous(memory_format=torch.channels_last)
     assert emulated.launches("depthwise_block", many, *arguments[1:]) > 1
 
 

@@ -155,14 +155,17 @@ __global__ void __launch_bounds__(kThreads)
   for_rows<V, T>(at, M, C, c, apply, grad, x);
 }
 
+// Rows of blocks that reduce, in whole clusters.
+inline int reducing_rows(int64_t M, int64_t C, int V) { return whole_rows(stream_rows(M, C, V)); }
+
 template <class T>
 PartialRows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const int rows = stream_rows(M, C, V);
-    LAUNCH((moments_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads), stream, x,
-           static_cast<int>(M), static_cast<int>(C), workspace);
-    return merge_moment_rows({workspace, rows}, static_cast<int>(C), stream);
+    const int rows = reducing_rows(M, C, V), cluster = blocks_a_row(rows);
+    LAUNCH_CLUSTERS((moments_kernel<T, V>), cluster, dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads), stream, x,
+                    static_cast<int>(M), static_cast<int>(C), workspace);
+    return merge_moment_rows({workspace, rows / cluster}, static_cast<int>(C), stream);
   });
 }
 
@@ -180,10 +183,11 @@ PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_
                                   float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const int rows = stream_rows(M, C, V);
-    LAUNCH((norm_relu_sums_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads), stream, grad_z, x,
-           static_cast<int>(M), static_cast<int>(C), norm.gamma, norm.beta, norm.mean, norm.var, norm.eps, workspace);
-    return merge_sum_rows({workspace, rows}, 2, static_cast<int>(C), stream);
+    const int rows = reducing_rows(M, C, V), cluster = blocks_a_row(rows);
+    LAUNCH_CLUSTERS((norm_relu_sums_kernel<T, V>), cluster, dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads),
+                    stream, grad_z, x, static_cast<int>(M), static_cast<int>(C), norm.gamma, norm.beta, norm.mean,
+                    norm.var, norm.eps, workspace);
+    return merge_sum_rows({workspace, rows / cluster}, 2, static_cast<int>(C), stream);
   });
 }
 

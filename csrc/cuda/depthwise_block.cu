@@ -46,9 +46,10 @@ PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRo
 cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s, cudaStream_t stream) {
   const bool done = with_plane(s, [&](auto stride, auto plane) {
     with_type(dtype, [&](auto t) {
-      LAUNCH((depthwise_plane_forward<decltype(t), decltype(stride)::value, decltype(plane)::value>),
-             dim3(ceil_div(s.C, kPlaneChannels)), dim3(kPlaneThreads), stream, b, static_cast<int>(s.N),
-             static_cast<int>(s.C));
+      const int blocks = plane_blocks(s.N);
+      LAUNCH_CLUSTERS((depthwise_plane_forward<decltype(t), decltype(stride)::value, decltype(plane)::value>), blocks,
+                      dim3(ceil_div(s.C, kPlaneChannels), blocks), dim3(kPlaneThreads), stream, b,
+                      static_cast<int>(s.N), static_cast<int>(s.C));
     });
   });
   if (done) return cudaGetLastError();
@@ -130,9 +131,10 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
 cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
   const bool done = with_plane(s, [&](auto stride, auto plane) {
     with_type(dtype, [&](auto t) {
-      LAUNCH((depthwise_plane_backward<decltype(t), decltype(stride)::value, decltype(plane)::value>),
-             dim3(ceil_div(s.C, kPlaneChannels)), dim3(kPlaneThreads), stream, b, static_cast<int>(s.N),
-             static_cast<int>(s.C));
+      const int blocks = plane_blocks(s.N);
+      LAUNCH_CLUSTERS((depthwise_plane_backward<decltype(t), decltype(stride)::value, decltype(plane)::value>), blocks,
+                      dim3(ceil_div(s.C, kPlaneChannels), blocks), dim3(kPlaneThreads), stream, b,
+                      static_cast<int>(s.N), static_cast<int>(s.C));
     });
   });
   if (done) return cudaGetLastError();

@@ -1,11 +1,14 @@
-// What every kernel needs: vector loads and stores of the three element types, and the two macros that differ between
-// nvcc and the host emulation (tests/emu/cuda_emu.h), which runs these same sources without a GPU.
+// What every kernel needs: vector loads and stores of the three element types, and the macros that differ between nvcc
+// and the host emulation (tests/emu/cuda_emu.h), which runs these same sources without a GPU.
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
+#define IN_BLOCK(name, rank) ::fastcifar::cuda::in_block((name), (rank))
 #define LAUNCH(kernel, grid, block, stream, ...) \
-  ::fastcifar::cuda::launch((kernel), (grid), (block), (stream), __VA_ARGS__)
+  ::fastcifar::cuda::launch((kernel), 1, (grid), (block), (stream), __VA_ARGS__)
+#define LAUNCH_CLUSTERS(kernel, cluster, grid, block, stream, ...) \
+  ::fastcifar::cuda::launch((kernel), (cluster), (grid), (block), (stream), __VA_ARGS__)
 #else
 #include "cuda_emu.h"
 #endif
@@ -15,6 +18,8 @@
 namespace fastcifar::cuda {
 
 inline constexpr int kThreads = 256;
+// Of a cluster. More than four would leave SMs idle: a cluster has its SMs in one GPC, which have 14 to 18.
+inline constexpr int kClusterBlocks = 4;
 // Channels a block works on: a pixel's 64 bytes of bf16 are two full memory sectors.
 inline constexpr int kBlockChannels = 32;
 
@@ -30,10 +35,42 @@ __device__ __forceinline__ void begin_kernel() {
 #endif
 }
 
+// From Hopper on blocks that follow each other along y can form a cluster: they run at the same time, and read each
+// other's shared memory. The rank of a block is blockIdx.y % cluster_blocks(). A barrier of the cluster has two halves; what a block wrote before it arrives, the others may read when they have waited. A block
+// must not end while others may still read its memory. Older GPUs never run a kernel that calls these functions.
+__device__ __forceinline__ void arrive_at_cluster() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();
+#endif
+}
+__device__ __forceinline__ void wait_for_cluster() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  __cluster_barrier_wait();
+#endif
+}
+
 #if defined(__CUDACC__)
-// Whether the code that the current device runs was compiled with begin_kernel's instructions. Without them a kernel
-// that starts early would not wait.
-inline bool starts_early() {
+__device__ __forceinline__ int cluster_blocks() {
+  unsigned blocks = 1;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+#endif
+  return static_cast<int>(blocks);
+}
+
+// A shared array of this block, as the block of that rank in the cluster has it.
+template <class T>
+__device__ __forceinline__ const T* in_block(T* array, int rank) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  return static_cast<const T*>(__cluster_map_shared_rank(array, rank));
+#else
+  return array;
+#endif
+}
+
+// Whether the code that the current device runs was compiled for Hopper or later: it has clusters, and begin_kernel's
+// instructions, without which a kernel that starts early would not wait.
+inline bool is_from_hopper_on() {
   int device = 0, major = 0, minor = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
@@ -44,20 +81,30 @@ inline bool starts_early() {
   return false;
 }
 
+// cluster: the number of blocks along y that form one.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, Arguments... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+void launch(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block, cudaStream_t stream,
+            Arguments... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.y = cluster;
+  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = starts_early() ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = !is_from_hopper_on() ? 0 : cluster > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 #endif
+
+// How many of the blocks along y that reduce form a cluster, which writes one row of partial results.
+inline int blocks_a_row(int blocks) { return is_from_hopper_on() && blocks >= kClusterBlocks ? kClusterBlocks : 1; }
+// At most `blocks`, in whole clusters.
+inline int whole_rows(int blocks) { return blocks / blocks_a_row(blocks) * blocks_a_row(blocks); }
 
 // T as a float, and back, with the hardware's own conversions where the target has them.
 __device__ __forceinline__ float load_f32(float v) { return v; }

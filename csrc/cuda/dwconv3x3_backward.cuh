@@ -213,8 +213,8 @@ void launch_backward(BackwardArguments<T> a, const DwShape& s, cudaStream_t stre
     using Is = decltype(tile);
     const Plan p = plan<Is>(s, true);
     a.columns = p.columns;
-    LAUNCH((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, FUSED>), dim3(ceil_div(s.C, kBlockChannels), p.rows),
-           dim3(kThreads), stream, a);
+    LAUNCH_CLUSTERS((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, FUSED>), blocks_a_row(p.rows),
+                    dim3(ceil_div(s.C, kBlockChannels), p.rows), dim3(kThreads), stream, a);
   });
 }
 

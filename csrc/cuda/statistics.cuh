@@ -1,6 +1,7 @@
-// Reductions for each channel, without atomics. A thread sums, a block adds its threads' sums up in shared memory and
-// writes one row of partial results, and each block of the next kernel merges the rows in their order before it starts.
-// So no kernel is launched for the merging alone, unless there are too many rows.
+// Reductions for each channel, without atomics. A thread sums, a block adds its threads' sums up in shared memory, a
+// cluster of blocks adds up its blocks' and writes one row of partial results, and each block of the next kernel merges
+// the rows in their order before it starts. So no kernel is launched for the merging alone, unless there are too many
+// rows: without clusters, before Hopper.
 #pragma once
 #include "device.cuh"
 
@@ -103,7 +104,7 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
-// Merges the moments of a block's threads and writes them as row blockIdx.y, for the channels from c0 on.
+// Merges the moments of the threads of a cluster and writes them as its row, for the channels from c0 on.
 template <int V>
 __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V> at, int c0, int C,
                                                     float* rows) {
@@ -122,10 +123,32 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
     const float* from = shared + i * 3 * kBlockChannels + channel;
     return {from[0], from[kBlockChannels], from[2 * kBlockChannels]};
   });
-  if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
+  if (cluster_blocks() == 1) {
+    if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
+    return;
+  }
+  SHARED_ARRAY(float, of_block, 3 * kBlockChannels);
+  if (threadIdx.x < kBlockChannels) write_moments(of_block, 0, threadIdx.x, kBlockChannels, m);
+  arrive_at_cluster();
+  wait_for_cluster();
+  if (blockIdx.y % cluster_blocks() == 0 && threadIdx.x < kBlockChannels) {
+    float count = m.count, sum = 0.f, squares = m.m2;
+    for (int b = 1; b < cluster_blocks(); ++b) {
+      const Moments other = read_moments(IN_BLOCK(of_block, b), 0, threadIdx.x, kBlockChannels);
+      const float d = other.mean - m.mean;
+      count += other.count;
+      sum += other.count * d;
+      squares += other.m2 + other.count * d * d;
+    }
+    const float shift = sum / count, m2 = squares - sum * shift;
+    write_moments(rows, blockIdx.y / cluster_blocks(), c0 + threadIdx.x, C,
+                  {count, m.mean + shift, m2 < 0.f ? 0.f : m2});
+  }
+  arrive_at_cluster();
+  wait_for_cluster();
 }
 
-// Adds up the Q sums a channel of a block's threads and writes them as row blockIdx.y of float [rows][Q][C], for the
+// Adds up the Q sums a channel of the threads of a cluster and writes them as its row of float [rows][Q][C], for the
 // channels from c0 on.
 template <int Q, int V>
 __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
@@ -136,13 +159,32 @@ __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes
 #pragma unroll
     for (int i = 0; i < V; ++i) shared[(at.lane * Q + q) * kBlockChannels + at.channel + i] = own[q][i];
   __syncthreads();
+  const auto write = [&](int j, float sum) {
+    const int c = c0 + j % kBlockChannels;
+    const int64_t row = static_cast<int>(blockIdx.y) / cluster_blocks();
+    if (c < C) rows[(row * Q + j / kBlockChannels) * C + c] = sum;
+  };
+  SHARED_ARRAY(float, of_block, Q* kBlockChannels);
   for (int j = threadIdx.x; j < Q * kBlockChannels; j += kThreads) {
     float sum = 0.f;
 #pragma unroll
     for (int l = 0; l < kLanes; ++l) sum += shared[l * Q * kBlockChannels + j];
-    const int c = c0 + j % kBlockChannels;
-    if (c < C) rows[(static_cast<int64_t>(blockIdx.y) * Q + j / kBlockChannels) * C + c] = sum;
+    if (cluster_blocks() == 1)
+      write(j, sum);
+    else
+      of_block[j] = sum;
   }
+  if (cluster_blocks() == 1) return;
+  arrive_at_cluster();
+  wait_for_cluster();
+  const int rank = static_cast<int>(blockIdx.y) % cluster_blocks();
+  for (int j = rank * kThreads + threadIdx.x; j < Q * kBlockChannels; j += cluster_blocks() * kThreads) {
+    float sum = 0.f;
+    for (int b = 0; b < cluster_blocks(); ++b) sum += IN_BLOCK(of_block, b)[j];
+    write(j, sum);
+  }
+  arrive_at_cluster();
+  wait_for_cluster();
 }
 
 // A BatchNorm in training mode, as a kernel needs it to compute scale and shift of y = scale * x + shift.

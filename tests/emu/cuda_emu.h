@@ -1,9 +1,10 @@
 // Runs the text of the CUDA kernels and of their launchers on the CPU.
 //
-// Each block runs alone, each of its threads is a fiber. __syncthreads and the warp operations are real meeting points;
-// between two of them the threads run one after another in an order drawn from emu::seed(), and shared memory starts
-// as NaN in every block: a missing barrier or initialisation changes the result. Shared arrays are heap blocks of
-// their exact size, so that AddressSanitizer sees an access outside them as well as one outside a tensor.
+// Each block, or each cluster of blocks, runs alone; each of its threads is a fiber. __syncthreads, the barrier of a
+// cluster and the warp operations are real meeting points; between two of them the threads run one after another in an
+// order drawn from emu::seed(), and shared memory starts as NaN in every block: a missing barrier or initialisation
+// changes the result. Shared arrays are heap blocks of their exact size, so that AddressSanitizer sees an access outside
+// them as well as one outside a tensor; reading one of a block that has ended is an error.
 // Under ThreadSanitizer each thread of a block is a thread to it, and only barriers and launches order what they do: it
 // sees data races within a block and, between blocks, in global memory.
 // It checks the kernels' logic; not their speed, nor what ptxas makes of them.
@@ -110,22 +111,31 @@ inline bool& idle() {
   return value;
 }
 
-enum class State { kReady, kAtBlock, kAtWarp, kDone };
+// Whether there are clusters, as from Hopper on.
+inline bool& clusters() {
+  static bool value = true;
+  return value;
+}
+
+enum class State { kReady, kAtBlock, kAtWarp, kAtCluster, kDone };
 
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  dim3 thread_idx;
-  int index = 0;
+  dim3 thread_idx, block_idx;
+  int index = 0;        // in the cluster
+  unsigned rank = 0;    // of its block in the cluster
+  uint64_t serial = 0;  // of its block, over all launches
   State state = State::kReady;
   void* asan_stack = nullptr;
-  void* thread = nullptr;               // to the race detector
-  unsigned barriers = 0, meetings = 0;  // that it reached: of the block, of the warp
+  void* thread = nullptr;                             // to the race detector
+  unsigned barriers = 0, meetings = 0, arrivals = 0;  // that it reached: of the block, of the warp, of the cluster
 };
 
 // Blocks that follow each other mostly have other threads, to the race detector: the same ones would be ordered.
 inline constexpr unsigned kPools = race::kOn ? 2 : 1;
-inline constexpr size_t kTokens = 128;  // of a block: two for its barriers, two for those of each warp
+inline constexpr size_t kTokens =
+    128;  // of a block: two for its barriers, two for those of each warp, two of its cluster
 
 struct FreeAligned {
   void operator()(char* p) const { ::operator delete[](p, std::align_val_t{16}); }
@@ -133,13 +143,14 @@ struct FreeAligned {
 
 struct Machine {
   std::vector<Fiber> fibers;  // of all pools
-  Fiber* block = nullptr;     // the fibers of the block that runs
+  Fiber* cluster = nullptr;   // the fibers of the blocks that run
   size_t block_size = 0;
+  unsigned cluster_size = 1;
   ucontext_t scheduler;
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
-  dim3 block_idx, block_dim, grid_dim;
-  uint64_t block_serial = 0;  // over all launches
+  dim3 block_dim, grid_dim;
+  uint64_t block_serial = 0;  // of the last block, over all launches
   unsigned long launches = 0;
   std::vector<std::vector<char>> mailbox;  // one letter a thread, for the warp operations
   const void* scheduler_stack = nullptr;
@@ -180,8 +191,12 @@ EMU_UNSEEN void run(Fiber& f) {
 EMU_UNSEEN void* meeting_point(Fiber& f, State state) {
   Machine& m = machine();
   if (!race::kOn || state == State::kDone) return &m.ended;
-  char* const own = m.tokens.data() + m.block_serial % (m.tokens.size() / kTokens) * kTokens;
-  return state == State::kAtBlock ? own + f.barriers++ % 2 : own + 2 + f.index / 32 * 2 + f.meetings++ % 2;
+  const auto tokens_of = [&](uint64_t serial) {
+    return m.tokens.data() + serial % (m.tokens.size() / kTokens) * kTokens;
+  };
+  if (state == State::kAtCluster) return tokens_of(f.serial - f.rank) + kTokens - 2 + f.arrivals % 2;
+  const size_t warp = (f.index - f.rank * m.block_size) / 32;
+  return tokens_of(f.serial) + (state == State::kAtBlock ? f.barriers++ % 2 : 2 + warp * 2 + f.meetings++ % 2);
 }
 
 EMU_UNSEEN void park(State state) {
@@ -189,7 +204,7 @@ EMU_UNSEEN void park(State state) {
   Fiber& f = *m.current;
   f.state = state;
   void* const token = meeting_point(f, state);
-  race::give(token);
+  if (state != State::kAtCluster) race::give(token);  // it was given on arrival
   race::change_to(m.scheduler_thread);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &f.asan_stack, m.scheduler_stack,
@@ -211,10 +226,10 @@ EMU_UNSEEN void entry() {
   park(State::kDone);
 }
 
-// Lets go on whoever waits at a meeting point that all living threads of the block (or warp) have reached.
+// Lets go on whoever waits at a meeting point that all living threads of the block (or warp, or cluster) have reached.
 EMU_UNSEEN bool release() {
-  Fiber* const fibers = machine().block;
-  const size_t count = machine().block_size;
+  Fiber* const fibers = machine().cluster;
+  const size_t size = machine().block_size, count = size * machine().cluster_size;
   const auto meet = [&](size_t begin, size_t end, State state) {
     size_t living = 0, waiting = 0;
     for (size_t i = begin; i < end; ++i) living += fibers[i].state != State::kDone, waiting += fibers[i].state == state;
@@ -223,24 +238,38 @@ EMU_UNSEEN bool release() {
       if (fibers[i].state == state) fibers[i].state = State::kReady;
     return true;
   };
-  if (meet(0, count, State::kAtBlock)) return true;
   bool any = false;
-  for (size_t i = 0; i < count; i += 32) any |= meet(i, std::min(count, i + 32), State::kAtWarp);
+  for (size_t first = 0; first < count; first += size) {
+    if (meet(first, first + size, State::kAtBlock)) any = true;
+    for (size_t i = first; i < first + size; i += 32) any |= meet(i, std::min(first + size, i + 32), State::kAtWarp);
+  }
+  unsigned least = ~0u;
+  for (size_t i = 0; i < count; ++i)
+    if (fibers[i].state != State::kDone) least = std::min(least, fibers[i].arrivals);
+  for (size_t i = 0; i < count; ++i)
+    if (fibers[i].state == State::kAtCluster && fibers[i].arrivals <= least)
+      fibers[i].state = State::kReady, any = true;
   return any;
 }
 
-EMU_UNSEEN void run_block(dim3 block, std::mt19937& rng) {
+// Runs the blocks of a cluster, which lie side by side along y; `first` is the first of them.
+EMU_UNSEEN void run_cluster(dim3 first, dim3 block, std::mt19937& rng) {
   Machine& m = machine();
-  ++m.block_serial;
+  const uint64_t serial = m.block_serial + 1;
+  m.block_serial += m.cluster_size;
   const int n = static_cast<int>(m.fibers.size() / kPools);
-  Fiber* const fibers = m.block = m.fibers.data() + (race::kOn ? rng() % kPools * n : 0);
-  m.block_size = n;
+  Fiber* const fibers = m.cluster = m.fibers.data() + (race::kOn ? rng() % kPools * n : 0);
+  m.block_size = n / m.cluster_size;
   for (int i = 0; i < n; ++i) {
     Fiber& f = fibers[i];
+    const unsigned t = i % m.block_size;
     f.index = i;
-    f.thread_idx = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+    f.rank = i / m.block_size;
+    f.serial = serial + f.rank;
+    f.thread_idx = dim3(t % block.x, t / block.x % block.y, t / (block.x * block.y));
+    f.block_idx = dim3(first.x, first.y + f.rank, first.z);
     f.state = State::kReady;
-    f.barriers = f.meetings = 0;
+    f.barriers = f.meetings = f.arrivals = 0;
     if (!f.thread) f.thread = race::new_thread();
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get();
@@ -257,33 +286,38 @@ EMU_UNSEEN void run_block(dim3 block, std::mt19937& rng) {
   } while (release());
   for (int i = 0; i < n; ++i)
     if (fibers[i].state != State::kDone)
-      die("deadlock: some threads of a block wait at a barrier that the others never reach");
+      die("deadlock: some threads of a block or cluster wait at a barrier that the others never reach");
 }
 
-EMU_UNSEEN void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+EMU_UNSEEN void launch(unsigned cluster, dim3 grid, dim3 block, const std::function<void()>& body) {
   Machine& m = machine();
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64) die("a block has 1 to 1024 threads");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) die("an empty or too large grid");
+  if (cluster > 1 && !clusters()) die("there are no clusters before Hopper");
+  if (cluster == 0 || cluster > 8 || grid.y % cluster != 0)
+    die("a cluster has 1 to 8 blocks, and grid.y whole clusters");
+  if (cluster > 1 && threads % 32 != 0) die("a block of a cluster has whole warps here");
   ++m.launches;
   if (idle()) return;
-  if (m.fibers.size() != threads * kPools) {
+  if (m.fibers.size() != cluster * threads * kPools) {
     for (Fiber& f : m.fibers)
       if (f.thread) race::end_thread(f.thread);
-    m.fibers = std::vector<Fiber>(threads * kPools);
+    m.fibers = std::vector<Fiber>(cluster * threads * kPools);
   }
-  m.mailbox.resize(threads);
+  m.mailbox.resize(cluster * threads);
   m.body = &body;
   m.grid_dim = grid;
   m.block_dim = block;
+  m.cluster_size = cluster;
   std::mt19937 rng(seed());
-  std::vector<unsigned> blocks(size_t{grid.x} * grid.y * grid.z);
-  std::iota(blocks.begin(), blocks.end(), 0u);
-  if (seed()) std::shuffle(blocks.begin(), blocks.end(), rng);
+  std::vector<unsigned> firsts(size_t{grid.x} * grid.y * grid.z / cluster);
+  std::iota(firsts.begin(), firsts.end(), 0u);
+  if (seed()) std::shuffle(firsts.begin(), firsts.end(), rng);
   race::give(&m.launched);
-  for (unsigned b : blocks) {
-    m.block_idx = dim3(b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y));
-    run_block(block, rng);
+  for (unsigned first : firsts) {
+    const unsigned rows = grid.y / cluster;
+    run_cluster(dim3(first % grid.x, first / grid.x % rows * cluster, first / (grid.x * rows)), block, rng);
   }
   race::wait_for(&m.ended);
   m.used.clear();
@@ -296,19 +330,36 @@ class SharedArray {
  public:
   T* in_this_block(size_t count) {
     const race::Unseen unseen;
-    if (serial_ != machine().block_serial) {
-      serial_ = machine().block_serial;
+    const Fiber& f = *machine().current;
+    Array& array = arrays_[f.rank];
+    if (array.serial != f.serial) {
+      array.serial = f.serial;
       const size_t bytes = sizeof(T) * count;
-      if (race::kOn && block_) machine().used.push_back(std::move(block_));
-      block_.reset(new (std::align_val_t{16}) char[bytes]);
-      std::memset(block_.get(), 0xff, bytes);
+      if (race::kOn && array.data) machine().used.push_back(std::move(array.data));
+      array.data.reset(new (std::align_val_t{16}) char[bytes]);
+      std::memset(array.data.get(), 0xff, bytes);
     }
-    return reinterpret_cast<T*>(block_.get());
+    return reinterpret_cast<T*>(array.data.get());
+  }
+
+  // The array of another block of the cluster.
+  const T* in_block(unsigned rank) {
+    const race::Unseen unseen;
+    const Machine& m = machine();
+    const Fiber* const threads = m.cluster + rank * m.block_size;
+    if (rank >= m.cluster_size || arrays_[rank].serial != threads->serial)
+      die("shared memory of a block that is not in the cluster or has not come there");
+    if (std::all_of(threads, threads + m.block_size, [](const Fiber& f) { return f.state == State::kDone; }))
+      die("shared memory of a block that has ended");
+    return reinterpret_cast<const T*>(arrays_[rank].data.get());
   }
 
  private:
-  std::unique_ptr<char[], FreeAligned> block_;
-  uint64_t serial_ = 0;
+  struct Array {
+    std::unique_ptr<char[], FreeAligned> data;
+    uint64_t serial = 0;
+  };
+  Array arrays_[8];
 };
 
 // Every thread of the warp leaves a letter; afterwards each may read all of them through `read(lane)`.
@@ -372,9 +423,16 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 }
 
 EMU_UNSEEN dim3 thread_index() { return machine().current->thread_idx; }
-EMU_UNSEEN dim3 block_index() { return machine().block_idx; }
+EMU_UNSEEN dim3 block_index() { return machine().current->block_idx; }
 EMU_UNSEEN dim3 block_size() { return machine().block_dim; }
 EMU_UNSEEN dim3 grid_size() { return machine().grid_dim; }
+EMU_UNSEEN unsigned cluster_size() { return machine().cluster_size; }
+
+EMU_UNSEEN void arrive_at_cluster() {
+  Fiber& f = *machine().current;
+  ++f.arrivals;
+  if (race::kOn) race::give(meeting_point(f, State::kAtCluster));
+}
 
 }  // namespace emu
 
@@ -388,6 +446,12 @@ inline void __syncthreads() {}
 #else
 inline void __syncthreads() { emu::park(emu::State::kAtBlock); }
 #endif
+namespace fastcifar::cuda {
+inline int cluster_blocks() { return static_cast<int>(emu::cluster_size()); }
+inline bool is_from_hopper_on() { return emu::clusters(); }
+}  // namespace fastcifar::cuda
+inline void __cluster_barrier_arrive() { emu::arrive_at_cluster(); }
+inline void __cluster_barrier_wait() { emu::park(emu::State::kAtCluster); }
 inline void __syncwarp(unsigned = ~0u) { emu::park(emu::State::kAtWarp); }
 
 inline int min(int a, int b) { return a < b ? a : b; }
@@ -403,6 +467,9 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 #define SHARED_ARRAY(type, name, count)     \
   static emu::SharedArray<type> name##_emu; \
   type* const name = name##_emu.in_this_block(count)
+#define IN_BLOCK(name, rank) name##_emu.in_block(rank)
 
 #define LAUNCH(kernel, grid, block, stream, ...) \
-  ((void)(stream), emu::launch(grid, block, [&] { kernel(__VA_ARGS__); }))
+  ((void)(stream), emu::launch(1, grid, block, [&] { kernel(__VA_ARGS__); }))
+#define LAUNCH_CLUSTERS(kernel, cluster, grid, block, stream, ...) \
+  ((void)(stream), emu::launch(cluster, grid, block, [&] { kernel(__VA_ARGS__); }))

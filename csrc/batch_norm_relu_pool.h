@@ -48,6 +48,8 @@ inline BatchNormReluPoolBackward prepare_batch_norm_relu_pool_backward(Backend b
                                                                        const Tensor& var,
                                                                        const std::optional<Tensor>& u_rows) {
   const char* op = "_batch_norm_relu_pool_backward";
+  STD_TORCH_CHECK(backend == Backend::cpu || !u_rows.has_value(), op,
+                  ": only the CPU has kernels for gradients of u_rows");
   BatchNormReluPoolBackward a;
   a.u = check_map(backend, op, u);
   const int64_t n = u.size(0), c = u.size(1);

@@ -12,7 +12,7 @@ from typing import Any
 import emulator
 import pytest
 import torch
-from op_cases import separable_calls, sgd_arguments
+from op_cases import end_calls, separable_calls, sgd_arguments
 from torch import Tensor
 
 from fastcifar import ops
@@ -153,6 +153,19 @@ def test_separable_block_agrees_with_its_reference(
     torch.manual_seed(0)
     for name, args in separable_calls(block_arguments(shape, dtype), out_channels, stride, "cuda"):
         check(emulated, name, args)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pool_agrees_with_its_reference(
+    emulated: Emulated, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    for name, args in end_calls(shape, dtype, "cuda"):
+        if "pool" in name:
+            check(emulated, name, args)
+            assert emulated.launches(name, *args) == (1 if len(args) == 5 else 2)
+            assert all(map(torch.equal, emulated(name, *args, seed=0), emulated(name, *args, seed=2)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

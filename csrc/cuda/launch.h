@@ -46,6 +46,18 @@ cudaError_t batch_norm_relu_backward(Dtype, const void* grad_z, const void* x, c
                                      const float* mean, const float* var, float eps, void* grad_x, float* grad_gamma,
                                      float* grad_beta, float* workspace, int64_t M, int64_t C, cudaStream_t);
 
+// The mean of a map's pixels after BN and ReLU, [N, C]. moments: of x; if they are empty, they are computed.
+int64_t batch_norm_relu_pool_workspace(int64_t N, int64_t pixels, int64_t C);
+cudaError_t batch_norm_relu_pool(Dtype, const void* x, PartialRows moments, const float* gamma, const float* beta,
+                                 float eps, void* pooled, float* mean, float* var, float* workspace, int64_t N,
+                                 int64_t pixels, int64_t C, cudaStream_t);
+
+int64_t batch_norm_relu_pool_backward_workspace(int64_t N, int64_t pixels, int64_t C);
+cudaError_t batch_norm_relu_pool_backward(Dtype, const void* grad, const void* x, const float* gamma, const float* beta,
+                                          const float* mean, const float* var, float eps, void* grad_x,
+                                          float* grad_gamma, float* grad_beta, float* workspace, int64_t N,
+                                          int64_t pixels, int64_t C, cudaStream_t);
+
 struct BlockForward {
   const void* u;
   const float *gamma0, *beta0, *w, *gamma1, *beta1;

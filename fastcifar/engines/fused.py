@@ -21,7 +21,6 @@ from fastcifar.engines.eager import Forward
 from fastcifar.engines.products import SideStream, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
-    batch_norm_relu,
     batch_norm_relu_pool,
     depthwise_block,
     dwconv3x3_affine_relu,
@@ -105,7 +104,7 @@ class FusedModel:
             means += statistics[0::2]
             variances += statistics[1::2]
             norm = block.norm2
-        pooled, mean, var = _pooled(u, norm, rows)
+        pooled, mean, var = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, rows)
         counts.append(u.numel() // u.shape[1])
         self._update_statistics([*means, mean], [*variances, var], counts)
         return F.linear(pooled, head, bias)
@@ -171,14 +170,6 @@ def _stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
     if images.is_cuda:
         return F.conv2d(images[:, :channels], weight, padding=1), None
     return stem(images, weight if channels == 3 else F.pad(weight, (0, 0, 0, 0, 0, 3 - channels)))
-
-
-def _pooled(u: Tensor, norm: nn.BatchNorm2d, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The end of the last block: BN, ReLU and the mean of each map; then mean and variance of u."""
-    if not u.is_cuda:
-        return batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, rows)
-    z, mean, var = batch_norm_relu(u, norm.weight, norm.bias, norm.eps)
-    return _mean_of_map(z), mean, var
 
 
 def _mean_of_map(z: Tensor) -> Tensor:

@@ -99,8 +99,11 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
         yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride, device)
 
 
-def end_calls(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, Arguments]]:
-    """The ops at both ends of the network, which are for the CPU alone, and their backwards; the batch is not empty."""
+def end_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """The ops at both ends of the network and their backwards, on the CPU; the batch is not empty.
+
+    `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
+    """
     n, c, h, w = shape
     images, weight = activation((n, 3, h, w), dtype), torch.randn(c, 3, 3, 3)
     yield "stem", (images, weight)
@@ -119,7 +122,8 @@ def end_calls(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, Arguments
     grad = torch.randn(n, c).masked_fill(at_kink, 0).to(dtype)  # as in away_from_the_kink
     pool_backward = (grad, u, gamma, beta, mean, var, eps)
     yield "_batch_norm_relu_pool_backward", pool_backward
-    yield "_batch_norm_relu_pool_backward", (*pool_backward, rows_of_halves(u))
+    if device == "cpu":
+        yield "_batch_norm_relu_pool_backward", (*pool_backward, rows_of_halves(u))
 
 
 def rows_of_halves(u: Tensor) -> Tensor:

@@ -1,0 +1,207 @@
+#include "cuda/batch_norm_relu.cuh"
+
+namespace fastcifar::cuda {
+
+namespace {
+
+// Calls f(pixel, numbers) for up to kUnroll pixels of image n from `first` on, V channels from c on. As in for_rows all
+// are loaded before the first is used.
+template <int V, class T, class F>
+__device__ __forceinline__ void for_pixels(const T* x, int n, int first, int pixels, int C, int c, F f) {
+  Pack<T, V> packs[kUnroll];
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i)
+    packs[i] = load_if<V>(x + (static_cast<int64_t>(n) * pixels + first + i) * C + c, first + i < pixels);
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    if (first + i >= pixels) break;
+    float v[V];
+    unpack(packs[i], v);
+    f(first + i, v);
+  }
+}
+
+// Pieces of kUnroll pixels in a map.
+FC_HD int pieces(int64_t pixels) { return static_cast<int>((pixels + kUnroll - 1) / kUnroll); }
+
+// grid: (channel blocks, rows of images)
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    pool_kernel(const T* x, T* pooled, int N, int pixels, int C, const Norm norm) {
+  begin_kernel();
+  SHARED_ARRAY(float, scale, kBlockChannels);
+  SHARED_ARRAY(float, shift, kBlockChannels);
+  resolve(norm, C, scale, shift);
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  if (c >= C) return;
+  float a[V], b[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) a[i] = scale[at.channel + i], b[i] = shift[at.channel + i];
+  const float share = 1.f / static_cast<float>(pixels);
+  for (int n = blockIdx.y * at.kCount + at.lane; n < N; n += gridDim.y * at.kCount) {
+    float sum[V] = {};
+    for (int first = 0; first < pixels; first += kUnroll)
+      for_pixels<V>(x, n, first, pixels, C, c, [&](int, const float (&v)[V]) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum[i] += relu(fmaf(v[i], a[i], b[i]));
+      });
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum[i] *= share;
+    store<V>(pooled + static_cast<int64_t>(n) * C + c, sum);
+  }
+}
+
+// As norm_relu_sums_kernel, where all pixels of an image have the gradient of its mean.
+//
+// grid of this and the next: (channel blocks, rows of pieces of maps)
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    pool_sums_kernel(const T* grad, const T* x, int N, int pixels, int C, const NormGrad norm, float* rows) {
+  begin_kernel();
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  float sums[2][V] = {};
+  if (c < C) {
+    float a[V], b[V], mu[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      mu[i] = norm.mean[c + i];
+      const Affine affine = affine_of(norm.gamma[c + i], norm.beta[c + i], mu[i], norm.var[c + i], norm.eps);
+      a[i] = affine.scale;
+      b[i] = affine.shift;
+    }
+    const float share = 1.f / static_cast<float>(pixels);
+    const int across = pieces(pixels);
+    for (int piece = blockIdx.y * at.kCount + at.lane; piece < N * across; piece += gridDim.y * at.kCount) {
+      const int n = piece / across;
+      float g[V];
+      unpack(load_if<V>(grad + static_cast<int64_t>(n) * C + c, true), g);
+      float passed[V] = {}, deviations[V] = {};  // of the pixels that the ReLU let through
+      for_pixels<V>(x, n, piece % across * kUnroll, pixels, C, c, [&](int, const float (&v)[V]) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const bool is_cut = fmaf(v[i], a[i], b[i]) <= 0.f;
+          passed[i] += is_cut ? 0.f : 1.f;
+          deviations[i] += is_cut ? 0.f : v[i] - mu[i];
+        }
+      });
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        g[i] *= share;
+        sums[0][i] = fmaf(g[i], passed[i], sums[0][i]);
+        sums[1][i] = fmaf(g[i], deviations[i], sums[1][i]);
+      }
+    }
+  }
+  write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, rows);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    pool_backward_kernel(const T* grad, const T* x, T* grad_x, int N, int pixels, int C, const NormGrad norm) {
+  begin_kernel();
+  SHARED_ARRAY(float, scale, kBlockChannels);
+  SHARED_ARRAY(float, shift, kBlockChannels);
+  SHARED_ARRAY(float, slope, kBlockChannels);
+  SHARED_ARRAY(float, offset, kBlockChannels);
+  resolve(norm, C, scale, shift, slope, offset);
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  if (c >= C) return;
+  float a[V], b[V], d[V], e[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    a[i] = scale[at.channel + i];
+    b[i] = shift[at.channel + i];
+    d[i] = slope[at.channel + i];
+    e[i] = offset[at.channel + i];
+  }
+  const float share = 1.f / static_cast<float>(pixels);
+  const int across = pieces(pixels);
+  for (int piece = blockIdx.y * at.kCount + at.lane; piece < N * across; piece += gridDim.y * at.kCount) {
+    const int n = piece / across;
+    float g[V];
+    unpack(load_if<V>(grad + static_cast<int64_t>(n) * C + c, true), g);
+#pragma unroll
+    for (int i = 0; i < V; ++i) g[i] *= share * a[i];
+    for_pixels<V>(x, n, piece % across * kUnroll, pixels, C, c, [&](int pixel, float (&v)[V]) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const float masked = fmaf(v[i], a[i], b[i]) <= 0.f ? 0.f : g[i];
+        v[i] = masked + fmaf(d[i], v[i], e[i]);
+      }
+      store<V>(grad_x + (static_cast<int64_t>(n) * pixels + pixel) * C + c, v);
+    });
+  }
+}
+
+}  // namespace
+
+int64_t batch_norm_relu_pool_workspace(int64_t N, int64_t pixels, int64_t C) {
+  return stream_workspace(N * pixels, C, 3);
+}
+
+cudaError_t batch_norm_relu_pool(Dtype dtype, const void* x, PartialRows moments, const float* gamma, const float* beta,
+                                 float eps, void* pooled, float* mean, float* var, float* workspace, int64_t N,
+                                 int64_t pixels, int64_t C, cudaStream_t stream) {
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* in = static_cast<const T*>(x);
+    if (moments.data == nullptr) moments = launch_moments(in, N * pixels, C, workspace, stream);
+    Norm norm{};
+    norm.gamma = gamma;
+    norm.beta = beta;
+    norm.eps = eps;
+    norm.rows = moments.data;
+    norm.num_rows = moments.count;
+    norm.mean = mean;
+    norm.var = var;
+    with_width<T>(C, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      LAUNCH((pool_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), stream_rows(N, C, V)), dim3(kThreads), stream, in,
+             static_cast<T*>(pooled), static_cast<int>(N), static_cast<int>(pixels), static_cast<int>(C), norm);
+    });
+  });
+  return cudaGetLastError();
+}
+
+int64_t batch_norm_relu_pool_backward_workspace(int64_t N, int64_t pixels, int64_t C) {
+  return stream_workspace(N * pieces(pixels), C, 2);
+}
+
+cudaError_t batch_norm_relu_pool_backward(Dtype dtype, const void* grad, const void* x, const float* gamma,
+                                          const float* beta, const float* mean, const float* var, float eps,
+                                          void* grad_x, float* grad_gamma, float* grad_beta, float* workspace,
+                                          int64_t N, int64_t pixels, int64_t C, cudaStream_t stream) {
+  NormGrad norm{};
+  norm.gamma = gamma;
+  norm.beta = beta;
+  norm.mean = mean;
+  norm.var = var;
+  norm.eps = eps;
+  norm.stride = 2;
+  norm.grad_gamma = grad_gamma;
+  norm.grad_beta = grad_beta;
+  norm.inverse_count = 1.f / static_cast<float>(N * pixels);
+  with_type(dtype, [&](auto t) {
+    using T = decltype(t);
+    const T *grads = static_cast<const T*>(grad), *in = static_cast<const T*>(x);
+    with_width<T>(C, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const int blocks = ceil_div(C, kBlockChannels), images = static_cast<int>(N), map = static_cast<int>(pixels);
+      const int64_t all = N * pieces(pixels);
+      const int rows = reducing_rows(all, C, V), cluster = blocks_a_row(rows), channels = static_cast<int>(C);
+      LAUNCH_CLUSTERS((pool_sums_kernel<T, V>), cluster, dim3(blocks, rows), dim3(kThreads), stream, grads, in, images,
+                      map, channels, norm, workspace);
+      const PartialRows sums = merge_sum_rows({workspace, rows / cluster}, 2, channels, stream);
+      norm.rows = sums.data;
+      norm.num_rows = sums.count;
+      LAUNCH((pool_backward_kernel<T, V>), dim3(blocks, stream_rows(all, C, V)), dim3(kThreads), stream, grads, in,
+             static_cast<T*>(grad_x), images, map, channels, norm);
+    });
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace fastcifar::cuda

@@ -189,7 +189,7 @@ def test_more_partial_rows_than_a_block_merges(emulated: Emulated, dtype: torch.
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
-    """Without clusters large batches of few channels take an extra kernel that merges the rows, and small maps three."""
+    """Without clusters a kernel merges many rows, and small maps take three kernels."""
     torch.manual_seed(0)
     for shape in ((150, 2, 16, 8), (5, 16, 4, 4), (3, 64, 2, 2)):
         for name, args in calls(shape, dtype, 1):

@@ -178,7 +178,8 @@ def options(subset: str) -> list[str]:
     "subset",
     [
         pytest.param(
-            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 40x48x4x4 or 136 or 70) or last_bit or views or entropy",
+            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 3x64x2x2 or 40x48x4x4 or 136 or 70)"
+            " or last_bit or views or entropy",
             id="some",
         ),
         pytest.param("", id="all", marks=pytest.mark.slow),

@@ -94,8 +94,9 @@ def test_a_fused_step_is_one_graph() -> None:
     assert len(fp32.nodes) <= 120 and len(fp16.nodes) <= 132 and len(pointwise.nodes) <= 159
     sweeps = ("dwconv3x3_backward", "depthwise_plane_backward")
     assert sum(any(name in node for name in sweeps) for node in bf16.nodes) >= 13, bf16.nodes
-    for seen in (bf16, deterministic, fp16, fp32):  # the gradients of 13 weights are computed beside the rest
-        assert seen.depth <= len(seen.nodes) - 13
+    # The gradients of 13 weights are computed beside the rest, and the running statistics are updated in two kernels
+    for seen in (bf16, deterministic, fp16, fp32):
+        assert seen.depth <= len(seen.nodes) - 15
     assert pointwise.depth == len(pointwise.nodes)
 
 

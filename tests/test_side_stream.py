@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+
 import pytest
 import torch
 from tiny import NUM_CLASSES, tiny_config
@@ -27,6 +30,9 @@ class Late(SideStream):
     def __init__(self) -> None:
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self.joined: list[int] = []
+
+    def working(self, inputs: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         result = a.new_full((a.shape[0], b.shape[1]), torch.nan)

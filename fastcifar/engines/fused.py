@@ -9,6 +9,7 @@ writes; autocast would launch 30 small kernels, and two more to bring the gradie
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,8 +44,9 @@ class FusedModel:
         fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN
             and ReLU as it loads, and also computes the statistics for the next block.
         wide_gradients: gives each weight a gradient of its own dtype, as DistributedDataParallel needs it.
-        side: computes the gradients of the products' weights beside the rest of backward, at whose end it is joined.
-            Not for DistributedDataParallel, which reads gradients as they come.
+        side: updates the running statistics and, beside the rest of backward, computes the gradients of the products'
+            weights; it is joined at the end of backward, without which there may be no training forward. Not for
+            DistributedDataParallel, which reads gradients as they come.
 
     Attributes:
         rounded: the copies in `dtype` of the weights of products, which training computes with; empty for float32.
@@ -106,7 +108,9 @@ class FusedModel:
             norm = block.norm2
         pooled, mean, var = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, rows)
         counts.append(u.numel() // u.shape[1])
-        self._update_statistics([*means, mean], [*variances, var], counts)
+        means, variances = [*means, mean], [*variances, var]
+        with self._side.working(means + variances) if self._side else contextlib.nullcontext():
+            self._update_statistics(means, variances, counts)
         return F.linear(pooled, head, bias)
 
     @torch.no_grad()

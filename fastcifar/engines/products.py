@@ -6,6 +6,8 @@ half of a large GPU idle.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 
 class SideStream:
-    """A CUDA stream for products whose results are not needed before `join`.
+    """A CUDA stream for work whose results are not needed before `join`.
 
     Args:
         device: where it works.
@@ -25,21 +27,27 @@ class SideStream:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._used: list[Tensor] = []
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b, which nothing may read before `join`. It is computed when all earlier work has been done.
+    @contextlib.contextmanager
+    def working(self, inputs: Sequence[Tensor]) -> Iterator[None]:
+        """A context whose work is done on this stream, when all earlier work has been done.
 
-        `a` and `b` are kept until `join`: PyTorch's allocator, which knows no reader on another stream, would give
-        their memory to the current stream's next tensors. The result is of the current stream's memory, where it is
-        used and freed.
+        Args:
+            inputs: what the work reads of the current stream's tensors. They are kept until `join`: PyTorch's
+                allocator, which knows no reader on another stream, would give their memory to the next tensors.
         """
-        result = a.new_empty(a.shape[0], b.shape[1])
-        self._used += (a, b)
+        self._used += inputs
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
+            yield
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b, which nothing may read before `join`."""
+        result = a.new_empty(a.shape[0], b.shape[1])  # of the current stream's memory, where it is used and freed
+        with self.working((a, b)):
             return torch.mm(a, b, out=result)
 
     def join(self) -> None:
-        """Makes the current stream wait for all products so far."""
+        """Makes the current stream wait for all work so far."""
         if self._used:  # else a captured stream would wait for one that is not captured
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             self._used.clear()

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from op_cases import Arguments, as_tuple, calls, sgd_arguments, step_calls
+from op_cases import Arguments, as_tuple, calls, end_calls, sgd_arguments, step_calls
 from torch import Tensor
 
-# Vectors and single channels, tiles cut at every border, blocks of whole small maps, more partial sums than are merged
-# on load; the last two on tensor cores in 16 bits
-SHAPES = [(2, 3, 5, 7), (2, 65, 2, 2), (3, 34, 4, 4), (1, 6, 33, 31), (150, 2, 16, 8), (2, 32, 8, 8), (5, 136, 4, 4)]
+from fastcifar.ops._library import on_cpu_only
+
+# Vectors and single channels, tiles cut at every border, clusters that keep small maps, more partial sums than are
+# merged on load; the last two on tensor cores in 16 bits
+SHAPES = [(2, 3, 5, 7), (2, 65, 2, 2), (3, 34, 4, 4), (1, 6, 33, 31), (70, 16, 2, 2), (40, 48, 4, 4), (150, 2, 16, 8)]
+SHAPES += [(2, 32, 8, 8), (5, 136, 4, 4)]
 
 
 def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
@@ -33,6 +36,7 @@ def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arg
                     position = 6 if name == "separable_block" else 8
                     arguments = (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
                 yield name, arguments
+        yield from ((name, args) for name, args in end_calls(shape, on_cpu, device) if name not in on_cpu_only)
     yield from step_calls(on_cpu)
     narrow = None if dtype == torch.float32 else on_cpu
     yield "sgd", sgd_arguments([(5,), (0,), (32, 3, 3, 3), (5000,)], narrow, 0.9, True)

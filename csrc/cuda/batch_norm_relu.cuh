@@ -135,9 +135,10 @@ __global__ void __launch_bounds__(kThreads)
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
   if (c >= C) return;
-  float a[V], b[V], d[V], e[V];
+  float mu[V], a[V], b[V], d[V], e[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) {
+    mu[i] = norm.mean[c + i];
     a[i] = scale[at.channel + i];
     b[i] = shift[at.channel + i];
     d[i] = slope[at.channel + i];
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       if (!MASKED && fmaf(v[i], a[i], b[i]) <= 0.f) g[i] = 0.f;
-      g[i] = fmaf(a[i], g[i], fmaf(d[i], v[i], e[i]));
+      g[i] = fmaf(a[i], g[i], fmaf(d[i], v[i] - mu[i], e[i]));
     }
     store<V>(grad_x + static_cast<int64_t>(m) * C + c, g);
   };

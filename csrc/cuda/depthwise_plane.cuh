@@ -12,7 +12,9 @@ namespace fastcifar::cuda {
 
 inline constexpr int kPlaneVector = 2, kPlaneChannels = 16, kPlaneGroups = kPlaneChannels / kPlaneVector;
 inline constexpr int kPlaneThreads = 256, kPlaneLanes = kPlaneThreads / kPlaneGroups;
-inline constexpr int64_t kPlaneImages = kPlaneLanes * kClusterBlocks;
+inline constexpr int kPlaneBlocks =
+    4;  // of a cluster: backward has one block an SM, of which larger ones leave more idle
+inline constexpr int64_t kPlaneImages = kPlaneLanes * kPlaneBlocks;
 
 // Calls f with stride and width of the map as types, and returns true, where these kernels are for the shape.
 template <class F>
@@ -252,7 +254,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_forward(cons
   wait_for_cluster();
 }
 
-// The gradient of a BN's input is scale * g + slope * x + offset. sums: those of g and of g * (x - mean), from
+// The gradient of a BN's input is scale * g + slope * (x - mean) + offset. sums: those of g and of g * (x - mean), from
 // plane_sums. The first image's threads write the gradients of gamma and beta.
 struct PlaneNormGrad {
   float slope[kPlaneVector], offset[kPlaneVector];
@@ -265,7 +267,7 @@ struct PlaneNormGrad {
       const float sum = sums[at.own + v], product = sums[kPlaneChannels + at.own + v];
       const float rstd = 1.f / sqrtf(s.var[v] + eps);
       slope[v] = -norm.scale[v] * rstd * rstd * product * inverse;
-      offset[v] = -norm.scale[v] * sum * inverse - slope[v] * s.mean[v];
+      offset[v] = -norm.scale[v] * sum * inverse;
       if (at.writes_results()) grad_gamma[at.channel + v] = product * rstd, grad_beta[at.channel + v] = sum;
     }
   }
@@ -309,7 +311,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_backward(con
     unpack(ys[o], y);
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      dy[o][v] = is_image ? fmaf(norm1.scale[v], dy[o][v], fmaf(grad1.slope[v], y[v], grad1.offset[v])) : 0.f;
+      dy[o][v] =
+          is_image ? fmaf(norm1.scale[v], dy[o][v], fmaf(grad1.slope[v], y[v] - of_y.mean[v], grad1.offset[v])) : 0.f;
   }
   float dx[kIn][V], sums[11][V] = {};  // the taps of grad_w, norm0's two
 #pragma unroll
@@ -349,7 +352,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_backward(con
       unpack(packs[i], x);
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        dx[i][v] = fmaf(norm0.scale[v], dx[i][v], fmaf(grad0.slope[v], x[v], grad0.offset[v]));
+        dx[i][v] = fmaf(norm0.scale[v], dx[i][v], fmaf(grad0.slope[v], x[v] - of_u.mean[v], grad0.offset[v]));
       store<V>(at_byte(static_cast<T*>(b.grad_u), first_in + i * pixel), dx[i]);
     }
   }

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 
   SHARED_ARRAY(float, taps, 9 * kBlockChannels);
   load_taps(a.w, C, taps);
-  float scale1[V], shift1[V], slope1[V], offset1[V];
+  float mean1[V], scale1[V], shift1[V], slope1[V], offset1[V];
   if constexpr (FUSED) {
     SHARED_ARRAY(float, scale, kBlockChannels);
     SHARED_ARRAY(float, shift, kBlockChannels);
@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         mean0[v] = a.mean0[c + v];
+        mean1[v] = a.norm1.mean[c + v];
         const Affine norm0 = affine_of(a.gamma0[c + v], a.beta0[c + v], mean0[v], a.var0[c + v], a.eps);
         scale0[v] = norm0.scale;
         shift0[v] = norm0.shift;
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll
             for (int v = 0; v < V; ++v) {
               const float g = fmaf(y[v], scale1[v], shift1[v]) <= 0.f ? 0.f : to[i][v];
-              to[i][v] = inside(i, ow) ? fmaf(scale1[v], g, fmaf(slope1[v], y[v], offset1[v])) : 0.f;
+              to[i][v] = inside(i, ow) ? fmaf(scale1[v], g, fmaf(slope1[v], y[v] - mean1[v], offset1[v])) : 0.f;
             }
           }
         }
@@ -213,8 +214,8 @@ void launch_backward(BackwardArguments<T> a, const DwShape& s, cudaStream_t stre
     using Is = decltype(tile);
     const Plan p = plan<Is>(s, true);
     a.columns = p.columns;
-    LAUNCH_CLUSTERS((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, FUSED>), blocks_a_row(p.rows),
-                    dim3(ceil_div(s.C, kBlockChannels), p.rows), dim3(kThreads), stream, a);
+    LAUNCH((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, FUSED>), dim3(ceil_div(s.C, kBlockChannels), p.rows),
+           dim3(kThreads), stream, a);
   });
 }
 

@@ -142,9 +142,8 @@ void launch_forward(ForwardArguments<T> a, const DwShape& s, cudaStream_t stream
     using Is = decltype(tile);
     const Plan p = plan<Is>(s, MODE == Forward::kTrain);
     a.columns = p.columns;
-    LAUNCH_CLUSTERS((dwconv3x3_forward<T, Is::V, Is::S, Is::R, Is::PLANE, MODE>),
-                    MODE == Forward::kTrain ? blocks_a_row(p.rows) : 1, dim3(ceil_div(s.C, kBlockChannels), p.rows),
-                    dim3(kThreads), stream, a);
+    LAUNCH((dwconv3x3_forward<T, Is::V, Is::S, Is::R, Is::PLANE, MODE>), dim3(ceil_div(s.C, kBlockChannels), p.rows),
+           dim3(kThreads), stream, a);
   });
 }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
-from fastcifar.engines.products import SideStream, pointwise
+from fastcifar.engines.products import SideStream, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
     batch_norm_relu_pool,
@@ -111,7 +111,7 @@ class FusedModel:
         means, variances = [*means, mean], [*variances, var]
         with self._side.working(means + variances) if self._side else contextlib.nullcontext():
             self._update_statistics(means, variances, counts)
-        return F.linear(pooled, head, bias)
+        return linear(pooled, head, bias, self._side)
 
     @torch.no_grad()
     def folded(self) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """Pointwise convolutions as matrix products. On CUDA their weights' gradients are computed beside the rest of backward.
 
-Only the optimizer needs these gradients, while the gradients of the inputs are one chain, whose depthwise kernels leave
-half of a large GPU idle.
+Only the optimizer needs these gradients, while the gradients of the inputs are one chain, whose kernels leave half of a
+large GPU idle on small maps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+MOST_PIXELS = 4096
+"""Of a batch, whose weight gradient is computed beside other work: on larger maps every kernel fills the GPU."""
 
 
 class SideStream:
@@ -46,11 +50,35 @@ class SideStream:
         with self.working((a, b)):
             return torch.mm(a, b, out=result)
 
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of the rows of x, which nothing may read before `join`."""
+        result = x.new_empty(x.shape[1])
+        with self.working((x,)):
+            return torch.sum(x, 0, out=result)
+
     def join(self) -> None:
         """Makes the current stream wait for all work so far."""
         if self._used:  # else a captured stream would wait for one that is not captured
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             self._used.clear()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, side: SideStream | None = None) -> Tensor:
+    """`F.linear` over rows.
+
+    Args:
+        x: [rows, channels].
+        weight: [out_channels, channels], of x's dtype.
+        bias: [out_channels], of x's dtype; None: none.
+        side: computes the gradients of `weight` and `bias`, which nothing may read before `SideStream.join`; None if
+            they are computed like all others.
+
+    Returns:
+        [rows, out_channels].
+    """
+    if side is None:
+        return F.linear(x, weight, bias)
+    return cast(Tensor, _Linear.apply(x, weight, bias, side))  # type: ignore[no-untyped-call]
 
 
 def pointwise(z: Tensor, weight: Tensor, side: SideStream | None = None) -> Tensor:
@@ -59,42 +87,31 @@ def pointwise(z: Tensor, weight: Tensor, side: SideStream | None = None) -> Tens
     Args:
         z: [N, C, H, W].
         weight: [out_channels, C, 1, 1], of z's dtype.
-        side: computes the gradient of `weight`, which nothing may read before `SideStream.join`; None if it is
-            computed like all others.
+        side: as for `linear`. It is used on small maps.
 
     Returns:
         [N, out_channels, H, W].
     """
-    if side is not None:
-        return cast(Tensor, _Product.apply(z, weight, side))  # type: ignore[no-untyped-call]
-    return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+    if side is None or z.numel() // z.shape[1] > MOST_PIXELS:
+        return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+    n, channels, h, w = z.shape
+    pixels = z.permute(0, 2, 3, 1).reshape(-1, channels)
+    return linear(pixels, weight.flatten(1), None, side).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
-class _Product(torch.autograd.Function):
-    """`pointwise`, with the same calls of the library as there; of the two in backward one is on the side stream."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor, side: SideStream) -> Tensor:
-        ctx.save_for_backward(z, weight)
-        ctx.side = side
-        return _maps(F.linear(_pixels(z), weight.flatten(1)), z)
+class _Linear(torch.autograd.Function):
+    """`F.linear`, with the same calls of the library as there; of those in backward one is on the current stream."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        z, weight = ctx.saved_tensors
-        pixels, grads = _pixels(z), _pixels(grad)
-        grad_z = grads.mm(weight.flatten(1))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, side: SideStream) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.side, ctx.has_bias = side, bias is not None
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad.mm(weight)
         # After it, beside the depthwise kernels: two products at once would each have half of the GPU.
-        grad_weight = ctx.side.product(grads.t(), pixels)
-        return _maps(grad_z, z), grad_weight.view_as(weight), None
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[N, C, H, W] in channels_last memory -> [N * H * W, C], a view."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _maps(pixels: Tensor, like: Tensor) -> Tensor:
-    """[N * H * W, channels] -> [N, channels, H, W], a view, with N, H and W of `like`."""
-    n, _, h, w = like.shape
-    return pixels.view(n, h, w, -1).permute(0, 3, 1, 2)
+        grad_weight = ctx.side.product(grad.t(), x)
+        return grad_x, grad_weight, ctx.side.sum(grad) if ctx.has_bias else None, None

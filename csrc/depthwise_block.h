@@ -8,7 +8,8 @@ namespace fastcifar {
 
 inline constexpr const char* kDepthwiseBlockSchemas[] = {
     "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
-    " int stride, Tensor? u_mean=None, Tensor? u_var=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int stride, Tensor? u_mean=None, Tensor? u_var=None, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "_depthwise_block_backward(Tensor grad_z, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps, int stride)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -53,6 +54,24 @@ inline std::optional<KnownStatistics> check_statistics(const char* op, const std
   if (!u_mean.has_value()) return std::nullopt;
   return KnownStatistics{check_per_channel(op, "u_mean", *u_mean, u.size(1), u),
                          check_per_channel(op, "u_var", *u_var, u.size(1), u)};
+}
+
+// Partial moments [rows, 3, C]: count, mean and sum of squared deviations; the first row not empty.
+inline Tensor check_moments(const char* op, const char* name, const Tensor& rows, const Tensor& x) {
+  STD_TORCH_CHECK(rows.dim() == 3 && rows.size(0) >= 1 && rows.size(1) == 3 && rows.size(2) == x.size(1), op, ": ",
+                  name, " must be [rows, 3, ", x.size(1), "], got ", shape_text(rows));
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
+                  torch::headeronly::toString(rows.scalar_type()));
+  check_device(op, name, rows, x);
+  return dense(rows);
+}
+
+// The partial moments of u, where they are given.
+inline std::optional<Tensor> check_u_rows(const char* op, const std::optional<Tensor>& u_rows,
+                                          const std::optional<Tensor>& u_mean, const Tensor& u) {
+  if (!u_rows.has_value()) return std::nullopt;
+  STD_TORCH_CHECK(!u_mean.has_value(), op, ": u_rows and u_mean are not given together");
+  return check_moments(op, "u_rows", *u_rows, u);
 }
 
 struct DepthwiseBlockBackward {

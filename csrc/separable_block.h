@@ -27,16 +27,6 @@ inline Tensor check_pointwise_weight(const char* op, const Tensor& w, const Tens
   return dense(w);
 }
 
-// Partial moments [rows, 3, C]: count, mean and sum of squared deviations; the first row not empty.
-inline Tensor check_moments(const char* op, const char* name, const Tensor& rows, const Tensor& x) {
-  STD_TORCH_CHECK(rows.dim() == 3 && rows.size(0) >= 1 && rows.size(1) == 3 && rows.size(2) == x.size(1), op, ": ",
-                  name, " must be [rows, 3, ", x.size(1), "], got ", shape_text(rows));
-  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
-                  torch::headeronly::toString(rows.scalar_type()));
-  check_device(op, name, rows, x);
-  return dense(rows);
-}
-
 struct SeparableBlockForward {
   DepthwiseBlockForward block;  // without z
   Tensor pointwise, v, v_rows;

@@ -15,6 +15,7 @@ from op_cases import (
     needs_kernels,
     opcheck_cases,
     out_shape,
+    rows_of_halves,
     shapes,
     strides,
 )
@@ -61,6 +62,7 @@ def test_statistics_can_be_given(device: str, dtype: torch.dtype) -> None:
     own = depthwise_block(*arguments)
     given = depthwise_block(*arguments, own[2], own[3])
     assert all(map(torch.equal, own, given))
+    check("depthwise_block", (*arguments, None, None, rows_of_halves(arguments[0])))
     other = check("depthwise_block", (*arguments, own[2] + 1, own[3] * 2))
     assert not torch.equal(own[0], other[0])
 

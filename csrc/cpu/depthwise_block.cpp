@@ -6,6 +6,7 @@
 #include "cpu/depthwise_block_kernel.h"
 #include "cpu/depthwise_weight.h"
 #include "cpu/dwconv3x3_kernel.h"
+#include "cpu/moments.h"
 #include "cpu/parallel.h"
 
 namespace {
@@ -140,7 +141,7 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
                 const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
-                const std::optional<Tensor>& u_var) {
+                const std::optional<Tensor>& u_var, const std::optional<Tensor>& u_rows) {
   const char* op = "depthwise_block";
   auto a = check_depthwise_block(Backend::cpu, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   if (const auto known = check_statistics(op, u_mean, u_var, u)) {
@@ -149,10 +150,15 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
     a.mean0 = torch::stable::clone(known->mean);
     a.var0 = torch::stable::clone(known->var);
   }
+  const std::optional<Tensor> rows = check_u_rows(op, u_rows, u_mean, u);
   a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
   if (a.shape.N == 0) {
     if (!a.given_statistics) zero(a.mean0), zero(a.var0);
     return {a.z, a.y, a.mean0, a.var0, zero(a.mean1), zero(a.var1)};
+  }
+  if (rows) {
+    a.given_statistics = true;
+    merge_moments(*rows, mutable_floats(a.mean0), mutable_floats(a.var0));
   }
   run_forward(a, eps);
   return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};

@@ -43,7 +43,8 @@ PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRo
 
 // One kernel on small maps; on others two with the statistics of u known, else three: moments of u; convolution and
 // moments of y; z.
-cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s, cudaStream_t stream) {
+cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, PartialRows u_rows, const DwShape& s,
+                            cudaStream_t stream) {
   const bool done = with_plane(s, [&](auto stride, auto plane) {
     with_type(dtype, [&](auto t) {
       const int blocks = plane_blocks(s.N);
@@ -53,7 +54,7 @@ cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, const DwShape& s
     });
   });
   if (done) return cudaGetLastError();
-  const PartialRows rows = depthwise_with_moments(dtype, b, {}, s, stream);
+  const PartialRows rows = depthwise_with_moments(dtype, b, u_rows, s, stream);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     launch_norm_relu(static_cast<const T*>(b.y), static_cast<T*>(b.z), output_pixels(s), s.C, norm1_of(b, rows),

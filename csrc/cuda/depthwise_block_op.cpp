@@ -8,13 +8,14 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
     const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
     const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
-    const std::optional<Tensor>& u_var) {
+    const std::optional<Tensor>& u_var, const std::optional<Tensor>& u_rows) {
   const char* op = "depthwise_block";
   const DeviceStream stream(u);
   DepthwiseBlockForward a = check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
   // Given statistics are copied by the kernel that uses them.
   const std::optional<KnownStatistics> known = check_statistics(op, u_mean, u_var, u);
+  const std::optional<Tensor> given_rows = check_u_rows(op, u_rows, u_mean, u);
   if (a.shape.N == 0) {
     for (const Tensor& t : {a.mean0, a.var0, a.mean1, a.var1}) zero(t);
     if (known) return {a.z, a.y, torch::stable::clone(known->mean), torch::stable::clone(known->var), a.mean1, a.var1};
@@ -39,7 +40,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
   b.mean1 = mutable_floats(a.mean1);
   b.var1 = mutable_floats(a.var1);
   b.workspace = mutable_floats(workspace);
-  check_launch(op, depthwise_block(dtype_of(in), b, a.shape, stream));
+  PartialRows rows{};
+  if (given_rows) rows = {const_cast<float*>(floats(*given_rows)), static_cast<int>(given_rows->size(0))};
+  check_launch(op, depthwise_block(dtype_of(in), b, rows, a.shape, stream));
   return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 

@@ -71,7 +71,8 @@ int64_t depthwise_block_workspace(const DwShape&);
 // Computes y and the partial moments of y, which it leaves in the workspace; not z. u_rows: partial moments of u; if it
 // is empty, u_mean and u_var are taken where they are given, else the moments of u are computed.
 PartialRows depthwise_with_moments(Dtype, const BlockForward&, PartialRows u_rows, const DwShape&, cudaStream_t);
-cudaError_t depthwise_block(Dtype, const BlockForward&, const DwShape&, cudaStream_t);
+// u_rows: as above; small maps, whose kernel computes these moments itself, do not read them.
+cudaError_t depthwise_block(Dtype, const BlockForward&, PartialRows u_rows, const DwShape&, cudaStream_t);
 
 struct BlockBackward {
   const void *grad_z, *u, *y;

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.ops._library import accumulate_dtype, define
+from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
 from fastcifar.ops.dwconv3x3 import dwconv3x3_backward_ref, dwconv3x3_ref
 
@@ -24,6 +25,7 @@ def depthwise_block(
     stride: int,
     u_mean: Tensor | None = None,
     u_var: Tensor | None = None,
+    u_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """From one pointwise convolution's raw output to the next one's input, in training mode.
 
@@ -43,6 +45,8 @@ def depthwise_block(
         u_mean: float32 [C], the mean of u over (N, H, W), if the producer of u knows it; None: it is computed here.
             Not differentiable: the gradient of u takes its statistics into account in either case.
         u_var: float32 [C], the biased variance of u; given exactly where u_mean is.
+        u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u, the first row not
+            empty, in place of u_mean and u_var: what `stem` leaves. Not differentiable either.
 
     Returns:
         z: [N, C, (H - 1) // stride + 1, (W - 1) // stride + 1], u's dtype, channels_last; the only differentiable one.
@@ -55,7 +59,7 @@ def depthwise_block(
     Raises:
         RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
-    z, y, mean0, var0, mean1, var1 = _forward(u, gamma0, beta0, w, gamma1, beta1, eps, stride, u_mean, u_var)
+    z, y, mean0, var0, mean1, var1 = _forward(u, gamma0, beta0, w, gamma1, beta1, eps, stride, u_mean, u_var, u_rows)
     return z, y, mean0, var0, mean1, var1
 
 
@@ -70,10 +74,13 @@ def depthwise_block_ref(
     stride: int,
     u_mean: Tensor | None = None,
     u_var: Tensor | None = None,
+    u_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`depthwise_block` in plain PyTorch."""
     u_wide = u.to(accumulate_dtype(u))
-    if u_mean is None or u_var is None:
+    if u_rows is not None:
+        mean0, var0 = merge_rows(u_rows)
+    elif u_mean is None or u_var is None:
         mean0, var0 = batch_statistics(u_wide)
     else:
         mean0, var0 = u_mean.clone(), u_var.clone()
@@ -124,7 +131,8 @@ def depthwise_block_backward_ref(
 
 _forward = define(
     "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
-    " int stride, Tensor? u_mean=None, Tensor? u_var=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int stride, Tensor? u_mean=None, Tensor? u_var=None, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     depthwise_block_ref,
 )
 _backward = define(
@@ -136,7 +144,7 @@ _backward = define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    u, gamma0, beta0, w, gamma1, beta1, ctx.eps, ctx.stride, _, _ = inputs
+    u, gamma0, beta0, w, gamma1, beta1, ctx.eps, ctx.stride, *_ = inputs
     _, y, *statistics = output
     ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, *statistics)
     ctx.mark_non_differentiable(y, *statistics)
@@ -145,8 +153,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd(ctx: Any, grad_z: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_z is None:
-        return (None,) * 10
-    return *_backward(grad_z, *ctx.saved_tensors, ctx.eps, ctx.stride), None, None, None, None
+        return (None,) * 11
+    return *_backward(grad_z, *ctx.saved_tensors, ctx.eps, ctx.stride), *(None,) * 5
 
 
 torch.library.register_autograd("fastcifar::depthwise_block", _autograd, setup_context=_setup_context)

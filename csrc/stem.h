@@ -12,9 +12,11 @@ inline constexpr const char* kStemSchemas[] = {
 
 inline constexpr int64_t kImageChannels = 3;
 
-// Images, and a weight [C, 3, 3, 3], float32 or x's dtype.
+// Images, and a weight [C, 3, 3, 3], float32 or x's dtype, contiguous or in channels_last: then its taps lie in the order
+// of the images' memory (row, column, channel), and so do those of its gradient.
 struct Stem {
   Tensor x, w;
+  bool channels_last;  // w
   int64_t N, C, H, W;
 };
 
@@ -29,7 +31,8 @@ inline Stem check_stem(Backend backend, const char* op, const Tensor& x, const T
                   ": w must be float32 or the images' ", torch::headeronly::toString(x.scalar_type()), ", got ",
                   torch::headeronly::toString(w.scalar_type()));
   check_device(op, "w", w, x);
-  a.w = dense(w);
+  a.channels_last = !w.is_contiguous() && is_channels_last(w);
+  a.w = a.channels_last ? w : dense(w);
   a.N = x.size(0);
   a.C = w.size(0);
   a.H = x.size(2);
@@ -61,6 +64,8 @@ inline StemBackward prepare_stem_backward(Backend backend, const Tensor& grad_u,
   const char* op = "_stem_backward";
   StemBackward a{check_stem(backend, op, x, w), {}, {}, {}, {}, {}};
   a.grad_u = check_matching(op, "grad_u", grad_u, {a.N, a.C, a.H, a.W}, x);
+  STD_TORCH_CHECK(backend == Backend::cpu || !grad_u_rows.has_value(), op,
+                  ": only the CPU has a kernel for the gradient of u_rows");
   if (grad_u_rows.has_value()) {
     STD_TORCH_CHECK(u.has_value() && u_rows.has_value(), op, ": grad_u_rows needs u and u_rows");
     a.grad_u_rows = check_moments(op, "grad_u_rows", *grad_u_rows, grad_u);
@@ -68,7 +73,8 @@ inline StemBackward prepare_stem_backward(Backend backend, const Tensor& grad_u,
     a.u_rows = check_moments(op, "u_rows", *u_rows, grad_u);
   }
   const int64_t sizes[4] = {a.C, kImageChannels, 3, 3};
-  a.grad_w = torch::stable::empty({sizes, 4}, w.scalar_type(), std::nullopt, w.device());
+  a.grad_w = a.channels_last ? empty_channels_last(w, a.C, kImageChannels, 3, 3)
+                             : torch::stable::empty({sizes, 4}, w.scalar_type(), std::nullopt, w.device());
   return a;
 }
 

@@ -33,6 +33,7 @@ from fastcifar.ops.cases import (
     as_tuple,
     calls,
     check,
+    end_calls,
     sgd_arguments,
     step_calls,
     stepped,
@@ -172,6 +173,8 @@ def _wrong_in_sgd(dtype: torch.dtype, device: torch.device) -> str:
 def _calls(dtype: torch.dtype, device: torch.device, shapes: Sequence[Shape]) -> Iterator[tuple[str, Arguments]]:
     for shape, stride in itertools.product(shapes, (1, 2)):
         yield from calls(shape, dtype, stride, str(device))
+    for shape in shapes:
+        yield from end_calls(shape, dtype, str(device))
     yield from step_calls(dtype, device=str(device))
 
 

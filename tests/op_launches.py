@@ -10,10 +10,8 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from op_cases import Arguments, as_tuple, calls, end_calls, sgd_arguments, step_calls
+from op_cases import Arguments, as_tuple, calls, pool_calls, sgd_arguments, stem_calls, step_calls
 from torch import Tensor
-
-from fastcifar.ops._library import on_cpu_only
 
 # Vectors and single channels, tiles cut at every border, clusters that keep small maps, more partial sums than are
 # merged on load; the last two on tensor cores in 16 bits
@@ -36,7 +34,8 @@ def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arg
                     position = 6 if name == "separable_block" else 8
                     arguments = (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
                 yield name, arguments
-        yield from ((name, args) for name, args in end_calls(shape, on_cpu, device) if name not in on_cpu_only)
+        ends = [*stem_calls(shape, on_cpu), *pool_calls(shape, on_cpu)]
+        yield from ((name, args) for name, args in ends if device == "cpu" or len(args) not in (6, 8))  # as above
     yield from step_calls(on_cpu)
     narrow = None if dtype == torch.float32 else on_cpu
     yield "sgd", sgd_arguments([(5,), (0,), (32, 3, 3, 3), (5000,)], narrow, 0.9, True)

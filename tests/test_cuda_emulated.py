@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import emulator
 import pytest
 import torch
-from op_cases import end_calls, separable_calls, sgd_arguments
+from op_cases import pool_calls, rows_of_halves, separable_calls, sgd_arguments, stem_calls
 from torch import Tensor
 
 from fastcifar import ops
@@ -96,9 +96,17 @@ def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, stride: int) -> 
     yield "_batch_norm_relu_backward", (activation(*shape, dtype=dtype), u, gamma0, beta0, *statistics[:2], EPS)
     yield "depthwise_block", (u, gamma0, beta0, weight, gamma1, beta1, EPS, stride)
     yield "depthwise_block", (u, gamma0, beta0, weight, gamma1, beta1, EPS, stride, statistics[0], statistics[1])
+    if n:
+        rows = rows_of_halves(u)
+        yield "depthwise_block", (u, gamma0, beta0, weight, gamma1, beta1, EPS, stride, None, None, rows)
     arguments = (grad, u, y, gamma0, beta0, weight, gamma1, beta1, *statistics, EPS, stride)
     yield "_depthwise_block_backward", arguments
     yield "dwconv3x3_affine_relu", (u, gamma0, beta0, weight, gamma1, beta1, stride)
+
+
+def without_gradients_of_moments(calls: Iterable[tuple[str, tuple[Any, ...]]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Those of the calls of a stem or a pool for which a GPU has kernels; only the CPU has such gradients."""
+    yield from ((name, args) for name, args in calls if len(args) not in (6, 8))
 
 
 def error(value: Tensor, truth: Tensor) -> float:
@@ -119,7 +127,8 @@ def check(emulated: Emulated, name: str, args: tuple[Any, ...]) -> None:
     slack = 1e-4 if block else 2e-6
     for i, (g, r, t) in enumerate(zip(got, reference, truth, strict=True)):
         assert g.dtype == r.dtype and g.shape == r.shape, (name, i)
-        assert g.dim() != 4 or g.shape[1] == 1 or g.is_contiguous(memory_format=torch.channels_last), (name, i)
+        weight = g.shape[1:] in ((1, 3, 3), (3, 3, 3))
+        assert g.dim() != 4 or weight or g.is_contiguous(memory_format=torch.channels_last), (name, i)
         if g.numel() and t.norm() < 1e-9:  # the gradient of a BN over a single number
             assert g.double().abs().max() < 1e-3, (name, i)
         elif g.numel():
@@ -161,11 +170,33 @@ def test_pool_agrees_with_its_reference(
     emulated: Emulated, dtype: torch.dtype, shape: tuple[int, int, int, int]
 ) -> None:
     torch.manual_seed(0)
-    for name, args in end_calls(shape, dtype, "cuda"):
-        if "pool" in name:
-            check(emulated, name, args)
-            assert emulated.launches(name, *args) == (1 if len(args) == 5 else 2)
-            assert all(map(torch.equal, emulated(name, *args, seed=0), emulated(name, *args, seed=2)))
+    for name, args in without_gradients_of_moments(pool_calls(shape, dtype)):
+        check(emulated, name, args)
+        assert emulated.launches(name, *args) == (1 if len(args) == 5 else 2)
+        assert all(map(torch.equal, emulated(name, *args, seed=0), emulated(name, *args, seed=2)))
+
+
+# The last three: tiles cut on both sides, and fewer blocks than rows of moments, and far fewer than tiles.
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, (1, 34, 35, 70), (24, 40, 18, 34), (300, 2, 2, 2)], ids=lambda s: "x".join(map(str, s))
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stem_agrees_with_its_reference(
+    emulated: Emulated, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    for name, args in without_gradients_of_moments(stem_calls(shape, dtype)):
+        check(emulated, name, args)
+
+
+def test_every_pixel_of_a_stem_is_in_its_moments(emulated: Emulated) -> None:
+    """Each pixel counts once, the first row is not empty, and rows that no block writes are empty."""
+    for shape in [(2, 3, 5, 7), (300, 2, 2, 2), (9, 48, 33, 31), (72, 34, 16, 16)]:
+        n, c, h, w = shape
+        images, weight = activation(n, 3, h, w), torch.randn(c, 3, 3, 3)
+        _, rows = emulated("stem", images, weight)
+        assert torch.equal(rows[:, 0].sum(0), torch.full((c,), float(n * h * w))) and (rows[0, 0] > 0).all(), shape
+        assert not rows[(rows[:, 0] == 0).all(1)].any(), shape
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -201,13 +232,15 @@ def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
 
 def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
     expected = {"dwconv3x3": [1], "_dwconv3x3_backward": [2, 1, 2], "batch_norm_relu": [2]}
-    expected |= {"_batch_norm_relu_backward": [2], "depthwise_block": [3, 2], "_depthwise_block_backward": [3]}
+    expected |= {"_batch_norm_relu_backward": [2], "depthwise_block": [3, 2, 2], "_depthwise_block_backward": [3]}
     expected |= {"dwconv3x3_affine_relu": [1]}
     counted: dict[str, list[int]] = {}
     expected |= {"separable_block": [4, 3], "_separable_block_backward": [6]}
+    expected |= {"stem": [1, 1], "_stem_backward": [2, 2]}
     shape = (2, 64, 8, 8)
     separable = separable_calls(block_arguments(shape, torch.bfloat16), 64, 1, "cuda")
-    for name, args in (*calls(shape, torch.bfloat16, 1), *separable):
+    stems = (call for call in stem_calls(shape, torch.bfloat16) if len(call[1]) <= 3)
+    for name, args in (*calls(shape, torch.bfloat16, 1), *separable, *stems):
         counted.setdefault(name, []).append(emulated.launches(name, *args))
     assert {name: counts for name, counts in counted.items() if name in expected} == expected
 
@@ -224,10 +257,11 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
         y = activation(128, channels, size // stride, size // stride, dtype=torch.bfloat16)
         grad = activation(128, out_channels, size // stride, size // stride, dtype=torch.bfloat16)
         pointwise, statistics = torch.ones(out_channels, channels, 1, 1), [torch.ones(channels)] * 4
-        rows = torch.ones(9, 3, channels) if i else None  # the block before passes them on
+        rows = torch.ones(9, 3, channels)  # the stem or the block before passes them on
+        given = (None, None, rows) if i == 0 else ()  # between two depthwise_blocks is PyTorch's product
         u, *parameters = block
         for name, forward, backward in (
-            ("depthwise_block", (*block, EPS, stride), (y, u, y, *parameters, *statistics, EPS, stride)),
+            ("depthwise_block", (*block, EPS, stride, *given), (y, u, y, *parameters, *statistics, EPS, stride)),
             (
                 "separable_block",
                 (*block, pointwise, EPS, stride, rows),
@@ -236,14 +270,15 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
         ):
             counted[name][0] += emulated.launches(name, *forward)
             counted[name][1] += emulated.launches(f"_{name}_backward", *backward)
-    assert counted == {"depthwise_block": [29, 29], "separable_block": [44, 82]}
+    assert counted == {"depthwise_block": [28, 29], "separable_block": [43, 82]}
 
 
 def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated) -> None:
     torch.manual_seed(0)
     shape = (2, 34, 5, 6)
     separable = separable_calls(block_arguments(shape, torch.bfloat16), 36, 1, "cuda")
-    for name, args in (*calls(shape, torch.bfloat16, 1), *separable):
+    stems = (call for s in (shape, (24, 34, 18, 34)) for call in stem_calls(s, torch.bfloat16) if len(call[1]) <= 3)
+    for name, args in (*calls(shape, torch.bfloat16, 1), *separable, *stems):
         first = emulated(name, *args, seed=0)
         for seed in (1, 2):
             for a, b in zip(first, emulated(name, *args, seed=seed), strict=True):
@@ -257,6 +292,13 @@ def test_statistics_survive_a_large_mean(emulated: Emulated) -> None:
     _, mean, var = emulated("batch_norm_relu", x, torch.ones(4), torch.zeros(4), EPS)
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
+    weight = torch.zeros(4, 3, 3, 3)
+    weight[:, :, 1, 1] = torch.randn(4, 3)
+    weight[:, 2, 1, 1] = 1
+    u, rows = emulated("stem", x[:, :3], weight)
+    mean, var = merge_rows(rows)
+    torch.testing.assert_close(mean.double(), u.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), u.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("size", [4, 2])
@@ -301,6 +343,14 @@ def test_memory_formats_and_views(emulated: Emulated) -> None:
     half = w.bfloat16()
     assert torch.equal(emulated("dwconv3x3", x, half, 1)[0], emulated("dwconv3x3", x, half.float(), 1)[0])
     assert emulated("_dwconv3x3_backward", expected, x, half, 1, False, True)[1].dtype == torch.bfloat16
+    images, w = activation(2, 3, 5, 8, dtype=torch.bfloat16), torch.randn(35, 3, 3, 3, dtype=torch.bfloat16)[1:]
+    assert w.data_ptr() % 16
+    outputs = emulated("stem", images, w.clone())
+    for x, weight in ((images.contiguous(), w), (images, w.to(memory_format=torch.channels_last))):
+        assert all(map(torch.equal, emulated("stem", x, weight), outputs))
+    for weight in (w, w.to(memory_format=torch.channels_last)):
+        grads = [emulated("_stem_backward", g, images, weight)[0] for g in (outputs[0], outputs[0].contiguous())]
+        assert torch.equal(*grads) and grads[0].dtype == torch.bfloat16 and grads[0].stride() == weight.stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -402,6 +452,14 @@ def test_wrong_arguments_are_named(emulated: Emulated) -> None:
         emulated("dwconv3x3", x, torch.randn(3, 1, 3, 3), 1)
     with pytest.raises(RuntimeError, match="together or not at all"):
         emulated("depthwise_block", *block_arguments((1, 4, 4, 4), torch.float32), EPS, 1, torch.zeros(4), None)
+    rows = torch.ones(1, 3, 4)
+    with pytest.raises(RuntimeError, match=r"u_rows must be \[rows, 3, 4\], got \[1, 3, 5\]"):
+        block = block_arguments((1, 4, 4, 4), torch.float32)
+        emulated("depthwise_block", *block, EPS, 1, None, None, torch.ones(1, 3, 5))
+    with pytest.raises(RuntimeError, match=r"w must be \[C, 3, 3, 3\], got \[4, 1, 3, 3\]"):
+        emulated("stem", x[:, :3], torch.randn(4, 1, 3, 3))
+    with pytest.raises(RuntimeError, match="_stem_backward: only the CPU has a kernel for the gradient of u_rows"):
+        emulated("_stem_backward", x, x[:, :3], torch.randn(4, 3, 3, 3), rows, x, rows)
 
 
 def test_the_library_declares_the_schemas_that_it_was_built_with(emulated: Emulated) -> None:

@@ -58,7 +58,24 @@ u, c = torch.zeros(33, 16, 4, 4).contiguous(memory_format=torch.channels_last), 
 torch.ops.fastcifar_emulated.depthwise_block(u, c, c, torch.zeros(16, 1, 3, 3), c, c, 1e-5, 1)
 print("CORRECT")
 """
+STEM_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+torch.manual_seed(0)
+x, w = torch.randn(20, 3, 6, 4), torch.randn(18, 3, 3, 3)  # five tiles a block
+u, rows = op.stem(x, w)
+grad_w = op._stem_backward(u, x, w)
+xd, wd = x.double(), w.double().requires_grad_()
+truth = torch.nn.functional.conv2d(xd, wd, padding=1)
+truth_w, = torch.autograd.grad(truth, wd, u.double())
+assert rows[:, 0].sum(0).eq(20 * 6 * 4).all(), "WRONG RESULT"
+for a, b in ((u, truth), (grad_w, truth_w)):
+    assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-3), "WRONG RESULT"
+print("CORRECT")
+"""
 OPS_USED = {
+    STEM_SCRIPT: ("stem",),
     SCRIPT: ("dwconv3x3",),
     STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd"),
     PLANE_SCRIPT: ("depthwise_block",),
@@ -69,6 +86,7 @@ SCRIPTS = {
     "training_batch": STEP_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
     "sgd": STEP_SCRIPT,
+    "stem": STEM_SCRIPT,
 }
 # bug -> file, what it says, what it says with the bug
 PLANTED = {
@@ -99,6 +117,14 @@ PLANTED = {
         "ps[k] = load_if<V>(t.param + i, i < end)",
         "ps[k] = load_if<V>(t.param + i, true)",
     ),
+    "a number of the images behind the last row": (
+        "stem.cu",
+        "static_cast<unsigned>(y) < static_cast<unsigned>(H)",
+        "y >= 0",
+    ),
+    "a gradient behind the last row": ("stem.cu", "c < s.C && y0 < s.H && x0 + p < s.W)", "c < s.C && x0 + p < s.W)"),
+    "a pixel behind the last": ("stem.cu", "c >= s.C || y0 >= s.H || x0 >= s.W", "c >= s.C || x0 >= s.W"),
+    "no room for the last sums": ("stem.cu", "shared, kLanes* kSums)", "shared, kLanes* kSums - 1)"),
     "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
 # Ops that the script does not use need not be compiled.
@@ -126,6 +152,12 @@ RACES = {
         "statistics.cuh",
         "rows[(row * Q",
         "rows[(0 * Q",
+    ),
+    "a tile that is written while it is read": ("stem.cu", "turn * Tiles::kFloats;", "0 * turn;"),
+    "sums that are read before they are written": (
+        "stem.cu",
+        "__syncthreads();  // the tiles, or the sums before, may still be read",
+        "",
     ),
     "a label that a row of pixels writes": (
         "training_batch.cu",
@@ -217,7 +249,8 @@ def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
     "subset",
     [
         pytest.param(
-            "agree and float16 and not bfloat16 and (2x65x5x7 or 2x34x4x4 or 40x48x4x4 or 136) or last_bit", id="some"
+            "agree and float16 and not bfloat16 and (2x65x5x7 or 2x34x4x4 or 40x48x4x4 or 136 or 300) or last_bit",
+            id="some",
         ),
         pytest.param("agree or last_bit or entropy or rows", id="all", marks=pytest.mark.slow),
     ],

@@ -18,6 +18,7 @@ from op_cases import (
     devices,
     error,
     needs_kernels,
+    stem_calls,
     step_calls,
 )
 from torch import Tensor
@@ -37,6 +38,7 @@ def every_call(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Arguments
     for channels, size, stride in ((32, 32, 1), (64, 32, 2), (256, 8, 1), (512, 4, 1), (1024, 2, 1)):
         shape = (16, channels, size, size)
         yield from calls(shape, dtype, stride, device)
+    yield from stem_calls((16, 32, 32, 32), dtype, device)
     for name, arguments in step_calls(dtype):
         yield name, op_launches.on_device(arguments, dtype, device)
 

@@ -3,10 +3,22 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from op_cases import DTYPES, SHAPES, Shape, activation, as_tuple, check, end_calls, needs_kernels, shapes
+from op_cases import (
+    DTYPES,
+    SHAPES,
+    Shape,
+    activation,
+    as_tuple,
+    check,
+    depthwise_block_arguments,
+    kinds,
+    needs_kernels,
+    shapes,
+    stem_calls,
+)
 from torch import Tensor
 
-from fastcifar.ops import batch_norm_relu_pool, separable_block, stem
+from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_block, stem
 from fastcifar.ops._moments import merge_rows, num_rows
 from fastcifar.ops.stem import stem_backward_ref, stem_ref
 
@@ -15,13 +27,12 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=str)
 backward = torch.ops.fastcifar._stem_backward
 
 
-@dtypes
+@kinds
 @shapes
-def test_forward_and_backward(dtype: torch.dtype, shape: Shape) -> None:
+def test_forward_and_backward(device: str, dtype: torch.dtype, shape: Shape) -> None:
     torch.manual_seed(0)
-    for name, arguments in end_calls(shape, dtype):
-        if "stem" in name:
-            check(name, arguments)
+    for name, arguments in stem_calls(shape, dtype, device):
+        check(name, arguments)
 
 
 def test_the_reference_is_pytorchs_convolution() -> None:
@@ -48,12 +59,35 @@ def test_the_rows_are_the_next_blocks_statistics(dtype: torch.dtype) -> None:
     torch.testing.assert_close(separable_block(*block, rows)[4:], separable_block(*block)[4:], rtol=1e-3, atol=1e-4)
 
 
-@dtypes
-def test_statistics_far_from_zero(dtype: torch.dtype) -> None:
+@kinds
+def test_training_through_a_stem_and_a_block(device: str, dtype: torch.dtype) -> None:
+    """The gradient of the weight has what comes through u's statistics, whoever has computed them."""
+    torch.manual_seed(0)
+    x, w = activation((4, 3, 8, 6), dtype, device), torch.randn(16, 3, 3, 3, device=device, requires_grad=True)
+    _, *block = depthwise_block_arguments((4, 16, 8, 6), dtype, 1, device)
+    grad = activation((4, 16, 8, 6), dtype, device)
+    u, rows = stem(x, w)
+    assert rows.requires_grad == (device == "cpu")
+    given, own = (
+        torch.autograd.grad(depthwise_block(u, *block, None, None, r)[0], w, grad, retain_graph=True)[0]
+        for r in (rows, None)
+    )
+    torch.testing.assert_close(given, own, rtol=1e-2, atol=1e-2 * float(own.abs().max()))
+    wide = w.detach().double().requires_grad_()
+    gamma0, beta0, w1, gamma1, beta1 = (t.double() for t in block[:5])
+    h = F.batch_norm(F.conv2d(x.double(), wide, padding=1), None, None, gamma0, beta0, True, 0.1, 1e-5).relu()
+    y = F.conv2d(h, w1, padding=1, groups=16)
+    z = F.batch_norm(y, None, None, gamma1, beta1, True, 0.1, 1e-5).relu()
+    (truth,) = torch.autograd.grad(z, wide, grad.double())
+    assert (given - truth).norm() <= (1e-4 if dtype == torch.float32 else 2e-1) * truth.norm()  # ReLUs flip
+
+
+@kinds
+def test_statistics_far_from_zero(device: str, dtype: torch.dtype) -> None:
     """u is 1000 with deviation 2: a variance computed as a difference of two squares would be lost."""
     torch.manual_seed(0)
-    x = torch.randn(40, 3, 8, 8).mul(2).add(1000).to(dtype).to(memory_format=torch.channels_last)
-    w = torch.zeros(70, 3, 3, 3)
+    x = torch.randn(40, 3, 8, 8).mul(2).add(1000).to(dtype).to(memory_format=torch.channels_last).to(device)
+    w = torch.zeros(70, 3, 3, 3, device=device)
     w[:, 0, 1, 1] = 1
     u, rows = stem(x, w)
     mean, var = merge_rows(rows)
@@ -96,7 +130,13 @@ def test_autograd(dtype: torch.dtype) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for ours, exact in zip(got, truth, strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
-    torch.library.opcheck(torch.ops.fastcifar.stem.default, (x.detach(), w))
+
+
+@kinds
+def test_opcheck(device: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(8, 3, 3, 3, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastcifar.stem.default, (activation((2, 3, 6, 5), dtype, device), w))
 
 
 def test_what_comes_through_the_statistics_is_the_gradient_of_the_rows() -> None:
@@ -122,14 +162,13 @@ def test_what_comes_through_the_statistics_is_the_gradient_of_the_rows() -> None
     torch.testing.assert_close(only_rows.double(), mean, rtol=1e-4, atol=1e-4)
 
 
-@dtypes
-def test_reruns_are_bitwise_equal(dtype: torch.dtype) -> None:
+@kinds
+def test_reruns_are_bitwise_equal(device: str, dtype: torch.dtype) -> None:
     for shape in SHAPES[-4:]:
-        for name, arguments in end_calls(shape, dtype):
-            if "stem" in name:
-                op = getattr(torch.ops.fastcifar, name)
-                first, again = as_tuple(op(*arguments)), as_tuple(op(*arguments))
-                assert all(map(torch.equal, first, again)), name
+        for name, arguments in stem_calls(shape, dtype, device):
+            op = getattr(torch.ops.fastcifar, name)
+            first, again = as_tuple(op(*arguments)), as_tuple(op(*arguments))
+            assert all(map(torch.equal, first, again)), name
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,23 @@ constexpr int64_t kPartBytes = 1 << 18;  // the least bytes of u in a part
 struct Task {
   StemShape s;
   Element element;
+  bool channels_last;    // the weight
   int64_t pitch, bytes;  // bytes of u
   Cut parts;
 
   explicit Task(const Stem& a)
-      : s{a.N, a.C, a.H, a.W}, element(element_of(a.x)), pitch(round_up(a.C, kBlock)),
+      : s{a.N, a.C, a.H, a.W}, element(element_of(a.x)), channels_last(a.channels_last), pitch(round_up(a.C, kBlock)),
         bytes(a.N * a.H * a.W * a.C * static_cast<int64_t>(a.x.element_size())),
         parts(cut_by_images(a.N, a.C, bytes / a.N, kPartBytes)) {}
-};
 
-// Where a tap of the kernels, in the order of the image's memory, lies in a channel of PyTorch's weight [3, 3, 3].
-int64_t place_of(int tap) { return tap % 3 * 9 + tap / 3; }
+  // Where a tap of the kernels, in the order of the image's memory, lies in a channel of the weight.
+  int64_t place_of(int tap) const { return channels_last ? tap : tap % 3 * 9 + tap / 3; }
+};
 
 template <class T>
 void read_taps(const T* w, const Task& task, float* taps) {
   for (int t = 0; t < kStemTaps; ++t) {
-    for (int64_t c = 0; c < task.s.C; ++c) taps[t * task.pitch + c] = to_f32(w[c * kStemTaps + place_of(t)]);
+    for (int64_t c = 0; c < task.s.C; ++c) taps[t * task.pitch + c] = to_f32(w[c * kStemTaps + task.place_of(t)]);
   }
 }
 
@@ -40,7 +41,7 @@ template <class T>
 void write_gradient(const float* sums, const Task& task, T* grad_w) {
   for (int t = 0; t < kStemTaps; ++t) {
     for (int64_t c = 0; c < task.s.C; ++c) {
-      grad_w[c * kStemTaps + place_of(t)] = from_f32<T>(sums[t * task.pitch + c]);
+      grad_w[c * kStemTaps + task.place_of(t)] = from_f32<T>(sums[t * task.pitch + c]);
     }
   }
 }

@@ -251,10 +251,10 @@ __device__ __forceinline__ T* at_byte(T* base, uint32_t offset) {
 
 // How a block's threads share its channels: neighbouring threads take neighbouring groups of V channels; the threads of
 // one group are its lanes.
-template <int V>
+template <int V, int THREADS = kThreads, int CHANNELS = kBlockChannels>
 struct Lanes {
-  static constexpr int kGroups = kBlockChannels / V;
-  static constexpr int kCount = kThreads / kGroups;
+  static constexpr int kGroups = CHANNELS / V;
+  static constexpr int kCount = THREADS / kGroups;
   int lane, channel;  // channel: the first of this thread's V within the block's
   __device__ __forceinline__ Lanes()
       : lane(static_cast<int>(threadIdx.x) / kGroups), channel(static_cast<int>(threadIdx.x) % kGroups * V) {}

@@ -112,6 +112,20 @@ cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwSh
 cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
                                   const float* scale1, const float* shift1, void* z, const DwShape&, cudaStream_t);
 
+struct StemShape {
+  int64_t N, C, H, W;
+};
+// How w and grad_w lie: float32 or of the activations' type; [C][row][column][channel] or [C][channel][row][column].
+struct StemWeight {
+  bool wide, channels_last;
+};
+// x: images [N][H][W][3]. u_rows: float [moment_rows][3][C], the partial moments of u.
+cudaError_t stem(Dtype, const void* x, const void* w, StemWeight, void* u, float* u_rows, const StemShape&,
+                 cudaStream_t);
+int64_t stem_backward_workspace(const StemShape&);
+cudaError_t stem_backward(Dtype, const void* grad_u, const void* x, StemWeight, void* grad_w, float* workspace,
+                          const StemShape&, cudaStream_t);
+
 // The labels that rows of logits are compared with. Without MixUp lam is null, and partner_labels is labels.
 struct Targets {
   const int64_t *labels, *partner_labels;  // a label outside [0, classes) makes the loss NaN

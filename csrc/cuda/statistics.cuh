@@ -40,13 +40,13 @@ struct RunningMoments {
   }
 };
 
-// Merges `count` moments of each of the block's 32 channels, about the first of them (which must not be empty).
-// get(i, channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first 32.
-template <class Get>
+// Merges `count` moments of each of the block's channels, about the first of them (which must not be empty).
+// get(i, channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first threads.
+template <int THREADS = kThreads, int CHANNELS = kBlockChannels, class Get>
 __device__ __forceinline__ Moments merge_moments(int count, Get get) {
-  constexpr int kParts = kThreads / kBlockChannels;
-  SHARED_ARRAY(float, sums, kParts * 3 * kBlockChannels);
-  const int channel = threadIdx.x % kBlockChannels, part = threadIdx.x / kBlockChannels;
+  constexpr int kParts = THREADS / CHANNELS;
+  SHARED_ARRAY(float, sums, kParts * 3 * CHANNELS);
+  const int channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
   const float pivot = get(0, channel).mean;
   float n = 0.f, sum = 0.f, squares = 0.f;
 #pragma unroll 4
@@ -58,16 +58,16 @@ __device__ __forceinline__ Moments merge_moments(int count, Get get) {
     squares += m.m2 + m.count * d * d;
   }
   __syncthreads();  // the array may still be read from an earlier call
-  sums[(part * 3 + 0) * kBlockChannels + channel] = n;
-  sums[(part * 3 + 1) * kBlockChannels + channel] = sum;
-  sums[(part * 3 + 2) * kBlockChannels + channel] = squares;
+  sums[(part * 3 + 0) * CHANNELS + channel] = n;
+  sums[(part * 3 + 1) * CHANNELS + channel] = sum;
+  sums[(part * 3 + 2) * CHANNELS + channel] = squares;
   __syncthreads();
   if (part > 0) return {};
 #pragma unroll
   for (int p = 1; p < kParts; ++p) {
-    n += sums[(p * 3 + 0) * kBlockChannels + channel];
-    sum += sums[(p * 3 + 1) * kBlockChannels + channel];
-    squares += sums[(p * 3 + 2) * kBlockChannels + channel];
+    n += sums[(p * 3 + 0) * CHANNELS + channel];
+    sum += sums[(p * 3 + 1) * CHANNELS + channel];
+    squares += sums[(p * 3 + 2) * CHANNELS + channel];
   }
   const float mean = sum / n, m2 = squares - sum * mean;
   return {n, pivot + mean, m2 < 0.f ? 0.f : m2};
@@ -105,36 +105,35 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
 }
 
 // Merges the moments of the threads of a cluster and writes them as its row, for the channels from c0 on.
-template <int V>
-__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V> at, int c0, int C,
-                                                    float* rows) {
-  constexpr int kLanes = Lanes<V>::kCount;
-  SHARED_ARRAY(float, shared, kLanes * 3 * kBlockChannels);
+template <int V, int THREADS, int CHANNELS>
+__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V, THREADS, CHANNELS> at,
+                                                    int c0, int C, float* rows) {
+  SHARED_ARRAY(float, shared, at.kCount * 3 * CHANNELS);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     const Moments m = own.get(i);
-    float* to = shared + at.lane * 3 * kBlockChannels + at.channel + i;
+    float* to = shared + at.lane * 3 * CHANNELS + at.channel + i;
     to[0] = m.count;
-    to[kBlockChannels] = m.mean;
-    to[2 * kBlockChannels] = m.m2;
+    to[CHANNELS] = m.mean;
+    to[2 * CHANNELS] = m.m2;
   }
   __syncthreads();
-  const Moments m = merge_moments(kLanes, [&](int i, int channel) -> Moments {
-    const float* from = shared + i * 3 * kBlockChannels + channel;
-    return {from[0], from[kBlockChannels], from[2 * kBlockChannels]};
+  const Moments m = merge_moments<THREADS, CHANNELS>(at.kCount, [&](int i, int channel) -> Moments {
+    const float* from = shared + i * 3 * CHANNELS + channel;
+    return {from[0], from[CHANNELS], from[2 * CHANNELS]};
   });
   if (cluster_blocks() == 1) {
-    if (threadIdx.x < kBlockChannels) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
+    if (threadIdx.x < CHANNELS) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
     return;
   }
-  SHARED_ARRAY(float, of_block, 3 * kBlockChannels);
-  if (threadIdx.x < kBlockChannels) write_moments(of_block, 0, threadIdx.x, kBlockChannels, m);
+  SHARED_ARRAY(float, of_block, 3 * CHANNELS);
+  if (threadIdx.x < CHANNELS) write_moments(of_block, 0, threadIdx.x, CHANNELS, m);
   arrive_at_cluster();
   wait_for_cluster();
-  if (blockIdx.y % cluster_blocks() == 0 && threadIdx.x < kBlockChannels) {
+  if (blockIdx.y % cluster_blocks() == 0 && threadIdx.x < CHANNELS) {
     float count = m.count, sum = 0.f, squares = m.m2;
     for (int b = 1; b < cluster_blocks(); ++b) {
-      const Moments other = read_moments(IN_BLOCK(of_block, b), 0, threadIdx.x, kBlockChannels);
+      const Moments other = read_moments(IN_BLOCK(of_block, b), 0, threadIdx.x, CHANNELS);
       const float d = other.mean - m.mean;
       count += other.count;
       sum += other.count * d;

@@ -2,9 +2,10 @@
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
 products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
-applies BN and ReLU to them as it loads them. On the CPU both ends of the network are ops too, so that no convolution of
-oneDNN is left in a step. The weights of all products have copies in the compute dtype, which the optimizer's step
-writes; autocast would launch 30 small kernels, and two more to bring the gradients back.
+applies BN and ReLU to them as it loads them. The first convolution is an op too, so that no convolution of the library
+is left in a step; on the CPU so is the end of the network. The weights of all products have copies in the compute
+dtype, which the optimizer's step writes; autocast would launch 30 small kernels, and two more to bring the gradients
+back.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class FusedModel:
         if self.rounded or self._side:
             copies = list(self.rounded.values()) or weights
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
+        rows: Tensor | None
         (u, rows), norm = _stem(images, first), model.norm
         for block, product in zip(self._blocks, products, strict=True):
             conv, norm1 = _conv(block.depthwise), block.norm1
@@ -100,7 +102,7 @@ class FusedModel:
             if self._fuse_pointwise:
                 u, rows, y, *statistics = separable_block(u, *bns, product, norm.eps, conv.stride[0], rows)
             else:
-                z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0])
+                z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0], u_rows=rows)
                 u, rows = pointwise(z, product, self._side), None
             counts.append(y.numel() // y.shape[1])
             means += statistics[0::2]
@@ -165,14 +167,12 @@ def _conv(module: nn.Module) -> nn.Conv2d:
     return module
 
 
-def _stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The first convolution and, on the CPU, the moments of its output. On CUDA it is the library's.
+def _stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The first convolution and the moments of its output.
 
     Batches have three channels. A stem of one channel takes the first.
     """
     channels = weight.shape[1]
-    if images.is_cuda:
-        return F.conv2d(images[:, :channels], weight, padding=1), None
     return stem(images, weight if channels == 3 else F.pad(weight, (0, 0, 0, 0, 0, 3 - channels)))
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 MOST_PIXELS = 4096
 """Of a batch, whose weight gradient is computed beside other work: on larger maps every kernel fills the GPU."""
 

@@ -137,6 +137,7 @@ BOOKKEEPING = re.compile(
 _GENERATED = r"(triton|cpp_fused|graph_\d+_cpp_fused)_?\w*"
 
 OWN_KERNELS: tuple[tuple[str, str], ...] = (
+    (r"fastcifar::.*stem_", STEM),
     (r"fastcifar::.*(dwconv3x3|grad_w_kernel)", DEPTHWISE),
     (r"fastcifar::.*(pointwise|sum_parts)", POINTWISE),
     (r"fastcifar::.*(sgd|optimizer|update_weights)", OPTIMIZER),
@@ -163,7 +164,7 @@ KERNELS: tuple[tuple[str, str], ...] = (
 )
 """Parts of the lower-case names of other kernels -> kind. They count where no op is known, as in a replayed graph.
 
-There the matrix products of stem and head count as pointwise, because their names are the same."""
+There a library's products of stem and head count as pointwise, because their names are the same."""
 
 
 @dataclass

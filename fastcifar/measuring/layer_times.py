@@ -124,7 +124,7 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
         if fused:
             return lambda u: batch_norm_relu(u, first.weight, first.bias, first.eps)[0]
         return lambda x: F.relu(first(x), inplace=True)
-    if layer.kind == STEM and fused and device.type == "cpu":
+    if layer.kind == STEM and fused:
         return lambda x: stem(x, first.weight)[0]
     if layer.kind == HEAD and len(modules) == 2:
         return lambda u: modules[1](batch_norm_relu_pool(u, first.weight, first.bias, first.eps)[0])

@@ -99,27 +99,39 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
         yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride, device)
 
 
-def end_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The ops at both ends of the network and their backwards, on the CPU; the batch is not empty.
+def stem_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """The first convolution and its backward, with an output of this shape; the batch is not empty.
 
-    `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
+    `device` is the one whose kernels are called: those of the CPU have a gradient of the moments.
     """
     n, c, h, w = shape
-    images, weight = activation((n, 3, h, w), dtype), torch.randn(c, 3, 3, 3)
-    yield "stem", (images, weight)
-    stem_backward = (activation(shape, dtype), images, weight)
-    yield "_stem_backward", stem_backward
-    u, rows = references["stem"](images, weight)
-    grad_rows = torch.randn_like(rows)
-    grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
-    yield "_stem_backward", (*stem_backward, grad_rows, u, rows)
-    u, gamma, beta, eps = batch_norm_relu_arguments(shape, dtype)
+    images, grad = activation((n, 3, h, w), dtype, device), activation(shape, dtype, device)
+    weights = torch.randn(2, c, 3, 3, 3).to(device)
+    for weight in (weights[0], weights[1].to(dtype).to(memory_format=torch.channels_last)):
+        yield "stem", (images, weight)
+        yield "_stem_backward", (grad, images, weight)
+    if device == "cpu":
+        u, rows = references["stem"](images, weight)
+        grad_rows = torch.randn_like(rows)
+        grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
+        yield "_stem_backward", (grad, images, weight, grad_rows, u, rows)
+
+
+def end_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """The ops at both ends of the network, and their backwards; the batch is not empty. See `stem_calls`."""
+    yield from stem_calls(shape, dtype, device)
+    yield from pool_calls(shape, dtype, device)
+
+
+def pool_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
+    """The end of the last block and its backward; see `stem_calls`."""
+    u, gamma, beta, eps = batch_norm_relu_arguments(shape, dtype, device)
     yield "batch_norm_relu_pool", (u, gamma, beta, eps)
     yield "batch_norm_relu_pool", (u, gamma, beta, eps, rows_of_halves(u))
     _, mean, var = references["batch_norm_relu_pool"](u, gamma, beta, eps)
     wide_u, wide_gamma, wide_beta, wide_mean, wide_var = in_float64((u, gamma, beta, mean, var))
     at_kink = normalize(wide_u, wide_gamma, wide_beta, wide_mean, wide_var, EPS).abs().amin((2, 3)) < 1e-5
-    grad = torch.randn(n, c).masked_fill(at_kink, 0).to(dtype)  # as in away_from_the_kink
+    grad = torch.randn(u.shape[:2]).to(device).masked_fill(at_kink, 0).to(dtype)  # as in away_from_the_kink
     pool_backward = (grad, u, gamma, beta, mean, var, eps)
     yield "_batch_norm_relu_pool_backward", pool_backward
     if device == "cpu":

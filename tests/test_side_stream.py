@@ -89,7 +89,7 @@ def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
             for parameter in model.parameters():
                 parameter.grad = None
         if side:
-            assert side.joined == [12 + 2, 12 + 2]  # products, not of the largest map, and the head's
+            assert side.joined == [13 + 2, 13 + 2]  # the head has two
     for plain, beside in zip(gradients[:2], gradients[2:], strict=True):
         assert all(map(torch.equal, plain, beside))
 

@@ -11,10 +11,11 @@
 namespace fastcifar::cuda {
 
 inline constexpr int kPlaneVector = 2, kPlaneChannels = 16, kPlaneGroups = kPlaneChannels / kPlaneVector;
-inline constexpr int kPlaneThreads = 256, kPlaneLanes = kPlaneThreads / kPlaneGroups;
-inline constexpr int kPlaneBlocks =
-    4;  // of a cluster: backward has one block an SM, of which larger ones leave more idle
-inline constexpr int64_t kPlaneImages = kPlaneLanes * kPlaneBlocks;
+inline constexpr int kPlaneThreads = 128, kPlaneLanes = kPlaneThreads / kPlaneGroups;
+inline constexpr int64_t kPlaneImages = kPlaneLanes * kClusterBlocks;
+// An SM has the registers for so many. Of one larger block an SM, in clusters of four, an H200 runs 124 at a time, and the
+// last four of 128 took as long again.
+inline constexpr int kPlaneResident = 3;
 
 // Calls f with stride and width of the map as types, and returns true, where these kernels are for the shape.
 template <class F>
@@ -196,7 +197,8 @@ __device__ __forceinline__ void load_plane_taps(const float* w, int c, float (&t
 
 // grid of both: (groups of kPlaneChannels channels, the blocks of one cluster)
 template <class T, int S, int PLANE>
-__global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_forward(const BlockForward b, int N, int C) {
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
+    depthwise_plane_forward(const BlockForward b, int N, int C) {
   begin_kernel();
   constexpr int V = kPlaneVector, kIn = PLANE * PLANE, kSide = (PLANE - 1) / S + 1, kOut = kSide * kSide;
   const PlaneThread at;
@@ -274,7 +276,8 @@ struct PlaneNormGrad {
 };
 
 template <class T, int S, int PLANE>
-__global__ void __launch_bounds__(kPlaneThreads, 1) depthwise_plane_backward(const BlockBackward b, int N, int C) {
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
+    depthwise_plane_backward(const BlockBackward b, int N, int C) {
   begin_kernel();
   constexpr int V = kPlaneVector, kIn = PLANE * PLANE, kSide = (PLANE - 1) / S + 1, kOut = kSide * kSide;
   const PlaneThread at;

@@ -38,17 +38,6 @@ __device__ __forceinline__ void begin_kernel() {
 // From Hopper on blocks that follow each other along y can form a cluster: they run at the same time, and read each
 // other's shared memory. The rank of a block is blockIdx.y % cluster_blocks(). A barrier of the cluster has two halves; what a block wrote before it arrives, the others may read when they have waited. A block
 // must not end while others may still read its memory. Older GPUs never run a kernel that calls these functions.
-__device__ __forceinline__ void arrive_at_cluster() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  __cluster_barrier_arrive();
-#endif
-}
-__device__ __forceinline__ void wait_for_cluster() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  __cluster_barrier_wait();
-#endif
-}
-
 #if defined(__CUDACC__)
 __device__ __forceinline__ int cluster_blocks() {
   unsigned blocks = 1;
@@ -56,6 +45,24 @@ __device__ __forceinline__ int cluster_blocks() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
 #endif
   return static_cast<int>(blocks);
+}
+
+// Only shared memory is made visible: the barrier's own release waits until all of the thread's stores to device memory
+// have reached the L2, which took a microsecond and more.
+__device__ __forceinline__ void arrive_at_cluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (cluster_blocks() == 1) return;
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_cluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (cluster_blocks() == 1)
+    __syncthreads();
+  else
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+#endif
 }
 
 // A shared array of this block, as the block of that rank in the cluster has it.

@@ -35,7 +35,7 @@ struct RunningMoments {
   }
   __device__ __forceinline__ Moments get(int i) const {
     if (count == 0.f) return {0.f, 0.f, 0.f};
-    const float mean = sum[i] / count;
+    const float mean = sum[i] * (1.f / count);  // one division for all channels
     return {count, pivot[i] + mean, squares[i] - sum[i] * mean};
   }
 };

@@ -1,7 +1,7 @@
 """Pointwise convolutions as matrix products. On CUDA their weights' gradients are computed beside the rest of backward.
 
-Only the optimizer needs these gradients, while the gradients of the inputs are one chain, whose kernels leave half of a
-large GPU idle on small maps.
+Only the optimizer needs these gradients, while the gradients of the inputs are one chain, whose kernels wait for each
+other and leave parts of a large GPU idle.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-MOST_PIXELS = 4096
-"""Of a batch, whose weight gradient is computed beside other work: on larger maps every kernel fills the GPU."""
 
 
 class SideStream:
@@ -86,12 +83,12 @@ def pointwise(z: Tensor, weight: Tensor, side: SideStream | None = None) -> Tens
     Args:
         z: [N, C, H, W].
         weight: [out_channels, C, 1, 1], of z's dtype.
-        side: as for `linear`. It is used on small maps.
+        side: as for `linear`.
 
     Returns:
         [N, out_channels, H, W].
     """
-    if side is None or z.numel() // z.shape[1] > MOST_PIXELS:
+    if side is None:
         return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
     n, channels, h, w = z.shape
     pixels = z.permute(0, 2, 3, 1).reshape(-1, channels)

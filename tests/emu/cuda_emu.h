@@ -450,8 +450,10 @@ namespace fastcifar::cuda {
 inline int cluster_blocks() { return static_cast<int>(emu::cluster_size()); }
 inline bool is_from_hopper_on() { return emu::clusters(); }
 }  // namespace fastcifar::cuda
-inline void __cluster_barrier_arrive() { emu::arrive_at_cluster(); }
-inline void __cluster_barrier_wait() { emu::park(emu::State::kAtCluster); }
+namespace fastcifar::cuda {
+inline void arrive_at_cluster() { emu::arrive_at_cluster(); }
+inline void wait_for_cluster() { emu::park(emu::State::kAtCluster); }
+}  // namespace fastcifar::cuda
 inline void __syncwarp(unsigned = ~0u) { emu::park(emu::State::kAtWarp); }
 
 inline int min(int a, int b) { return a < b ? a : b; }

@@ -92,7 +92,7 @@ def draw_epoch(
         flips = _stream(seed, epoch, _FLIP).integers(0, 2, num_images, dtype=np.int8).astype(np.bool_)
     elif flip == "alternating":
         side = _stream(seed, _EVERY_EPOCH, _FLIP).integers(0, 2, num_images, dtype=np.int8)
-        flips = ((side[index] + epoch) % 2).astype(np.bool_)
+        flips = side[index] != epoch % 2
     else:
         flips = np.zeros(num_images, np.bool_)
     hole = None

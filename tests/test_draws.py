@@ -128,6 +128,7 @@ def test_alternating_flip_shows_both_sides_in_turn() -> None:
 
     assert np.array_equal(sides(1), ~sides(2)) and np.array_equal(sides(1), sides(3))
     assert np.mean(sides(1)) == pytest.approx(0.5, abs=0.06)
+    assert np.array_equal(sides(1), sides(301))  # the bug: from epoch 128 on, the number did not fit eight bits
 
 
 def test_no_flip_and_no_crop() -> None:

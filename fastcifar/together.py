@@ -75,7 +75,9 @@ def train_together(
         images = facts_of(dataset)
         initial = [starting_weights(target.config, images, display.note) for target in targets]
         runs = [
-            RunFolder.create(target.config, out, command, dataset.digest, images=images, note=display.note)
+            RunFolder.create(
+                target.config, out, command, dataset.digest, images=images, together=len(targets), note=display.note
+            )
             for target, out in zip(targets, outs, strict=True)
         ]
         silent = Display(io.StringIO(), shown=False)

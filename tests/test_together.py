@@ -15,6 +15,7 @@ from fastcifar.config import Config
 from fastcifar.engines import Engine
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.loaders import ResidentLoader
+from fastcifar.report.results import read_results
 from fastcifar.run.folder import RunFolder
 from fastcifar.target import Target
 from fastcifar.together import train_together
@@ -54,6 +55,8 @@ def test_each_runs_bits_are_those_of_its_own_process(data: Path, tmp_path: Path)
         mine, theirs = (RunFolder.open(p).predictions() for p in (path, own))
         assert mine is not None and theirs is not None
         assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+    shared, alone = (read_results([tmp_path / name]).runs[0] for name in ("0", "own-0"))
+    assert shared.concurrent == 3 and alone.concurrent == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -36,12 +36,15 @@ def cost_blocks(results: Results) -> list[Block]:
     columns = ["run", "training", "whole process", "images/s", "energy", "device", "engine", "at once"]
     caption = (
         "**Cost of each run**: the training clock (without evaluation and compilation), the process from its start, "
-        "images a second of training. At once: how many runs of a study shared the machine (what else ran on it is not "
-        "recorded)"
+        "images a second of training. At once: how many runs of a study or of one process shared the machine (what "
+        "else ran on it is not recorded)"
     )
     blocks: list[Block] = [Table("cost", caption, columns, rows, data)]
     if any(run.concurrent > 1 for run in results.runs):
-        text = "Runs that shared the machine are slower than alone: their times and energies are those of that moment."
+        text = (
+            "Runs that shared the machine are slower than alone: their times are those of that moment, and the energy "
+            "is that of the whole device."
+        )
         blocks.append(Paragraph(text))
     if not any(run.value("energy_joules") is not None for run in results.runs):
         text = "Energy was not measured: it is read from an NVIDIA GPU while it trains, and no run here was on one."

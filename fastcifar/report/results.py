@@ -57,10 +57,11 @@ class Run:
 
     @property
     def concurrent(self) -> int:
-        """How many runs shared the machine, as a study says that starts several side by side."""
-        variables = self.environment.get("variables")
+        """How many runs shared the machine, as a study says that starts several side by side, or their process."""
+        variables, together = self.environment.get("variables"), self.environment.get("together")
         text = str(variables.get("FASTCIFAR_STUDY_JOBS", "1")) if isinstance(variables, Mapping) else "1"
-        return int(text) if re.fullmatch("[0-9]{1,6}", text) else 1
+        jobs = int(text) if re.fullmatch("[0-9]{1,6}", text) else 1
+        return jobs * (together if isinstance(together, int) else 1)
 
 
 @dataclass(frozen=True)

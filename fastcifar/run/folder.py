@@ -80,6 +80,7 @@ class RunFolder:
         dataset_digest: str,
         *,
         images: schema.Images | None = None,
+        together: int = 1,
         note: Callable[[str], None] = notes.note,
     ) -> RunFolder:
         """Makes the folder of a new run and locks it.
@@ -90,6 +91,7 @@ class RunFolder:
             command: what the user ran, for the record.
             dataset_digest: the data set's digest, for the check on resume.
             images: what the data set's images and classes are.
+            together: how many runs its process trains at the same time.
             note: receives what a user should know but that stops nothing.
 
         Raises:
@@ -103,6 +105,7 @@ class RunFolder:
             "command": list(command),
             "dataset_digest": dataset_digest,
             **({} if images is None else {"images": images.model_dump()}),
+            **({} if together == 1 else {"together": together}),
             **collect(config.device),
         }
         settings = {CONFIG: text, ENVIRONMENT: to_json(sealed(facts))}

@@ -84,6 +84,7 @@ class Environment(_Model):
     cpu: dict[str, Any] | None = None
     memory_gib: float | None = None
     processes: int = 1
+    together: int = 1
     threads: dict[str, int] | None = None
     variables: dict[_AnyText, _AnyText] = {}
 

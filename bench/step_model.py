@@ -1,11 +1,12 @@
-"""Estimates the captured CUDA step of the fused engine in bf16, kind of kernel by kind of kernel. Nothing is measured.
+"""The captured CUDA step of the fused engine in bf16, kind of kernel by kind of kernel: estimated, and measured.
 
     python bench/step_model.py [--batch 128] [--measured FILE.json]
 
-A kernel takes a gap, and then the longest of a floor, of its bytes and of its instructions. Bytes are counted from the
-network's shapes, launches in the emulator of tests/, instructions in the machine code for sm_90. What a GPU does with
-them is assumed: `Assumptions` below has every assumption. FILE.json holds measured microseconds by kind, for example
-`{"sweep": 92.5}`: a measured kind replaces the estimated one, line by line.
+The estimate was made before any GPU had run the step, of commit deb4fbd. A kernel takes a gap, and then the longest of
+a floor, of its bytes and of its instructions. Bytes are counted from the network's shapes, launches in the emulator of
+tests/, instructions in the machine code for sm_90. What a GPU does with them is assumed: `Assumptions` below has every
+assumption. FILE.json holds measured microseconds by commit and kind, for example `{"deb4fbd": {"sweep": 107.5}}`; each
+commit becomes a column.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from fastcifar.model import BLOCKS, STEM_CHANNELS, build_model, count_parameters
 
 HALF = 2  # bytes of bf16
+MEASURED = Path(__file__).parent / "results/NVIDIA-H200-2026-11-26-torch2.11.0-cu130-kinds.json"
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,14 @@ class Kernel:
     ours: bool = True
     product: bool = False
 
-    def microseconds(self, a: Assumptions, early: bool) -> float:
+    def microseconds(self, a: Assumptions) -> float:
         """Its time, with the gap before it."""
         sms = min(self.blocks or a.sms, a.sms)
         rate = min(a.l2 if self.bytes < a.l2_bytes else a.dram, sms * a.sm_l2)
         lanes = sms * 128 * a.clock_mhz * a.issue  # lane instructions a microsecond
         floor = a.product_floor_us if self.product else a.floor_us
-        saved = a.early_us if early and self.ours else 0.0
+        saved = a.early_us if self.ours else 0.0
         return a.gap_us + max(floor, self.bytes / rate, self.instructions / lanes) - saved
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Which cuts the step has. By default all; `Cuts(False, False, False)` is the step before them."""
-
-    planes: bool = True
-    optimizer: bool = True
-    early: bool = True
 
 
 FORWARD, BACKWARD = 39, 77  # instructions an output of the depthwise kernels, bf16
@@ -96,19 +89,14 @@ PLANE_FORWARD, PLANE_BACKWARD = 36, {1: 62, 2: 35}  # for small maps, all passes
 PLANE_CHANNELS = 8
 
 
-def step(batch: int, cuts: Cuts) -> Iterator[Kernel]:
-    """The launches of one step, in the order of their kinds.
-
-    Args:
-        batch: the number of images.
-        cuts: which cuts it has.
-    """
+def step(batch: int) -> Iterator[Kernel]:
+    """The launches of one step of `batch` images, in the order of their kinds."""
     channels, size = STEM_CHANNELS, 32
     for out_channels, stride in BLOCKS:
         small = size // stride
         u, y, v = (HALF * batch * c * s * s for c, s in ((channels, size), (channels, small), (out_channels, small)))
         outputs, weight = y / HALF, HALF * channels * out_channels
-        if cuts.planes and size <= 4 and batch <= 256:
+        if size <= 4 and batch <= 256:
             blocks = channels // PLANE_CHANNELS
             # A block reads half sectors, and finds what it has read in its own cache.
             yield Kernel("small maps forward", 2 * (u + 2 * y), PLANE_FORWARD * outputs, blocks)
@@ -133,45 +121,38 @@ def step(batch: int, cuts: Cuts) -> Iterator[Kernel]:
     for _ in range(3):
         yield Kernel("head", HALF * 1024 * (batch + 100), ours=False, product=True)
     parameters = count_parameters(build_model(100, 1.0, 0))
-    if not cuts.optimizer:
-        for _ in range(2):
-            yield Kernel("casts", 6 * parameters, ours=False)
-    yield Kernel("optimizer", 20 * parameters, ours=cuts.optimizer)
+    yield Kernel("optimizer", 20 * parameters)
     yield Kernel("batch", images + batch * 3 * 32 * 32)
     for _ in range(10):  # running statistics 3, pooling 2, loss 2, counters, totals, learning rate
         yield Kernel("small", 0, ours=False)
 
 
-def table(batch: int, cuts: Cuts, measured: Mapping[str, float], a: Assumptions) -> dict[str, tuple[int, float, float]]:
-    """For each kind its launches, megabytes and microseconds a step.
+def table(batch: int, a: Assumptions) -> dict[str, tuple[int, float, float]]:
+    """For each kind its launches, megabytes and microseconds a step, estimated.
 
     Args:
-        batch: as for `step`; so are the cuts.
-        measured: microseconds by kind, which replace the estimated ones.
+        batch: as for `step`.
         a: the assumptions.
     """
     rows: dict[str, tuple[int, float, float]] = {}
-    for kernel in step(batch, cuts):
+    for kernel in step(batch):
         launches, size, time = rows.get(kernel.kind, (0, 0.0, 0.0))
-        rows[kernel.kind] = (
-            launches + 1, size + kernel.bytes / 1e6, time + kernel.microseconds(a, cuts.early),
-        )  # fmt: skip
-    return {kind: (n, size, measured.get(kind, time)) for kind, (n, size, time) in rows.items()}
+        rows[kernel.kind] = launches + 1, size + kernel.bytes / 1e6, time + kernel.microseconds(a)
+    return rows
 
 
-def text(batch: int, measured: Mapping[str, float]) -> str:
-    """The table before and after the cuts, as text."""
+def text(batch: int, measured: Mapping[str, Mapping[str, float]]) -> str:
+    """The table as text, with a column for each measured commit."""
+    rows = table(batch, Assumptions())
     lines = [
-        f"{f'batch {batch}':24}{'launches':>10}{'MB':>10}{'us':>9}    measured: {', '.join(measured) or 'nothing'}"
+        f"{f'batch {batch}':24}{'launches':>10}{'MB':>8}{'estimated us':>14}" + "".join(f"{c:>12}" for c in measured)
     ]
-    for cuts in (Cuts(False, False, False), Cuts()):
-        rows = table(batch, cuts, measured if cuts == Cuts() else {}, Assumptions())
-        lines += ["", "with the cuts" if cuts == Cuts() else "before the cuts"]
-        lines += [f"  {kind:22}{n:>10}{size:>10.0f}{time:>9.0f}" for kind, (n, size, time) in rows.items()]
-        launches, size, total = (sum(row[i] for row in rows.values()) for i in range(3))
-        lines.append(
-            f"  {'step':22}{launches:>10.0f}{size:>10.0f}{total:>9.0f}    {batch / total * 1e3:,.0f}k images/s"
-        )
+    for kind, (n, size, time) in rows.items():
+        columns = "".join(f"{us[kind]:>12.0f}" if kind in us else f"{'-':>12}" for us in measured.values())
+        lines.append(f"  {kind:22}{n:>10}{size:>8.0f}{time:>14.0f}{columns}")
+    launches, size, total = (sum(row[i] for row in rows.values()) for i in range(3))
+    columns = "".join(f"{sum(us.values()):>12.0f}" for us in measured.values())
+    lines.append(f"  {'step':22}{launches:>10.0f}{size:>8.0f}{total:>14.0f}{columns}")
     return "\n".join(lines)
 
 
@@ -179,12 +160,13 @@ def main(arguments: list[str]) -> None:
     """Prints the table for the batch size of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--measured", type=Path, help="microseconds by kind, as JSON")
+    parser.add_argument("--measured", type=Path, help="microseconds by commit and kind, as JSON")
     given = parser.parse_args(arguments)
-    measured = json.loads(given.measured.read_text()) if given.measured else {}
-    kinds = {kernel.kind for kernel in step(given.batch, Cuts())}
-    if unknown := sorted(measured.keys() - kinds):
-        parser.error(f"{given.measured}: no kind {unknown[0]}; the kinds are {', '.join(sorted(kinds))}")
+    path = given.measured or (MEASURED if given.batch == 128 else None)
+    measured = json.loads(path.read_text()) if path else {}
+    kinds = {kernel.kind for kernel in step(given.batch)}
+    if unknown := sorted({kind for us in measured.values() for kind in us} - kinds):
+        parser.error(f"{path}: no kind {unknown[0]}; the kinds are {', '.join(sorted(kinds))}")
     print(text(given.batch, measured))
 
 

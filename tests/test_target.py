@@ -172,9 +172,20 @@ def test_deterministic_kernels_without_filled_memory(restored: None) -> None:
     assert not torch.empty(1 << 16).isnan().all()
 
 
-def test_running_out_of_memory_names_what_to_lower() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA out of memory. Tried to allocate 64.00 MiB [torch_call_dispatcher( at ops.h:631]"),
+        RuntimeError(
+            'a libtorch call failed (its message is on stderr) [torch_call_dispatcher( "aten::empty", "mem at'
+        ),
+    ],
+)
+def test_running_out_of_memory_names_what_to_lower(error: Exception) -> None:
+    """The bug: where an op of the extension asked for the memory, the user saw a traceback."""
     with pytest.raises(DeviceMemoryError, match="batch_size = 16, eval_batch_size = 20"):
         with Target(tiny_config()).memory_explained():
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
     with pytest.raises(ZeroDivisionError), Target(tiny_config()).memory_explained():
         raise ZeroDivisionError

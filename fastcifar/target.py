@@ -200,8 +200,10 @@ def is_out_of_memory(error: Exception) -> bool:
     Only PyTorch's CUDA allocator has an exception of its own for it, which becomes another one where an op of ours
     asked for the memory; before torch 2.13 that one says only which call failed.
     """
-    texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    texts += ('a libtorch call failed (its message is on stderr) [torch_call_dispatcher( "aten::empty"',)
+    texts = (
+        *("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+        'a libtorch call failed (its message is on stderr) [torch_call_dispatcher( "aten::empty"',
+    )
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 

@@ -41,9 +41,12 @@ def variants(full: bool) -> dict[str, dict[str, Any]]:
             found |= {f"fused {p}": FUSED | {"precision": p} for p in fast}
         return found
     found = {}
-    for precision in dict.fromkeys([fast[-1], "fp16", "fp32"]):
-        engines = [EAGER, *([FUSED] if ops.available("cuda") else []), *([COMPILED] * (full or precision == fast[-1]))]
-        for batch, engine in itertools.product((128, 1024), engines):
+    engines = [EAGER, *([FUSED] if ops.available("cuda") else [])]
+    precisions = list(dict.fromkeys([fast[-1], "fp16", "fp32"]))
+    # To compile takes up to a minute: after what comes first, before the other precisions
+    rounds = [(precisions[:1], engines), (precisions[: None if full else 1], [COMPILED]), (precisions[1:], engines)]
+    for some, of in rounds:
+        for precision, batch, engine in itertools.product(some, (128, 1024), of):
             settings = engine | {"precision": precision, "batch_size": batch}
             found[f"{engine['engine']} {precision}, batch {batch}"] = settings
     if full:

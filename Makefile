@@ -37,14 +37,17 @@ test: $(READY) ## the quick tests, six minutes on two cores
 test-all: $(READY) ## all tests
 	@exec $(PYTEST) -m "" $(ARGS)
 
+# Most of these tests are in a few files, and take their time in the compiler and the kernels.
 test-kernels: $(READY) ## the CUDA kernels: compiled anew, and run on the CPU under sanitizers
-	@exec $(PYTEST) -m 'sanitized and not slow' $(ARGS)
+	@exec $(PYTEST) --dist worksteal -m 'sanitized and not slow' $(ARGS)
 
 # These variables make the extension's kernels, oneDNN and PyTorch's own kernels ignore newer instruction sets.
 test-machines: $(READY) ## what depends on the machine, as two others: without AVX and one thread; with AVX2 alone
 	@FASTCIFAR_ISA=generic ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 \
 	  $(PYTEST) -m 'machine and not slow' -k 'not compiled' $(ARGS)
-	if grep -qsw avx2 /proc/cpuinfo; then
+	if grep -qsw avx2 /proc/cpuinfo && ! grep -qsw avx512f /proc/cpuinfo; then
+	  $(SAY) 'this processor is the second machine, with AVX2 and no more: `make test` has run the same tests'
+	elif grep -qsw avx2 /proc/cpuinfo; then
 	  FASTCIFAR_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m 'machine and not slow' -k 'not compiled' $(ARGS)
 	else
 	  $(SAY) 'this processor has no AVX2: the second machine is left out'

@@ -13,9 +13,13 @@ namespace fastcifar::cuda {
 inline constexpr int kPlaneVector = 2, kPlaneChannels = 16, kPlaneGroups = kPlaneChannels / kPlaneVector;
 inline constexpr int kPlaneThreads = 128, kPlaneLanes = kPlaneThreads / kPlaneGroups;
 inline constexpr int64_t kPlaneImages = kPlaneLanes * kClusterBlocks;
-// An SM has the registers for so many. Of one larger block an SM, in clusters of four, an H200 runs 124 at a time, and the
-// last four of 128 took as long again.
+// Blocks an SM, as many as its registers hold without spilling; ptxas needs more of them for later architectures. Of one
+// larger block an SM, in clusters of four, an H200 runs 124 at a time, and the last four of 128 took as long again.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
+inline constexpr int kPlaneResident = 2;
+#else
 inline constexpr int kPlaneResident = 3;
+#endif
 
 // Calls f with stride and width of the map as types, and returns true, where these kernels are for the shape.
 template <class F>

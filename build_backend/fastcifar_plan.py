@@ -236,6 +236,14 @@ class Plan:
             )
         if not archs:
             raise PlatformError(f"FASTCIFAR_CUDA_ARCHS={asked}: no architecture is named, or nvidia-smi finds no GPU")
+        # Its PTX would run on GPUs newer than all of these, which the kernels' launches take for the newest of these.
+        numbers = [int(re.sub(r"\D", "", arch)) for arch in archs]
+        if early := [
+            arch for arch, n in zip(archs, numbers, strict=True) if arch.endswith("+PTX") and n < max(numbers)
+        ]:
+            raise PlatformError(
+                f"FASTCIFAR_CUDA_ARCHS={asked}: {early[0]}: only the newest architecture, {max(numbers)}, may have +PTX"
+            )
         return archs
 
     def record(self, package: Path) -> None:

@@ -87,15 +87,15 @@ inline constexpr int kTileM = 128, kTileN = 64;
 // Blocks a reducing kernel asks for, two an SM on an H200. A constant, not the device's own count: the number of
 // partial sums, and so the last bit of the result, depends on the shape alone.
 inline constexpr int kTargetBlocks = 264;
-// More rows than this and a kernel merges them first: every block of the consumer reads all rows of its channels. On an
-// H200 reading 66 rows took a consumer 3 to 4.5 us, and merging them takes 2 to 3.
+// More rows than this and a kernel merges them first, unless another op left them: every block of the consumer reads
+// all rows of its channels. On an H200 reading 66 rows took a consumer 3 to 4.5 us, and merging them takes 2 to 3.
 inline constexpr int kMaxInlineRows = 40;
-// The most rows of partial moments that a separable_block leaves for the next one.
+// The most rows of partial moments that an op leaves for the next one.
 inline constexpr int kMaxMomentRows = 72;
 
-// How many rows of partial moments a separable_block leaves for the next one, of `pixels` pixels and `channels`
-// channels. On a GPU each block writes one row. The CPU returns as many, all but the first empty: an op has the same
-// shapes on every device. fastcifar/ops/_moments.py computes the same number.
+// How many rows of partial moments a stem or a separable_block leaves for the next op, of `pixels` pixels and
+// `channels` channels. On a GPU each block writes one row. The CPU returns as many, all but the first empty: an op has
+// the same shapes on every device. fastcifar/ops/_moments.py computes the same number.
 inline int64_t moment_rows(int64_t pixels, int64_t channels) {
   const int64_t tiles = (pixels + kTileM - 1) / kTileM, columns = (channels + kTileN - 1) / kTileN;
   int64_t most = kTargetBlocks / columns;

@@ -12,8 +12,8 @@ inline constexpr const char* kStemSchemas[] = {
 
 inline constexpr int64_t kImageChannels = 3;
 
-// Images, and a weight [C, 3, 3, 3], float32 or x's dtype, contiguous or in channels_last: then its taps lie in the order
-// of the images' memory (row, column, channel), and so do those of its gradient.
+// Images, and a weight [C, 3, 3, 3], float32 or x's dtype, contiguous or in channels_last: then its taps lie in the
+// order of the images' memory (row, column, channel), and so do those of its gradient.
 struct Stem {
   Tensor x, w;
   bool channels_last;  // w

@@ -352,6 +352,8 @@ def test_cuda_is_built_for_the_gpu_that_is_there(project: Project) -> None:
         FASTCIFAR_CUDA_ARCHS="70"
     )
     assert project.failed
+    refused = project.build(FASTCIFAR_CUDA_ARCHS="80+PTX;90")
+    assert "80+PTX: only the newest architecture, 90, may have +PTX" in refused and project.failed
 
 
 def test_cuda_12_works(project: Project) -> None:

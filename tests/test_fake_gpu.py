@@ -80,7 +80,7 @@ def start(command: list[str], lines: str = "", **there: Any) -> subprocess.Compl
 
 
 def test_a_fused_step_is_one_graph() -> None:
-    """At most 117 nodes in bf16; no more with deterministic kernels, where PyTorch would fill tensors with NaN."""
+    """At most 116 nodes in bf16; no more with deterministic kernels, where PyTorch would fill tensors with NaN."""
     bf16, deterministic, fp16, fp32, pointwise = run(
         case(engine="fused"),
         case(engine="fused", deterministic=True),

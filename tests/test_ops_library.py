@@ -12,7 +12,7 @@ from op_cases import DTYPES, as_tuple, calls, end_calls, needs_kernels
 
 import fastcifar
 from fastcifar import ops
-from fastcifar.ops._library import on_cpu_only, references
+from fastcifar.ops._library import references
 
 pytestmark = pytest.mark.machine
 
@@ -46,7 +46,7 @@ PARTS = [
 
 @pytest.mark.parametrize("pattern, holds", PARTS, ids=[pattern for pattern, _ in PARTS])
 def test_every_op_has_its_files_and_every_file_its_op(pattern: str, holds: str) -> None:
-    assert stems(pattern, holds) == (OPS - on_cpu_only if "cuda" in pattern else OPS)
+    assert stems(pattern, holds) == OPS
 
 
 @pytest.mark.parametrize("op", sorted(OPS))
@@ -63,16 +63,9 @@ def test_no_op_lacks_a_part(op: str) -> None:
     assert re.search(r"[Ee]qual to\b", getattr(ops, op).__doc__)
     header = (ROOT / f"csrc/{op}.h").read_text()
     assert sorted(re.findall(r'^    "(\w+)\(', header, re.M)) == sorted(own), "the schemas of the op's header"
-    for folder, ending in (("cpu", ".cpp"), ("cuda", "_op.cpp"))[: 1 if op in on_cpu_only else 2]:
+    for folder, ending in (("cpu", ".cpp"), ("cuda", "_op.cpp")):
         glue = (ROOT / f"csrc/{folder}/{op}{ending}").read_text()
         assert sorted(re.findall(r'm\.impl\("(\w+)"', glue)) == sorted(own), f"the kernels in csrc/{folder}"
-
-
-def test_an_op_and_its_backward_are_for_the_same_devices() -> None:
-    assert {name.removeprefix("_").removesuffix("_backward") for name in on_cpu_only} <= on_cpu_only
-    assert {
-        name for name in references if name.removeprefix("_").removesuffix("_backward") in on_cpu_only
-    } == on_cpu_only
 
 
 def test_the_ops_are_those_with_files() -> None:

@@ -21,9 +21,6 @@ __device__ __forceinline__ void for_pixels(const T* x, int n, int first, int pix
   }
 }
 
-// Pieces of kUnroll pixels in a map.
-FC_HD int pieces(int64_t pixels) { return static_cast<int>((pixels + kUnroll - 1) / kUnroll); }
-
 // grid: (channel blocks, rows of images)
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -72,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
       b[i] = affine.shift;
     }
     const float share = 1.f / static_cast<float>(pixels);
-    const int across = pieces(pixels);
+    const int across = ceil_div(pixels, kUnroll);
     for (int piece = blockIdx.y * at.kCount + at.lane; piece < N * across; piece += gridDim.y * at.kCount) {
       const int n = piece / across;
       float g[V];
@@ -119,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
     e[i] = offset[at.channel + i];
   }
   const float share = 1.f / static_cast<float>(pixels);
-  const int across = pieces(pixels);
+  const int across = ceil_div(pixels, kUnroll);
   for (int piece = blockIdx.y * at.kCount + at.lane; piece < N * across; piece += gridDim.y * at.kCount) {
     const int n = piece / across;
     float g[V];
@@ -168,7 +165,7 @@ cudaError_t batch_norm_relu_pool(Dtype dtype, const void* x, PartialRows moments
 }
 
 int64_t batch_norm_relu_pool_backward_workspace(int64_t N, int64_t pixels, int64_t C) {
-  return stream_workspace(N * pieces(pixels), C, 2);
+  return stream_workspace(N * ceil_div(pixels, kUnroll), C, 2);
 }
 
 cudaError_t batch_norm_relu_pool_backward(Dtype dtype, const void* grad, const void* x, const float* gamma,
@@ -191,7 +188,7 @@ cudaError_t batch_norm_relu_pool_backward(Dtype dtype, const void* grad, const v
     with_width<T>(C, [&](auto width) {
       constexpr int V = decltype(width)::value;
       const int blocks = ceil_div(C, kBlockChannels), images = static_cast<int>(N), map = static_cast<int>(pixels);
-      const int64_t all = N * pieces(pixels);
+      const int64_t all = N * ceil_div(pixels, kUnroll);
       const int rows = reducing_rows(all, C, V), cluster = blocks_a_row(rows), channels = static_cast<int>(C);
       LAUNCH_CLUSTERS((pool_sums_kernel<T, V>), cluster, dim3(blocks, rows), dim3(kThreads), stream, grads, in, images,
                       map, channels, norm, workspace);

@@ -1,7 +1,7 @@
 // depthwise_block on 4x4 and 2x2 maps, one kernel each way, from Hopper on. A cluster of blocks owns kPlaneChannels
-// channels of the whole batch, and a thread owns two of these channels of one image. So every statistic is a sum over one
-// cluster, every tensor is read and written once, and between the statistics a thread keeps its pixels in registers.
-// Elsewhere three kernels do this, each of which waits for the one before.
+// channels of the whole batch, and a thread owns two of these channels of one image. So every statistic is a sum over
+// one cluster, every tensor is read and written once, and between the statistics a thread keeps its pixels in
+// registers. Elsewhere three kernels do this, each of which waits for the one before.
 #pragma once
 #include <type_traits>
 
@@ -13,8 +13,8 @@ namespace fastcifar::cuda {
 inline constexpr int kPlaneVector = 2, kPlaneChannels = 16, kPlaneGroups = kPlaneChannels / kPlaneVector;
 inline constexpr int kPlaneThreads = 128, kPlaneLanes = kPlaneThreads / kPlaneGroups;
 inline constexpr int64_t kPlaneImages = kPlaneLanes * kClusterBlocks;
-// Blocks an SM, as many as its registers hold without spilling; ptxas needs more of them for later architectures. Of one
-// larger block an SM, in clusters of four, an H200 runs 124 at a time, and the last four of 128 took as long again.
+// Blocks an SM, as many as its registers hold without spilling; ptxas needs more of them for later architectures. Of
+// one larger block an SM, in clusters of four, an H200 runs 124 at a time, and the last four of 128 took as long again.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
 inline constexpr int kPlaneResident = 2;
 #else
@@ -59,8 +59,8 @@ __device__ __forceinline__ void load_plane(const T* from, bool is_image, uint32_
   for (int i = 0; i < COUNT; ++i) to[i] = load_if<kPlaneVector>(at_byte(from, first + i * pixel), is_image);
 }
 
-// Sums over the block of Q numbers of each of a thread's channels: to(i, sum) gets each, i = q * kPlaneChannels + channel.
-// The order of the sums is fixed.
+// Sums over the block of Q numbers of each of a thread's channels: to(i, sum) gets each, i = q * kPlaneChannels +
+// channel. The order of the sums is fixed.
 template <int Q, class F>
 __device__ __forceinline__ void sum_block(float (&own)[Q][kPlaneVector], F to) {
   constexpr int kWarps = kPlaneThreads / 32;
@@ -147,10 +147,10 @@ __device__ __forceinline__ PlaneStatistics plane_statistics(const float (&x)[COU
     const float pivot = IN_BLOCK(of_block, 0)[c];
     float sum = 0.f, squares = 0.f;
     for (int b = 0; b < cluster_blocks(); ++b) {
-      const float* const part = IN_BLOCK(of_block, b);
       const float count = static_cast<float>(max(0, min(kPlaneLanes, N - b * kPlaneLanes)) * COUNT);
-      const float shift = part[c] - pivot, part_sum = part[kPlaneChannels + c];
       if (count == 0.f) break;
+      const float* const part = IN_BLOCK(of_block, b);
+      const float shift = part[c] - pivot, part_sum = part[kPlaneChannels + c];
       sum += fmaf(count, shift, part_sum);
       squares += fmaf(fmaf(count, shift, 2.f * part_sum), shift, part[2 * kPlaneChannels + c]);
     }

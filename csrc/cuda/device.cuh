@@ -25,9 +25,9 @@ inline constexpr int kBlockChannels = 32;
 
 FC_HD constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// To be called by every kernel first, before it touches device memory. From Hopper on the blocks of a kernel start while
-// the kernel before it in the stream, or in the captured graph, still runs. Here they wait until it has ended and its
-// results can be read; then the blocks of the kernel behind may start.
+// To be called by every kernel first, before it touches device memory. From Hopper on the blocks of a kernel start
+// while the kernel before it in the stream, or in the captured graph, still runs. Here they wait until it has ended and
+// its results can be read; then the blocks of the kernel behind may start.
 __device__ __forceinline__ void begin_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -36,8 +36,9 @@ __device__ __forceinline__ void begin_kernel() {
 }
 
 // From Hopper on blocks that follow each other along y can form a cluster: they run at the same time, and read each
-// other's shared memory. The rank of a block is blockIdx.y % cluster_blocks(). A barrier of the cluster has two halves; what a block wrote before it arrives, the others may read when they have waited. A block
-// must not end while others may still read its memory. Older GPUs never run a kernel that calls these functions.
+// other's shared memory. The rank of a block is blockIdx.y % cluster_blocks(). A barrier of the cluster has two halves;
+// what a block wrote before it arrives, the others may read when they have waited. A block must not end while others
+// may still read its memory. On older GPUs a block is a cluster of its own.
 #if defined(__CUDACC__)
 __device__ __forceinline__ int cluster_blocks() {
   unsigned blocks = 1;
@@ -47,13 +48,17 @@ __device__ __forceinline__ int cluster_blocks() {
   return static_cast<int>(blocks);
 }
 
-// Only shared memory is made visible: the barrier's own release waits until all of the thread's stores to device memory
-// have reached the L2, which took a microsecond and more.
+// Only shared memory is made visible, where nvcc knows how (12.8 and later): the barrier's own release waits until all
+// of the thread's stores to device memory have reached the L2, which took a microsecond and more.
 __device__ __forceinline__ void arrive_at_cluster() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (cluster_blocks() == 1) return;
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
   asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#else
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
 #endif
 }
 __device__ __forceinline__ void wait_for_cluster() {

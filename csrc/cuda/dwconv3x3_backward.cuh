@@ -27,8 +27,8 @@ inline constexpr int kQuantities = FUSED ? 11 : 9;
 // only, so that the gradient of y alone has a halo: one pixel around the tile, for S = 2 only below and to the right.
 //
 // Two blocks an SM, 128 registers; a whole 4x4 map fits those only as ptxas allocates them for sm_90, and not fused in
-// float32; the fused sweep with stride 2 in float32 not on sm_120. One block an SM is then enough up to batch 128, where
-// there are no more.
+// float32; the fused sweep with stride 2 in float32 not on sm_120. One block an SM is then enough up to batch 128,
+// where there are no more blocks.
 template <class T, int S, int PLANE, bool FUSED>
 constexpr int backward_blocks() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200

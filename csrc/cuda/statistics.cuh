@@ -1,7 +1,7 @@
 // Reductions for each channel, without atomics. A thread sums, a block adds its threads' sums up in shared memory, a
-// cluster of blocks, if the blocks form clusters, adds up its blocks', and writes one row of partial results. Each block
-// of the next kernel merges the rows in their order before it starts, so that no kernel is launched for the merging
-// alone, unless there are too many rows.
+// cluster of blocks, if the blocks form clusters, adds up its blocks', and writes one row of partial results. Each
+// block of the next kernel merges the rows in their order before it starts, so that no kernel is launched for the
+// merging alone, unless there are too many rows.
 #pragma once
 #include "device.cuh"
 
@@ -40,8 +40,8 @@ struct RunningMoments {
   }
 };
 
-// Merges `count` moments of each of the block's channels, about the first of them (which must not be empty).
-// get(i, channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first threads.
+// Merges `count` moments of each of the block's channels, about the first of them (which must not be empty). get(i,
+// channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first threads.
 template <int THREADS = kThreads, int CHANNELS = kBlockChannels, class Get>
 __device__ __forceinline__ Moments merge_moments(int count, Get get) {
   constexpr int kParts = THREADS / CHANNELS;

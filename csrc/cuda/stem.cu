@@ -18,8 +18,8 @@ constexpr int kTaps = 27, kRowTaps = 9;
 constexpr int kStrip = 8, kAcross = 4, kTileWidth = kStrip * kAcross;  // pixels of a thread; strips and pixels across
 constexpr int kPitch = 104;  // floats of a tile's row in shared memory: 34 pixels, and two floats more
 
-// Taps are in the order of the images' memory: row, column, channel. In a weight that is not channels_last, the channel of
-// the images comes first.
+// Taps are in the order of the images' memory: row, column, channel. In a weight that is not channels_last, the channel
+// of the images comes first.
 __device__ __forceinline__ int place_of(int tap) { return tap % 3 * 9 + tap / 3; }
 __device__ __forceinline__ int tap_at(int place) { return place % 9 * 3 + place / 9; }
 

@@ -3,7 +3,7 @@
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
 products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
 applies BN and ReLU to them as it loads them. The first convolution is an op too, so that no convolution of the library
-is left in a step; on the CPU so is the end of the network. The weights of all products have copies in the compute
+is left in a step, and so is the end of the last block. The weights of all products have copies in the compute
 dtype, which the optimizer's step writes; autocast would launch 30 small kernels, and two more to bring the gradients
 back.
 """

@@ -28,8 +28,6 @@ _fragment = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-un
 
 # name of each op, backward ops included -> its reference in plain PyTorch
 references: dict[str, Callable[..., Any]] = {}
-# those of them that have kernels for the CPU alone
-on_cpu_only: set[str] = set()
 
 
 def _load(device_type: str) -> str:
@@ -129,7 +127,7 @@ def _stand_in(reference: Callable[..., Any], device_type: str) -> Callable[..., 
     return kernel
 
 
-def define(schema: str, reference: Callable[..., Any], *, cpu_only: bool = False) -> Callable[..., Any]:
+def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """Makes one op known to PyTorch.
 
     A device without compiled kernels runs the reference. So does tracing, on tensors without data: the reference also
@@ -139,7 +137,6 @@ def define(schema: str, reference: Callable[..., Any], *, cpu_only: bool = False
         schema: as in the op's header in csrc/, to the letter: a library that was built with another one would read
             its arguments from the wrong places.
         reference: computes the same in plain PyTorch.
-        cpu_only: whether there are kernels for the CPU alone: on CUDA the op is its reference.
 
     Returns:
         The op.
@@ -148,27 +145,19 @@ def define(schema: str, reference: Callable[..., Any], *, cpu_only: bool = False
         FastcifarError: a compiled library was built with another schema.
     """
     name = schema[: schema.index("(")]
-    if cpu_only:
-        on_cpu_only.add(name)
     for device_type, namespace in _NAMESPACES.items():
-        if available(device_type) and _has_kernels(name, device_type):
+        if available(device_type):
             check_schema(namespace, name, schema)
     if not available("cpu"):
         _fragment.define(schema)  # type: ignore[no-untyped-call]
     for device_type in _LIBRARIES:
-        if not _has_kernels(name, device_type):
-            _fragment.impl(name, reference, device_type.upper())  # type: ignore[no-untyped-call]
-        elif not available(device_type):
+        if not available(device_type):
             stand_in = _stand_in(reference, device_type)
             _fragment.impl(name, stand_in, device_type.upper())  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"fastcifar::{name}", reference)
     references[name] = reference
     op: Callable[..., Any] = getattr(torch.ops.fastcifar, name).default
     return op
-
-
-def _has_kernels(name: str, device_type: str) -> bool:
-    return device_type == "cpu" or name not in on_cpu_only
 
 
 def check_schema(namespace: str, name: str, schema: str) -> None:

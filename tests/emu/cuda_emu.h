@@ -3,11 +3,11 @@
 // Each block, or each cluster of blocks, runs alone; each of its threads is a fiber. __syncthreads, the barrier of a
 // cluster and the warp operations are real meeting points; between two of them the threads run one after another in an
 // order drawn from emu::seed(), and shared memory starts as NaN in every block: a missing barrier or initialisation
-// changes the result. Shared arrays are heap blocks of their exact size, so that AddressSanitizer sees an access outside
-// them as well as one outside a tensor; reading one of a block that has ended is an error.
-// Under ThreadSanitizer each thread of a block is a thread to it, and only barriers and launches order what they do: it
-// sees data races within a block and, between blocks, in global memory.
-// It checks the kernels' logic; not their speed, nor what ptxas makes of them.
+// changes the result. Shared arrays are heap blocks of their exact size, so that AddressSanitizer sees an access
+// outside them as well as one outside a tensor; reading one of a block that has ended is an error. Under
+// ThreadSanitizer each thread of a block is a thread to it, and only barriers and launches order what they do: it sees
+// data races within a block and, between blocks, in global memory. It checks the kernels' logic; not their speed, nor
+// what ptxas makes of them.
 #pragma once
 #include <ucontext.h>
 
@@ -40,7 +40,8 @@ void AnnotateIgnoreReadsEnd(const char*, int);
 void AnnotateIgnoreWritesBegin(const char*, int);
 void AnnotateIgnoreWritesEnd(const char*, int);
 }
-// For functions of the emulator that change fibers or that a kernel calls: their own memory is of no thread of the kernel.
+// For functions of the emulator that change fibers or that a kernel calls: their own memory is of no thread of the
+// kernel.
 #define EMU_UNSEEN inline __attribute__((no_sanitize("thread"), noinline))
 #else
 #define EMU_UNSEEN inline

@@ -9,14 +9,7 @@ cudaError_t batch_norm_relu(Dtype dtype, const void* x, const float* gamma, cons
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     const PartialRows rows = launch_moments(static_cast<const T*>(x), M, C, workspace, stream);
-    Norm norm{};
-    norm.gamma = gamma;
-    norm.beta = beta;
-    norm.eps = eps;
-    norm.rows = rows.data;
-    norm.num_rows = rows.count;
-    norm.mean = mean;
-    norm.var = var;
+    const Norm norm = norm_of(gamma, beta, eps, rows, mean, var);
     launch_norm_relu(static_cast<const T*>(x), static_cast<T*>(z), M, C, norm, stream);
   });
   return cudaGetLastError();
@@ -30,21 +23,11 @@ cudaError_t batch_norm_relu_backward(Dtype dtype, const void* grad_z, const void
                                      cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    NormGrad norm{};
-    norm.gamma = gamma;
-    norm.beta = beta;
-    norm.mean = mean;
-    norm.var = var;
-    norm.eps = eps;
-    norm.grad_gamma = grad_gamma;
-    norm.grad_beta = grad_beta;
-    norm.inverse_count = 1.f / static_cast<float>(M);
+    NormGrad norm = norm_grad_of(gamma, beta, mean, var, eps, M, grad_gamma, grad_beta);
     const PartialRows rows =
         launch_norm_relu_sums(static_cast<const T*>(grad_z), static_cast<const T*>(x), M, C, norm, workspace, stream);
     norm.rows = rows.data;
     norm.num_rows = rows.count;
-    norm.stride = 2;
-    norm.first = 0;
     launch_norm_backward<false>(static_cast<const T*>(grad_z), static_cast<const T*>(x), static_cast<T*>(grad_x), M, C,
                                 norm, nullptr, stream);
   });

@@ -124,32 +124,19 @@ template <class T, int V, bool MASKED>
 __global__ void __launch_bounds__(kThreads)
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {
   begin_kernel();
-  SHARED_ARRAY(float, scale, kBlockChannels);
-  SHARED_ARRAY(float, shift, kBlockChannels);
-  SHARED_ARRAY(float, slope, kBlockChannels);
-  SHARED_ARRAY(float, offset, kBlockChannels);
-  resolve(norm, C, scale, shift, slope, offset);
   if (grad_w != nullptr)
     for (int tap = blockIdx.y; tap < 9; tap += gridDim.y)
       write_grad_w(norm.rows, norm.num_rows, norm.stride, tap, C, grad_w);
   const Lanes<V> at;
+  const ThreadNormGrad<V> own(norm, at, C);
   const int c = blockIdx.x * kBlockChannels + at.channel;
   if (c >= C) return;
-  float mu[V], a[V], b[V], d[V], e[V];
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    mu[i] = norm.mean[c + i];
-    a[i] = scale[at.channel + i];
-    b[i] = shift[at.channel + i];
-    d[i] = slope[at.channel + i];
-    e[i] = offset[at.channel + i];
-  }
   const auto apply = [&](int m, float (&inputs)[2][V]) {
     float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (!MASKED && fmaf(v[i], a[i], b[i]) <= 0.f) g[i] = 0.f;
-      g[i] = fmaf(a[i], g[i], fmaf(d[i], v[i] - mu[i], e[i]));
+      if (!MASKED && fmaf(v[i], own.scale[i], own.shift[i]) <= 0.f) g[i] = 0.f;
+      g[i] = fmaf(own.scale[i], g[i], fmaf(own.slope[i], v[i] - own.mean[i], own.offset[i]));
     }
     store<V>(grad_x + static_cast<int64_t>(m) * C + c, g);
   };

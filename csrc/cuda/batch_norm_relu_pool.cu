@@ -98,23 +98,10 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     pool_backward_kernel(const T* grad, const T* x, T* grad_x, int N, int pixels, int C, const NormGrad norm) {
   begin_kernel();
-  SHARED_ARRAY(float, scale, kBlockChannels);
-  SHARED_ARRAY(float, shift, kBlockChannels);
-  SHARED_ARRAY(float, slope, kBlockChannels);
-  SHARED_ARRAY(float, offset, kBlockChannels);
-  resolve(norm, C, scale, shift, slope, offset);
   const Lanes<V> at;
+  const ThreadNormGrad<V> own(norm, at, C);
   const int c = blockIdx.x * kBlockChannels + at.channel;
   if (c >= C) return;
-  float mu[V], a[V], b[V], d[V], e[V];
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    mu[i] = norm.mean[c + i];
-    a[i] = scale[at.channel + i];
-    b[i] = shift[at.channel + i];
-    d[i] = slope[at.channel + i];
-    e[i] = offset[at.channel + i];
-  }
   const float share = 1.f / static_cast<float>(pixels);
   const int across = ceil_div(pixels, kUnroll);
   for (int piece = blockIdx.y * at.kCount + at.lane; piece < N * across; piece += gridDim.y * at.kCount) {
@@ -122,12 +109,12 @@ __global__ void __launch_bounds__(kThreads)
     float g[V];
     unpack(load_if<V>(grad + static_cast<int64_t>(n) * C + c, true), g);
 #pragma unroll
-    for (int i = 0; i < V; ++i) g[i] *= share * a[i];
+    for (int i = 0; i < V; ++i) g[i] *= share * own.scale[i];
     for_pixels<V>(x, n, piece % across * kUnroll, pixels, C, c, [&](int pixel, float (&v)[V]) {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        const float masked = fmaf(v[i], a[i], b[i]) <= 0.f ? 0.f : g[i];
-        v[i] = masked + fmaf(d[i], v[i] - mu[i], e[i]);
+        const float masked = fmaf(v[i], own.scale[i], own.shift[i]) <= 0.f ? 0.f : g[i];
+        v[i] = masked + fmaf(own.slope[i], v[i] - own.mean[i], own.offset[i]);
       }
       store<V>(grad_x + (static_cast<int64_t>(n) * pixels + pixel) * C + c, v);
     });
@@ -147,14 +134,7 @@ cudaError_t batch_norm_relu_pool(Dtype dtype, const void* x, PartialRows moments
     using T = decltype(t);
     const T* in = static_cast<const T*>(x);
     if (moments.data == nullptr) moments = launch_moments(in, N * pixels, C, workspace, stream);
-    Norm norm{};
-    norm.gamma = gamma;
-    norm.beta = beta;
-    norm.eps = eps;
-    norm.rows = moments.data;
-    norm.num_rows = moments.count;
-    norm.mean = mean;
-    norm.var = var;
+    const Norm norm = norm_of(gamma, beta, eps, moments, mean, var);
     with_width<T>(C, [&](auto width) {
       constexpr int V = decltype(width)::value;
       LAUNCH((pool_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), stream_rows(N, C, V)), dim3(kThreads), stream, in,
@@ -172,16 +152,7 @@ cudaError_t batch_norm_relu_pool_backward(Dtype dtype, const void* grad, const v
                                           const float* beta, const float* mean, const float* var, float eps,
                                           void* grad_x, float* grad_gamma, float* grad_beta, float* workspace,
                                           int64_t N, int64_t pixels, int64_t C, cudaStream_t stream) {
-  NormGrad norm{};
-  norm.gamma = gamma;
-  norm.beta = beta;
-  norm.mean = mean;
-  norm.var = var;
-  norm.eps = eps;
-  norm.stride = 2;
-  norm.grad_gamma = grad_gamma;
-  norm.grad_beta = grad_beta;
-  norm.inverse_count = 1.f / static_cast<float>(N * pixels);
+  NormGrad norm = norm_grad_of(gamma, beta, mean, var, eps, N * pixels, grad_gamma, grad_beta);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     const T *grads = static_cast<const T*>(grad), *in = static_cast<const T*>(x);

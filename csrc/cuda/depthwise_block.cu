@@ -69,17 +69,7 @@ int64_t depthwise_block_backward_workspace(const DwShape& s) {
 
 namespace {
 NormGrad norm1_of(const BlockBackward& b, const DwShape& s) {
-  NormGrad norm{};
-  norm.gamma = b.gamma1;
-  norm.beta = b.beta1;
-  norm.mean = b.mean1;
-  norm.var = b.var1;
-  norm.eps = b.eps;
-  norm.grad_gamma = b.grad_gamma1;
-  norm.grad_beta = b.grad_beta1;
-  norm.inverse_count = 1.f / static_cast<float>(output_pixels(s));
-  norm.stride = 2;
-  return norm;
+  return norm_grad_of(b.gamma1, b.beta1, b.mean1, b.var1, b.eps, output_pixels(s), b.grad_gamma1, b.grad_beta1);
 }
 }  // namespace
 
@@ -109,19 +99,11 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
 
     const PartialRows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>,
                                              static_cast<int>(s.C), stream);
-    NormGrad norm0{};
-    norm0.gamma = b.gamma0;
-    norm0.beta = b.beta0;
-    norm0.mean = b.mean0;
-    norm0.var = b.var0;
-    norm0.eps = b.eps;
+    NormGrad norm0 = norm_grad_of(b.gamma0, b.beta0, b.mean0, b.var0, b.eps, pixels(s), b.grad_gamma0, b.grad_beta0);
     norm0.rows = sums0.data;
     norm0.num_rows = sums0.count;
     norm0.stride = kQuantities<true>;
     norm0.first = 9;
-    norm0.inverse_count = 1.f / static_cast<float>(pixels(s));
-    norm0.grad_gamma = b.grad_gamma0;
-    norm0.grad_beta = b.grad_beta0;
     launch_norm_backward<true>(grad_u, u, grad_u, pixels(s), s.C, norm0, b.grad_w, stream);
   });
   return cudaGetLastError();

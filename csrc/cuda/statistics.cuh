@@ -196,17 +196,22 @@ struct Norm {
   float *mean, *var;  // where the first row of blocks writes them, if anywhere
 };
 
-// BN 1 of a block, in training: its statistics are merged from the partial moments of y.
-inline Norm norm1_of(const BlockForward& b, PartialRows moments_of_y) {
+// A BN whose statistics are merged from partial moments, and written to mean and var.
+inline Norm norm_of(const float* gamma, const float* beta, float eps, PartialRows moments, float* mean, float* var) {
   Norm norm{};
-  norm.gamma = b.gamma1;
-  norm.beta = b.beta1;
-  norm.eps = b.eps;
-  norm.rows = moments_of_y.data;
-  norm.num_rows = moments_of_y.count;
-  norm.mean = b.mean1;
-  norm.var = b.var1;
+  norm.gamma = gamma;
+  norm.beta = beta;
+  norm.eps = eps;
+  norm.rows = moments.data;
+  norm.num_rows = moments.count;
+  norm.mean = mean;
+  norm.var = var;
   return norm;
+}
+
+// BN 1 of a block, in training.
+inline Norm norm1_of(const BlockForward& b, PartialRows moments_of_y) {
+  return norm_of(b.gamma1, b.beta1, b.eps, moments_of_y, b.mean1, b.var1);
 }
 
 struct Affine {
@@ -261,6 +266,22 @@ struct NormGrad {
   float *grad_gamma, *grad_beta;
 };
 
+// The backward of a BN over `count` numbers a channel, without the rows of its sums, which have nothing beside them.
+inline NormGrad norm_grad_of(const float* gamma, const float* beta, const float* mean, const float* var, float eps,
+                             int64_t count, float* grad_gamma, float* grad_beta) {
+  NormGrad norm{};
+  norm.gamma = gamma;
+  norm.beta = beta;
+  norm.mean = mean;
+  norm.var = var;
+  norm.eps = eps;
+  norm.stride = 2;
+  norm.inverse_count = 1.f / static_cast<float>(count);
+  norm.grad_gamma = grad_gamma;
+  norm.grad_beta = grad_beta;
+  return norm;
+}
+
 __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scale, float* shift, float* slope,
                                         float* offset) {
   const int c = blockIdx.x * kBlockChannels + threadIdx.x;
@@ -289,5 +310,29 @@ __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scal
   }
   __syncthreads();
 }
+
+// What a thread's channels need of a NormGrad. All threads of the block must make one, because they merge the sums.
+template <int V>
+struct ThreadNormGrad {
+  float mean[V], scale[V], shift[V], slope[V], offset[V];
+
+  __device__ __forceinline__ ThreadNormGrad(const NormGrad& norm, Lanes<V> at, int C) {
+    SHARED_ARRAY(float, of_scale, kBlockChannels);
+    SHARED_ARRAY(float, of_shift, kBlockChannels);
+    SHARED_ARRAY(float, of_slope, kBlockChannels);
+    SHARED_ARRAY(float, of_offset, kBlockChannels);
+    resolve(norm, C, of_scale, of_shift, of_slope, of_offset);
+    const int c = blockIdx.x * kBlockChannels + at.channel;
+    if (c >= C) return;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      mean[i] = norm.mean[c + i];
+      scale[i] = of_scale[at.channel + i];
+      shift[i] = of_shift[at.channel + i];
+      slope[i] = of_slope[at.channel + i];
+      offset[i] = of_offset[at.channel + i];
+    }
+  }
+};
 
 }  // namespace fastcifar::cuda

@@ -45,7 +45,7 @@ void look_up(const float* table, const uint8_t* bytes, Span columns, Span hole, 
   for (int64_t x = columns.begin; x < columns.end; ++x) {
     for (int c = 0; c < 3; ++c) row[3 * x + c] = table[3 * bytes[3 * x + c] + c];
   }
-  memset(row + 3 * hole.begin, 0, 3 * (hole.end - hole.begin) * sizeof(float));
+  if (hole.end > hole.begin) memset(row + 3 * hole.begin, 0, 3 * (hole.end - hole.begin) * sizeof(float));
 }
 
 void add(const float* table, const uint8_t* bytes, Span columns, float* row) {
@@ -84,11 +84,13 @@ void write(const float* row, int64_t size, T* out) {
 void training_batch(const CropTask& t, int64_t b0, int64_t b1, uint8_t* bytes, float* row) {
   for (int64_t b = b0; b < b1; ++b) {
     for (int64_t y = 0; y < t.size; ++y) {
-      make_row(t, b, y, bytes, row);
       const int64_t at = (b * t.size + y) * t.size * 3;
       if (t.pixel == Pixel::f32) {
-        memcpy(static_cast<float*>(t.out) + at, row, 3 * t.size * sizeof(float));
-      } else if (t.pixel == Pixel::bf16) {
+        make_row(t, b, y, bytes, static_cast<float*>(t.out) + at);
+        continue;
+      }
+      make_row(t, b, y, bytes, row);
+      if (t.pixel == Pixel::bf16) {
         write(row, 3 * t.size, static_cast<bf16*>(t.out) + at);
       } else {
         write(row, 3 * t.size, static_cast<fp16*>(t.out) + at);

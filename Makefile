@@ -59,7 +59,7 @@ test-fake-gpu: $(READY) .venv-cuda/torch ## the whole program on a GPU that is n
 	  $(SAY) 'the CUDA ops are not built: FASTCIFAR_CUDA=1 FASTCIFAR_CUDA_ARCHS=90 make test-fake-gpu' >&2; exit 1; }
 	.venv-cuda/bin/python -m pytest -n auto --dist worksteal -p no:benchmark tests/test_fake_gpu.py $(ARGS)
 
-bench: $(READY) ## the benchmarks, within five minutes on two cores
+bench: $(READY) ## the benchmarks, five to ten minutes on two cores
 	@exec $(BIN)/pytest bench/ --benchmark-only $(ARGS)
 
 docs: $(READY) ## the site of docs/, in build/docs

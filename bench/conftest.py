@@ -20,7 +20,7 @@ Call = Callable[[], Any]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="all batch sizes, peers and variants, not only five minutes' worth"
+        "--full", action="store_true", help="all batch sizes, peers and variants, not only a few minutes' worth"
     )
 
 

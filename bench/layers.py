@@ -64,7 +64,7 @@ class Case:
 
 
 def cases(full: bool) -> list[Case]:
-    """The cases to run: every layer at each batch size and dtype of the full run, or of the run of five minutes."""
+    """The cases to run: every layer at each batch size and dtype of the full run, or of the short run."""
     batches = {dtype: (128, 512) if full else (128,) for dtype in DTYPES}
     if DEVICE == "cuda" and not full:
         batches = {torch.bfloat16: (128, 512), torch.float32: (128,)}

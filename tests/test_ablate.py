@@ -24,11 +24,17 @@ from fastcifar.measuring.ablation_chart import ENGINE_COLOURS
 from fastcifar.measuring.ablation_results import Ablation
 from fastcifar.measuring.cell import Cell, Failure, Measurement
 from fastcifar.measuring.grid import Entry
+from fastcifar.measuring.layers import list_layers
+from fastcifar.measuring.roofline import rows_of
+from fastcifar.measuring.roofs import Roofs
+from fastcifar.target import Target
 
 pytestmark = pytest.mark.machine
 
 Captured = pytest.CaptureFixture[str]
 RATES = {"eager": 400.0, "compiled": 300.0, "fused": 1000.0}
+ROOFS = {p: Roofs(((1, 5e10), (2**29, 5e10)), flops) for p, flops in (("fp32", 1e12), ("bf16", 4e12))}
+"""Copies at 50 GB/s whatever their size, and products at 1 and 4 TFLOP/s."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +56,14 @@ class Machine:
         caches: for each of them the environment that names its cache of compiled code.
         others: the share of the cores that other programs use in each window.
         trouble: what happens instead of a measurement, by cell.
+        roofs_asked: the precisions in which the best speeds of the machine were asked for, in order.
     """
 
     def __init__(self) -> None:
         self.asked: list[Cell] = []
         self.caches: list[str] = []
         self.others: list[float] | None = [0.0, 0.02, 0.01]
+        self.roofs_asked: list[str] = []
         self.trouble: Callable[[Cell, int], Failure | None] = lambda cell, number: None
 
     def __call__(self, cell: Cell, **how: Any) -> Measurement | Failure:
@@ -71,9 +79,10 @@ class Machine:
         rate *= 0.95 if cell.augmentation == "eager" else 1
         slow_start = 40.0 if self.asked.count(cell) == 1 and c.engine == "compiled" else 0.5
         beside = [0.6 * rate] * 3 if how["neighbour"] else []
-        return Measurement(
-            [rate, 0.98 * rate, 1.04 * rate], self.others, 5, slow_start, 3.0, 1.25, None, 4.6, [], beside
-        )
+        self.roofs_asked += [c.precision] * how["roofs"]
+        rates = [rate, 0.98 * rate, 1.04 * rate]
+        roofs = ROOFS[c.precision] if how["roofs"] else None
+        return Measurement(rates, self.others, 5, slow_start, 3.0, 1.25, None, 4.6, [], beside, roofs)
 
 
 @pytest.fixture
@@ -479,6 +488,24 @@ def test_a_busy_neighbours_share_is_a_column_of_the_grid(machine: Machine, capsy
     assert all(cell["beside_neighbour"] == pytest.approx(0.6) for cell in cells[:3])
 
 
+def test_a_cells_share_of_its_floor(machine: Machine, capsys: Captured) -> None:
+    machine.trouble = lambda cell, number: Failure("OSError", "lost") if number == 1 else None
+    assert cli.main("ablate --repeats 2 --no-attribution --out here".split()) == 1
+    assert sorted(machine.roofs_asked) == ["bf16", "fp32"], "once for each product, though the first process failed"
+    for cell in (line for line in lines(Path("here")) if line["kind"] == "cell" and line["images_per_second"]):
+        config = next(c.config for c in machine.asked if c.config.engine == cell["engine"])
+        config = config.model_copy(update={"precision": cell["precision"]})
+        rows = rows_of(layers := list_layers(Target(config)), ROOFS[cell["precision"]], [None] * len(layers))
+        assert cell["floor_seconds"] == pytest.approx(sum(row.layer.count * row.floor_seconds for row in rows))
+        by_memory = [row.layer.count * row.floor_seconds for row in rows if row.memory_bound]
+        assert cell["memory_bound_floor_seconds"] == pytest.approx(sum(by_memory)) and by_memory
+        assert cell["step_seconds"] == pytest.approx(128 / cell["images_per_second"])
+    out = capsys.readouterr().out
+    assert "(from memory 50 GB/s) and of a large product (bf16 4, fp32 1 TFLOP/s)" in out
+    table = out.partition("of floor by memory\n")[2].partition("\n\n")[0].splitlines()
+    assert next(row.split() for row in table if row.startswith("fused fp32"))[2:] == ["128.00", "40.23", "31%", "22%"]
+
+
 # ---- as a whole ----
 
 
@@ -505,4 +532,6 @@ def test_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert out[1].startswith("stock eager fp32") and out[2].startswith("eager fp32")
     measured = [line for line in lines(Path("here")) if line["kind"] == "measurement"]
     assert len(measured) == 2 and all(min(m["images_per_second"]) > 0 for m in measured)
+    assert [m["roofs"] is not None for m in measured].count(True) == 1
+    assert all(0 < cell["floor_seconds"] < cell["step_seconds"] for cell in found["cells"])
     assert all(len(m["beside_neighbour"]) == 3 and min(m["beside_neighbour"]) > 0 for m in measured)

@@ -95,7 +95,15 @@ def test_bytes_and_operations_of_a_layer_as_counted_by_hand(monkeypatch: pytest.
     bn_weights = 2 * sum(
         part.out_shape[1] for part in walk(1.0, 100, 1) if isinstance(part.module, torch.nn.BatchNorm2d)
     )
+    assert "weights to and fro" not in half, "the optimizer writes the weights of products in 16 bits"
+    half = {layer.name: layer for layer in layers_of(batch_size=2, engine="eager", precision="bf16")}
     assert half["weights to and fro"].in_shape == (3_309_476 - bn_weights,)
+
+
+def test_the_layers_of_a_gpu_are_its_ops() -> None:
+    names = [layer.name for layer in layers_of(device="cuda", engine="fused", precision="bf16")]
+    assert names[0] == "stem 3->32 @32x32" and names[1] == "depthwise block 32 @32x32 s1"
+    assert names[-3:] == ["BN, ReLU, pooling, head 1024->100", "optimizer", "augmentation"]
 
 
 def test_a_floor_is_the_longer_of_two_times_at_the_speed_of_a_copy_of_that_size() -> None:

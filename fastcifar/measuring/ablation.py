@@ -145,6 +145,7 @@ class _Runner:
                 num_windows=NUM_WINDOWS,
                 window_seconds=self._ablation.window_seconds,
                 neighbour=self._ablation.neighbour and entry in self._ablation.entries,
+                roofs=entry.cell.config.precision not in self._ablation.roofs,
                 environment=self._results.cache_of(entry),
             )
             seconds = time.monotonic() - start
@@ -158,6 +159,8 @@ class _Runner:
         facts = {"cell": entry.name, **entry.values, **beside(entry), "round": number}
         if isinstance(found, Measurement):
             entry.measurements.append(found)
+            if found.roofs is not None and entry.cell is not None:
+                self._ablation.roofs[entry.cell.config.precision] = found.roofs
             self._results.write("measurement", facts | asdict(found))
             return f"{statistics.median(found.images_per_second):,.0f} images/s"
         entry.problem, entry.failed = found.message, not found.cannot_run

@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.measuring.cell import NUM_IMAGES
+from fastcifar.measuring.cell import NUM_CLASSES, NUM_IMAGES
 from fastcifar.measuring.grid import Entry, Factor
+from fastcifar.measuring.layers import list_layers
+from fastcifar.measuring.roofline import Floor
+from fastcifar.measuring.roofs import Roofs
 from fastcifar.run.facts import device_model
+from fastcifar.target import Target
 
 NUM_WINDOWS = 3
 """The number of windows that each process measures."""
@@ -35,6 +39,7 @@ class Ablation:
         factors: the attribution; empty if there is none.
         fastest: the cell that the attribution starts from: the fastest cell of the first round. None before it.
         signal_number: the number of the signal that stopped the ablation; 0 if none did.
+        roofs: the best speeds of the device, by the precision of the product.
     """
 
     path: Path
@@ -47,6 +52,7 @@ class Ablation:
     factors: list[Factor] = field(default_factory=list)
     fastest: Entry | None = None
     signal_number: int = 0
+    roofs: dict[str, Roofs] = field(default_factory=dict)
 
     @property
     def all_entries(self) -> list[Entry]:
@@ -148,6 +154,7 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
     low, high = entry.spread if measured else (None, None)
     first = ablation.entries[0]
     warm_up = [m.warm_up_seconds for m in entry.measurements]
+    floor = floor_of(ablation, entry)
     device_memory = [m.device_memory_gib for m in entry.measurements if m.device_memory_gib is not None]
     return {
         "cell": entry.name,
@@ -162,6 +169,9 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
         "num_processes": len(entry.measurements),
         "beside_neighbour": entry.beside_neighbour,
         "speed_up": entry.rate / first.rate if measured and first.measurements else None,
+        "step_seconds": entry.cell.config.batch_size / entry.rate if measured and entry.cell else None,
+        "floor_seconds": floor.seconds if floor else None,
+        "memory_bound_floor_seconds": floor.memory_bound_seconds if floor else None,
         "run_seconds_computed": run_seconds(entry) if measured else None,
         "compile_seconds": warm_up[0] if measured else None,
         "compile_seconds_again": statistics.median(warm_up[1:]) if warm_up[1:] else None,
@@ -175,6 +185,13 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
 def beside(entry: Entry) -> dict[str, Any]:
     """The properties of a cell that are not settings."""
     return {"augmentation": entry.cell and entry.cell.augmentation, "launched": entry.cell and entry.cell.launched}
+
+
+def floor_of(ablation: Ablation, entry: Entry) -> Floor | None:
+    """The least time of a step of the cell: its ops at the speeds of the device. None if these were not measured."""
+    if entry.cell is None or (roofs := ablation.roofs.get(entry.cell.config.precision)) is None:
+        return None
+    return Floor.of(list_layers(Target(entry.cell.config), NUM_CLASSES), roofs)
 
 
 def run_seconds(entry: Entry) -> float:

@@ -17,6 +17,8 @@ def text(ablation: Ablation) -> str:
     if (fastest := ablation.fastest) is not None:
         parts += ["", f"{fastest.name} ({fastest.rate:,.0f} images/s) with one thing changed:"]
         parts += _aligned(factor_table(ablation), words=2)
+    if ablation.roofs:
+        parts += ["", *_aligned(floor_table(ablation), words=1)]
     return "\n".join([*parts, "", *remarks(ablation)])
 
 
@@ -57,6 +59,18 @@ def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def floor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+    """The header, and a row for each measured cell of the grid: how near its step is to the least time."""
+    rows = []
+    for entry in ablation.entries:
+        s = summary_of(ablation, entry)
+        if (floor := s["floor_seconds"]) is None or (step := s["step_seconds"]) is None:
+            continue
+        shares = [f"{floor / step:.0%}", f"{s['memory_bound_floor_seconds'] / floor:.0%}"]
+        rows.append([entry.name, f"{step * 1e3:,.2f}", f"{floor * 1e3:,.2f}", *shares])
+    return ["cell", "step ms", "floor ms", "of possible speed", "of floor by memory"], rows
+
+
 def factor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """The header, and a row for each factor, the costliest first. A star: it is not compared with the fastest cell."""
     rows = []
@@ -81,6 +95,13 @@ def remarks(ablation: Ablation) -> list[str]:
         "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
         machine_line(ablation),
     ]
+    if ablation.roofs:
+        copies = max(roofs.memory for roofs in ablation.roofs.values())
+        products = ", ".join(f"{p} {r.flops_per_second / 1e12:,.3g}" for p, r in sorted(ablation.roofs.items()))
+        lines.append(
+            "floor ms: the bytes and operations of a step's ops at the speed of copies "
+            f"(from memory {copies / 1e9:,.0f} GB/s) and of a large product ({products} TFLOP/s), measured here"
+        )
     if ablation.neighbour:
         lines.append("neighbour: the share of images/s that is left beside one busy process")
     if left_out := sum(entry.num_left_out for entry in ablation.all_entries):

@@ -3,7 +3,7 @@
 `python -m fastcifar.measuring.cell` reads a request from stdin and writes an answer to stdout, a line of JSON each:
 
     {"settings": {...}, "augmentation": null, "launched": false,
-     "num_images": 40000, "num_windows": 3, "window_seconds": 1.0, "neighbour": false}
+     "num_images": 40000, "num_windows": 3, "window_seconds": 1.0, "neighbour": false, "roofs": false}
     {"measurement": {...}} or {"failure": {"kind": "DeviceMemoryError", "message": "..."}}
 
 The run has the engine, loader and steps of a training run. Its images are random bytes, which take as long as others.
@@ -30,6 +30,7 @@ from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation
 from fastcifar.measuring.neighbour import busy_process
 from fastcifar.measuring.process import Death, Process, peak_memory_gib, seconds_of_others, serve
+from fastcifar.measuring.roofs import Roofs, measure_roofs
 from fastcifar.run.clock import process_seconds, wait
 from fastcifar.session import Session
 from fastcifar.target import Target
@@ -68,6 +69,7 @@ class Measurement:
         loss: the mean loss of all images in the windows; it is finite.
         notes: remarks for the user on how the steps were taken.
         beside_neighbour: the rate of each window beside one busy process; empty if that was not measured.
+        roofs: the best speeds of the device; None if they were not measured.
     """
 
     images_per_second: list[float]
@@ -80,6 +82,13 @@ class Measurement:
     loss: float
     notes: list[str]
     beside_neighbour: list[float] = field(default_factory=list)
+    roofs: Roofs | None = None
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Measurement:
+        """The measurement whose `asdict` came through JSON."""
+        roofs = facts["roofs"]
+        return cls(**{**facts, "roofs": roofs and Roofs(tuple(map(tuple, roofs["copies"])), roofs["flops_per_second"])})
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ def measure(
     window_seconds: float,
     num_images: int = NUM_IMAGES,
     neighbour: bool = False,
+    roofs: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Measurement | Failure:
     """Measures a cell in a new process. An exception in this process, such as Ctrl-C, ends the new process too.
@@ -119,6 +129,7 @@ def measure(
         window_seconds: the length of a window, in seconds.
         num_images: the number of training images.
         neighbour: whether as many windows are also measured beside one busy process.
+        roofs: whether the best speeds of the device are measured too, in the cell's compute dtype.
         environment: environment variables for the new process, added to the ones that this process has.
 
     Returns:
@@ -132,12 +143,13 @@ def measure(
         "num_windows": num_windows,
         "window_seconds": window_seconds,
         "neighbour": neighbour,
+        "roofs": roofs,
     }
     with Process([sys.executable, "-m", "fastcifar.measuring.cell"], environment) as process:
         found = process.ask(request, last=True)
     if isinstance(found, Death):
         return Failure(found.kind, found.message)
-    return Failure(**found["failure"]) if "failure" in found else Measurement(**found["measurement"])
+    return Failure(**found["failure"]) if "failure" in found else Measurement.from_dict(found["measurement"])
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,13 @@ class _Window:
 
 
 def measure_here(
-    cell: Cell, *, num_windows: int, window_seconds: float, num_images: int = NUM_IMAGES, neighbour: bool = False
+    cell: Cell,
+    *,
+    num_windows: int,
+    window_seconds: float,
+    num_images: int = NUM_IMAGES,
+    neighbour: bool = False,
+    roofs: bool = False,
 ) -> Measurement:
     """Measures a cell in this process.
 
@@ -166,6 +184,7 @@ def measure_here(
         window_seconds: as for `measure`.
         num_images: as for `measure`.
         neighbour: as for `measure`.
+        roofs: as for `measure`.
 
     Returns:
         The measurement.
@@ -213,6 +232,7 @@ def measure_here(
         loss=loss,
         notes=notes,
         beside_neighbour=[w.num_images / w.seconds for w in beside],
+        roofs=measure_roofs(device, target.dtype) if roofs else None,  # after the peaks of memory were read
     )
 
 
@@ -233,7 +253,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a request. The module's docstring shows the form of requests and answers."""
     try:
         cell = Cell(Config.model_validate(request["settings"]), request["augmentation"], request["launched"])
-        sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds", "neighbour")}
+        sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds", "neighbour", "roofs")}
         return {"measurement": asdict(measure_here(cell, **sizes))}
     except Exception as error:
         text = str(error).strip() or type(error).__name__

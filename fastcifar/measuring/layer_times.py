@@ -26,7 +26,7 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.layers import Layer
 from fastcifar.measuring.timing import Call, time_calls
-from fastcifar.ops import batch_norm_relu, batch_norm_relu_pool, depthwise_block, separable_block, stem
+from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_block, stem
 from fastcifar.session import Session
 
 
@@ -62,8 +62,7 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
     if layer.kind == COPIES:
         weights = [p.detach().clone() for p in engine.model.parameters() if p.ndim > 1]  # the copy back rounds
         casts = [torch.empty_like(w, dtype=dtype) for w in weights]
-        together = config.engine == "fused"
-        return _medians([lambda: _copy(casts, weights, together), lambda: _copy(weights, casts, together)], device)
+        return _medians([lambda: _copy(casts, weights), lambda: _copy(weights, casts)], device)
     x = torch.randn(layer.in_shape, device=device).to(dtype)
     x = x.contiguous(memory_format=session.target.memory_format)
     x.requires_grad_(layer.kind != STEM)
@@ -92,13 +91,10 @@ def _medians(calls: Sequence[Call], device: torch.device) -> list[float]:
     return [statistics.median(times) for times in time_calls(calls, device)]
 
 
-def _copy(targets: list[Tensor], sources: list[Tensor], together: bool) -> None:
-    """Copies as the engine does: the fused engine in a single call, autocast one by one."""
-    if together:
-        torch._foreach_copy_(targets, sources)
-    else:
-        for target, source in zip(targets, sources, strict=True):
-            target.copy_(source)
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies one by one, as autocast does."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def _in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -121,8 +117,6 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
             return lambda u: separable_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0])[0]
         return lambda u: depthwise_block(u, *bns, norm.eps, conv.stride[0])[0]
     if layer.kind == NORM:
-        if fused:
-            return lambda u: batch_norm_relu(u, first.weight, first.bias, first.eps)[0]
         return lambda x: F.relu(first(x), inplace=True)
     if layer.kind == STEM and fused:
         return lambda x: stem(x, first.weight)[0]

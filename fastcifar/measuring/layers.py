@@ -159,8 +159,9 @@ def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
 def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
     """The layers of a step as the target's engine runs them, followed by casts, optimizer and augmentation.
 
-    With `engine = fused` each depthwise block includes the BN before it, and on the CPU the last BN and ReLU are one op
-    with the pooling. `compiled` has the layers of `eager`, because torch.compile chooses by itself what it fuses.
+    With `engine = fused` each depthwise block includes the BN before it, the last BN and ReLU are one op with the
+    pooling, and the optimizer writes the weights in the compute dtype too, in place of casts. `compiled` has the layers
+    of `eager`, because torch.compile chooses by itself what it fuses.
 
     Args:
         target: the settled config and its device.
@@ -178,7 +179,7 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
             length = 4 if target.fuses_pointwise else 3
             layers.append(_block(rest[:length], size))
             rest = rest[length:]
-        elif len(rest) == 2 and config.engine == "fused" and target.device.type == "cpu":
+        elif len(rest) == 2 and config.engine == "fused":
             layers.append(_pooled_head(rest, size))
             rest = []
         else:
@@ -188,7 +189,7 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
     for layer in layers:
         known = merged.get(layer.name)
         merged[layer.name] = replace(known, count=known.count + 1) if known else layer
-    casts = [_casts(parts, size)] if config.precision != "fp32" else []
+    casts = [_casts(parts, size)] if config.precision != "fp32" and config.engine != "fused" else []
     return [*merged.values(), *casts, _optimizer(parts, config), _augmentation(config, size)]
 
 
@@ -273,7 +274,11 @@ def _casts(parts: Sequence[Part], size: int) -> Layer:
 
 
 def _optimizer(parts: Sequence[Part], config: Config) -> Layer:
-    """The update: weight, gradient and momentum are read; weight and momentum are written."""
+    """The update: weight, gradient and momentum are read; weight and momentum are written.
+
+    With `engine = fused` in 16 bits these are as many bytes for a product's weight: its gradient has 16 bits, and the
+    weight is written in 16 bits too.
+    """
     count = sum(part.weights for part in parts)
     work = Work(4 * count * (5 if config.momentum else 3), UPDATE_FLOPS * count)
     return Layer(OPTIMIZER, OPTIMIZER, (), 1, (count,), 0, work, None)

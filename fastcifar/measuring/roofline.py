@@ -56,6 +56,31 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class Floor:
+    """The least time that a step could take on this device.
+
+    Attributes:
+        seconds: the sum over all layers.
+        memory_bound_seconds: the sum over those whose bytes take longer than their operations.
+    """
+
+    seconds: float
+    memory_bound_seconds: float
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], roofs: Roofs) -> Floor:
+        """The floor of a step.
+
+        Args:
+            layers: the layers of the step.
+            roofs: the speeds of this device.
+        """
+        works = [(layer.count, work) for layer in layers for _, work in layer.directions()]
+        bound = [count * roofs.seconds(work) for count, work in works if roofs.is_memory_bound(work)]
+        return cls(sum(count * roofs.seconds(work) for count, work in works), sum(bound))
+
+
 def rows_of(layers: Sequence[Layer], roofs: Roofs, times: Sequence[Sequence[float] | None]) -> list[Row]:
     """A row for each direction of each layer.
 

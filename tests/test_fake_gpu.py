@@ -94,9 +94,10 @@ def test_a_fused_step_is_one_graph() -> None:
     assert len(fp32.nodes) <= 116 and len(fp16.nodes) <= 123 and len(pointwise.nodes) <= 157
     sweeps = ("dwconv3x3_backward", "depthwise_plane_backward")
     assert sum(any(name in node for name in sweeps) for node in bf16.nodes) >= 13, bf16.nodes
-    # The gradients of 13 weights are computed beside the rest, and the running statistics are updated in two kernels
+    # The gradients of 13 weights are computed beside the rest; the running statistics are updated in two kernels; the
+    # learning rate, the counters and the totals are a kernel each.
     for seen in (bf16, deterministic, fp16, fp32):
-        assert seen.depth <= len(seen.nodes) - 15
+        assert seen.depth <= len(seen.nodes) - 18, (seen.depth, len(seen.nodes))
     assert pointwise.depth == len(pointwise.nodes)
 
 

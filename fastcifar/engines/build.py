@@ -42,7 +42,8 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     average = Average(model, config.epochs, config.average_epochs) if config.average_epochs else None
     forward = forward_with_loss(model, config.label_smoothing)
-    fused = None
+    fused: FusedModel | None = None
+    side: SideStream | None = None
     if config.engine == "fused":
         wide, in_blocks = target.ranks.size > 1, target.fuses_pointwise
         # Not for launched steps: they wait for the host, which would have more to do.
@@ -57,4 +58,14 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     if fused is None:
         return Engine(model, build_optimizer(model, config), ema, average, target=target, forward=forward)
     optimizer, evaluation, loaded = build_optimizer(model, config, fused.rounded), fused.folded, fused.round_weights
-    return Engine(model, optimizer, ema, average, target=target, forward=forward, evaluation=evaluation, loaded=loaded)
+    return Engine(
+        model,
+        optimizer,
+        ema,
+        average,
+        target=target,
+        forward=forward,
+        evaluation=evaluation,
+        loaded=loaded,
+        aside=side.working if side else None,
+    )

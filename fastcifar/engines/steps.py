@@ -217,9 +217,11 @@ class ReplayedSteps:
         return rows
 
     def _step(self, rows: int) -> None:
-        torch.index_select(self._lrs, 0, self._counters[1:], out=self._lr)
-        self._engine.train_step(self._loader.batch_at(self._counters[0], rows), self._lr)
-        self._counters += 1
+        batch = self._loader.batch_at(self._counters[0], rows)
+        with self._engine.aside([self._counters]):
+            torch.index_select(self._lrs, 0, self._counters[1:], out=self._lr)
+            self._counters += 1
+        self._engine.train_step(batch, self._lr)
 
     def _captured(self, sizes: Iterable[int]) -> dict[int, Callable[[], None]]:
         """For each size the function that takes a step: the replay of a graph or, on the CPU, the step itself."""

@@ -99,8 +99,8 @@ def remarks(ablation: Ablation) -> list[str]:
         copies = max(roofs.memory for roofs in ablation.roofs.values())
         products = ", ".join(f"{p} {r.flops_per_second / 1e12:,.3g}" for p, r in sorted(ablation.roofs.items()))
         lines.append(
-            "floor ms: the bytes and operations of a step's ops at the speed of copies "
-            f"(from memory {copies / 1e9:,.0f} GB/s) and of a large product ({products} TFLOP/s), measured here"
+            f"floor ms: a step's bytes at the speed of copies (from memory {copies / 1e9:,.0f} GB/s) or its operations "
+            f"at that of a large product ({products} TFLOP/s), layer by layer"
         )
     if ablation.neighbour:
         lines.append("neighbour: the share of images/s that is left beside one busy process")

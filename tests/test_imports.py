@@ -22,8 +22,8 @@ ORDER = """
     data.download data.procedural data.convert data.sources
     draws augment batch selfcheck target loaders model optim cpu engines session checkpoint evaluation prediction
     exporting trainer together
-    measuring.process measuring.neighbour measuring.dry_run measuring.cell measuring.kernels measuring.layers
-    measuring.timing measuring.roofs
+    measuring.process measuring.neighbour measuring.dry_run measuring.kernels measuring.layers
+    measuring.timing measuring.roofs measuring.cell
     measuring.layer_times measuring.roofline measuring.roofline_chart measuring.profile_result measuring.profile_text
     measuring.profile measuring.grid measuring.ablation_results measuring.ablation_chart measuring.ablation_text
     measuring.ablation_progress measuring.ablation

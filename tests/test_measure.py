@@ -167,7 +167,7 @@ def test_an_error_is_an_answer(monkeypatch: pytest.MonkeyPatch, error: Exception
 
     monkeypatch.setattr(module, "measure_here", fail)
     cell = {"settings": tiny_config().model_dump(mode="json"), "augmentation": None, "launched": False}
-    failure = Failure(**answer(cell | TINY | {"neighbour": False})["failure"])
+    failure = Failure(**answer(cell | TINY | {"neighbour": False, "roofs": False})["failure"])
     assert (failure.kind, failure.message) == (kind, message)
     assert failure.cannot_run == (kind == "UsageError")
     assert failure.traceback.startswith("Traceback")

@@ -6,6 +6,7 @@ does not count. Caches are ignored: a tensor counts again for each op that reads
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -131,7 +132,8 @@ class Part:
         return weight.numel() * self.outputs // self.out_shape[1]
 
 
-def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
+@functools.lru_cache(maxsize=16)  # an ablation asks for the same few again and again
+def walk(width_mult: float, num_classes: int, batch_size: int) -> tuple[Part, ...]:
     """The model's modules that have parameters, in the order of the forward. Nothing is computed.
 
     Args:
@@ -153,7 +155,7 @@ def walk(width_mult: float, num_classes: int, batch_size: int) -> list[Part]:
 
                 module.register_forward_hook(note)
         model(torch.empty(batch_size, 3, 32, 32))
-    return parts
+    return tuple(parts)
 
 
 def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
@@ -172,7 +174,7 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
     """
     config, size = target.config, target.dtype.itemsize
     parts = walk(config.width_mult, num_classes, config.batch_size)
-    layers, rest = [], parts
+    layers, rest = [], list(parts)
     while rest:
         first, *others = rest
         if isinstance(first.module, nn.BatchNorm2d) and config.engine == "fused" and len(others) > 1:

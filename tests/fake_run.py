@@ -6,6 +6,7 @@ An epoch takes 20 ms, and a checkpoint follows it. $FAKE_DO (JSON: run name -> a
   die       kills itself in epoch 2, every time; `die once` does so only the first time
   stop once is stopped by SIGUSR1 in epoch 2, and saved
   hold      waits in epoch 2 until the current folder holds a file `go`
+  meet      waits in epoch 2 until all runs that meet have trained epoch 1, for a minute at most
   refuse    is refused before it has a run folder
   no validation    has no validation images
   note and die silently    prints a note as the last line, and ends with exit code 9
@@ -52,11 +53,23 @@ def resume(path: Path, overrides: dict[str, object], command: Sequence[str]) -> 
         return _fit(folder, folder.config.model_copy(update=overrides), done)
 
 
-def asked(name: str) -> str:
-    """The action that the test has set for the run."""
+def actions() -> dict[str, str]:
+    """The actions that the test has set, by run."""
     file = Path("fake-do.json")  # for processes that do not have the test's environment
     text = file.read_text() if file.exists() else os.environ.get("FAKE_DO", "{}")
-    return str(json.loads(text).get(name, ""))
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
+def asked(name: str) -> str:
+    """The action that the test has set for the run."""
+    return actions().get(name, "")
+
+
+def all_have_met() -> bool:
+    """Whether all runs that meet have trained epoch 1."""
+    lines = Path("trained.txt").read_text().splitlines()
+    return {f"{name} 1" for name, action in actions().items() if action == "meet"} <= set(lines)
 
 
 def _fit(folder: RunFolder, config: Config, done: int) -> Path:
@@ -80,6 +93,8 @@ def _fit(folder: RunFolder, config: Config, done: int) -> Path:
             Path("stopped").touch()
             stopped.append(signal.SIGUSR1)
         while epoch == 2 and action == "hold" and not Path("go").exists() and not stopped:
+            time.sleep(0.01)
+        while epoch == 2 and action == "meet" and not all_have_met() and time.time() < started + 60:
             time.sleep(0.01)
         if stopped:
             raise InterruptedRunError(f"stopped by SIGTERM: saved at epoch {epoch - 1}", stopped[0])

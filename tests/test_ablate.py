@@ -22,7 +22,7 @@ from fastcifar.measuring import ablation as ablate
 from fastcifar.measuring import ablation_results, ablation_text, grid
 from fastcifar.measuring.ablation_chart import ENGINE_COLOURS
 from fastcifar.measuring.ablation_results import Ablation
-from fastcifar.measuring.cell import Cell, Failure, Measurement
+from fastcifar.measuring.cell import Cell, Failure, Measurement, Method
 from fastcifar.measuring.grid import Entry
 from fastcifar.measuring.layers import list_layers
 from fastcifar.measuring.roofline import rows_of
@@ -66,10 +66,10 @@ class Machine:
         self.roofs_asked: list[str] = []
         self.trouble: Callable[[Cell, int], Failure | None] = lambda cell, number: None
 
-    def __call__(self, cell: Cell, **how: Any) -> Measurement | Failure:
+    def __call__(self, cell: Cell, method: Method, environment: dict[str, str]) -> Measurement | Failure:
         self.asked.append(cell)
-        self.caches.append(how["environment"].get("TORCHINDUCTOR_CACHE_DIR", "the user's"))
-        assert how["num_windows"] == 3
+        self.caches.append(environment.get("TORCHINDUCTOR_CACHE_DIR", "the user's"))
+        assert method.num_windows == 3
         if (failure := self.trouble(cell, len(self.asked))) is not None:
             return failure
         c = cell.config
@@ -78,10 +78,10 @@ class Machine:
         rate *= 0.6 if c.batch_size < 128 else 1
         rate *= 0.95 if cell.augmentation == "eager" else 1
         slow_start = 40.0 if self.asked.count(cell) == 1 and c.engine == "compiled" else 0.5
-        beside = [0.6 * rate] * 3 if how["neighbour"] else []
-        self.roofs_asked += [c.precision] * how["roofs"]
+        beside = [0.6 * rate] * 3 if method.neighbour else []
+        self.roofs_asked += [c.precision] * method.roofs
         rates = [rate, 0.98 * rate, 1.04 * rate]
-        roofs = ROOFS[c.precision] if how["roofs"] else None
+        roofs = ROOFS[c.precision] if method.roofs else None
         return Measurement(rates, self.others, 5, slow_start, 3.0, 1.25, None, 4.6, [], beside, roofs)
 
 

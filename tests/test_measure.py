@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ from fastcifar import session
 from fastcifar.errors import DeviceMemoryError, NonFiniteError, UsageError
 from fastcifar.loaders import build as build_module
 from fastcifar.measuring import cell as module
-from fastcifar.measuring.cell import Cell, Failure, Measurement, answer, measure, measure_here, random_images
+from fastcifar.measuring.cell import Cell, Failure, Measurement, Method, answer, measure, measure_here, random_images
 from fastcifar.measuring.neighbour import busy_process
 from fastcifar.measuring.process import seconds_of, seconds_of_others
 from fastcifar.session import Session
 from fastcifar.target import Target
 
-TINY = {"num_windows": 2, "window_seconds": 0.05, "num_images": 100}
+TINY = Method(num_windows=2, window_seconds=0.05, num_images=100)
 
 
 def test_a_process_of_its_own_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    found = measure(Cell(tiny_config(engine="fused")), environment={"OMP_NUM_THREADS": "1"}, **TINY)
+    found = measure(Cell(tiny_config(engine="fused")), TINY, environment={"OMP_NUM_THREADS": "1"})
     assert isinstance(found, Measurement), found
     assert len(found.images_per_second) == 2 and min(found.images_per_second) > 10
     assert 0.5 < found.start_seconds < 300 and 0 < found.warm_up_seconds < 300
@@ -49,7 +50,7 @@ def test_a_process_of_its_own_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_any_cell_is_measured(settings: dict[str, Any], beside: dict[str, Any]) -> None:
-    found = measure_here(Cell(tiny_config(**settings), **beside), **TINY)
+    found = measure_here(Cell(tiny_config(**settings), **beside), TINY)
     assert min(found.images_per_second) > 0 and found.loss > 0
 
 
@@ -62,9 +63,9 @@ def test_an_augmentation_of_choice_takes_the_place_of_the_engines(monkeypatch: p
         return loader(*args, **kwargs)
 
     monkeypatch.setattr(build_module, "ResidentLoader", build)
-    measure_here(Cell(tiny_config(engine="fused")), **TINY)
+    measure_here(Cell(tiny_config(engine="fused")), TINY)
     assert built == ["fused"]
-    measure_here(Cell(tiny_config(engine="fused"), "eager"), **TINY)
+    measure_here(Cell(tiny_config(engine="fused"), "eager"), TINY)
     assert built == ["fused", "eager"]
 
 
@@ -91,7 +92,7 @@ class SlowSteps:
 def test_images_over_time_and_warm_up_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = SlowSteps()
     monkeypatch.setattr(session, "build_steps", lambda *args, **how: steps)
-    found = measure_here(Cell(tiny_config()), num_windows=3, window_seconds=0.1, num_images=100)
+    found = measure_here(Cell(tiny_config()), Method(num_windows=3, window_seconds=0.1, num_images=100))
     assert found.warm_up_seconds == 0.05
     assert 5 <= found.steps_per_window <= 10, "a window lasts what was asked"
     assert steps.taken == 4 + -(-found.steps_per_window // 2) + 3 * found.steps_per_window
@@ -110,7 +111,7 @@ def test_training_goes_on_after_the_last_epoch() -> None:
 def test_a_loss_that_is_not_finite_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "lr_table", lambda config, num_batches: np.full(config.epochs * num_batches, np.nan))
     with pytest.raises(NonFiniteError, match="not finite"):
-        measure_here(Cell(tiny_config()), **TINY)
+        measure_here(Cell(tiny_config()), TINY)
 
 
 def test_random_images_are_many_and_the_same_each_time() -> None:
@@ -167,7 +168,7 @@ def test_an_error_is_an_answer(monkeypatch: pytest.MonkeyPatch, error: Exception
 
     monkeypatch.setattr(module, "measure_here", fail)
     cell = {"settings": tiny_config().model_dump(mode="json"), "augmentation": None, "launched": False}
-    failure = Failure(**answer(cell | TINY | {"neighbour": False, "roofs": False})["failure"])
+    failure = Failure(**answer(cell | asdict(TINY))["failure"])
     assert (failure.kind, failure.message) == (kind, message)
     assert failure.cannot_run == (kind == "UsageError")
     assert failure.traceback.startswith("Traceback")
@@ -193,7 +194,7 @@ def test_a_process_that_dies_is_a_failure(
     script: str, kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpreter(tmp_path / "python", script, monkeypatch)
-    found = measure(Cell(tiny_config()), **TINY)
+    found = measure(Cell(tiny_config()), TINY)
     assert isinstance(found, Failure) and found.kind == kind and found.message.endswith(message)
 
 
@@ -208,7 +209,7 @@ def test_an_interrupted_measurement_leaves_no_process(tmp_path: Path, monkeypatc
     start = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            measure(Cell(tiny_config()), **TINY)
+            measure(Cell(tiny_config()), TINY)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -85,16 +85,10 @@ void training_batch(const CropTask& t, int64_t b0, int64_t b1, uint8_t* bytes, f
   for (int64_t b = b0; b < b1; ++b) {
     for (int64_t y = 0; y < t.size; ++y) {
       const int64_t at = (b * t.size + y) * t.size * 3;
-      if (t.pixel == Pixel::f32) {
-        make_row(t, b, y, bytes, static_cast<float*>(t.out) + at);
-        continue;
-      }
-      make_row(t, b, y, bytes, row);
-      if (t.pixel == Pixel::bf16) {
-        write(row, 3 * t.size, static_cast<bf16*>(t.out) + at);
-      } else {
-        write(row, 3 * t.size, static_cast<fp16*>(t.out) + at);
-      }
+      float* made = t.pixel == Pixel::f32 ? static_cast<float*>(t.out) + at : row;
+      make_row(t, b, y, bytes, made);
+      if (t.pixel == Pixel::bf16) write(made, 3 * t.size, static_cast<bf16*>(t.out) + at);
+      if (t.pixel == Pixel::fp16) write(made, 3 * t.size, static_cast<fp16*>(t.out) + at);
     }
   }
 }

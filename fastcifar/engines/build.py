@@ -42,8 +42,7 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     average = Average(model, config.epochs, config.average_epochs) if config.average_epochs else None
     forward = forward_with_loss(model, config.label_smoothing)
-    fused: FusedModel | None = None
-    side: SideStream | None = None
+    fused = None
     if config.engine == "fused":
         wide, in_blocks = target.ranks.size > 1, target.fuses_pointwise
         # Not for launched steps: they wait for the host, which would have more to do.
@@ -67,5 +66,5 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
         forward=forward,
         evaluation=evaluation,
         loaded=loaded,
-        aside=side.working if side else None,
+        aside=fused.aside,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.batch import Batch
+from fastcifar.engines.products import Aside, in_place
 from fastcifar.engines.synchronised import apart
 from fastcifar.optim import Average, Ema, FusedSGD
 from fastcifar.run.clock import wait
@@ -21,7 +22,6 @@ from fastcifar.target import Target
 
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 """batch -> what `loss_and_sums` returns."""
-Aside = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class Engine:
         forward: the compiled or fused forward for training; None for the eager forward.
         evaluation: makes the function images -> logits of one evaluation; None for the model itself.
         loaded: is called after `load` has overwritten the tensors.
-        aside: makes a context for work of a step that only the optimizer or the next step needs: `SideStream.working`,
-            joined at the end of backward; None if such work is done where it stands.
+        aside: does work of a step that only the optimizer or the next step needs; joined at the end of backward.
 
     Attributes:
         model: the argument.
@@ -97,7 +96,7 @@ class Engine:
         average: the argument.
         scaler: scales the loss with `fp16`, and does nothing otherwise.
         totals: float64 [2] on the device: the sum of losses and the correct predictions of the epoch so far.
-        aside: the argument, or a context that does nothing. It is called with the tensors that the work reads.
+        aside: the argument.
     """
 
     def __init__(
@@ -111,13 +110,13 @@ class Engine:
         forward: Forward | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
-        aside: Aside | None = None,
+        aside: Aside = in_place,
     ) -> None:
         self.model, self.optimizer, self.ema, self.average = model, optimizer, ema, average
         self._target, self._ranks, device = target, target.ranks, target.device
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
-        self.aside: Aside = aside or (lambda inputs: contextlib.nullcontext())
+        self.aside = aside
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)

@@ -10,7 +10,6 @@ back.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
-from fastcifar.engines.products import SideStream, linear, pointwise
+from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
     batch_norm_relu_pool,
@@ -52,6 +51,7 @@ class FusedModel:
     Attributes:
         rounded: the copies in `dtype` of the weights of products, which training computes with; empty for float32.
             Whoever writes such a weight has to write its copy: the optimizer does, and else `round_weights`.
+        aside: does work on `side`.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class FusedModel:
         side: SideStream | None = None,
     ) -> None:
         self._model, self._dtype, self._fuse_pointwise, self._side = model, dtype, fuse_pointwise, side
+        self.aside: Aside = side.working if side else in_place
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
         self._means = [_buffer(norm.running_mean) for norm in self._norms]
@@ -111,7 +112,7 @@ class FusedModel:
         pooled, mean, var = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, rows)
         counts.append(u.numel() // u.shape[1])
         means, variances = [*means, mean], [*variances, var]
-        with self._side.working(means + variances) if self._side else contextlib.nullcontext():
+        with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
         return linear(pooled, head, bias, self._side)
 

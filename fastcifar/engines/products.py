@@ -7,12 +7,21 @@ other and leave parts of a large GPU idle.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Aside = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
+"""Makes a context for work that only the optimizer or the next step needs, from the tensors that the work reads."""
+
+
+def in_place(inputs: Sequence[Tensor]) -> AbstractContextManager[object]:
+    """An `Aside` whose work is done where it stands."""
+    return contextlib.nullcontext()
 
 
 class SideStream:

@@ -42,7 +42,7 @@ from fastcifar.measuring.ablation_results import (
     method_of,
 )
 from fastcifar.measuring.ablation_text import text
-from fastcifar.measuring.cell import Failure, Measurement, measure
+from fastcifar.measuring.cell import Failure, Measurement, Method, measure
 from fastcifar.measuring.grid import Entry, factors_of, plan
 from fastcifar.run.environment import collect
 from fastcifar.run.folder import RunFolder
@@ -140,14 +140,13 @@ class _Runner:
             total, left = self._left()
             self._progress.begin(entry.name, number, self._done, total, left)
             start = time.monotonic()
-            found = measure(
-                entry.cell,
-                num_windows=NUM_WINDOWS,
-                window_seconds=self._ablation.window_seconds,
+            method = Method(
+                NUM_WINDOWS,
+                self._ablation.window_seconds,
                 neighbour=self._ablation.neighbour and entry in self._ablation.entries,
                 roofs=entry.cell.config.precision not in self._ablation.roofs,
-                environment=self._results.cache_of(entry),
             )
+            found = measure(entry.cell, method, self._results.cache_of(entry))
             seconds = time.monotonic() - start
             self._seconds[id(entry)] = min(seconds, self._seconds.get(id(entry), seconds))
             self._done += 1

@@ -14,7 +14,7 @@ from typing import Any
 from fastcifar.measuring.cell import NUM_CLASSES, NUM_IMAGES
 from fastcifar.measuring.grid import Entry, Factor
 from fastcifar.measuring.layers import list_layers
-from fastcifar.measuring.roofline import Floor
+from fastcifar.measuring.roofline import Row, rows_of
 from fastcifar.measuring.roofs import Roofs
 from fastcifar.run.facts import device_model
 from fastcifar.target import Target
@@ -154,7 +154,7 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
     low, high = entry.spread if measured else (None, None)
     first = ablation.entries[0]
     warm_up = [m.warm_up_seconds for m in entry.measurements]
-    floor = floor_of(ablation, entry)
+    rows = floors_of(ablation, entry)
     device_memory = [m.device_memory_gib for m in entry.measurements if m.device_memory_gib is not None]
     return {
         "cell": entry.name,
@@ -170,8 +170,8 @@ def summary_of(ablation: Ablation, entry: Entry) -> dict[str, Any]:
         "beside_neighbour": entry.beside_neighbour,
         "speed_up": entry.rate / first.rate if measured and first.measurements else None,
         "step_seconds": entry.cell.config.batch_size / entry.rate if measured and entry.cell else None,
-        "floor_seconds": floor.seconds if floor else None,
-        "memory_bound_floor_seconds": floor.memory_bound_seconds if floor else None,
+        "floor_seconds": sum(row.floor_in_step for row in rows) if rows else None,
+        "memory_bound_floor_seconds": sum(row.floor_in_step for row in rows if row.memory_bound) if rows else None,
         "run_seconds_computed": run_seconds(entry) if measured else None,
         "compile_seconds": warm_up[0] if measured else None,
         "compile_seconds_again": statistics.median(warm_up[1:]) if warm_up[1:] else None,
@@ -187,11 +187,11 @@ def beside(entry: Entry) -> dict[str, Any]:
     return {"augmentation": entry.cell and entry.cell.augmentation, "launched": entry.cell and entry.cell.launched}
 
 
-def floor_of(ablation: Ablation, entry: Entry) -> Floor | None:
-    """The least time of a step of the cell: its ops at the speeds of the device. None if these were not measured."""
+def floors_of(ablation: Ablation, entry: Entry) -> list[Row]:
+    """The cell's layers with their least times at the speeds of the device; none if these were not measured."""
     if entry.cell is None or (roofs := ablation.roofs.get(entry.cell.config.precision)) is None:
-        return None
-    return Floor.of(list_layers(Target(entry.cell.config), NUM_CLASSES), roofs)
+        return []
+    return rows_of(list_layers(Target(entry.cell.config), NUM_CLASSES), roofs)
 
 
 def run_seconds(entry: Entry) -> float:

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,25 @@ class Cell:
     config: Config
     augmentation: Augmentation | None = None
     launched: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a cell is measured.
+
+    Attributes:
+        num_windows: the number of windows.
+        window_seconds: the length of a window, in seconds.
+        num_images: the number of training images.
+        neighbour: whether as many windows are also measured beside one busy process.
+        roofs: whether the best speeds of the device are measured too, in the cell's compute dtype.
+    """
+
+    num_windows: int
+    window_seconds: float
+    num_images: int = NUM_IMAGES
+    neighbour: bool = False
+    roofs: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,25 +130,12 @@ class Failure:
         return self.kind == "UsageError"
 
 
-def measure(
-    cell: Cell,
-    *,
-    num_windows: int,
-    window_seconds: float,
-    num_images: int = NUM_IMAGES,
-    neighbour: bool = False,
-    roofs: bool = False,
-    environment: Mapping[str, str] | None = None,
-) -> Measurement | Failure:
+def measure(cell: Cell, method: Method, environment: Mapping[str, str] | None = None) -> Measurement | Failure:
     """Measures a cell in a new process. An exception in this process, such as Ctrl-C, ends the new process too.
 
     Args:
         cell: what to measure.
-        num_windows: the number of windows.
-        window_seconds: the length of a window, in seconds.
-        num_images: the number of training images.
-        neighbour: whether as many windows are also measured beside one busy process.
-        roofs: whether the best speeds of the device are measured too, in the cell's compute dtype.
+        method: how to measure it.
         environment: environment variables for the new process, added to the ones that this process has.
 
     Returns:
@@ -139,11 +145,7 @@ def measure(
         "settings": cell.config.model_dump(mode="json"),
         "augmentation": cell.augmentation,
         "launched": cell.launched,
-        "num_images": num_images,
-        "num_windows": num_windows,
-        "window_seconds": window_seconds,
-        "neighbour": neighbour,
-        "roofs": roofs,
+        **asdict(method),
     }
     with Process([sys.executable, "-m", "fastcifar.measuring.cell"], environment) as process:
         found = process.ask(request, last=True)
@@ -167,24 +169,12 @@ class _Window:
     others: float
 
 
-def measure_here(
-    cell: Cell,
-    *,
-    num_windows: int,
-    window_seconds: float,
-    num_images: int = NUM_IMAGES,
-    neighbour: bool = False,
-    roofs: bool = False,
-) -> Measurement:
+def measure_here(cell: Cell, method: Method) -> Measurement:
     """Measures a cell in this process.
 
     Args:
         cell: what to measure.
-        num_windows: as for `measure`.
-        window_seconds: as for `measure`.
-        num_images: as for `measure`.
-        neighbour: as for `measure`.
-        roofs: as for `measure`.
+        method: how to measure it.
 
     Returns:
         The measurement.
@@ -195,7 +185,7 @@ def measure_here(
     target, notes = Target.of(cell.config), list[str]()
     device = target.device
     with Session(target, NUM_CLASSES, launched=cell.launched) as session:
-        images = random_images(num_images)
+        images = random_images(method.num_images)
         session.feed(images, notes.append, augmentation=cell.augmentation)
         start_seconds = process_seconds()
         warm_up_seconds = session.steps.warm_up()
@@ -209,18 +199,18 @@ def measure_here(
             return _Window(count, time.perf_counter() - start, seconds_of_others() - others)
 
         window(2)  # the first steps allocate
-        num_steps = max(1, round(window_seconds / (window(2).seconds / 2)))
+        num_steps = max(1, round(method.window_seconds / (window(2).seconds / 2)))
         window(-(-num_steps // 2))
         session.engine.pop_means(1)
-        windows = [window(num_steps) for _ in range(num_windows)]
+        windows = [window(num_steps) for _ in range(method.num_windows)]
         loss = session.engine.pop_means(sum(w.num_images for w in windows)).loss
         beside = []
-        if neighbour:
+        if method.neighbour:
             with busy_process():
                 window(-(-num_steps // 2))
-                beside = [window(num_steps) for _ in range(num_windows)]
+                beside = [window(num_steps) for _ in range(method.num_windows)]
     if not math.isfinite(loss):
-        raise NonFiniteError(f"the loss is not finite after {num_windows * num_steps} steps on random images")
+        raise NonFiniteError(f"the loss is not finite after {method.num_windows * num_steps} steps on random images")
     return Measurement(
         images_per_second=[w.num_images / w.seconds for w in windows],
         others=_shares(windows),
@@ -232,7 +222,7 @@ def measure_here(
         loss=loss,
         notes=notes,
         beside_neighbour=[w.num_images / w.seconds for w in beside],
-        roofs=measure_roofs(device, target.dtype) if roofs else None,  # after the peaks of memory were read
+        roofs=measure_roofs(device, target.dtype) if method.roofs else None,  # after the peaks of memory were read
     )
 
 
@@ -253,8 +243,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Answers a request. The module's docstring shows the form of requests and answers."""
     try:
         cell = Cell(Config.model_validate(request["settings"]), request["augmentation"], request["launched"])
-        sizes = {key: request[key] for key in ("num_images", "num_windows", "window_seconds", "neighbour", "roofs")}
-        return {"measurement": asdict(measure_here(cell, **sizes))}
+        method = Method(**{field.name: request[field.name] for field in fields(Method)})
+        return {"measurement": asdict(measure_here(cell, method))}
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         if not isinstance(error, FastcifarError):

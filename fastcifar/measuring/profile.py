@@ -95,7 +95,7 @@ def profile(config: Config, out: Path | None, num_steps: int = 10) -> Profile:
         display.phase("measuring copies and products")
         roofs = measure_roofs(device, target.dtype)
         layers = list_layers(target, NUM_CLASSES)
-        times: list[list[float] | None] = [None] * len(layers)
+        times = None
         if config.engine != "compiled":
             display.phase(f"timing {len(layers)} layers")
             times = [time_layer(layer, session) for layer in layers]

@@ -57,7 +57,7 @@ class Profile:
         """The least seconds of a step's layers on this device, by kind."""
         floors: dict[str, float] = {}
         for row in self.rows:
-            floors[row.layer.kind] = floors.get(row.layer.kind, 0.0) + row.layer.count * row.floor_seconds
+            floors[row.layer.kind] = floors.get(row.layer.kind, 0.0) + row.floor_in_step
         return floors
 
     @property

@@ -36,6 +36,11 @@ class Row:
     seconds: float | None
 
     @property
+    def floor_in_step(self) -> float:
+        """The least time for all places of the layer in a step, in seconds."""
+        return self.layer.count * self.floor_seconds
+
+    @property
     def times_floor(self) -> float | None:
         """The measured time divided by the floor; None if it was not measured."""
         return None if self.seconds is None else self.seconds / self.floor_seconds
@@ -56,41 +61,16 @@ class Row:
         }
 
 
-@dataclass(frozen=True)
-class Floor:
-    """The least time that a step could take on this device.
-
-    Attributes:
-        seconds: the sum over all layers.
-        memory_bound_seconds: the sum over those whose bytes take longer than their operations.
-    """
-
-    seconds: float
-    memory_bound_seconds: float
-
-    @classmethod
-    def of(cls, layers: Sequence[Layer], roofs: Roofs) -> Floor:
-        """The floor of a step.
-
-        Args:
-            layers: the layers of the step.
-            roofs: the speeds of this device.
-        """
-        works = [(layer.count, work) for layer in layers for _, work in layer.directions()]
-        bound = [count * roofs.seconds(work) for count, work in works if roofs.is_memory_bound(work)]
-        return cls(sum(count * roofs.seconds(work) for count, work in works), sum(bound))
-
-
-def rows_of(layers: Sequence[Layer], roofs: Roofs, times: Sequence[Sequence[float] | None]) -> list[Row]:
+def rows_of(layers: Sequence[Layer], roofs: Roofs, times: Sequence[Sequence[float] | None] | None = None) -> list[Row]:
     """A row for each direction of each layer.
 
     Args:
         layers: the layers.
         roofs: the speeds of this device.
-        times: for each layer what `time_layer` returns; None if it was not timed.
+        times: for each layer what `time_layer` returns, or None if it was not timed; None if no layer was.
     """
     rows = []
-    for layer, seconds in zip(layers, times, strict=True):
+    for layer, seconds in zip(layers, times or [None] * len(layers), strict=True):
         for (direction, work), taken in itertools.zip_longest(layer.directions(), seconds or ()):
             rows.append(Row(layer, direction, work, roofs.seconds(work), roofs.is_memory_bound(work), taken))
     return rows

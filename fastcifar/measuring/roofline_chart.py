@@ -81,7 +81,7 @@ class _Point:
     @property
     def lost(self) -> float:
         """The seconds above the floor, for all places of the layer in a step."""
-        return self.seconds - self.row.layer.count * self.row.floor_seconds
+        return self.seconds - self.row.floor_in_step
 
 
 def _number(axes: Any, points: Sequence[_Point]) -> None:

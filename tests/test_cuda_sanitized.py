@@ -54,8 +54,9 @@ print("CORRECT")
 PLANE_SCRIPT = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
-u, c = torch.zeros(33, 16, 4, 4).contiguous(memory_format=torch.channels_last), torch.ones(16)
-torch.ops.fastcifar_emulated.depthwise_block(u, c, c, torch.zeros(16, 1, 3, 3), c, c, 1e-5, 1)
+for size in (4, 8):
+    u, c = torch.zeros(33, 16, size, size).bfloat16().contiguous(memory_format=torch.channels_last), torch.ones(16)
+    torch.ops.fastcifar_emulated.depthwise_block(u, c, c, torch.zeros(16, 1, 3, 3), c, c, 1e-5, 1)
 print("CORRECT")
 """
 STEM_SCRIPT = """
@@ -127,11 +128,18 @@ PLANTED = {
     "no room for the last sums": ("stem.cu", "shared, kLanes* kSums)", "shared, kLanes* kSums - 1)"),
     "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
-# Ops that the script does not use need not be compiled.
+# Types that the script does not use need not be compiled.
 FLOAT_ONLY = {
     "cuda/device.cuh": (
         "case Dtype::kBFloat16: return f(bf16());\n    case Dtype::kFloat16: return f(fp16());",
         "default:;",
+    )
+}
+BFLOAT16_ONLY = {
+    "cuda/device.cuh": (
+        "case Dtype::kFloat32: return f(float());\n    case Dtype::kBFloat16: return f(bf16());\n"
+        "    case Dtype::kFloat16: return f(fp16());",
+        "default: return f(bf16());",
     )
 }
 
@@ -142,6 +150,11 @@ RACES = {
         "depthwise_plane.cuh",
         "  arrive_at_cluster();\n  wait_for_cluster();\n  const int c = threadIdx.x;",
         "  const int c = threadIdx.x;",
+    ),
+    "pixels of half a map that its thread has not written yet": (
+        "depthwise_plane.cuh",
+        "if constexpr (kShared) __syncthreads();",
+        "",
     ),
     "taps that are read before they are written": (
         "dwconv3x3_tile.cuh",
@@ -165,6 +178,12 @@ RACES = {
         "if (row == 0) a.out_labels[b]",
     ),
 }
+
+
+def types_of(script: str) -> dict[str, tuple[str, str]]:
+    return BFLOAT16_ONLY if script == PLANE_SCRIPT else FLOAT_ONLY
+
+
 needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")
 
 
@@ -188,7 +207,7 @@ def races(library: Path, script: str) -> int:
 def test_sanitizers_see_a_planted_bug(bug: str) -> None:
     file, right, wrong = PLANTED[bug]
     script = SCRIPTS[file.split(".")[0]]
-    edits = FLOAT_ONLY | {f"cuda/{file}": (right, wrong)}
+    edits = types_of(script) | {f"cuda/{file}": (right, wrong)}
     library = emulator.build(emulator.SANITIZED, ops=OPS_USED[script], edits=edits)
     done = run_script(library, emulator.sanitizer_environment(), script)
     assert done.returncode != 0 and "AddressSanitizer" in done.stderr, done.stderr[-2000:]
@@ -210,7 +229,8 @@ def options(subset: str) -> list[str]:
     "subset",
     [
         pytest.param(
-            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 20x32x4x4 or 136) or last_bit or views or entropy",
+            "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 20x32x4x4 or 5x16x8x8 or 136)"
+            " or last_bit or views or entropy",
             id="some",
         ),
         pytest.param("", id="all", marks=pytest.mark.slow),
@@ -230,14 +250,13 @@ def test_clean_under_sanitizers(subset: str) -> None:
 @pytest.mark.parametrize("race", [None, *RACES])
 def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
     """None: the kernels as they are, without a race."""
-    edits = dict(FLOAT_ONLY)
-    scripts = [*OPS_USED]
+    edits, scripts = {}, [*OPS_USED]
     if race is not None:
         file, right, wrong = RACES[race]
         edits[f"cuda/{file}"] = (right, wrong)
         scripts = [SCRIPTS.get(Path(file).stem, SCRIPT)]
     for script in scripts:
-        library = emulator.build(emulator.RACES, ops=OPS_USED[script], edits=edits)
+        library = emulator.build(emulator.RACES, ops=OPS_USED[script], edits=types_of(script) | edits)
         found = races(library, script)
         assert bool(found) == (race is not None), found
         print(f"{race}: {found} reports")
@@ -248,7 +267,7 @@ def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
     "subset",
     [
         pytest.param(
-            "agree and float16 and not bfloat16 and (2x65x5x7 or 20x32x4x4 or 136) or last_bit",
+            "agree and float16 and not bfloat16 and (2x65x5x7 or 20x32x4x4 or 5x16x8x8 or 136) or last_bit",
             id="some",
         ),
         pytest.param("agree or last_bit or entropy or rows", id="all", marks=pytest.mark.slow),

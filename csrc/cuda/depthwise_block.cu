@@ -45,13 +45,11 @@ PartialRows depthwise_with_moments(Dtype dtype, const BlockForward& b, PartialRo
 // moments of y; z.
 cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, PartialRows u_rows, const DwShape& s,
                             cudaStream_t stream) {
-  const bool done = with_plane(s, [&](auto stride, auto plane) {
-    with_type(dtype, [&](auto t) {
-      const int blocks = plane_blocks(s.N);
-      LAUNCH_CLUSTERS((depthwise_plane_forward<decltype(t), decltype(stride)::value, decltype(plane)::value>), blocks,
-                      dim3(ceil_div(s.C, kPlaneChannels), blocks), dim3(kPlaneThreads), stream, b,
-                      static_cast<int>(s.N), static_cast<int>(s.C));
-    });
+  const bool done = with_plane(dtype, s, [&](auto t, auto plane) {
+    using P = decltype(plane);
+    const int blocks = plane_blocks(s.N);
+    LAUNCH_CLUSTERS((depthwise_plane_forward<decltype(t), P>), blocks, dim3(ceil_div(s.C, P::kChannels), blocks),
+                    dim3(kPlaneThreads), stream, b, static_cast<int>(s.N), static_cast<int>(s.C));
   });
   if (done) return cudaGetLastError();
   const PartialRows rows = depthwise_with_moments(dtype, b, u_rows, s, stream);
@@ -112,13 +110,11 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
 // One kernel on small maps; on others three: norm1's sums; the sweep; norm0's gradient, in place, while its sums and
 // grad_w are merged.
 cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
-  const bool done = with_plane(s, [&](auto stride, auto plane) {
-    with_type(dtype, [&](auto t) {
-      const int blocks = plane_blocks(s.N);
-      LAUNCH_CLUSTERS((depthwise_plane_backward<decltype(t), decltype(stride)::value, decltype(plane)::value>), blocks,
-                      dim3(ceil_div(s.C, kPlaneChannels), blocks), dim3(kPlaneThreads), stream, b,
-                      static_cast<int>(s.N), static_cast<int>(s.C));
-    });
+  const bool done = with_plane(dtype, s, [&](auto t, auto plane) {
+    using P = decltype(plane);
+    const int blocks = plane_blocks(s.N);
+    LAUNCH_CLUSTERS((depthwise_plane_backward<decltype(t), P>), blocks, dim3(ceil_div(s.C, P::kChannels), blocks),
+                    dim3(kPlaneThreads), stream, b, static_cast<int>(s.N), static_cast<int>(s.C));
   });
   if (done) return cudaGetLastError();
   PartialRows sums1{};

@@ -238,13 +238,20 @@ __device__ __forceinline__ void round_pair(float a, float b, fp16* to) {
 }
 __device__ __forceinline__ void round_pair(float a, float b, float* to) { to[0] = a, to[1] = b; }
 
-// Rounds v to T in place, and stores it.
-template <int V, class T>
-__device__ __forceinline__ void store(T* p, float (&v)[V]) {
+// v, rounded to T.
+template <class T, int V>
+__device__ __forceinline__ Pack<T, V> rounded(const float (&v)[V]) {
   Pack<T, V> pack;
 #pragma unroll
   for (int i = 0; i + 1 < V; i += 2) round_pair(v[i], v[i + 1], pack.at + i);
   if (V % 2 != 0) pack.at[V - 1] = round_to<T>(v[V - 1]);
+  return pack;
+}
+
+// Rounds v to T in place, and stores it.
+template <int V, class T>
+__device__ __forceinline__ void store(T* p, float (&v)[V]) {
+  const Pack<T, V> pack = rounded<T>(v);
 #pragma unroll
   for (int i = 0; i < V; ++i) v[i] = load_f32(pack.at[i]);
   *reinterpret_cast<Pack<T, V>*>(p) = pack;

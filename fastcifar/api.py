@@ -16,6 +16,7 @@ from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve
 from fastcifar.paths import given
 from fastcifar.presets import load_preset
+from fastcifar.run import waiting
 from fastcifar.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
         DeviceMemoryError: the device's memory is too small.
         InterruptedRunError: a signal stopped the run after its state was saved.
     """
-    from fastcifar import trainer
-
     if not isinstance(config, Config):
         raise UsageError(f"config = {config!r}: expected settings, such as fc.preset('final')")
+    waiting.choose(config.device)
+
+    from fastcifar import trainer
+
     folder = None if out is None else _path(out)
     return load(trainer.train(config, folder, _as_command(config, folder), progress=progress))
 
@@ -374,10 +377,12 @@ class Run:
             CheckpointError: the checkpoint is damaged.
             FastcifarError: as for `train`.
         """
-        from fastcifar import trainer
-
         words = [(name, _as_text(value)) for name, value in overrides.items()]
         checked = parse_overrides(words, RESUMABLE)
+        waiting.choose(str(checked.get("device", "auto")))
+
+        from fastcifar import trainer
+
         command = ["fastcifar", "train", "--resume", str(self.path), *_as_options(checked)]
         return load(trainer.resume(self.path, checked, command, progress=progress))
 

@@ -16,6 +16,7 @@ from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_
 from fastcifar.cli.presets import expected_accuracy
 from fastcifar.errors import UsageError
 from fastcifar.ranks import Ranks
+from fastcifar.run import waiting
 from fastcifar.text import one_line, quoted
 from fastcifar.ui.notes import note
 
@@ -74,6 +75,7 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     if Ranks.started().is_first:
         _announce(resolved.config, named=start != Start(None, None), out=args.out)
+    waiting.choose(resolved.config.device)
 
     from fastcifar import trainer
 
@@ -85,6 +87,7 @@ def _dry_run(config: Config, *, as_json: bool) -> int:
     from fastcifar.data.sources import announce_download
 
     announce_download(config.data, config.mirror)
+    waiting.choose(config.device)
 
     from fastcifar.measuring.dry_run import dry_run
     from fastcifar.ui.display import format_seconds
@@ -152,6 +155,7 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
+    waiting.choose(str(overrides.get("device", "auto")))
 
     from fastcifar import trainer
 

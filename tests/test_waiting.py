@@ -30,7 +30,7 @@ def test_nice_and_stolen_time_and_other_cores_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "others, cores, variables, device, sleeps",
+    "others, usable, variables, device, sleeps",
     [
         (1.0, 2, {}, "cpu", True),
         (1.0, 2, {}, "auto", True),
@@ -41,16 +41,16 @@ def test_nice_and_stolen_time_and_other_cores_do_not_count() -> None:
         (1.0, 2, {"OMP_WAIT_POLICY": "ACTIVE"}, "cpu", False),
         (1.0, 2, {"GOMP_SPINCOUNT": "10"}, "cpu", False),
         (1.0, 2, {}, "cuda", False),
-        (1.0, 1.5, {}, "cpu", True),  # a container's quota
+        (1.0, 1.5, {}, "cpu", False),  # a container's quota: one thread
+        (1.9, 0.5, {}, "cpu", True),
         (None, 2, {}, "cpu", False),  # no /proc/stat
-        (1.0, None, {}, "cpu", False),
     ],
 )
 def test_threads_sleep_where_others_leave_too_few_cores(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     others: float | None,
-    cores: float | None,
+    usable: float,
     variables: dict[str, str],
     device: str,
     sleeps: bool,
@@ -61,13 +61,14 @@ def test_threads_sleep_where_others_leave_too_few_cores(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(waiting, "busy_cores", lambda: others)
-    monkeypatch.setattr(waiting, "usable_cores", lambda: cores)
+    monkeypatch.setattr(waiting, "busy_cores", lambda cores: others)
+    monkeypatch.setattr(waiting, "allowed_cores", lambda: {0, 1})
+    monkeypatch.setattr(waiting, "usable_cores", lambda: usable)
     monkeypatch.setattr(waiting, "GPU", Path("/does/not/exist"))
     before = os.environ.get(waiting.POLICY)
     waiting.choose(device)
     assert os.environ.get(waiting.POLICY) == ("PASSIVE" if sleeps else before)
-    assert ("1.0 of 2 cores: threads sleep" in capsys.readouterr().err) == (sleeps and (others, cores) == (1.0, 2))
+    assert (f"use {others} of 2 cores: threads sleep" in capsys.readouterr().err) == sleeps
 
 
 def test_nothing_is_set_once_torch_is_imported_or_where_a_gpu_is(
@@ -75,7 +76,7 @@ def test_nothing_is_set_once_torch_is_imported_or_where_a_gpu_is(
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setattr(waiting, "busy_cores", lambda: 100.0)
+    monkeypatch.setattr(waiting, "busy_cores", lambda cores: 100.0)
     assert "torch" in sys.modules or monkeypatch.setitem(sys.modules, "torch", os) is None
     waiting.choose("cpu")
     monkeypatch.delitem(sys.modules, "torch")

@@ -7,6 +7,7 @@ Measured on two cores (docs/log.md): beside one busy process 198 images/s asleep
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -35,30 +36,33 @@ def choose(device: str) -> None:
         return
     if device != "cpu" and (device != "auto" or GPU.exists()):
         return
-    cores = usable_cores()
-    others = busy_cores()
-    if cores is None or others is None:
+    cores = allowed_cores()
+    others = busy_cores(cores)
+    if others is None:
         return
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(wanted) if wanted.isdecimal() else int(cores)
-    if others + threads < cores + 0.5:
+    threads = int(wanted) if wanted.isdecimal() else max(1, int(usable_cores() or 1))
+    if others + threads < len(cores) + 0.5:
         return
     os.environ[POLICY] = "PASSIVE"
     note(
-        f"other programs use {others:.1f} of {cores:g} cores: threads sleep while they wait ({POLICY}=PASSIVE)",
+        f"other programs use {others:.1f} of {len(cores)} cores: threads sleep while they wait ({POLICY}=PASSIVE)",
         "fastcifar: ",
     )
 
 
-def busy_cores(seconds: float = _LOOK_SECONDS) -> float | None:
-    """How many of this process's cores others keep busy now, without programs that are nice; None if it is not known.
+def allowed_cores() -> set[int]:
+    """The numbers of the cores that this process may run on; empty where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def busy_cores(cores: Collection[int], seconds: float = _LOOK_SECONDS) -> float | None:
+    """How many of some cores others keep busy now, without programs that are nice; None if it is not known.
 
     Args:
+        cores: the numbers of the cores.
         seconds: how long to look. This process sleeps meanwhile.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    cores = os.sched_getaffinity(0)
     before = _busy_ticks(cores)
     time.sleep(seconds)
     after = _busy_ticks(cores)
@@ -68,10 +72,9 @@ def busy_cores(seconds: float = _LOOK_SECONDS) -> float | None:
 
 
 def _busy_ticks(cores: Collection[int]) -> int | None:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return busy_ticks(Path("/proc/stat").read_text(), cores)
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def busy_ticks(stat: str, cores: Collection[int]) -> int:

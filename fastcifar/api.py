@@ -16,7 +16,7 @@ from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.layers import from_dict, parse_overrides, resolve
 from fastcifar.paths import given
 from fastcifar.presets import load_preset
-from fastcifar.run import waiting
+from fastcifar.run import threads
 from fastcifar.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
     """
     if not isinstance(config, Config):
         raise UsageError(f"config = {config!r}: expected settings, such as fc.preset('final')")
-    waiting.choose(config.device)
+    threads.choose(config.device)
 
     from fastcifar import trainer
 
@@ -379,7 +379,7 @@ class Run:
         """
         words = [(name, _as_text(value)) for name, value in overrides.items()]
         checked = parse_overrides(words, RESUMABLE)
-        waiting.choose(str(checked.get("device", "auto")))
+        threads.choose(str(checked.get("device", self.config.device)))
 
         from fastcifar import trainer
 

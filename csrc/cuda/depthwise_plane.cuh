@@ -151,8 +151,8 @@ struct PlaneStatistics {
 };
 
 // Mean and variance over the cluster of COUNT numbers of each of a thread's channels, if it has an image. A thread sums
-// about its first number, the block about the mean of its first thread's, the cluster about that of its first block. WHICH sets the calls of a kernel apart. As after
-// plane_sums, the thread has arrived at the barrier again.
+// about its first number, the block about the mean of its first thread's, the cluster about that of its first block.
+// WHICH sets the calls of a kernel apart. As after plane_sums, the thread has arrived at the barrier again.
 template <int WHICH, class P, int COUNT>
 __device__ __forceinline__ PlaneStatistics plane_statistics(const float (&x)[COUNT][kPlaneVector],
                                                             const PlaneThread<P>& at, int N) {
@@ -183,15 +183,20 @@ __device__ __forceinline__ PlaneStatistics plane_statistics(const float (&x)[COU
   wait_for_cluster();
   const int c = threadIdx.x;
   if (c < P::kChannels) {
-    const float pivot = IN_BLOCK(of_block, 0)[c];
+    float parts[kClusterBlocks][3];  // all loads are under way at once: each goes to another multiprocessor
+#pragma unroll
+    for (int b = 0; b < kClusterBlocks; ++b)
+#pragma unroll
+      for (int q = 0; q < 3; ++q) parts[b][q] = IN_BLOCK(of_block, min(b, cluster_blocks() - 1))[q * P::kChannels + c];
+    const float pivot = parts[0][0];
     float sum = 0.f, squares = 0.f;
-    for (int b = 0; b < cluster_blocks(); ++b) {
+#pragma unroll
+    for (int b = 0; b < kClusterBlocks; ++b) {
       const float count = static_cast<float>(max(0, min(kPlaneImages, N - b * kPlaneImages)) * P::kStrips * COUNT);
-      if (count == 0.f) break;
-      const float* const part = IN_BLOCK(of_block, b);
-      const float shift = part[c] - pivot, part_sum = part[P::kChannels + c];
-      sum += fmaf(count, shift, part_sum);
-      squares += fmaf(fmaf(count, shift, 2.f * part_sum), shift, part[2 * P::kChannels + c]);
+      if (count == 0.f) continue;  // the block has no image, or there is no such block
+      const float shift = parts[b][0] - pivot;
+      sum += fmaf(count, shift, parts[b][1]);
+      squares += fmaf(fmaf(count, shift, 2.f * parts[b][1]), shift, parts[b][2]);
     }
     const float inverse = 1.f / static_cast<float>(N * P::kStrips * COUNT), shift = sum * inverse;
     const float m2 = squares - sum * shift;
@@ -206,14 +211,22 @@ __device__ __forceinline__ PlaneStatistics plane_statistics(const float (&x)[COU
   return s;
 }
 
+// gamma and beta of a BN for a thread's channels. To be read early: behind a barrier nothing would hide the wait.
+struct PlaneParameters {
+  float gamma[kPlaneVector], beta[kPlaneVector];
+  __device__ __forceinline__ PlaneParameters(const float* gammas, const float* betas, int c) {
+#pragma unroll
+    for (int v = 0; v < kPlaneVector; ++v) gamma[v] = gammas[c + v], beta[v] = betas[c + v];
+  }
+};
+
 // scale and shift of a BN for a thread's channels.
 struct PlaneAffine {
   float scale[kPlaneVector], shift[kPlaneVector];
-  __device__ __forceinline__ PlaneAffine(const float* gamma, const float* beta, const PlaneStatistics& s, float eps,
-                                         int c) {
+  __device__ __forceinline__ PlaneAffine(const PlaneParameters& p, const PlaneStatistics& s, float eps) {
 #pragma unroll
     for (int v = 0; v < kPlaneVector; ++v) {
-      const Affine a = affine_of(gamma[c + v], beta[c + v], s.mean[v], s.var[v], eps);
+      const Affine a = affine_of(p.gamma[v], p.beta[v], s.mean[v], s.var[v], eps);
       scale[v] = a.scale;
       shift[v] = a.shift;
     }
@@ -312,6 +325,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
   load_plane(static_cast<const T*>(b.u), is_image, strip * P::kIn * pixel + own, pixel, packs);
   float w[9][V];
   load_plane_taps(b.w, c, w);
+  const PlaneParameters of_norm0(b.gamma0, b.beta0, c), of_norm1(b.gamma1, b.beta1, c);
 
   float x[P::kIn][V], out[P::kOut][V] = {};
 #pragma unroll
@@ -323,7 +337,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     of_u = plane_statistics<0>(x, at, N);
     wait_for_cluster();
   }
-  const PlaneAffine norm0(b.gamma0, b.beta0, of_u, b.eps, c);
+  const PlaneAffine norm0(of_norm0, of_u, b.eps);
   PlaneMap<P, P::kRows, P::kSide> h(at.strip);
 #pragma unroll
   for (int i = 0; i < P::kIn; ++i) {
@@ -349,7 +363,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     }
   }
   const PlaneStatistics of_y = plane_statistics<1>(out, at, N);
-  const PlaneAffine norm1(b.gamma1, b.beta1, of_y, b.eps, c);
+  const PlaneAffine norm1(of_norm1, of_y, b.eps);
   if (is_image) {
 #pragma unroll
     for (int o = 0; o < P::kOut; ++o) {
@@ -396,12 +410,13 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
   const uint32_t pixel = C * sizeof(T), own = c * sizeof(T);  // bytes
   const uint32_t strip = at.image * P::kStrips + at.strip;
   const uint32_t first_in = strip * P::kIn * pixel + own, first_out = strip * P::kOut * pixel + own;
+  const PlaneStatistics of_u = read_statistics(b.mean0, b.var0, c), of_y = read_statistics(b.mean1, b.var1, c);
+  const PlaneParameters of_norm0(b.gamma0, b.beta0, c), of_norm1(b.gamma1, b.beta1, c);
   PlanePack<T> grads[P::kOut], ys[P::kOut], packs[P::kIn];
   load_plane(static_cast<const T*>(b.grad_z), is_image, first_out, pixel, grads);
   load_plane(static_cast<const T*>(b.y), is_image, first_out, pixel, ys);
   load_plane(static_cast<const T*>(b.u), is_image, first_in, pixel, packs);
-  const PlaneStatistics of_u = read_statistics(b.mean0, b.var0, c), of_y = read_statistics(b.mean1, b.var1, c);
-  const PlaneAffine norm0(b.gamma0, b.beta0, of_u, b.eps, c), norm1(b.gamma1, b.beta1, of_y, b.eps, c);
+  const PlaneAffine norm0(of_norm0, of_u, b.eps), norm1(of_norm1, of_y, b.eps);
 
   // Pixel o's y, less its mean, and the gradient of norm1's output.
   const auto unpack_out = [&](int o, float (&y)[V], float (&g)[V]) {
@@ -426,8 +441,12 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
   }
   float w[9][V];
   load_plane_taps(b.w, c, w);
-  const PlaneNormGrad grad1(plane_sums<P>(sums1), norm1, of_y, b.eps, N * P::kStrips * P::kOut, at, b.grad_gamma1,
-                            b.grad_beta1);
+  PlaneNormGrad grad1(plane_sums<P>(sums1), norm1, of_y, b.eps, N * P::kStrips * P::kOut, at, b.grad_gamma1,
+                      b.grad_beta1);
+  if (!is_image) {  // its gradients are zeros, and stay so
+#pragma unroll
+    for (int v = 0; v < V; ++v) grad1.slope[v] = grad1.offset[v] = 0.f;
+  }
   keep_packed(grads);
   keep_packed(ys);
   PlaneMap<P, P::kOutRows, P::kOutSide> dy(at.strip);
@@ -436,8 +455,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     float y[V], g[V];
     unpack_out(o, y, g);
 #pragma unroll
-    for (int v = 0; v < V; ++v)
-      g[v] = is_image ? fmaf(norm1.scale[v], g[v], fmaf(grad1.slope[v], y[v], grad1.offset[v])) : 0.f;
+    for (int v = 0; v < V; ++v) g[v] = fmaf(norm1.scale[v], g[v], fmaf(grad1.slope[v], y[v], grad1.offset[v]));
     dy.set(o, g);
   }
   dy.is_set();

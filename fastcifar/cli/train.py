@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastcifar.cli.arguments import Given, Parser, Start, add_start, path, read_settings, start_of, why_no_start
 from fastcifar.cli.presets import expected_accuracy
-from fastcifar.errors import UsageError
+from fastcifar.errors import FastcifarError, UsageError
 from fastcifar.ranks import Ranks
-from fastcifar.run import waiting
+from fastcifar.run import threads
 from fastcifar.text import one_line, quoted
 from fastcifar.ui.notes import note
 
@@ -75,7 +76,7 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     if Ranks.started().is_first:
         _announce(resolved.config, named=start != Start(None, None), out=args.out)
-    waiting.choose(resolved.config.device)
+    threads.choose(resolved.config.device)
 
     from fastcifar import trainer
 
@@ -87,7 +88,7 @@ def _dry_run(config: Config, *, as_json: bool) -> int:
     from fastcifar.data.sources import announce_download
 
     announce_download(config.data, config.mirror)
-    waiting.choose(config.device)
+    threads.choose(config.device)
 
     from fastcifar.measuring.dry_run import dry_run
     from fastcifar.ui.display import format_seconds
@@ -155,11 +156,20 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
-    waiting.choose(str(overrides.get("device", "auto")))
+    threads.choose(str(overrides.get("device") or _device_of(args.resume)))
 
     from fastcifar import trainer
 
     return _print_result(trainer.resume(args.resume, overrides, command), as_json=args.json)
+
+
+def _device_of(run: Path) -> str:
+    """Where a run was told to train; `auto` where there is no run, of which its resumption tells."""
+    from fastcifar.run.folder import RunFolder
+
+    with contextlib.suppress(FastcifarError):
+        return RunFolder.open(run, note=lambda text: None).config.device
+    return "auto"
 
 
 def describe_settings() -> str:

@@ -21,22 +21,31 @@ auto with_width(int64_t C, F f) {
   return C % V == 0 ? f(std::integral_constant<int, V>()) : f(std::integral_constant<int, 1>());
 }
 
-// Calls f(row, numbers of each input) for this thread's rows of [M, C], V channels from c on. The loads of kUnroll rows
-// are written before the first use, because the compiler may not move a load over a store: their pointers may alias.
-template <int V, class T, class F, class... Inputs>
-__device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, F f, const Inputs*... inputs) {
+// Calls prepare(), in which the threads of the block may meet, and then f(row, numbers of each input) for this thread's
+// rows of [M, C], V channels from c on. The loads of kUnroll rows are written before the first use, because the compiler
+// may not move a load over a store: their pointers may alias. The first ones are on their way during prepare().
+template <int V, class T, class Prepare, class F, class... Inputs>
+__device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, Prepare prepare, F f,
+                                         const Inputs*... inputs) {
   constexpr int kInputs = sizeof...(Inputs);
   constexpr int kRows = V > 1 ? kUnroll : 1;  // of odd widths, where nothing is fast: four rows spill on sm_100
   const T* const from[kInputs] = {inputs...};
   const int step = gridDim.y * at.kCount;
-  for (int first = blockIdx.y * at.kCount + at.lane; first < M; first += kRows * step) {
-    Pack<T, V> packs[kRows][kInputs];
+  Pack<T, V> packs[kRows][kInputs];
+  const auto fetch = [&](int first) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int m = first + i * step;
 #pragma unroll
-      for (int k = 0; k < kInputs; ++k) packs[i][k] = load_if<V>(from[k] + static_cast<int64_t>(m) * C + c, m < M);
+      for (int k = 0; k < kInputs; ++k)
+        packs[i][k] = load_if<V>(from[k] + static_cast<int64_t>(m) * C + c, m < M && c < C);
     }
+  };
+  int first = blockIdx.y * at.kCount + at.lane;
+  fetch(first);
+  prepare();
+  if (c >= C) return;
+  while (first < M) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int m = first + i * step;
@@ -46,6 +55,8 @@ __device__ __forceinline__ void for_rows(Lanes<V> at, int M, int C, int c, F f, 
       for (int k = 0; k < kInputs; ++k) unpack(packs[i][k], v[k]);
       f(m, v);
     }
+    first += kRows * step;
+    fetch(first);
   }
 }
 
@@ -56,34 +67,27 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, int M, in
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
   RunningMoments<V> moments;
-  if (c < C) {
-    const auto add = [&](int, const float (&v)[1][V]) {
-      moments.start(v[0]);
-      moments.add(v[0]);
-    };
-    for_rows<V, T>(at, M, C, c, add, x);
-  }
+  const auto add = [&](int, const float (&v)[1][V]) {
+    moments.start(v[0]);
+    moments.add(v[0]);
+  };
+  for_rows<V, T>(at, M, C, c, [] {}, add, x);
   write_block_moments(moments, at, blockIdx.x * kBlockChannels, C, rows);
 }
 
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) norm_relu_kernel(const T* x, T* z, int M, int C, const Norm norm) {
   begin_kernel();
-  SHARED_ARRAY(float, scale, kBlockChannels);
-  SHARED_ARRAY(float, shift, kBlockChannels);
-  resolve(norm, C, scale, shift);
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
-  if (c >= C) return;
   float a[V], b[V];
-#pragma unroll
-  for (int i = 0; i < V; ++i) a[i] = scale[at.channel + i], b[i] = shift[at.channel + i];
+  const auto prepare = [&] { resolve(norm, C, at, a, b); };
   const auto apply = [&](int m, float (&v)[1][V]) {
 #pragma unroll
     for (int i = 0; i < V; ++i) v[0][i] = relu(fmaf(v[0][i], a[i], b[i]));
     store<V>(z + static_cast<int64_t>(m) * C + c, v[0]);
   };
-  for_rows<V, T>(at, M, C, c, apply, x);
+  for_rows<V, T>(at, M, C, c, prepare, apply, x);
 }
 
 // Partial sums of g and of g * (x - mean), float [rows][2][C]; g is grad_z where the ReLU let x through, else 0.
@@ -94,27 +98,21 @@ __global__ void __launch_bounds__(kThreads)
   begin_kernel();
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
-  float sums[2][V] = {};
-  if (c < C) {
-    float a[V], b[V], mu[V];
+  float sums[2][V] = {}, a[V], b[V], mu[V];
+  const auto prepare = [&] {
+    read_channels(mean, C, at, mu);
+    resolve(known_norm(gamma, beta, eps, mean, var), C, at, a, b);
+  };
+  const auto add = [&](int, const float (&inputs)[2][V]) {
+    const float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      mu[i] = mean[c + i];
-      const Affine norm = affine_of(gamma[c + i], beta[c + i], mu[i], var[c + i], eps);
-      a[i] = norm.scale;
-      b[i] = norm.shift;
+      const float masked = fmaf(v[i], a[i], b[i]) <= 0.f ? 0.f : g[i];
+      sums[0][i] += masked;
+      sums[1][i] = fmaf(masked, v[i] - mu[i], sums[1][i]);
     }
-    const auto add = [&](int, const float (&inputs)[2][V]) {
-      const float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const float masked = fmaf(v[i], a[i], b[i]) <= 0.f ? 0.f : g[i];
-        sums[0][i] += masked;
-        sums[1][i] = fmaf(masked, v[i] - mu[i], sums[1][i]);
-      }
-    };
-    for_rows<V, T>(at, M, C, c, add, grad_z, x);
-  }
+  };
+  for_rows<V, T>(at, M, C, c, prepare, add, grad_z, x);
   write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, rows);
 }
 
@@ -124,13 +122,10 @@ template <class T, int V, bool MASKED>
 __global__ void __launch_bounds__(kThreads)
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {
   begin_kernel();
-  if (grad_w != nullptr)
-    for (int tap = blockIdx.y; tap < 9; tap += gridDim.y)
-      write_grad_w(norm.rows, norm.num_rows, norm.stride, tap, C, grad_w);
   const Lanes<V> at;
-  const ThreadNormGrad<V> own(norm, at, C);
   const int c = blockIdx.x * kBlockChannels + at.channel;
-  if (c >= C) return;
+  ThreadNormGrad<V> own;
+  const auto prepare = [&] { own.resolve(norm, at, C); };
   const auto apply = [&](int m, float (&inputs)[2][V]) {
     float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
 #pragma unroll
@@ -140,7 +135,10 @@ __global__ void __launch_bounds__(kThreads)
     }
     store<V>(grad_x + static_cast<int64_t>(m) * C + c, g);
   };
-  for_rows<V, T>(at, M, C, c, apply, grad, x);
+  for_rows<V, T>(at, M, C, c, prepare, apply, grad, x);
+  if (grad_w != nullptr)
+    for (int tap = blockIdx.y; tap < 9; tap += gridDim.y)
+      write_grad_w(norm.rows, norm.num_rows, norm.stride, tap, C, grad_w);
 }
 
 // Rows of blocks that reduce, in whole clusters.

@@ -26,15 +26,11 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     pool_kernel(const T* x, T* pooled, int N, int pixels, int C, const Norm norm) {
   begin_kernel();
-  SHARED_ARRAY(float, scale, kBlockChannels);
-  SHARED_ARRAY(float, shift, kBlockChannels);
-  resolve(norm, C, scale, shift);
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
-  if (c >= C) return;
   float a[V], b[V];
-#pragma unroll
-  for (int i = 0; i < V; ++i) a[i] = scale[at.channel + i], b[i] = shift[at.channel + i];
+  resolve(norm, C, at, a, b);
+  if (c >= C) return;
   const float share = 1.f / static_cast<float>(pixels);
   for (int n = blockIdx.y * at.kCount + at.lane; n < N; n += gridDim.y * at.kCount) {
     float sum[V] = {};
@@ -58,16 +54,10 @@ __global__ void __launch_bounds__(kThreads)
   begin_kernel();
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
-  float sums[2][V] = {};
+  float sums[2][V] = {}, a[V], b[V], mu[V];
+  read_channels(norm.mean, C, at, mu);
+  resolve(known_norm(norm.gamma, norm.beta, norm.eps, norm.mean, norm.var), C, at, a, b);
   if (c < C) {
-    float a[V], b[V], mu[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      mu[i] = norm.mean[c + i];
-      const Affine affine = affine_of(norm.gamma[c + i], norm.beta[c + i], mu[i], norm.var[c + i], norm.eps);
-      a[i] = affine.scale;
-      b[i] = affine.shift;
-    }
     const float share = 1.f / static_cast<float>(pixels);
     const int across = ceil_div(pixels, kUnroll);
     for (int piece = blockIdx.y * at.kCount + at.lane; piece < N * across; piece += gridDim.y * at.kCount) {
@@ -99,7 +89,8 @@ __global__ void __launch_bounds__(kThreads)
     pool_backward_kernel(const T* grad, const T* x, T* grad_x, int N, int pixels, int C, const NormGrad norm) {
   begin_kernel();
   const Lanes<V> at;
-  const ThreadNormGrad<V> own(norm, at, C);
+  ThreadNormGrad<V> own;
+  own.resolve(norm, at, C);
   const int c = blockIdx.x * kBlockChannels + at.channel;
   if (c >= C) return;
   const float share = 1.f / static_cast<float>(pixels);

@@ -92,12 +92,7 @@ __device__ __forceinline__ void keep_packed([[maybe_unused]] PlanePack<T> (&pack
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(PlanePack<T>) == 4) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      uint32_t raw;
-      memcpy(&raw, &packs[i], 4);
-      asm volatile("" : "+r"(raw));
-      memcpy(&packs[i], &raw, 4);
-    }
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(packs[i].words[0]));
   }
 #endif
 }
@@ -265,9 +260,9 @@ class PlaneMap {
 
   __device__ __forceinline__ void set(int pixel, const float (&v)[kPlaneVector]) {
     if constexpr (kShared)
-      *at(pixel, threadIdx.x) = {{v[0], v[1]}};
+      *reinterpret_cast<Numbers*>(at(pixel, threadIdx.x)) = rounded<float>(v);
     else
-      own_[pixel] = {{v[0], v[1]}};
+      own_[pixel] = rounded<float>(v);
   }
   // To be called by all threads of the block between set and get.
   __device__ __forceinline__ void is_set() const {
@@ -281,9 +276,9 @@ class PlaneMap {
     if constexpr (kShared) {
       const int other = row < 0 ? -1 : 1, strip = strip_ + other;
       if (here)
-        unpack(*at(row * COLUMNS + column, threadIdx.x), to);
+        load<kPlaneVector>(at(row * COLUMNS + column, threadIdx.x), to);
       else
-        unpack(load_if<kPlaneVector>(at((row - other * ROWS) * COLUMNS + column, threadIdx.x + other * P::kGroups)->at,
+        unpack(load_if<kPlaneVector>(at((row - other * ROWS) * COLUMNS + column, threadIdx.x + other * P::kGroups),
                                      strip >= 0 && strip < P::kStrips),
                to);
       return true;
@@ -296,8 +291,8 @@ class PlaneMap {
  private:
   static constexpr bool kShared = P::kStrips > 1;
   using Numbers = Pack<float, kPlaneVector>;
-  __device__ __forceinline__ Numbers* at(int pixel, int thread) const {
-    return reinterpret_cast<Numbers*>(shared_) + pixel * kPlaneThreads + thread;
+  __device__ __forceinline__ float* at(int pixel, int thread) const {
+    return shared_ + (pixel * kPlaneThreads + thread) * kPlaneVector;
   }
   int strip_;
   float* shared_ = nullptr;

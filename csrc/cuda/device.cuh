@@ -1,6 +1,8 @@
 // What every kernel needs: vector loads and stores of the three element types, and the macros that differ between nvcc
 // and the host emulation (tests/emu/cuda_emu.h), which runs these same sources without a GPU.
 #pragma once
+#include <type_traits>
+
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
@@ -163,16 +165,35 @@ __device__ __forceinline__ float relu(float v) {
 #endif
 }
 
-// V neighbouring elements, one memory access.
+// V neighbouring elements, one memory access. They stay whole words until they are used: as single elements the compiler
+// takes them apart where they are loaded, and so waits for them there.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
-  T at[V];
+  using Word = std::conditional_t<sizeof(T) * V % 4 == 0, uint32_t, uint16_t>;
+  static constexpr int kOfWord = sizeof(Word) / sizeof(T);  // elements
+  Word words[V / kOfWord];
 };
+
+// The first (0) or second (1) element of a word.
+template <class T>
+__device__ __forceinline__ float element_of(uint32_t word, int which) {
+  if constexpr (std::is_same_v<T, bf16>)
+    return float_of(which == 0 ? word << 16 : word & 0xffff0000u);
+  else
+    return load_f32(T{static_cast<uint16_t>(word >> (16 * which))});
+}
 
 template <int V, class T>
 __device__ __forceinline__ void unpack(const Pack<T, V>& pack, float (&v)[V]) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) v[i] = load_f32(pack.at[i]);
+  for (int i = 0; i < V; ++i) {
+    if constexpr (sizeof(T) == 4)
+      v[i] = float_of(pack.words[i]);
+    else if constexpr (pack.kOfWord == 2)
+      v[i] = element_of<T>(pack.words[i / 2], i % 2);
+    else
+      v[i] = load_f32(T{pack.words[i]});
+  }
 }
 
 template <int V, class T>
@@ -187,14 +208,9 @@ __device__ __forceinline__ Pack<T, V> load_if(const T* p, bool inside) {
   Pack<T, V> pack;
 #if defined(__CUDA_ARCH__)
   constexpr int kBytes = sizeof(T) * V;
-  if constexpr (kBytes == 2) {
-    unsigned short raw = 0;
-    if (inside) raw = *reinterpret_cast<const unsigned short*>(p);
-    memcpy(&pack, &raw, kBytes);
-  } else if constexpr (kBytes == 4) {
-    unsigned raw = 0;
-    if (inside) raw = *reinterpret_cast<const unsigned*>(p);
-    memcpy(&pack, &raw, kBytes);
+  if constexpr (kBytes <= 4) {
+    pack.words[0] = 0;
+    if (inside) pack.words[0] = *reinterpret_cast<const typename Pack<T, V>::Word*>(p);
   } else if constexpr (kBytes == 8) {
     uint2 raw = make_uint2(0, 0);
     if (inside) raw = *reinterpret_cast<const uint2*>(p);
@@ -213,38 +229,35 @@ __device__ __forceinline__ Pack<T, V> load_if(const T* p, bool inside) {
 #endif
   return pack;
 }
-// Two at a time: a single conversion to bfloat16 runs at a quarter of the rate.
-__device__ __forceinline__ void round_pair(float a, float b, bf16* to) {
+
+// Two elements as a word: a single conversion to bfloat16 runs at a quarter of the rate.
+template <class T>
+__device__ __forceinline__ uint32_t round_pair(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint32_t both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
-  to[0].bits = static_cast<uint16_t>(both);
-  to[1].bits = static_cast<uint16_t>(both >> 16);
+  if constexpr (std::is_same_v<T, bf16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+  return both;
 #else
-  to[0] = from_f32<bf16>(a);
-  to[1] = from_f32<bf16>(b);
+  return round_to<T>(a).bits | static_cast<uint32_t>(round_to<T>(b).bits) << 16;
 #endif
 }
-__device__ __forceinline__ void round_pair(float a, float b, fp16* to) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  uint32_t both;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
-  to[0].bits = static_cast<uint16_t>(both);
-  to[1].bits = static_cast<uint16_t>(both >> 16);
-#else
-  to[0] = round_to<fp16>(a);
-  to[1] = round_to<fp16>(b);
-#endif
-}
-__device__ __forceinline__ void round_pair(float a, float b, float* to) { to[0] = a, to[1] = b; }
 
 // v, rounded to T.
 template <class T, int V>
 __device__ __forceinline__ Pack<T, V> rounded(const float (&v)[V]) {
   Pack<T, V> pack;
 #pragma unroll
-  for (int i = 0; i + 1 < V; i += 2) round_pair(v[i], v[i + 1], pack.at + i);
-  if (V % 2 != 0) pack.at[V - 1] = round_to<T>(v[V - 1]);
+  for (int i = 0; i < V; i += pack.kOfWord) {
+    if constexpr (sizeof(T) == 4)
+      pack.words[i] = bits_of(v[i]);
+    else if constexpr (pack.kOfWord == 2)
+      pack.words[i / 2] = round_pair<T>(v[i], v[i + 1]);
+    else
+      pack.words[i] = round_to<T>(v[i]).bits;
+  }
   return pack;
 }
 
@@ -252,10 +265,12 @@ __device__ __forceinline__ Pack<T, V> rounded(const float (&v)[V]) {
 template <int V, class T>
 __device__ __forceinline__ void store(T* p, float (&v)[V]) {
   const Pack<T, V> pack = rounded<T>(v);
-#pragma unroll
-  for (int i = 0; i < V; ++i) v[i] = load_f32(pack.at[i]);
+  unpack(pack, v);
   *reinterpret_cast<Pack<T, V>*>(p) = pack;
 }
+
+// v, or zero. Never a branch around what computes v: the load behind it would not be under way before the branch.
+__device__ __forceinline__ float kept_if(float v, bool is_kept) { return float_of(bits_of(v) & (is_kept ? ~0u : 0u)); }
 
 // base + offset bytes. A 32-bit offset from a kernel argument has an addressing mode of its own and costs one addition;
 // 64-bit indexing took a third of the depthwise kernels' instructions. This is why tensors must be smaller than 4 GiB.

@@ -26,9 +26,9 @@ inline constexpr int kQuantities = FUSED ? 11 : 9;
 // One sweep over cells of S x S inputs, as many as there are outputs: x, the mask and the sums are needed at the centre
 // only, so that the gradient of y alone has a halo: one pixel around the tile, for S = 2 only below and to the right.
 //
-// Two blocks an SM, 128 registers; a whole 4x4 map fits those only as ptxas allocates them for sm_90, and not fused in
-// float32; the fused sweep with stride 2 in float32 not on sm_120. One block an SM is then enough up to batch 128,
-// where there are no more blocks.
+// Two blocks an SM, 128 registers; a whole 4x4 map fits those only as ptxas allocates them for sm_90, and not fused; the
+// fused sweep with stride 2 in float32 not on sm_120. One block an SM is then enough up to batch 128, where there are no
+// more blocks.
 template <class T, int S, int PLANE, bool FUSED>
 constexpr int backward_blocks() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
@@ -36,7 +36,7 @@ constexpr int backward_blocks() {
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
   return PLANE == 4 ? 1 : 2;
 #else
-  return PLANE == 4 && S == 1 && FUSED && sizeof(T) == 4 ? 1 : 2;
+  return PLANE == 4 && S == 1 && FUSED ? 1 : 2;
 #endif
 }
 
@@ -53,9 +53,15 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
   const int c = blockIdx.x * kBlockChannels + at.channel;
 
   SHARED_ARRAY(float, taps, 9 * kBlockChannels);
-  load_taps(a.w, C, taps);
-  float mean1[V], scale1[V], shift1[V], slope1[V], offset1[V];
+  const Taps own_taps(a.w, C);
+  float mean1[V], scale1[V], shift1[V], slope1[V], offset1[V], scale0[V], shift0[V], mean0[V];
   if constexpr (FUSED) {
+    float var0[V], gamma0[V], beta0[V];
+    read_channels(a.mean0, C, at, mean0);
+    read_channels(a.var0, C, at, var0);
+    read_channels(a.gamma0, C, at, gamma0);
+    read_channels(a.beta0, C, at, beta0);
+    read_channels(a.norm1.mean, C, at, mean1);
     SHARED_ARRAY(float, scale, kBlockChannels);
     SHARED_ARRAY(float, shift, kBlockChannels);
     SHARED_ARRAY(float, slope, kBlockChannels);
@@ -65,22 +71,19 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
     load<V>(shift + at.channel, shift1);
     load<V>(slope + at.channel, slope1);
     load<V>(offset + at.channel, offset1);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const Affine norm0 = affine_of(gamma0[v], beta0[v], mean0[v], var0[v], a.eps);
+      scale0[v] = norm0.scale;
+      shift0[v] = norm0.shift;
+    }
   }
+  own_taps.share(taps);
   float sums[kQ][V] = {};
   if (c < C) {
-    float w[9][V], scale0[V], shift0[V], mean0[V];
+    float w[9][V];
 #pragma unroll
     for (int k = 0; k < 9; ++k) load<V>(taps + k * kBlockChannels + at.channel, w[k]);
-    if constexpr (FUSED) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        mean0[v] = a.mean0[c + v];
-        mean1[v] = a.norm1.mean[c + v];
-        const Affine norm0 = affine_of(a.gamma0[c + v], a.beta0[c + v], mean0[v], a.var0[c + v], a.eps);
-        scale0[v] = norm0.scale;
-        shift0[v] = norm0.shift;
-      }
-    }
     const uint32_t pixel = C * sizeof(T), line = W * pixel, line_out = Wo * pixel;  // bytes
     const int across = PLANE ? 1 : ceil_div(Wo, a.columns), down = PLANE ? 1 : ceil_div(Ho, R);
     for (int t = blockIdx.y * at.kCount + at.lane; t < a.s.N * down * across; t += gridDim.y * at.kCount) {
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll
             for (int v = 0; v < V; ++v) {
               const float g = fmaf(y[v], scale1[v], shift1[v]) <= 0.f ? 0.f : to[i][v];
-              to[i][v] = inside(i, ow) ? fmaf(scale1[v], g, fmaf(slope1[v], y[v] - mean1[v], offset1[v])) : 0.f;
+              to[i][v] = kept_if(fmaf(scale1[v], g, fmaf(slope1[v], y[v] - mean1[v], offset1[v])), inside(i, ow));
             }
           }
         }

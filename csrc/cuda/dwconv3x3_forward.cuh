@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
   const int c = blockIdx.x * kBlockChannels + at.channel;
 
   SHARED_ARRAY(float, taps, 9 * kBlockChannels);
-  load_taps(a.w, C, taps);
+  const Taps own_taps(a.w, C);
   float scale0[V], shift0[V], scale1[V], shift1[V];
   if constexpr (MODE == Forward::kTrain) {
     SHARED_ARRAY(float, scale, kBlockChannels);
@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
     load<V>(scale + at.channel, scale0);
     load<V>(shift + at.channel, shift0);
   }
+  own_taps.share(taps);
   RunningMoments<V> moments;
   if (c < C) {
     float w[9][V];
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
           unpack(from[i], to[i]);
           if constexpr (MODE != Forward::kPlain) {
 #pragma unroll
-            for (int v = 0; v < V; ++v) to[i][v] = inside(i, iw) ? relu(fmaf(to[i][v], scale0[v], shift0[v])) : 0.f;
+            for (int v = 0; v < V; ++v) to[i][v] = kept_if(relu(fmaf(to[i][v], scale0[v], shift0[v])), inside(i, iw));
           }
         }
       };

@@ -16,13 +16,31 @@ struct DwGeometry {
   int N, C, H, W, Ho, Wo;
 };
 
-// The block's weights, float [9][kBlockChannels] in shared memory; in device memory they are [C][9].
-__device__ __forceinline__ void load_taps(const float* w, int C, float* taps) {
-  const int c0 = blockIdx.x * kBlockChannels, count = 9 * min(kBlockChannels, C - c0);
-  for (int i = threadIdx.x; i < count; i += kThreads)
-    taps[i % 9 * kBlockChannels + i / 9] = w[static_cast<int64_t>(c0) * 9 + i];
-  __syncthreads();
-}
+// The block's weights, float [9][kBlockChannels] in shared memory; in device memory they are [C][9]. They are on their
+// way until they are shared.
+class Taps {
+ public:
+  __device__ __forceinline__ Taps(const float* w, int C) {
+    const int c0 = blockIdx.x * kBlockChannels, count = 9 * min(kBlockChannels, C - c0);
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const int i = k * kThreads + threadIdx.x;
+      own_[k] = i < count ? w[static_cast<int64_t>(c0) * 9 + i] : 0.f;
+    }
+  }
+  __device__ __forceinline__ void share(float* taps) const {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      const int i = k * kThreads + threadIdx.x;
+      if (i < 9 * kBlockChannels) taps[i % 9 * kBlockChannels + i / 9] = own_[k];
+    }
+    __syncthreads();
+  }
+
+ private:
+  static constexpr int kLoads = (9 * kBlockChannels + kThreads - 1) / kThreads;
+  float own_[kLoads];
+};
 
 // V_ channels, R_ rows a thread.
 template <int V_, int S_, int R_, int PLANE_>

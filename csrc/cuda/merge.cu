@@ -17,9 +17,9 @@ __global__ void __launch_bounds__(kThreads) merge_sums_kernel(float* rows, int c
   const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(quantities) * C;
   float* column = rows + static_cast<int64_t>(blockIdx.y) * C;
-  const float sum =
-      merge_sums(count, [&](int i, int channel) { return c0 + channel < C ? column[i * stride + c0 + channel] : 0.f; });
-  if (threadIdx.x < kBlockChannels && c < C) column[count * stride + c] = sum;
+  float sum[1];
+  merge_sums(count, [&](int i, int channel, int) { return column[i * stride + min(c0 + channel, C - 1)]; }, sum);
+  if (threadIdx.x < kBlockChannels && c < C) column[count * stride + c] = sum[0];
 }
 
 PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream) {

@@ -95,8 +95,7 @@ __device__ __forceinline__ void norm_relu(Pack<T, 8>& pack, const float (&scale)
   unpack(pack, v);
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = relu(fmaf(v[i], scale[i], shift[i]));
-#pragma unroll
-  for (int i = 0; i < 8; i += 2) round_pair(v[i], v[i + 1], pack.at + i);
+  pack = rounded<T>(v);
 }
 
 // Tensor cores. The 8 warps hold 4 x 2 blocks of 32 x 32 of the tile; acc: [16 rows][8 columns][fragment].

@@ -40,6 +40,10 @@ struct RunningMoments {
   }
 };
 
+// How many rows a thread has on their way at once as it merges them. In place of rows behind the last, the last is read
+// again and zeros are added: what is loaded or added under a condition is waited for row by row.
+inline constexpr int kRowsAtOnce = 8;
+
 // Merges `count` moments of each of the block's channels, about the first of them (which must not be empty). get(i,
 // channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first threads.
 template <int THREADS = kThreads, int CHANNELS = kBlockChannels, class Get>
@@ -49,13 +53,18 @@ __device__ __forceinline__ Moments merge_moments(int count, Get get) {
   const int channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
   const float pivot = get(0, channel).mean;
   float n = 0.f, sum = 0.f, squares = 0.f;
-#pragma unroll 4
-  for (int i = part; i < count; i += kParts) {
-    const Moments m = get(i, channel);
-    const float d = m.mean - pivot;
-    n += m.count;
-    sum += m.count * d;
-    squares += m.m2 + m.count * d * d;
+  for (int first = part; first < count; first += kRowsAtOnce * kParts) {
+    Moments rows[kRowsAtOnce];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) rows[k] = get(min(first + k * kParts, count - 1), channel);
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      const bool is_row = first + k * kParts < count;
+      const float d = kept_if(rows[k].mean - pivot, is_row), pixels = kept_if(rows[k].count, is_row);
+      n += pixels;
+      sum += pixels * d;
+      squares += kept_if(rows[k].m2, is_row) + pixels * d * d;
+    }
   }
   __syncthreads();  // the array may still be read from an earlier call
   sums[(part * 3 + 0) * CHANNELS + channel] = n;
@@ -73,27 +82,41 @@ __device__ __forceinline__ Moments merge_moments(int count, Get get) {
   return {n, pivot + mean, m2 < 0.f ? 0.f : m2};
 }
 
-// The same for the plain sums of `count` rows.
-template <class Get>
-__device__ __forceinline__ float merge_sums(int count, Get get) {
+// The same for Q plain sums of `count` rows: get(i, channel, q).
+template <int Q, class Get>
+__device__ __forceinline__ void merge_sums(int count, Get get, float (&sums)[Q]) {
   constexpr int kParts = kThreads / kBlockChannels;
-  SHARED_ARRAY(float, sums, kThreads);
+  SHARED_ARRAY(float, of_parts, Q* kThreads);
   const int channel = threadIdx.x % kBlockChannels, part = threadIdx.x / kBlockChannels;
-  float sum = 0.f;
-#pragma unroll 4
-  for (int i = part; i < count; i += kParts) sum += get(i, channel);
-  __syncthreads();
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  if (part > 0) return 0.f;
 #pragma unroll
-  for (int p = 1; p < kParts; ++p) sum += sums[p * kBlockChannels + channel];
-  return sum;
+  for (int q = 0; q < Q; ++q) sums[q] = 0.f;
+  for (int first = part; first < count; first += kRowsAtOnce * kParts) {
+    float rows[kRowsAtOnce][Q];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k)
+#pragma unroll
+      for (int q = 0; q < Q; ++q) rows[k][q] = get(min(first + k * kParts, count - 1), channel, q);
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      const bool is_row = first + k * kParts < count;
+#pragma unroll
+      for (int q = 0; q < Q; ++q) sums[q] += kept_if(rows[k][q], is_row);
+    }
+  }
+  __syncthreads();  // the array may still be read from an earlier call
+#pragma unroll
+  for (int q = 0; q < Q; ++q) of_parts[q * kThreads + threadIdx.x] = sums[q];
+  __syncthreads();
+  if (part > 0) return;
+#pragma unroll
+  for (int q = 0; q < Q; ++q)
+#pragma unroll
+    for (int p = 1; p < kParts; ++p) sums[q] += of_parts[q * kThreads + p * kBlockChannels + channel];
 }
 
+// The moments of channel c; of the last channel, where there is no channel c.
 __device__ __forceinline__ Moments read_moments(const float* rows, int i, int c, int C) {
-  if (c >= C) return {1.f, 0.f, 0.f};
-  const float* row = rows + static_cast<int64_t>(i) * 3 * C + c;
+  const float* row = rows + static_cast<int64_t>(i) * 3 * C + min(c, C - 1);
   return {row[0], row[C], row[2 * C]};
 }
 __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, Moments m) {
@@ -104,22 +127,24 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
-// Merges the moments of the threads of a cluster and writes them as its row, for the channels from c0 on.
+// Merges the moments of the threads of a cluster, of kClusterBlocks or of one, and writes them as its row, for the
+// channels from c0 on.
 template <int V, int THREADS, int CHANNELS>
 __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V, THREADS, CHANNELS> at,
                                                     int c0, int C, float* rows) {
-  SHARED_ARRAY(float, shared, at.kCount * 3 * CHANNELS);
+  constexpr int kPitch = 3 * CHANNELS + 1;  // odd: lanes that write at the same time use different banks
+  SHARED_ARRAY(float, shared, at.kCount* kPitch);
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     const Moments m = own.get(i);
-    float* to = shared + at.lane * 3 * CHANNELS + at.channel + i;
+    float* to = shared + at.lane * kPitch + at.channel + i;
     to[0] = m.count;
     to[CHANNELS] = m.mean;
     to[2 * CHANNELS] = m.m2;
   }
   __syncthreads();
   const Moments m = merge_moments<THREADS, CHANNELS>(at.kCount, [&](int i, int channel) -> Moments {
-    const float* from = shared + i * 3 * CHANNELS + channel;
+    const float* from = shared + i * kPitch + channel;
     return {from[0], from[CHANNELS], from[2 * CHANNELS]};
   });
   if (cluster_blocks() == 1) {
@@ -131,9 +156,14 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
   arrive_at_cluster();
   wait_for_cluster();
   if (blockIdx.y % cluster_blocks() == 0 && threadIdx.x < CHANNELS) {
+    Moments others[kClusterBlocks - 1];  // all loads are under way at once: each goes to another multiprocessor
+#pragma unroll
+    for (int b = 1; b < kClusterBlocks; ++b)
+      others[b - 1] = read_moments(IN_BLOCK(of_block, b), 0, threadIdx.x, CHANNELS);
     float count = m.count, sum = 0.f, squares = m.m2;
-    for (int b = 1; b < cluster_blocks(); ++b) {
-      const Moments other = read_moments(IN_BLOCK(of_block, b), 0, threadIdx.x, CHANNELS);
+#pragma unroll
+    for (int b = 1; b < kClusterBlocks; ++b) {
+      const Moments& other = others[b - 1];
       const float d = other.mean - m.mean;
       count += other.count;
       sum += other.count * d;
@@ -147,8 +177,8 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
   wait_for_cluster();
 }
 
-// Adds up the Q sums a channel of the threads of a cluster and writes them as its row of float [rows][Q][C], for the
-// channels from c0 on.
+// Adds up the Q sums a channel of the threads of a cluster, of kClusterBlocks or of one, and writes them as its row of
+// float [rows][Q][C], for the channels from c0 on.
 template <int Q, int V>
 __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
   constexpr int kLanes = Lanes<V>::kCount;
@@ -177,9 +207,10 @@ __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes
   arrive_at_cluster();
   wait_for_cluster();
   const int rank = static_cast<int>(blockIdx.y) % cluster_blocks();
-  for (int j = rank * kThreads + threadIdx.x; j < Q * kBlockChannels; j += cluster_blocks() * kThreads) {
+  for (int j = rank * kThreads + threadIdx.x; j < Q * kBlockChannels; j += kClusterBlocks * kThreads) {
     float sum = 0.f;
-    for (int b = 0; b < cluster_blocks(); ++b) sum += IN_BLOCK(of_block, b)[j];
+#pragma unroll
+    for (int b = 0; b < kClusterBlocks; ++b) sum += IN_BLOCK(of_block, b)[j];
     write(j, sum);
   }
   arrive_at_cluster();
@@ -209,6 +240,11 @@ inline Norm norm_of(const float* gamma, const float* beta, float eps, PartialRow
   return norm;
 }
 
+// A BN whose statistics are known.
+FC_HD Norm known_norm(const float* gamma, const float* beta, float eps, const float* mean, const float* var) {
+  return {gamma, beta, eps, nullptr, 0, mean, var, nullptr, nullptr};
+}
+
 // BN 1 of a block, in training.
 inline Norm norm1_of(const BlockForward& b, PartialRows moments_of_y) {
   return norm_of(b.gamma1, b.beta1, b.eps, moments_of_y, b.mean1, b.var1);
@@ -225,34 +261,59 @@ __device__ __forceinline__ Affine affine_of(float gamma, float beta, float mean,
 // Scale and shift of the block's channels, in shared memory.
 __device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, float* shift) {
   const int channel = threadIdx.x, c = blockIdx.x * kBlockChannels + channel;
-  float mean = 0.f, var = 0.f;
+  const bool is_channel = channel < kBlockChannels && c < C;
+  float mean = 0.f, var = 0.f, gamma = 0.f, beta = 0.f;
+  if (is_channel) {  // before the barriers of the merge, behind which nothing would hide the wait
+    gamma = norm.gamma[c];
+    beta = norm.beta[c];
+    if (norm.rows == nullptr) mean = norm.known_mean[c], var = norm.known_var[c];
+  }
   if (norm.rows != nullptr) {
     const Moments m = merge_moments(
         norm.num_rows, [&](int i, int ch) { return read_moments(norm.rows, i, blockIdx.x * kBlockChannels + ch, C); });
     mean = m.mean;
     var = m.m2 / m.count;
-  } else if (channel < kBlockChannels && c < C) {
-    mean = norm.known_mean[c];
-    var = norm.known_var[c];
   }
   if (channel < kBlockChannels) {
-    if (blockIdx.y == 0 && c < C && norm.mean != nullptr) norm.mean[c] = mean, norm.var[c] = var;
-    const Affine a = c < C ? affine_of(norm.gamma[c], norm.beta[c], mean, var, norm.eps) : Affine{0.f, 0.f};
+    if (blockIdx.y == 0 && is_channel && norm.mean != nullptr) norm.mean[c] = mean, norm.var[c] = var;
+    const Affine a = is_channel ? affine_of(gamma, beta, mean, var, norm.eps) : Affine{0.f, 0.f};
     scale[channel] = a.scale;
     shift[channel] = a.shift;
   }
   __syncthreads();
 }
 
+// Scale and shift of a thread's channels.
+template <int V>
+__device__ __forceinline__ void resolve(const Norm& norm, int C, Lanes<V> at, float (&scale)[V], float (&shift)[V]) {
+  SHARED_ARRAY(float, of_scale, kBlockChannels);
+  SHARED_ARRAY(float, of_shift, kBlockChannels);
+  resolve(norm, C, of_scale, of_shift);
+#pragma unroll
+  for (int i = 0; i < V; ++i) scale[i] = of_scale[at.channel + i], shift[i] = of_shift[at.channel + i];
+}
+
+// A thread's channels of float [C], where there are such channels.
+template <int V>
+__device__ __forceinline__ void read_channels(const float* from, int C, Lanes<V> at, float (&to)[V]) {
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = c < C ? from[c + i] : 0.f;
+}
+
 // Writes one tap of grad_w, float [C][9], for the block's channels: the merged rows of partial sums.
 __device__ __forceinline__ void write_grad_w(const float* rows, int num_rows, int quantities, int tap, int C,
                                              float* grad_w) {
   const int c0 = blockIdx.x * kBlockChannels;
-  const float sum = merge_sums(num_rows, [&](int i, int channel) {
-    return c0 + channel < C ? rows[(static_cast<int64_t>(i) * quantities + tap) * C + c0 + channel] : 0.f;
-  });
+  float sum[1];
+  merge_sums(
+      num_rows,
+      [&](int i, int channel, int) {
+        return rows[(static_cast<int64_t>(i) * quantities + tap) * C + min(c0 + channel, C - 1)];
+      },
+      sum);
   const int c = c0 + threadIdx.x;
-  if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * 9 + tap] = sum;
+  if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * 9 + tap] = sum[0];
 }
 
 // A BatchNorm's backward: with g the gradient of scale * x + shift, grad_x = scale * g + slope * (x - mean) + offset.
@@ -284,24 +345,27 @@ inline NormGrad norm_grad_of(const float* gamma, const float* beta, const float*
 
 __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scale, float* shift, float* slope,
                                         float* offset) {
-  const int c = blockIdx.x * kBlockChannels + threadIdx.x;
-  const auto total = [&](int quantity) {
-    return merge_sums(norm.num_rows, [&](int i, int channel) {
-      const int ch = blockIdx.x * kBlockChannels + channel;
-      return ch < C ? norm.rows[(static_cast<int64_t>(i) * norm.stride + norm.first + quantity) * C + ch] : 0.f;
-    });
-  };
-  const float sum = total(0), product = total(1);
+  const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
+  const bool is_channel = threadIdx.x < kBlockChannels && c < C;
+  float gamma = 0.f, beta = 0.f, mean = 0.f, var = 0.f;
+  if (is_channel) gamma = norm.gamma[c], beta = norm.beta[c], mean = norm.mean[c], var = norm.var[c];  // see above
+  float sums[2];  // of g, and of g * (x - mean)
+  merge_sums(
+      norm.num_rows,
+      [&](int i, int channel, int q) {
+        return norm.rows[(static_cast<int64_t>(i) * norm.stride + norm.first + q) * C + min(c0 + channel, C - 1)];
+      },
+      sums);
   if (threadIdx.x < kBlockChannels) {
     float out[4] = {};
-    if (c < C) {
-      const float rstd = 1.f / sqrtf(norm.var[c] + norm.eps);
-      const Affine a = affine_of(norm.gamma[c], norm.beta[c], norm.mean[c], norm.var[c], norm.eps);
+    if (is_channel) {
+      const float rstd = 1.f / sqrtf(var + norm.eps);
+      const Affine a = affine_of(gamma, beta, mean, var, norm.eps);
       out[0] = a.scale;
       out[1] = a.shift;
-      out[2] = -a.scale * rstd * rstd * product * norm.inverse_count;
-      out[3] = -a.scale * sum * norm.inverse_count;
-      if (blockIdx.y == 0) norm.grad_gamma[c] = product * rstd, norm.grad_beta[c] = sum;
+      out[2] = -a.scale * rstd * rstd * sums[1] * norm.inverse_count;
+      out[3] = -a.scale * sums[0] * norm.inverse_count;
+      if (blockIdx.y == 0) norm.grad_gamma[c] = sums[1] * rstd, norm.grad_beta[c] = sums[0];
     }
     scale[threadIdx.x] = out[0];
     shift[threadIdx.x] = out[1];
@@ -311,22 +375,20 @@ __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scal
   __syncthreads();
 }
 
-// What a thread's channels need of a NormGrad. All threads of the block must make one, because they merge the sums.
+// What a thread's channels need of a NormGrad. All threads of the block must resolve one, because they merge the sums.
 template <int V>
 struct ThreadNormGrad {
   float mean[V], scale[V], shift[V], slope[V], offset[V];
 
-  __device__ __forceinline__ ThreadNormGrad(const NormGrad& norm, Lanes<V> at, int C) {
+  __device__ __forceinline__ void resolve(const NormGrad& norm, Lanes<V> at, int C) {
     SHARED_ARRAY(float, of_scale, kBlockChannels);
     SHARED_ARRAY(float, of_shift, kBlockChannels);
     SHARED_ARRAY(float, of_slope, kBlockChannels);
     SHARED_ARRAY(float, of_offset, kBlockChannels);
-    resolve(norm, C, of_scale, of_shift, of_slope, of_offset);
-    const int c = blockIdx.x * kBlockChannels + at.channel;
-    if (c >= C) return;
+    read_channels(norm.mean, C, at, mean);
+    cuda::resolve(norm, C, of_scale, of_shift, of_slope, of_offset);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      mean[i] = norm.mean[c + i];
       scale[i] = of_scale[at.channel + i];
       shift[i] = of_shift[at.channel + i];
       slope[i] = of_slope[at.channel + i];

@@ -18,21 +18,35 @@ struct BatchStart {
   __device__ __forceinline__ int64_t at(int64_t b) const { return clamp(first + b, last); }
 };
 
-// The normalised pixel of an image of the epoch at (row, column) of its crop.
-__device__ __forceinline__ void crop_pixel(const EpochBatch& a, int64_t position, int64_t image, int row, int column,
-                                           float (&v)[3]) {
-  const int i = row + static_cast<int>(clamp(a.top[position], 2 * a.padding)) - a.padding;
-  const int j = (a.flip[position] ? a.size - 1 - column : column) +
-                static_cast<int>(clamp(a.left[position], 2 * a.padding)) - a.padding;
-  const bool inside = i >= 0 && i < a.size && j >= 0 && j < a.size;
-  const uint8_t* p = a.images + (image * a.size * a.size + i * a.size + j) * 3;
+// What the epoch drew for an image.
+struct Draw {
+  int64_t image, top, left, hole_row, hole_column;
+  bool flip;
+  __device__ __forceinline__ Draw(const EpochBatch& a, int64_t position)
+      : image(clamp(a.index[position], a.num_images - 1)), top(clamp(a.top[position], 2 * a.padding)),
+        left(clamp(a.left[position], 2 * a.padding)), hole_row(a.hole != nullptr ? a.hole[2 * position] : 0),
+        hole_column(a.hole != nullptr ? a.hole[2 * position + 1] : 0), flip(a.flip[position]) {}
+};
+
+// The pixel of an image of the epoch at (row, column) of its crop.
+struct Pixel {
+  uint8_t bytes[3];
+  bool is_cut;
+  __device__ __forceinline__ Pixel(const EpochBatch& a, const Draw& d, int row, int column) {
+    const int i = row + static_cast<int>(d.top) - a.padding;
+    const int j = (d.flip ? a.size - 1 - column : column) + static_cast<int>(d.left) - a.padding;
+    const bool inside = i >= 0 && i < a.size && j >= 0 && j < a.size;
+    const uint8_t* p = a.images + (inside ? (d.image * a.size * a.size + i * a.size + j) * 3 : 0);
 #pragma unroll
-  for (int c = 0; c < 3; ++c) v[c] = a.table[(inside ? p[c] : 0) * 3 + c];
-  if (a.hole != nullptr && within(row, a.hole[2 * position], a.hole_size) &&
-      within(column, a.hole[2 * position + 1], a.hole_size)) {
-    v[0] = v[1] = v[2] = 0.f;
+    for (int c = 0; c < 3; ++c) bytes[c] = inside ? p[c] : 0;
+    is_cut = a.hole != nullptr && within(row, d.hole_row, a.hole_size) && within(column, d.hole_column, a.hole_size);
   }
-}
+  __device__ __forceinline__ void normalize(const EpochBatch& a, float (&v)[3]) const {
+#pragma unroll
+    for (int c = 0; c < 3; ++c) v[c] = a.table[bytes[c] * 3 + c];
+    if (is_cut) v[0] = v[1] = v[2] = 0.f;
+  }
+};
 
 }  // namespace
 
@@ -47,25 +61,28 @@ __global__ void __launch_bounds__(kThreads) training_batch_kernel(const EpochBat
   if (pixel == 0 && a.lam != nullptr) *a.out_lam = a.lam[start.step];
   if (pixel >= static_cast<unsigned>(a.rows) * size * size) return;
   const int b = pixel / (size * size), row = pixel / size % size, column = pixel % size;
-  const int64_t position = start.at(b), image = clamp(a.index[position], a.num_images - 1);
-  const bool first_pixel = row == 0 && column == 0;
-  if (first_pixel) a.out_labels[b] = a.labels[image];
+  const int64_t position = start.at(b);
+  const bool has_partner = a.partner != nullptr, is_mixed = has_partner && a.box == nullptr;
+  // One load waits for the other along a chain: what both images need is on its way at each step of the chain.
+  const Draw own(a, position), other(a, has_partner ? start.at(clamp(a.partner[position], a.rows - 1)) : position);
+  Pixel pixel_of(a, own, row, column);
+  const Pixel pixel_of_other(a, other, row, column);
+  if (has_partner && a.box != nullptr) {
+    const int64_t* box = a.box + 4 * start.step;
+    if (row >= box[0] && row < box[1] && column >= box[2] && column < box[3]) pixel_of = pixel_of_other;
+  }
   float v[3];
-  crop_pixel(a, position, image, row, column, v);
-  if (a.partner != nullptr) {
-    const int64_t other_position = start.at(clamp(a.partner[position], a.rows - 1));
-    const int64_t other_image = clamp(a.index[other_position], a.num_images - 1);
-    if (first_pixel) a.out_partner_labels[b] = a.labels[other_image];
-    const int64_t* box = a.box == nullptr ? nullptr : a.box + 4 * start.step;
-    if (box == nullptr) {
-      float p[3];
-      crop_pixel(a, other_position, other_image, row, column, p);
-      const float lam = a.lam[start.step];
+  pixel_of.normalize(a, v);
+  if (is_mixed) {
+    float p[3];
+    pixel_of_other.normalize(a, p);
+    const float lam = a.lam[start.step];
 #pragma unroll
-      for (int c = 0; c < 3; ++c) v[c] = __fadd_rn(__fmul_rn(lam, v[c]), __fmul_rn(1.f - lam, p[c]));
-    } else if (row >= box[0] && row < box[1] && column >= box[2] && column < box[3]) {
-      crop_pixel(a, other_position, other_image, row, column, v);
-    }
+    for (int c = 0; c < 3; ++c) v[c] = __fadd_rn(__fmul_rn(lam, v[c]), __fmul_rn(1.f - lam, p[c]));
+  }
+  if (row == 0 && column == 0) {
+    a.out_labels[b] = a.labels[own.image];
+    if (has_partner) a.out_partner_labels[b] = a.labels[other.image];
   }
 #pragma unroll
   for (int c = 0; c < 3; ++c) out[static_cast<int64_t>(pixel) * 3 + c] = round_to<T>(v[c]);

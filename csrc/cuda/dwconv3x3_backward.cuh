@@ -150,6 +150,8 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
           fetch_x(j, j);
         }
       }
+      constexpr bool kXAhead = PLANE == 0 && S == 1 && sizeof(T) == 2;  // else there are not enough registers
+      if (kXAhead) fetch_x(j0, 0);
 #pragma unroll
       for (int k = 0; k < kWindow; ++k) {
         if (PLANE == 0) fetch_dy(j0 - kBefore + k, 0);
@@ -158,7 +160,14 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll(PLANE ? PLANE : 1)
       for (int j = j0; j < end; ++j) {
         const int now = PLANE ? j : 0;
-        if (PLANE == 0) fetch_x(j, 0);
+        if (PLANE == 0 && !kXAhead) fetch_x(j, 0);
+        Pack<T, V> pixels[R][S][S];
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int p = 0; p < S; ++p)
+#pragma unroll
+            for (int q = 0; q < S; ++q) pixels[r][p][q] = xs[now][r][p][q];
 #pragma unroll
         for (int k = 0; k + 1 < kWindow; ++k)
 #pragma unroll
@@ -166,7 +175,10 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll
             for (int v = 0; v < V; ++v) window[k][i][v] = window[k + 1][i][v];
         column(j + 1, window[kWindow - 1]);
-        if (PLANE == 0 && j + 1 < end) fetch_dy(j + 2, 0);
+        if (PLANE == 0 && j + 1 < end) {
+          fetch_dy(j + 2, 0);
+          if (kXAhead) fetch_x(j + 1, 0);
+        }
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -175,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
             for (int q = 0; q < S; ++q) {
               if ((i0 + r) * S + p >= H || j * S + q >= W) continue;
               float x[V], v0[V], dx[V] = {};
-              unpack(xs[now][r][p][q], x);
+              unpack(pixels[r][p][q], x);
 #pragma unroll
               for (int v = 0; v < V; ++v) v0[v] = FUSED ? relu(fmaf(x[v], scale0[v], shift0[v])) : x[v];
           // Output (ih + 1 - kh) / S, where S divides it, saw input row ih through tap kh.

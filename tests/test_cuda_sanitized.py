@@ -158,8 +158,8 @@ RACES = {
     ),
     "taps that are read before they are written": (
         "dwconv3x3_tile.cuh",
-        "* 9 + i];\n  __syncthreads();",
-        "* 9 + i];",
+        "= own_[k];\n    }\n    __syncthreads();",
+        "= own_[k];\n    }",
     ),
     "one row of partial sums for all blocks": (
         "statistics.cuh",

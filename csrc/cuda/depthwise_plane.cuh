@@ -20,6 +20,13 @@ inline constexpr int kPlaneResident = 2;
 inline constexpr int kPlaneResident = 3;
 #endif
 
+// Before Hopper nobody launches these kernels: there is nothing to compile.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kHasPlanes = false;
+#else
+inline constexpr bool kHasPlanes = true;
+#endif
+
 // SIDE: height and width of the map. A block has the same number of images whatever their size: of larger ones it owns
 // fewer channels, and a thread a strip of rows.
 template <int STRIDE, int SIDE>
@@ -309,6 +316,7 @@ __device__ __forceinline__ constexpr int by_columns(int n) {
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     depthwise_plane_forward(const BlockForward b, int N, int C) {
+  if (!kHasPlanes) return;
   begin_kernel();
   constexpr int V = kPlaneVector;
   const PlaneThread<P> at;
@@ -397,6 +405,7 @@ struct PlaneNormGrad {
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     depthwise_plane_backward(const BlockBackward b, int N, int C) {
+  if (!kHasPlanes) return;
   begin_kernel();
   constexpr int V = kPlaneVector, S = P::S;
   const PlaneThread<P> at;

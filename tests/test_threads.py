@@ -10,6 +10,7 @@ import pytest
 
 from fastcifar.measuring.neighbour import busy_process
 from fastcifar.run import threads
+from fastcifar.run.environment import allowed_cores
 
 ROOT = Path(__file__).parents[1]
 STAT = """\
@@ -98,20 +99,18 @@ def test_nothing_is_set_once_torch_is_imported_or_where_a_gpu_is(
 
 
 def test_threads_of_one_core_count_as_one() -> None:
-    cores = threads.allowed_cores()
+    cores = allowed_cores()
     assert 1 <= threads.physical_cores(cores) <= max(1, len(cores))
     assert threads.physical_cores({100_001, 100_002}) == 2, "of cores that the system does not describe each is one"
 
 
-@pytest.mark.skipif(
-    threads.busy_cores(threads.allowed_cores()) is None, reason="this system does not tell what its cores do"
-)
+@pytest.mark.skipif(threads.busy_cores(allowed_cores()) is None, reason="this system does not tell what its cores do")
 def test_a_run_beside_busy_programs_is_told(tmp_path: Path) -> None:
     """Beside a busy program a core. The note comes before torch is imported, and so before the error."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-m", "fastcifar", "train", "quick", "--device", "cpu", "--data", str(tmp_path / "none")]
     with contextlib.ExitStack() as programs:
-        for _ in threads.allowed_cores():
+        for _ in allowed_cores():
             programs.enter_context(busy_process())
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path

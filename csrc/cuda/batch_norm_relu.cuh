@@ -93,15 +93,14 @@ __global__ void __launch_bounds__(kThreads) norm_relu_kernel(const T* x, T* z, i
 // Partial sums of g and of g * (x - mean), float [rows][2][C]; g is grad_z where the ReLU let x through, else 0.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
-    norm_relu_sums_kernel(const T* grad_z, const T* x, int M, int C, const float* gamma, const float* beta,
-                          const float* mean, const float* var, float eps, float* rows) {
+    norm_relu_sums_kernel(const T* grad_z, const T* x, int M, int C, const NormGrad norm, float* rows) {
   begin_kernel();
   const Lanes<V> at;
   const int c = blockIdx.x * kBlockChannels + at.channel;
   float sums[2][V] = {}, a[V], b[V], mu[V];
   const auto prepare = [&] {
-    read_channels(mean, C, at, mu);
-    resolve(known_norm(gamma, beta, eps, mean, var), C, at, a, b);
+    read_channels(norm.mean, C, at, mu);
+    resolve(known_norm(norm), C, at, a, b);
   };
   const auto add = [&](int, const float (&inputs)[2][V]) {
     const float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
@@ -171,8 +170,7 @@ PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_
     constexpr int V = decltype(width)::value;
     const int rows = reducing_rows(M, C, V), cluster = blocks_a_row(rows);
     LAUNCH_CLUSTERS((norm_relu_sums_kernel<T, V>), cluster, dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads),
-                    stream, grad_z, x, static_cast<int>(M), static_cast<int>(C), norm.gamma, norm.beta, norm.mean,
-                    norm.var, norm.eps, workspace);
+                    stream, grad_z, x, static_cast<int>(M), static_cast<int>(C), norm, workspace);
     return merge_sum_rows({workspace, rows / cluster}, 2, static_cast<int>(C), stream);
   });
 }

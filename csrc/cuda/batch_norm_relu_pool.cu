@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
   const int c = blockIdx.x * kBlockChannels + at.channel;
   float sums[2][V] = {}, a[V], b[V], mu[V];
   read_channels(norm.mean, C, at, mu);
-  resolve(known_norm(norm.gamma, norm.beta, norm.eps, norm.mean, norm.var), C, at, a, b);
+  resolve(known_norm(norm), C, at, a, b);
   if (c < C) {
     const float share = 1.f / static_cast<float>(pixels);
     const int across = ceil_div(pixels, kUnroll);

@@ -35,13 +35,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
   SHARED_ARRAY(float, taps, 9 * kBlockChannels);
   const Taps own_taps(a.w, C);
   float scale0[V], shift0[V], scale1[V], shift1[V];
-  if constexpr (MODE == Forward::kTrain) {
-    SHARED_ARRAY(float, scale, kBlockChannels);
-    SHARED_ARRAY(float, shift, kBlockChannels);
-    resolve(a.norm, C, scale, shift);
-    load<V>(scale + at.channel, scale0);
-    load<V>(shift + at.channel, shift0);
-  }
+  if constexpr (MODE == Forward::kTrain) resolve(a.norm, C, at, scale0, shift0);
   own_taps.share(taps);
   RunningMoments<V> moments;
   if (c < C) {

@@ -62,18 +62,20 @@ __global__ void __launch_bounds__(kThreads) training_batch_kernel(const EpochBat
   if (pixel >= static_cast<unsigned>(a.rows) * size * size) return;
   const int b = pixel / (size * size), row = pixel / size % size, column = pixel % size;
   const int64_t position = start.at(b);
-  const bool has_partner = a.partner != nullptr, is_mixed = has_partner && a.box == nullptr;
+  const bool has_partner = a.partner != nullptr;
   // One load waits for the other along a chain: what both images need is on its way at each step of the chain.
-  const Draw own(a, position), other(a, has_partner ? start.at(clamp(a.partner[position], a.rows - 1)) : position);
-  Pixel pixel_of(a, own, row, column);
-  const Pixel pixel_of_other(a, other, row, column);
+  const Draw own(a, position);
+  Draw other = own;
+  if (has_partner) other = Draw(a, start.at(clamp(a.partner[position], a.rows - 1)));
+  Pixel pixel_of(a, own, row, column), pixel_of_other = pixel_of;
+  if (has_partner) pixel_of_other = Pixel(a, other, row, column);
   if (has_partner && a.box != nullptr) {
     const int64_t* box = a.box + 4 * start.step;
     if (row >= box[0] && row < box[1] && column >= box[2] && column < box[3]) pixel_of = pixel_of_other;
   }
   float v[3];
   pixel_of.normalize(a, v);
-  if (is_mixed) {
+  if (has_partner && a.box == nullptr) {
     float p[3];
     pixel_of_other.normalize(a, p);
     const float lam = a.lam[start.step];

@@ -114,9 +114,14 @@ def cpu() -> dict[str, Any]:
     }
 
 
+def allowed_cores() -> set[int]:
+    """The numbers of the cores that this process may run on; empty where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 def usable_cores() -> float | None:
     """How many cores this process may use: those of its affinity, or a container's quota, which may be a fraction."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    allowed = len(allowed_cores()) or os.cpu_count()
     quota = re.fullmatch(r"(\d+) (\d+)\n", _read("/sys/fs/cgroup/cpu.max"))
     if quota and allowed:
         return min(allowed, int(quota[1]) / int(quota[2]))

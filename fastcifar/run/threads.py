@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fastcifar.ranks import Ranks
-from fastcifar.run.environment import usable_cores
+from fastcifar.run.environment import allowed_cores, usable_cores
 from fastcifar.ui.notes import note
 
 COUNT, POLICY = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
@@ -59,11 +59,6 @@ def choose(device: str) -> None:
 def _tell(text: str) -> None:
     if Ranks.started().is_first:
         note(text, "fastcifar: ")
-
-
-def allowed_cores() -> set[int]:
-    """The numbers of the cores that this process may run on; empty where the system does not tell."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def busy_cores(cores: Collection[int], seconds: float = _LOOK_SECONDS) -> float | None:

@@ -54,15 +54,23 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 
   SHARED_ARRAY(float, taps, 9 * kBlockChannels);
   const Taps own_taps(a.w, C);
-  float scale0[V], shift0[V], mean0[V];
-  ThreadNormGrad<V> norm1;
+  float mean1[V], scale1[V], shift1[V], slope1[V], offset1[V], scale0[V], shift0[V], mean0[V];
   if constexpr (FUSED) {
     float var0[V], gamma0[V], beta0[V];
     read_channels(a.mean0, C, at, mean0);
     read_channels(a.var0, C, at, var0);
     read_channels(a.gamma0, C, at, gamma0);
     read_channels(a.beta0, C, at, beta0);
-    norm1.resolve(a.norm1, at, C);
+    read_channels(a.norm1.mean, C, at, mean1);
+    SHARED_ARRAY(float, scale, kBlockChannels);
+    SHARED_ARRAY(float, shift, kBlockChannels);
+    SHARED_ARRAY(float, slope, kBlockChannels);
+    SHARED_ARRAY(float, offset, kBlockChannels);
+    resolve(a.norm1, C, scale, shift, slope, offset);
+    load<V>(scale + at.channel, scale1);
+    load<V>(shift + at.channel, shift1);
+    load<V>(slope + at.channel, slope1);
+    load<V>(offset + at.channel, offset1);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const Affine norm0 = affine_of(gamma0[v], beta0[v], mean0[v], var0[v], a.eps);
@@ -103,9 +111,8 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
             unpack(ys[i], y);
 #pragma unroll
             for (int v = 0; v < V; ++v) {
-              const float g = fmaf(y[v], norm1.scale[v], norm1.shift[v]) <= 0.f ? 0.f : to[i][v];
-              const float dy = fmaf(norm1.scale[v], g, fmaf(norm1.slope[v], y[v] - norm1.mean[v], norm1.offset[v]));
-              to[i][v] = kept_if(dy, inside(i, ow));
+              const float g = fmaf(y[v], scale1[v], shift1[v]) <= 0.f ? 0.f : to[i][v];
+              to[i][v] = kept_if(fmaf(scale1[v], g, fmaf(slope1[v], y[v] - mean1[v], offset1[v])), inside(i, ow));
             }
           }
         }

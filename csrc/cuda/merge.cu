@@ -14,11 +14,12 @@ __global__ void __launch_bounds__(kThreads) merge_moments_kernel(float* rows, in
 // grid: (channel blocks, quantities)
 __global__ void __launch_bounds__(kThreads) merge_sums_kernel(float* rows, int count, int quantities, int C) {
   begin_kernel();
-  const int c = blockIdx.x * kBlockChannels + threadIdx.x;
+  const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(quantities) * C;
+  float* column = rows + static_cast<int64_t>(blockIdx.y) * C;
   float sum[1];
-  merge_sums(rows, count, quantities, blockIdx.y, C, sum);
-  if (threadIdx.x < kBlockChannels && c < C)
-    rows[(static_cast<int64_t>(count) * quantities + blockIdx.y) * C + c] = sum[0];
+  merge_sums(count, [&](int i, int channel, int) { return column[i * stride + min(c0 + channel, C - 1)]; }, sum);
+  if (threadIdx.x < kBlockChannels && c < C) column[count * stride + c] = sum[0];
 }
 
 PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream) {

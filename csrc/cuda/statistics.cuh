@@ -82,31 +82,25 @@ __device__ __forceinline__ Moments merge_moments(int count, Get get) {
   return {n, pivot + mean, m2 < 0.f ? 0.f : m2};
 }
 
-// The same for Q plain sums a channel, those from `first` on of float [count][quantities][C], for the block's channels.
-template <int Q>
-__device__ __forceinline__ void merge_sums(const float* rows, int count, int quantities, int first, int C,
-                                           float (&sums)[Q]) {
+// The same for Q plain sums of `count` rows: get(i, channel, q).
+template <int Q, class Get>
+__device__ __forceinline__ void merge_sums(int count, Get get, float (&sums)[Q]) {
   constexpr int kParts = kThreads / kBlockChannels;
   SHARED_ARRAY(float, of_parts, Q* kThreads);
   const int channel = threadIdx.x % kBlockChannels, part = threadIdx.x / kBlockChannels;
 #pragma unroll
   for (int q = 0; q < Q; ++q) sums[q] = 0.f;
-  const int64_t step = static_cast<int64_t>(quantities) * C;
-  const int c = min(static_cast<int>(blockIdx.x) * kBlockChannels + channel, C - 1);
-  const float* const from = rows + static_cast<int64_t>(first) * C + c;
-  for (int row = part; row < count; row += kRowsAtOnce * kParts) {
-    float numbers[kRowsAtOnce][Q];
+  for (int first = part; first < count; first += kRowsAtOnce * kParts) {
+    float rows[kRowsAtOnce][Q];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k)
+#pragma unroll
+      for (int q = 0; q < Q; ++q) rows[k][q] = get(min(first + k * kParts, count - 1), channel, q);
 #pragma unroll
     for (int k = 0; k < kRowsAtOnce; ++k) {
-      const int i = min(row + k * kParts, count - 1);
+      const bool is_row = first + k * kParts < count;
 #pragma unroll
-      for (int q = 0; q < Q; ++q) numbers[k][q] = (from + q * C)[i * step];
-    }
-#pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
-      const bool is_row = row + k * kParts < count;
-#pragma unroll
-      for (int q = 0; q < Q; ++q) sums[q] += kept_if(numbers[k][q], is_row);
+      for (int q = 0; q < Q; ++q) sums[q] += kept_if(rows[k][q], is_row);
     }
   }
   __syncthreads();  // the array may still be read from an earlier call
@@ -304,9 +298,15 @@ __device__ __forceinline__ void read_channels(const float* from, int C, Lanes<V>
 // Writes one tap of grad_w, float [C][9], for the block's channels: the merged rows of partial sums.
 __device__ __forceinline__ void write_grad_w(const float* rows, int num_rows, int quantities, int tap, int C,
                                              float* grad_w) {
+  const int c0 = blockIdx.x * kBlockChannels;
   float sum[1];
-  merge_sums(rows, num_rows, quantities, tap, C, sum);
-  const int c = blockIdx.x * kBlockChannels + threadIdx.x;
+  merge_sums(
+      num_rows,
+      [&](int i, int channel, int) {
+        return rows[(static_cast<int64_t>(i) * quantities + tap) * C + min(c0 + channel, C - 1)];
+      },
+      sum);
+  const int c = c0 + threadIdx.x;
   if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * 9 + tap] = sum[0];
 }
 
@@ -344,12 +344,17 @@ __device__ __forceinline__ Norm known_norm(const NormGrad& norm) {
 
 __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scale, float* shift, float* slope,
                                         float* offset) {
-  const int c = blockIdx.x * kBlockChannels + threadIdx.x;
+  const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
   const bool is_channel = threadIdx.x < kBlockChannels && c < C;
   float gamma = 0.f, beta = 0.f, mean = 0.f, var = 0.f;
   if (is_channel) gamma = norm.gamma[c], beta = norm.beta[c], mean = norm.mean[c], var = norm.var[c];  // see above
   float sums[2];  // of g, and of g * (x - mean)
-  merge_sums(norm.rows, norm.num_rows, norm.stride, norm.first, C, sums);
+  merge_sums(
+      norm.num_rows,
+      [&](int i, int channel, int q) {
+        return norm.rows[(static_cast<int64_t>(i) * norm.stride + norm.first + q) * C + min(c0 + channel, C - 1)];
+      },
+      sums);
   if (threadIdx.x < kBlockChannels) {
     float out[4] = {};
     if (is_channel) {

@@ -245,9 +245,14 @@ template <class W>
 __global__ void __launch_bounds__(kThreads)
     stem_merge_kernel(const float* rows, int count, int C, bool channels_last, W* grad_w) {
   begin_kernel();
-  const int c = blockIdx.x * kBlockChannels + threadIdx.x, tap = blockIdx.y;
+  const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x, tap = blockIdx.y;
   float sum[1];
-  merge_sums(rows, count, kTaps, tap, C, sum);
+  merge_sums(
+      count,
+      [&](int i, int channel, int) {
+        return rows[(static_cast<int64_t>(i) * kTaps + tap) * C + min(c0 + channel, C - 1)];
+      },
+      sum);
   const int place = channels_last ? tap : place_of(tap);
   if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * kTaps + place] = round_to<W>(sum[0]);
 }

@@ -73,7 +73,7 @@ def train(config: Config, out: StrPath | None = None, *, progress: bool = True) 
     """
     if not isinstance(config, Config):
         raise UsageError(f"config = {config!r}: expected settings, such as fc.preset('final')")
-    threads.choose(config.device)
+    threads.limit(config.device)
 
     from fastcifar import trainer
 
@@ -379,7 +379,7 @@ class Run:
         """
         words = [(name, _as_text(value)) for name, value in overrides.items()]
         checked = parse_overrides(words, RESUMABLE)
-        threads.choose(str(checked.get("device", self.config.device)))
+        threads.limit(str(checked.get("device", self.config.device)))
 
         from fastcifar import trainer
 

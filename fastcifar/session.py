@@ -20,6 +20,7 @@ from fastcifar.loaders import Augmentation, EvalBatches, Loader, build_loader
 from fastcifar.model import build_model, copy_tensors
 from fastcifar.optim import lr_table
 from fastcifar.ranks import ALONE
+from fastcifar.run import affinity
 from fastcifar.target import Target
 
 Note = Callable[[str], None]
@@ -87,6 +88,9 @@ class Session:
             self.lrs = lr_table(target.config, loader.num_batches)
             return loader, build_steps(self.engine, loader, self.lrs, target, note, launched=self._launched)
 
+        on_cpu = self.target.device.type == "cpu"
+        if on_cpu and self.target.config.loader != "torchvision":  # it has processes, which would count as others
+            self._context.enter_context(affinity.kept_apart(note))
         self.loader, self.steps = fed(split, self.target, note)
         if epochs := self.target.config.low_res_epochs:
             small = Split(scaled(split.images, self.target.config.low_res), split.labels)

@@ -76,7 +76,7 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     if Ranks.started().is_first:
         _announce(resolved.config, named=start != Start(None, None), out=args.out)
-    threads.choose(resolved.config.device)
+    threads.limit(resolved.config.device)
 
     from fastcifar import trainer
 
@@ -88,7 +88,7 @@ def _dry_run(config: Config, *, as_json: bool) -> int:
     from fastcifar.data.sources import announce_download
 
     announce_download(config.data, config.mirror)
-    threads.choose(config.device)
+    threads.limit(config.device)
 
     from fastcifar.measuring.dry_run import dry_run
     from fastcifar.ui.display import format_seconds
@@ -156,7 +156,7 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
-    threads.choose(str(overrides.get("device") or _device_of(args.resume)))
+    threads.limit(str(overrides.get("device") or _device_of(args.resume)))
 
     from fastcifar import trainer
 

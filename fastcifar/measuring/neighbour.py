@@ -1,6 +1,6 @@
 """A busy process. A measurement beside it shows what a shared machine does to a step.
 
-Where threads wait for each other by spinning, one neighbour costs far more than its share of the cores.
+Where two threads of a step share a core, one neighbour costs far more than its share of the cores.
 """
 
 from __future__ import annotations

@@ -153,9 +153,21 @@ def test_ops_agree_with_their_references(
         check(emulated, name, args)
 
 
-# The first two run on the (emulated) tensor cores except in float32; the others have rows that are not whole vectors.
+# The first five run on the (emulated) tensor cores except in float32: all are streamed but the third, which is summed
+# over too much. The fourth has more tiles than warps, and a last one that is cut. The others have rows that are not
+# whole vectors.
 @pytest.mark.parametrize(
-    "shape, out_channels", [((2, 32, 8, 8), 64), ((5, 136, 4, 4), 200), ((3, 64, 5, 7), 70), ((2, 3, 5, 7), 5)], ids=str
+    "shape, out_channels",
+    [
+        ((2, 32, 8, 8), 64),
+        ((5, 136, 4, 4), 200),
+        ((2, 264, 4, 4), 272),
+        pytest.param((521, 8, 9, 9), 24, marks=pytest.mark.slow),
+        ((9, 128, 5, 7), 136),
+        ((3, 64, 5, 7), 70),
+        ((2, 3, 5, 7), 5),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -238,7 +250,7 @@ def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
     expected |= {"_batch_norm_relu_backward": [2], "depthwise_block": [3, 2, 2], "_depthwise_block_backward": [3]}
     expected |= {"dwconv3x3_affine_relu": [1]}
     counted: dict[str, list[int]] = {}
-    expected |= {"separable_block": [4, 3], "_separable_block_backward": [6]}
+    expected |= {"separable_block": [3, 2, 2], "_separable_block_backward": [6, 3]}
     expected |= {"stem": [1, 1], "_stem_backward": [2, 2]}
     shape = (2, 64, 16, 8)
     separable = separable_calls(block_arguments(shape, torch.bfloat16), 64, 1, "cuda")
@@ -273,7 +285,7 @@ def test_no_more_kernels_in_a_step_than_planned(emulated: Emulated) -> None:
         ):
             counted[name][0] += emulated.launches(name, *forward)
             counted[name][1] += emulated.launches(f"_{name}_backward", *backward)
-    assert counted == {"depthwise_block": [24, 25], "separable_block": [43, 82]}
+    assert counted == {"depthwise_block": [24, 25], "separable_block": [37, 82]}
 
 
 def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated) -> None:

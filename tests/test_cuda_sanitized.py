@@ -75,13 +75,27 @@ for a, b in ((u, truth), (grad_w, truth_w)):
     assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-3), "WRONG RESULT"
 print("CORRECT")
 """
+STREAM_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+u = torch.zeros(40, 16, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+c, w, pointwise = torch.ones(16), torch.zeros(16, 1, 3, 3), torch.zeros(24, 16, 1, 1).bfloat16()
+v, _, y, *statistics, _ = op.separable_block(u, c, c, w, c, c, pointwise, 1e-5, 1, None, True)
+op._separable_block_backward(
+    v, u, y, c, c, w, c, c, pointwise, *statistics, 1e-5, 1, None, None, None, None, False
+)
+print("CORRECT")
+"""
 OPS_USED = {
+    STREAM_SCRIPT: ("separable_block", "depthwise_block"),
     STEM_SCRIPT: ("stem",),
     SCRIPT: ("dwconv3x3",),
     STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd"),
     PLANE_SCRIPT: ("depthwise_block",),
 }
 SCRIPTS = {
+    "pointwise_stream": STREAM_SCRIPT,
     "depthwise_plane": PLANE_SCRIPT,
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
@@ -126,6 +140,11 @@ PLANTED = {
     "a gradient behind the last row": ("stem.cu", "c < s.C && y0 < s.H && x0 + p < s.W)", "c < s.C && x0 + p < s.W)"),
     "a pixel behind the last": ("stem.cu", "c >= s.C || y0 >= s.H || x0 >= s.W", "c >= s.C || x0 >= s.W"),
     "no room for the last sums": ("stem.cu", "shared, kLanes* kSums)", "shared, kLanes* kSums - 1)"),
+    "a pixel behind the last one": (
+        "pointwise_stream.cuh",
+        "m < a.M && block * 32 + q * 8 < a.K",
+        "m < a.M + 64 && block * 32 + q * 8 < a.K",
+    ),
     "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
 # Types that the script does not use need not be compiled.
@@ -172,6 +191,11 @@ RACES = {
         "__syncthreads();  // the tiles, or the sums before, may still be read",
         "",
     ),
+    "a weight that is read before it is there": (
+        "pointwise_stream.cuh",
+        "of_weight.put(weight);\n  __syncthreads();",
+        "of_weight.put(weight);",
+    ),
     "a label that a row of pixels writes": (
         "training_batch.cu",
         "if (row == 0 && column == 0)",
@@ -181,7 +205,7 @@ RACES = {
 
 
 def types_of(script: str) -> dict[str, tuple[str, str]]:
-    return BFLOAT16_ONLY if script == PLANE_SCRIPT else FLOAT_ONLY
+    return BFLOAT16_ONLY if script in (PLANE_SCRIPT, STREAM_SCRIPT) else FLOAT_ONLY
 
 
 needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")
@@ -247,19 +271,16 @@ def test_clean_under_sanitizers(subset: str) -> None:
 
 
 @needs_setarch
-@pytest.mark.parametrize("race", [None, *RACES])
-def test_the_race_detector_sees_a_planted_race(race: str | None) -> None:
-    """None: the kernels as they are, without a race."""
-    edits, scripts = {}, [*OPS_USED]
-    if race is not None:
-        file, right, wrong = RACES[race]
-        edits[f"cuda/{file}"] = (right, wrong)
-        scripts = [SCRIPTS.get(Path(file).stem, SCRIPT)]
-    for script in scripts:
+@pytest.mark.parametrize("script", [pytest.param(s, marks=[pytest.mark.slow] * (s == STREAM_SCRIPT)) for s in OPS_USED])
+def test_the_race_detector_sees_planted_races(script: str) -> None:
+    """And none in the kernels as they are."""
+    planted = {race: edit for race, edit in RACES.items() if SCRIPTS.get(Path(edit[0]).stem, SCRIPT) == script}
+    for race, edit in {"": None, **planted}.items():
+        edits = {f"cuda/{edit[0]}": edit[1:]} if edit else {}
         library = emulator.build(emulator.RACES, ops=OPS_USED[script], edits=types_of(script) | edits)
         found = races(library, script)
-        assert bool(found) == (race is not None), found
-        print(f"{race}: {found} reports")
+        assert bool(found) == bool(race), (race, found)
+        print(f"{race or 'as they are'}: {found} reports")
 
 
 @needs_setarch

@@ -1,5 +1,6 @@
 """A whole block of the network as one op, with the pointwise product."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from fastcifar import ops
 from fastcifar.ops import separable_block
 from fastcifar.ops._moments import merge_rows, num_rows
-from fastcifar.ops.separable_block import separable_block_backward_ref, separable_block_ref
+from fastcifar.ops.separable_block import separable_block_backward_ref, separable_block_ref, suits
 
 pytestmark = [needs_kernels, pytest.mark.machine]
 PARAMETERS = ("u", "gamma0", "beta0", "w", "gamma1", "beta1", "pointwise")
@@ -100,7 +101,7 @@ def test_the_gradients_formula(stride: int) -> None:
     class Reference(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-            v, _, *saved = separable_block_ref(*inputs, EPS, stride)
+            v, _, *saved, _ = separable_block_ref(*inputs, EPS, stride)
             ctx.save_for_backward(*inputs, *saved)
             return v
 
@@ -125,7 +126,7 @@ def test_the_gradients_through_moments(stride: int) -> None:
         def forward(ctx, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
             *block, means, m2s = inputs
             rows = torch.stack((counts, means, m2s), 1)
-            v, v_rows, *saved = separable_block_ref(*block, EPS, stride, rows)
+            v, v_rows, *saved, _ = separable_block_ref(*block, EPS, stride, rows)
             ctx.save_for_backward(*block, rows, v, v_rows, *saved)
             return v, v_rows[0, 1:]
 
@@ -178,7 +179,7 @@ def test_any_layout(device: str, dtype: torch.dtype, stride: int) -> None:
     (_, (_, *others)), *_ = calls((3, 7, 8, 8), dtype, stride, device)
     u = activation((3, 14, 9, 8), dtype, device)[:, ::2, 1:, :]
     others[2], others[5] = others[2].to(dtype), others[5].to(dtype)  # w and pointwise
-    v, _, y, *statistics = check("separable_block", (u, *others))
+    v, _, y, *statistics, _ = check("separable_block", (u, *others))
     grad = activation((3, v.shape[1], 1, 1), dtype, device).expand_as(v)
     y = y.contiguous(memory_format=torch.contiguous_format)
     check("_separable_block_backward", (grad, u, y, *others[:6], *statistics, EPS, stride))
@@ -248,3 +249,42 @@ def test_bad_gradients_are_named() -> None:
         backward(grad[:, :3], *others)
     with pytest.raises(RuntimeError, match=r" _separable_block_backward: y must be \[2, 4, 5, 5\], got"):
         backward(grad, others[0], others[1][:1], *others[2:])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_caller_may_multiply_for_the_gradient_of_the_weight(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, with the references in place of its kernels."""
+    module = sys.modules["fastcifar.ops.separable_block"]
+    monkeypatch.setattr(module, "_forward", separable_block_ref)
+    monkeypatch.setattr(module, "_backward", separable_block_backward_ref)
+    torch.manual_seed(0)
+    block = depthwise_block_arguments((3, 8, 9, 7), torch.float32, stride)[:6]
+    block = [a.double().requires_grad_() for a in block]
+    pointwise = torch.randn(16, 8, 1, 1, dtype=torch.float64, requires_grad=True)
+    products: list[tuple[Tensor, Tensor]] = []
+
+    def multiply(a: Tensor, b: Tensor) -> Tensor:
+        products.append((a, b))
+        return a @ b
+
+    v, rows, y, *statistics = module._TrainedBlock.apply(*block, pointwise, EPS, stride, None, multiply)
+    assert not any(t.requires_grad for t in (rows, y, *statistics))
+    exact = separable_block_ref(*block, pointwise, EPS, stride)[0]
+    weights = torch.randn_like(exact)
+    inputs = (*block, pointwise)
+    torch.testing.assert_close(v, exact)
+    for own, expected in zip(
+        torch.autograd.grad((v * weights).sum(), inputs),
+        torch.autograd.grad((exact * weights).sum(), inputs),
+        strict=True,
+    ):
+        assert own.shape == expected.shape
+        torch.testing.assert_close(own, expected)
+    assert len(products) == 1
+
+
+def test_on_cuda_a_block_of_few_channels_and_a_large_map_is_one_op_with_its_product() -> None:
+    assert suits("cpu", 3, 5, 2, 2) and suits("cuda", 128, 256, 16, 16) and suits("cuda", 256, 8, 9, 8)
+    assert not suits("cuda", 64, 64, 8, 8), "a small map"
+    assert not suits("cuda", 264, 64, 16, 16) and not suits("cuda", 64, 264, 16, 16), "many channels"
+    assert not suits("cuda", 12, 64, 16, 16), "no whole vectors"

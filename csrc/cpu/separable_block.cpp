@@ -13,7 +13,7 @@
 
 namespace {
 using namespace fastcifar;
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // If W has at most this many numbers, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all.
@@ -69,8 +69,8 @@ void finish_moments(const Product& product, const Sums& sums, const float* pivot
 
 Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
                 const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride,
-                const std::optional<Tensor>& u_rows) {
-  auto a = prepare_separable_block(Backend::cpu, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows);
+                const std::optional<Tensor>& u_rows, bool keep_z) {
+  auto a = prepare_separable_block(Backend::cpu, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows, keep_z);
   DepthwiseBlockForward& block = a.block;
   if (a.u_rows) {
     block.given_statistics = true;
@@ -90,7 +90,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
                                        product.scratch().get());
   });
   finish_moments(product, sums, pivots.get(), a.v_rows);
-  return {a.v, a.v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1};
+  return {a.v, a.v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1, block.z};
 }
 
 // The gradient of W out of its sums over the parts.
@@ -147,9 +147,10 @@ Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const
                    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
                    const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, double eps,
                    int64_t stride, const std::optional<Tensor>& u_rows, const std::optional<Tensor>& grad_v_rows,
-                   const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
-  auto a = prepare_separable_block_backward(Backend::cpu, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise,
-                                            mean0, var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows);
+                   const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows, bool need_grad_pointwise) {
+  auto a =
+      prepare_separable_block_backward(Backend::cpu, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0,
+                                       var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows, need_grad_pointwise);
   DepthwiseBlockBackward& block = a.block;
   const DwShape& s = block.shape;
   const int64_t pitch = round_up(s.C, kBlock);

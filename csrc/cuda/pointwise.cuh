@@ -37,7 +37,7 @@ struct OperandTile {
   static constexpr int kPitch = kColumns + 8, kPacks = kRows * kColumns / 8 / kTileThreads;
 };
 
-struct Fragment {
+struct alignas(16) Fragment {
   uint32_t at[4];
 };
 

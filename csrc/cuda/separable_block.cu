@@ -1,4 +1,5 @@
-#include "cuda/pointwise.cuh"
+#include "cuda/batch_norm_relu.cuh"
+#include "cuda/pointwise_stream.cuh"
 
 namespace fastcifar::cuda {
 
@@ -12,6 +13,16 @@ void launch_norm1(const Norm& norm, int C, float* scale, cudaStream_t stream) {
   LAUNCH(norm_kernel, dim3(ceil_div(C, kBlockChannels)), dim3(kThreads), stream, norm, C, scale, scale + aligned(C));
 }
 
+Norm known_norm(const float* gamma, const float* beta, float eps, const float* mean, const float* var) {
+  Norm norm{};
+  norm.gamma = gamma;
+  norm.beta = beta;
+  norm.eps = eps;
+  norm.known_mean = mean;
+  norm.known_var = var;
+  return norm;
+}
+
 int64_t weight_parts(const DwShape& s, int64_t out_channels) {
   return product_plan(Product::kGradWeight, out_channels, s.C, output_pixels(s)).parts;
 }
@@ -23,27 +34,38 @@ int64_t input_rows(const DwShape& s, int64_t out_channels) {
 
 int64_t separable_block_workspace(const DwShape& s) { return 2 * aligned(s.C) + depthwise_block_workspace(s); }
 
-// Three kernels, the statistics of u known: convolution and moments of y; norm1; product and moments of v.
+// Two kernels, the statistics of u known: convolution and moments of y; product and moments of v. Where the product is
+// not streamed, a kernel for norm1 lies between them.
 cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShape& s, bool tensor_cores,
                             cudaStream_t stream) {
-  const int C = static_cast<int>(s.C);
+  const int C = static_cast<int>(s.C), M = static_cast<int>(output_pixels(s)), O = static_cast<int>(f.out_channels);
   BlockForward b = f.block;
   b.workspace = f.workspace + 2 * aligned(C);
-  const PartialRows rows = depthwise_with_moments(dtype, b, f.u_rows, s, stream);
-  launch_norm1(norm1_of(b, rows), C, f.workspace, stream);
+  const Norm norm1 = norm1_of(b, depthwise_with_moments(dtype, b, f.u_rows, s, stream));
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
+    const T *y = static_cast<const T*>(b.y), *pointwise = static_cast<const T*>(f.pointwise);
+    T *z = static_cast<T*>(b.z), *v = static_cast<T*>(f.v);
+    if constexpr (sizeof(T) == 2) {
+      if (can_stream<T>(tensor_cores, O, C)) {
+        launch_stream<Product::kForward, T>(
+            {y, pointwise, M, O, C, norm1, nullptr, z, v, f.v_rows, static_cast<int>(moment_rows(M, O))}, stream);
+        return;
+      }
+    }
+    launch_norm1(norm1, C, f.workspace, stream);
     PointwiseArguments<T> a{};
-    a.a = static_cast<const T*>(b.y);
-    a.b = static_cast<const T*>(f.pointwise);
-    a.M = static_cast<int>(output_pixels(s));
-    a.N = static_cast<int>(f.out_channels);
+    a.a = y;
+    a.b = pointwise;
+    a.M = M;
+    a.N = O;
     a.K = C;
-    a.out = static_cast<T*>(f.v);
+    a.out = v;
     a.rows = f.v_rows;
     a.scale = f.workspace;
     a.shift = f.workspace + aligned(C);
     launch_product<Product::kForward>(a, tensor_cores, stream);
+    if (z != nullptr) launch_norm_relu(y, z, M, C, known_norm(b.gamma1, b.beta1, b.eps, b.mean1, b.var1), stream);
   });
   return cudaGetLastError();
 }
@@ -53,49 +75,69 @@ int64_t separable_block_backward_workspace(const DwShape& s, int64_t out_channel
          aligned(weight_parts(s, out_channels) * out_channels * s.C) + depthwise_block_backward_workspace(s);
 }
 
-// Six kernels: norm1; gradient of norm1's output, masked, and its sums; grad_pointwise, in parts and summed; the sweep;
-// grad_u.
+namespace {
+// Two kernels: the gradient in parts; their sum. norm1 is in `scale`.
+template <class T>
+void launch_grad_pointwise(const SeparableBackward& g, int M, int C, int O, bool tensor_cores, const float* scale,
+                           float* parts, int64_t num_parts, cudaStream_t stream) {
+  PointwiseArguments<T> a{};
+  a.a = static_cast<const T*>(g.grad_v);
+  a.b = static_cast<const T*>(g.block.y);
+  a.M = O;
+  a.N = C;
+  a.K = M;
+  a.rows = parts;
+  a.scale = scale;
+  a.shift = scale + aligned(C);
+  launch_product<Product::kGradWeight>(a, tensor_cores, stream);
+  const int64_t size = static_cast<int64_t>(O) * C;
+  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts, static_cast<int>(num_parts),
+         size, g.grad_pointwise);
+}
+}  // namespace
+
+// Three kernels: the gradient of norm1's output, masked, and its sums; the sweep; grad_u. Two more where grad_pointwise
+// is wanted; one more, of norm1, there and where the product is not streamed.
 cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, const DwShape& s, bool tensor_cores,
                                      cudaStream_t stream) {
   const int C = static_cast<int>(s.C), M = static_cast<int>(output_pixels(s)), O = static_cast<int>(g.out_channels);
   BlockBackward b = g.block;
   float* scale = g.workspace;
-  const PartialRows sums1{scale + 2 * aligned(C), static_cast<int>(input_rows(s, O))};
+  PartialRows sums1{scale + 2 * aligned(C), static_cast<int>(input_rows(s, O))};
   float* parts = sums1.data + aligned(static_cast<int64_t>(sums1.count) * 2 * C);
-  const int64_t num_parts = weight_parts(s, O), size = static_cast<int64_t>(O) * C;
-  b.workspace = parts + aligned(num_parts * size);
+  const int64_t num_parts = weight_parts(s, O);
+  b.workspace = parts + aligned(num_parts * O * C);
 
-  Norm norm1{};
-  norm1.gamma = b.gamma1;
-  norm1.beta = b.beta1;
-  norm1.eps = b.eps;
-  norm1.known_mean = b.mean1;
-  norm1.known_var = b.var1;
-  launch_norm1(norm1, C, scale, stream);
+  const Norm norm1 = known_norm(b.gamma1, b.beta1, b.eps, b.mean1, b.var1);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    PointwiseArguments<T> a{};
-    a.a = static_cast<const T*>(g.grad_v);
-    a.b = static_cast<const T*>(g.pointwise);
-    a.M = M;
-    a.N = C;
-    a.K = O;
-    a.y = static_cast<const T*>(b.y);
-    a.out = static_cast<T*>(const_cast<void*>(b.grad_z));
-    a.rows = sums1.data;
-    a.scale = scale;
-    a.shift = scale + aligned(C);
-    a.mean = b.mean1;
-    launch_product<Product::kGradInput>(a, tensor_cores, stream);
-    a.b = a.y;
-    a.M = O;
-    a.N = C;
-    a.K = M;
-    a.rows = parts;
-    launch_product<Product::kGradWeight>(a, tensor_cores, stream);
+    const T *grad_v = static_cast<const T*>(g.grad_v), *y = static_cast<const T*>(b.y);
+    const T* pointwise = static_cast<const T*>(g.pointwise);
+    T* grad_z = static_cast<T*>(const_cast<void*>(b.grad_z));
+    const bool streamed = can_stream<T>(tensor_cores, C, O);
+    if (!streamed || g.grad_pointwise != nullptr) launch_norm1(norm1, C, scale, stream);
+    if (streamed) {
+      if constexpr (sizeof(T) == 2)
+        sums1.count = launch_stream<Product::kGradInput, T>(
+            {grad_v, pointwise, M, C, O, norm1, y, nullptr, grad_z, sums1.data, 0}, stream);
+    } else {
+      PointwiseArguments<T> a{};
+      a.a = grad_v;
+      a.b = pointwise;
+      a.M = M;
+      a.N = C;
+      a.K = O;
+      a.y = y;
+      a.out = grad_z;
+      a.rows = sums1.data;
+      a.scale = scale;
+      a.shift = scale + aligned(C);
+      a.mean = b.mean1;
+      launch_product<Product::kGradInput>(a, tensor_cores, stream);
+    }
+    if (g.grad_pointwise != nullptr)
+      launch_grad_pointwise<T>(g, M, C, O, tensor_cores, scale, parts, num_parts, stream);
   });
-  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts, static_cast<int>(num_parts),
-         size, g.grad_pointwise);
   return depthwise_sweep(dtype, b, sums1, s, stream);
 }
 

@@ -21,13 +21,14 @@ Tensor in_dtype_of(const Tensor& x, const Tensor& w) {
   return w.scalar_type() == x.scalar_type() ? w : torch::stable::to(w, x.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_cuda(
     const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-    const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows) {
+    const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows,
+    bool keep_z) {
   const char* op = "separable_block";
   const DeviceStream stream(u);
   SeparableBlockForward prepared =
-      prepare_separable_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows);
+      prepare_separable_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows, keep_z);
   DepthwiseBlockForward& a = prepared.block;
   const Tensor in = readable(op, a.u), weight = float_weight(a.w);
   const Tensor matrix = readable(op, in_dtype_of(u, prepared.pointwise));
@@ -40,6 +41,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   f.block.gamma1 = floats(a.gamma1);
   f.block.beta1 = floats(a.beta1);
   f.block.eps = static_cast<float>(eps);
+  f.block.z = keep_z ? a.z.mutable_data_ptr() : nullptr;
   f.block.y = a.y.mutable_data_ptr();
   f.block.mean0 = mutable_floats(a.mean0);
   f.block.var0 = mutable_floats(a.var0);
@@ -54,19 +56,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_blo
   f.v_rows = mutable_floats(prepared.v_rows);
   f.workspace = mutable_floats(workspace);
   check_launch(op, separable_block(dtype_of(in), f, a.shape, has_tensor_cores(), stream));
-  return {prepared.v, prepared.v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1};
+  return {prepared.v, prepared.v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1, a.z};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
     const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
     const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0, const Tensor& var0,
     const Tensor& mean1, const Tensor& var1, double eps, int64_t stride, const std::optional<Tensor>& u_rows,
-    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
+    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows,
+    bool need_grad_pointwise) {
   const char* op = "_separable_block_backward";
   const DeviceStream stream(u);
   SeparableBlockBackward prepared =
       prepare_separable_block_backward(Backend::cuda, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0,
-                                       var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows);
+                                       var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows, need_grad_pointwise);
   DepthwiseBlockBackward& a = prepared.block;
   const DwShape& s = a.shape;
   const int64_t channels = prepared.out_channels;
@@ -75,7 +78,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   Tensor masked = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   const Tensor grad_w = empty_float_weight(a.w);
   const int64_t sizes[4] = {channels, s.C, 1, 1};
-  Tensor grad_pointwise = torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, u.device());
+  Tensor grad_pointwise = no_gradient(a.gamma0);
+  if (need_grad_pointwise)
+    grad_pointwise = torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, u.device());
   const Tensor workspace = empty_floats(in, separable_block_backward_workspace(s, channels));
   SeparableBackward g{};
   g.block.grad_z = masked.mutable_data_ptr();
@@ -100,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   g.grad_v = grad.const_data_ptr();
   g.pointwise = matrix.const_data_ptr();
   g.out_channels = channels;
-  g.grad_pointwise = mutable_floats(grad_pointwise);
+  g.grad_pointwise = need_grad_pointwise ? mutable_floats(grad_pointwise) : nullptr;
   g.workspace = mutable_floats(workspace);
   check_launch(op, separable_block_backward(dtype_of(in), g, s, has_tensor_cores(), stream));
   return {a.grad_u,
@@ -109,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
           weight_gradient(grad_w, w),
           a.grad_gamma1,
           a.grad_beta1,
-          weight_gradient(grad_pointwise, pointwise),
+          need_grad_pointwise ? weight_gradient(grad_pointwise, pointwise) : grad_pointwise,
           prepared.grad_u_rows};
 }
 

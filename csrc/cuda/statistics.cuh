@@ -127,26 +127,10 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
-// Merges the moments of the threads of a cluster, of kClusterBlocks or of one, and writes them as its row, for the
-// channels from c0 on.
-template <int V, int THREADS, int CHANNELS>
-__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V, THREADS, CHANNELS> at,
-                                                    int c0, int C, float* rows) {
-  constexpr int kPitch = 3 * CHANNELS + 1;  // odd: lanes that write at the same time use different banks
-  SHARED_ARRAY(float, shared, at.kCount* kPitch);
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    const Moments m = own.get(i);
-    float* to = shared + at.lane * kPitch + at.channel + i;
-    to[0] = m.count;
-    to[CHANNELS] = m.mean;
-    to[2 * CHANNELS] = m.m2;
-  }
-  __syncthreads();
-  const Moments m = merge_moments<THREADS, CHANNELS>(at.kCount, [&](int i, int channel) -> Moments {
-    const float* from = shared + i * kPitch + channel;
-    return {from[0], from[CHANNELS], from[2 * CHANNELS]};
-  });
+// Merges the moments of the blocks of a cluster, of kClusterBlocks or of one, and writes them as its row, for the
+// channels from c0 on. m: of channel threadIdx.x of the block, for the first threads.
+template <int CHANNELS>
+__device__ __forceinline__ void write_cluster_moments(const Moments& m, int c0, int C, float* rows) {
   if (cluster_blocks() == 1) {
     if (threadIdx.x < CHANNELS) write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, m);
     return;
@@ -176,27 +160,40 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
   wait_for_cluster();
 }
 
-// Adds up the Q sums a channel of the threads of a cluster, of kClusterBlocks or of one, and writes them as its row of
-// float [rows][Q][C], for the channels from c0 on.
-template <int Q, int V>
-__device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
-  constexpr int kLanes = Lanes<V>::kCount;
-  SHARED_ARRAY(float, shared, kLanes * Q * kBlockChannels);
+// The same of the threads of a cluster.
+template <int V, int THREADS, int CHANNELS>
+__device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V, THREADS, CHANNELS> at,
+                                                    int c0, int C, float* rows) {
+  constexpr int kPitch = 3 * CHANNELS + 1;  // odd: lanes that write at the same time use different banks
+  SHARED_ARRAY(float, shared, at.kCount* kPitch);
 #pragma unroll
-  for (int q = 0; q < Q; ++q)
-#pragma unroll
-    for (int i = 0; i < V; ++i) shared[(at.lane * Q + q) * kBlockChannels + at.channel + i] = own[q][i];
+  for (int i = 0; i < V; ++i) {
+    const Moments m = own.get(i);
+    float* to = shared + at.lane * kPitch + at.channel + i;
+    to[0] = m.count;
+    to[CHANNELS] = m.mean;
+    to[2 * CHANNELS] = m.m2;
+  }
   __syncthreads();
+  const Moments m = merge_moments<THREADS, CHANNELS>(at.kCount, [&](int i, int channel) -> Moments {
+    const float* from = shared + i * kPitch + channel;
+    return {from[0], from[CHANNELS], from[2 * CHANNELS]};
+  });
+  write_cluster_moments<CHANNELS>(m, c0, C, rows);
+}
+
+// Adds up Q sums a channel of the blocks of a cluster, of kClusterBlocks or of one, and writes them as its row of
+// float [rows][Q][C], for the channels from c0 on. get(j) gives the block's sum j / CHANNELS of channel j % CHANNELS.
+template <int Q, int CHANNELS, class Get>
+__device__ __forceinline__ void write_cluster_sums(Get get, int c0, int C, float* rows) {
   const auto write = [&](int j, float sum) {
-    const int c = c0 + j % kBlockChannels;
+    const int c = c0 + j % CHANNELS;
     const int64_t row = static_cast<int>(blockIdx.y) / cluster_blocks();
-    if (c < C) rows[(row * Q + j / kBlockChannels) * C + c] = sum;
+    if (c < C) rows[(row * Q + j / CHANNELS) * C + c] = sum;
   };
-  SHARED_ARRAY(float, of_block, Q* kBlockChannels);
-  for (int j = threadIdx.x; j < Q * kBlockChannels; j += kThreads) {
-    float sum = 0.f;
-#pragma unroll
-    for (int l = 0; l < kLanes; ++l) sum += shared[l * Q * kBlockChannels + j];
+  SHARED_ARRAY(float, of_block, Q* CHANNELS);
+  for (int j = threadIdx.x; j < Q * CHANNELS; j += kThreads) {
+    const float sum = get(j);
     if (cluster_blocks() == 1)
       write(j, sum);
     else
@@ -206,7 +203,7 @@ __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes
   arrive_at_cluster();
   wait_for_cluster();
   const int rank = static_cast<int>(blockIdx.y) % kClusterBlocks;
-  for (int j = rank * kThreads + threadIdx.x; j < Q * kBlockChannels; j += kClusterBlocks * kThreads) {
+  for (int j = rank * kThreads + threadIdx.x; j < Q * CHANNELS; j += kClusterBlocks * kThreads) {
     float sum = 0.f;
 #pragma unroll
     for (int b = 0; b < kClusterBlocks; ++b) sum += IN_BLOCK(of_block, b)[j];
@@ -214,6 +211,25 @@ __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes
   }
   arrive_at_cluster();
   wait_for_cluster();
+}
+
+// The same of the threads of a cluster.
+template <int Q, int V>
+__device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
+  constexpr int kLanes = Lanes<V>::kCount;
+  SHARED_ARRAY(float, shared, kLanes * Q * kBlockChannels);
+#pragma unroll
+  for (int q = 0; q < Q; ++q)
+#pragma unroll
+    for (int i = 0; i < V; ++i) shared[(at.lane * Q + q) * kBlockChannels + at.channel + i] = own[q][i];
+  __syncthreads();
+  const auto sum_of_lanes = [&](int j) {
+    float sum = 0.f;
+#pragma unroll
+    for (int l = 0; l < kLanes; ++l) sum += shared[l * Q * kBlockChannels + j];
+    return sum;
+  };
+  write_cluster_sums<Q, kBlockChannels>(sum_of_lanes, c0, C, rows);
 }
 
 // A BatchNorm in training mode, as a kernel needs it to compute scale and shift of y = scale * x + shift.
@@ -252,10 +268,12 @@ __device__ __forceinline__ Affine affine_of(float gamma, float beta, float mean,
   return {scale, fmaf(-mean, scale, beta)};
 }
 
-// Scale and shift of the block's channels, in shared memory.
-__device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, float* shift) {
-  const int channel = threadIdx.x, c = blockIdx.x * kBlockChannels + channel;
-  const bool is_channel = channel < kBlockChannels && c < C;
+// Scale and shift of the CHANNELS channels from c0 on, in shared memory. is_writer: whether this block writes mean and
+// var of these channels, if they are wanted.
+template <int CHANNELS>
+__device__ __forceinline__ void resolve(const Norm& norm, int C, int c0, bool is_writer, float* scale, float* shift) {
+  const int channel = threadIdx.x, c = c0 + channel;
+  const bool is_channel = channel < CHANNELS && c < C;
   float mean = 0.f, var = 0.f, gamma = 0.f, beta = 0.f;
   if (is_channel) {  // before the barriers of the merge, behind which nothing would hide the wait
     gamma = norm.gamma[c];
@@ -263,18 +281,23 @@ __device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, f
     if (norm.rows == nullptr) mean = norm.known_mean[c], var = norm.known_var[c];
   }
   if (norm.rows != nullptr) {
-    const Moments m = merge_moments(
-        norm.num_rows, [&](int i, int ch) { return read_moments(norm.rows, i, blockIdx.x * kBlockChannels + ch, C); });
+    const Moments m = merge_moments<kThreads, CHANNELS>(
+        norm.num_rows, [&](int i, int ch) { return read_moments(norm.rows, i, c0 + ch, C); });
     mean = m.mean;
     var = m.m2 / m.count;
   }
-  if (channel < kBlockChannels) {
-    if (blockIdx.y == 0 && is_channel && norm.mean != nullptr) norm.mean[c] = mean, norm.var[c] = var;
+  if (channel < CHANNELS) {
+    if (is_writer && is_channel && norm.mean != nullptr) norm.mean[c] = mean, norm.var[c] = var;
     const Affine a = is_channel ? affine_of(gamma, beta, mean, var, norm.eps) : Affine{0.f, 0.f};
     scale[channel] = a.scale;
     shift[channel] = a.shift;
   }
   __syncthreads();
+}
+
+// Scale and shift of the block's channels, in shared memory.
+__device__ __forceinline__ void resolve(const Norm& norm, int C, float* scale, float* shift) {
+  resolve<kBlockChannels>(norm, C, blockIdx.x * kBlockChannels, blockIdx.y == 0, scale, shift);
 }
 
 // Scale and shift of a thread's channels.

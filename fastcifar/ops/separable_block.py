@@ -3,12 +3,14 @@
 The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own. On
 the CPU the gradient through these statistics needs none either: the moments are differentiable, so that the block
 before adds that part to the gradient of its output as it loads it. Whether the op is faster than `depthwise_block` and
-the library's product depends on the processor: see the setting `fuse_pointwise`.
+the library's product depends on the processor: see `Target.fuses_pointwise`. On CUDA it is for blocks that `suits`
+names: there z is written too, and the library multiplies for the weight's gradient (`trained_block`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,7 @@ def separable_block(
     Raises:
         RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
-    v, v_rows, y, mean0, var0, mean1, var1 = _forward(
+    v, v_rows, y, mean0, var0, mean1, var1, _ = _forward(
         u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows
     )
     return v, v_rows, y, mean0, var0, mean1, var1
@@ -73,14 +75,16 @@ def separable_block_ref(
     eps: float,
     stride: int,
     u_rows: Tensor | None = None,
-) -> Outputs:
-    """`separable_block` in plain PyTorch."""
+    keep_z: bool = False,
+) -> tuple[Tensor, ...]:
+    """`separable_block` in plain PyTorch; behind its results z, or an empty tensor if it is not to be kept."""
     statistics = (None, None) if u_rows is None else merge_rows(u_rows)
     z, y, *others = depthwise_block_ref(u, gamma0, beta0, w, gamma1, beta1, eps, stride, *statistics)
     wide = accumulate_dtype(u)
     v = F.conv2d(z.to(wide), pointwise.to(u.dtype).to(wide)).to(u.dtype)
     mean0, var0, mean1, var1 = others
-    return v.contiguous(memory_format=torch.channels_last), rows_of(v), y, mean0, var0, mean1, var1
+    v = v.contiguous(memory_format=torch.channels_last)
+    return v, rows_of(v), y, mean0, var0, mean1, var1, z if keep_z else u.new_empty(0)
 
 
 def separable_block_backward_ref(
@@ -103,6 +107,7 @@ def separable_block_backward_ref(
     grad_v_rows: Tensor | None = None,
     v: Tensor | None = None,
     v_rows: Tensor | None = None,
+    need_grad_pointwise: bool = True,
 ) -> Gradients:
     """The backward of `separable_block` in plain PyTorch.
 
@@ -114,6 +119,7 @@ def separable_block_backward_ref(
         grad_v_rows: the gradient of v_rows in its shape, of which only the first row counts; None: there is none.
         v: as the forward returned it, with all pixels in the first row of v_rows; needed with grad_v_rows.
         v_rows: as v.
+        need_grad_pointwise: whether the gradient of pointwise is computed; else it is an empty tensor. On CUDA only.
 
     Returns:
         The gradients of u, gamma0, beta0, w, gamma1, beta1 and pointwise, each in the shape and dtype of its argument,
@@ -138,30 +144,33 @@ def separable_block_backward_ref(
         grad_u = grad_u.contiguous(memory_format=torch.channels_last)
         grad_u_rows = rows_gradient(u_rows, mean0, constant, factor)
     grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1 = grads
-    grad_pointwise = (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
+    grad_pointwise = gamma0.new_empty(0)
+    if need_grad_pointwise:
+        grad_pointwise = (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
     return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1, grad_pointwise, grad_u_rows
 
 
 _forward = define(
     "separable_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor pointwise,"
-    " float eps, int stride, Tensor? u_rows=None)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " float eps, int stride, Tensor? u_rows=None, bool keep_z=False)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     separable_block_ref,
 )
 _backward = define(
     "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
-    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None)"
+    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None,"
+    " bool need_grad_pointwise=True)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     separable_block_backward_ref,
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, u_rows = inputs
-    v, v_rows, y, *statistics = output
+    u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, u_rows, _ = inputs
+    v, v_rows, y, *statistics, z = output
     ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics, u_rows, v, v_rows)
-    not_differentiable = [y, *statistics]
+    not_differentiable = [y, *statistics, z]
     if u.device.type == "cuda":
         not_differentiable.append(v_rows)
     ctx.mark_non_differentiable(*not_differentiable)
@@ -170,16 +179,99 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd(ctx: Any, grad_v: Tensor | None, grad_v_rows: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     if grad_v is None and grad_v_rows is None:
-        return (None,) * 10
+        return (None,) * 11
     *tensors, u_rows, v, v_rows = ctx.saved_tensors
     if grad_v is None:
         grad_v = torch.zeros_like(v)
     if v.device.type == "cuda":  # its gradient of u has what comes through u's statistics
-        return *_backward(grad_v, *tensors, ctx.eps, ctx.stride)[:7], None, None, None
+        return *_backward(grad_v, *tensors, ctx.eps, ctx.stride)[:7], *(None,) * 4
     if grad_v_rows is None:
         v, v_rows = None, None
     *grads, grad_u_rows = _backward(grad_v, *tensors, ctx.eps, ctx.stride, u_rows, grad_v_rows, v, v_rows)
-    return *grads, None, None, None if u_rows is None else grad_u_rows
+    return *grads, None, None, None if u_rows is None else grad_u_rows, None
 
 
 torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_context=_setup_context)
+
+
+def suits(device_type: str, channels: int, out_channels: int, height: int, width: int) -> bool:
+    """Whether a block may be one op with its product: on the CPU any, on CUDA one of few channels and a large map.
+
+    CUDA multiplies for it in kernels that read and write each map once, in 16-bit types, on GPUs with tensor cores for
+    these. Maps of up to 8x8 pixels have kernels of their own in `depthwise_block`.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        channels: of the block's input.
+        out_channels: of its output.
+        height: of its input.
+        width: of its input.
+    """
+    few = all(count % 8 == 0 and count <= 256 for count in (channels, out_channels))
+    return device_type == "cpu" or (few and height * width > 64)
+
+
+def trained_block(
+    u: Tensor,
+    gamma0: Tensor,
+    beta0: Tensor,
+    w: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    pointwise: Tensor,
+    eps: float,
+    stride: int,
+    u_rows: Tensor | None = None,
+    multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm,
+) -> Outputs:
+    """`separable_block` as it trains fastest: on CUDA the library multiplies for the gradient of `pointwise`.
+
+    Args:
+        u: as for `separable_block`, and so are all up to u_rows; on CUDA the depthwise weight is float32.
+        multiply: returns a @ b of two matrices, which nothing may need before the step's end; on CUDA only.
+
+    Returns:
+        What `separable_block` returns; v_rows is not differentiable on CUDA.
+    """
+    arguments = (u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows)
+    if u.device.type == "cpu":
+        return separable_block(*arguments)
+    return cast(Outputs, _TrainedBlock.apply(*arguments, multiply))  # type: ignore[no-untyped-call]
+
+
+class _TrainedBlock(torch.autograd.Function):
+    """`trained_block` on CUDA."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        gamma0: Tensor,
+        beta0: Tensor,
+        w: Tensor,
+        gamma1: Tensor,
+        beta1: Tensor,
+        pointwise: Tensor,
+        eps: float,
+        stride: int,
+        u_rows: Tensor | None,
+        multiply: Callable[[Tensor, Tensor], Tensor],
+    ) -> Outputs:
+        v, v_rows, y, mean0, var0, mean1, var1, z = _forward(
+            u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows, True
+        )
+        ctx.eps, ctx.stride, ctx.multiply = eps, stride, multiply
+        ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, z)
+        ctx.mark_non_differentiable(v_rows, y, mean0, var0, mean1, var1)
+        ctx.set_materialize_grads(False)  # zeros for each of these: 24 kernels a step
+        return v, v_rows, y, mean0, var0, mean1, var1
+
+    @staticmethod
+    def backward(ctx: Any, grad_v: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_v is None:
+            return (None,) * 11
+        *tensors, z = ctx.saved_tensors
+        pointwise = tensors[7]
+        *grads, _, _ = _backward(grad_v, *tensors, ctx.eps, ctx.stride, None, None, None, None, False)
+        grad_rows, z_rows = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (grad_v, z))
+        return *grads, ctx.multiply(grad_rows.t(), z_rows).view_as(pointwise), *(None,) * 4

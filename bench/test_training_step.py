@@ -43,12 +43,15 @@ def variants(full: bool) -> dict[str, dict[str, Any]]:
     found = {}
     engines = [EAGER, *([FUSED] if ops.available("cuda") else [])]
     precisions = list(dict.fromkeys([fast[-1], "fp16", "fp32"]))
+    with_products = [FUSED | {"fuse_pointwise": True}] if ops.available("cuda") and fast[-1] == "bf16" else []
     # To compile takes up to a minute: after what comes first, before the other precisions
-    rounds = [(precisions[:1], engines), (precisions[: None if full else 1], [COMPILED]), (precisions[1:], engines)]
+    rounds = [(precisions[:1], [*engines, *with_products]), (precisions[: None if full else 1], [COMPILED])]
+    rounds.append((precisions[1:], engines))
     for some, of in rounds:
         for precision, batch, engine in itertools.product(some, (128, 1024), of):
             settings = engine | {"precision": precision, "batch_size": batch}
-            found[f"{engine['engine']} {precision}, batch {batch}"] = settings
+            also = ", fuse_pointwise" if "fuse_pointwise" in engine else ""
+            found[f"{engine['engine']} {precision}{also}, batch {batch}"] = settings
     if full:
         for mode in ("reduce-overhead", "max-autotune"):
             found[f"compiled {mode} {fast[-1]}"] = COMPILED | {"precision": fast[-1], "compile_mode": mode}

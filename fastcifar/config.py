@@ -243,7 +243,8 @@ class Config(BaseModel):
     fuse_pointwise: bool = _setting(
         "engine",
         False,
-        "for engine = fused on CUDA: the pointwise convolutions are part of the fused ops too (slower on an H200)",
+        "for engine = fused on CUDA in 16 bits: pointwise convolutions of large maps are part of the fused ops too, "
+        "where channels are few (not yet timed)",
         changes_result=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(

@@ -85,7 +85,7 @@ class Target:
 
     @property
     def fuses_pointwise(self) -> bool:
-        """Whether the fused engine's blocks include their pointwise product (see `ops.separable_block`).
+        """Whether the fused engine's blocks include their pointwise product, where it suits (`ops.separable_block`).
 
         On CUDA the setting `fuse_pointwise` says so. On the CPU it depends on the processor: the extension's own
         products are used where they were measured to be faster than the library's, and where the library's are slow.
@@ -225,10 +225,12 @@ def _settle(config: Config, device: torch.device) -> tuple[Config, str]:
             engine = "fused" if ops.available("cpu") and fits else "eager"
     if engine == "fused" and device.type == "cpu" and precision == "fp16":
         raise UsageError("engine = 'fused', precision = 'fp16': on the CPU the fused ops know fp32 and bf16 only")
-    if config.fuse_pointwise and (engine != "fused" or device.type == "cpu"):
+    if config.fuse_pointwise and (
+        engine != "fused" or precision == "fp32" or device.type != "cuda" or not _has_fast_bf16(device)
+    ):
         raise UsageError(
-            f"fuse_pointwise = true: only engine = 'fused' on CUDA has kernels for it; this is engine = {engine!r} on "
-            f"{device}"
+            "fuse_pointwise = true: only engine = 'fused' in bf16 or fp16, on a GPU of capability 8.0 or above, has "
+            f"kernels for it; this is engine = {engine!r} in {precision} on {device}"
         )
     if engine == "compiled":
         _check_compiler(precision, device)

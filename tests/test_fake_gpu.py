@@ -91,14 +91,13 @@ def test_a_fused_step_is_one_graph() -> None:
     for seen in (bf16, deterministic, fp16, fp32, pointwise):
         seen.check()
     assert len(bf16.nodes) <= 108 and len(deterministic.nodes) == len(bf16.nodes)
-    assert len(fp32.nodes) <= 116 and len(fp16.nodes) <= 115 and len(pointwise.nodes) <= 157
+    assert len(fp32.nodes) <= 116 and len(fp16.nodes) <= 115 and len(pointwise.nodes) <= 97
     sweeps = ("dwconv3x3_backward", "depthwise_plane_backward")
     assert sum(any(name in node for name in sweeps) for node in bf16.nodes) >= 13, bf16.nodes
     # The gradients of 13 weights are computed beside the rest; the running statistics are updated in two kernels; the
     # learning rate, the counters and the totals are a kernel each.
-    for seen in (bf16, deterministic, fp16, fp32):
+    for seen in (bf16, deterministic, fp16, fp32, pointwise):
         assert seen.depth <= len(seen.nodes) - 18, (seen.depth, len(seen.nodes))
-    assert pointwise.depth == len(pointwise.nodes)
 
 
 def test_an_eager_step_is_one_graph_and_launched_steps_are_for_measuring() -> None:

@@ -46,7 +46,7 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     if config.engine == "fused":
         wide, in_blocks = target.ranks.size > 1, target.fuses_pointwise
         # Not for launched steps: they wait for the host, which would have more to do.
-        side = SideStream(target.device) if captured and not in_blocks else None
+        side = SideStream(target.device) if captured else None
         fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=in_blocks, wide_gradients=wide, side=side)
         forward = fused_forward(fused, config.label_smoothing)
     elif config.engine == "compiled":

@@ -26,9 +26,9 @@ from fastcifar.ops import (
     depthwise_block,
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
-    separable_block,
     stem,
 )
+from fastcifar.ops.separable_block import suits, trained_block
 
 
 class FusedModel:
@@ -41,8 +41,8 @@ class FusedModel:
         model: trained in place.
         dtype: of the images and all activations. With another one than float32 the weights of products get gradients of
             that dtype, unless `wide_gradients`.
-        fuse_pointwise: makes the pointwise product a part of the block's op in training. The product then applies BN
-            and ReLU as it loads, and also computes the statistics for the next block.
+        fuse_pointwise: makes the pointwise product a part of the block's op in training, where that `suits` the block.
+            The product then applies BN and ReLU as it loads, and also computes the statistics for the next block.
         wide_gradients: gives each weight a gradient of its own dtype, as DistributedDataParallel needs it.
         side: updates the running statistics and, beside the rest of backward, computes the gradients of the products'
             weights; it is joined at the end of backward, without which there may be no training forward. Not for
@@ -65,6 +65,7 @@ class FusedModel:
     ) -> None:
         self._model, self._dtype, self._fuse_pointwise, self._side = model, dtype, fuse_pointwise, side
         self.aside: Aside = side.working if side else in_place
+        self._multiply = side.product if side else torch.mm
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
         self._means = [_buffer(norm.running_mean) for norm in self._norms]
@@ -100,8 +101,9 @@ class FusedModel:
             conv, norm1 = _conv(block.depthwise), block.norm1
             counts.append(u.numel() // u.shape[1])
             bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
-            if self._fuse_pointwise:
-                u, rows, y, *statistics = separable_block(u, *bns, product, norm.eps, conv.stride[0], rows)
+            if self._fuse_pointwise and suits(u.device.type, u.shape[1], len(product), u.shape[2], u.shape[3]):
+                arguments = (u, *bns, product, norm.eps, conv.stride[0], rows, self._multiply)
+                u, rows, y, *statistics = trained_block(*arguments)
             else:
                 z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0], u_rows=rows)
                 u, rows = pointwise(z, product, self._side), None

@@ -26,7 +26,8 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.layers import Layer
 from fastcifar.measuring.timing import Call, time_calls
-from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_block, stem
+from fastcifar.ops import batch_norm_relu_pool, depthwise_block, stem
+from fastcifar.ops.separable_block import trained_block
 from fastcifar.session import Session
 
 
@@ -114,7 +115,7 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
         norm, conv, norm1, *pointwise = modules
         bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
         if pointwise:
-            return lambda u: separable_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0])[0]
+            return lambda u: trained_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0])[0]
         return lambda u: depthwise_block(u, *bns, norm.eps, conv.stride[0])[0]
     if layer.kind == NORM:
         return lambda x: F.relu(first(x), inplace=True)

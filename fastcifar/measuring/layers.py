@@ -28,6 +28,7 @@ from fastcifar.measuring.kernels import (
     STEM,
 )
 from fastcifar.model import MobileNet
+from fastcifar.ops.separable_block import suits
 from fastcifar.target import Target
 
 NORM_FLOPS = (6, 10)
@@ -178,7 +179,9 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
     while rest:
         first, *others = rest
         if isinstance(first.module, nn.BatchNorm2d) and config.engine == "fused" and len(others) > 1:
-            length = 4 if target.fuses_pointwise else 3
+            conv, _, product = others[:3]
+            shapes = conv.in_shape[1], product.out_shape[1], *conv.in_shape[2:]
+            length = 4 if target.fuses_pointwise and suits(target.device.type, *shapes) else 3
             layers.append(_block(rest[:length], size))
             rest = rest[length:]
         elif len(rest) == 2 and config.engine == "fused":

@@ -233,6 +233,15 @@ def test_more_partial_rows_than_a_block_merges(emulated: Emulated, dtype: torch.
     assert emulated.launches("batch_norm_relu", u, gamma0, beta0, EPS) == 2
 
 
+@pytest.mark.slow
+def test_a_warp_with_several_tiles_of_many_channels(before_hopper: Emulated) -> None:
+    """Without clusters there are no more blocks of a streamed product than rows of moments."""
+    torch.manual_seed(0)
+    shape = (130, 72, 9, 9)
+    for name, args in separable_calls(block_arguments(shape, torch.bfloat16), 72, 1, "cuda"):
+        check(before_hopper, name, args)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
     """Without clusters a kernel merges many rows, and small maps take three kernels."""

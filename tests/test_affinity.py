@@ -25,7 +25,7 @@ cpu10 1 1 1 1 1 1 1 1 0 0
 intr 12345
 """
 is_known = pytest.mark.skipif(
-    affinity.seconds_of_others(allowed_cores()) is None, reason="this system does not tell what its cores do"
+    affinity.seconds_of_others_on(allowed_cores()) is None, reason="this system does not tell what its cores do"
 )
 
 
@@ -35,7 +35,7 @@ def test_nice_and_stolen_time_and_other_cores_do_not_count() -> None:
     assert affinity.busy_ticks(STAT_TEXT, {0}, with_nice=True) == 77 + 150, "to a nice process nice programs are equals"
     with pytest.raises(ValueError, match="none of these cores"):
         affinity.busy_ticks(STAT_TEXT, {7})
-    assert affinity.seconds_of_others(set()) is None
+    assert affinity.seconds_of_others_on(set()) is None
 
 
 def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(affinity, "STAT", tmp_path / "stat")
     monkeypatch.setattr(os, "nice", lambda by: 0)
     monkeypatch.setattr(time, "process_time", lambda: 0.25)
-    assert affinity.seconds_of_others({0}) == 77 / os.sysconf("SC_CLK_TCK") - 0.25
+    assert affinity.seconds_of_others_on({0}) == 77 / os.sysconf("SC_CLK_TCK") - 0.25
 
 
 def test_the_busiest_threads_come_first() -> None:
@@ -81,7 +81,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float], list[set[in
         work = iter([{t: float(sum(t in w for w in workers[:i])) for t in (7, 8, 9)} for i in range(len(others) + 1)])
         clock = iter(range(100))
         monkeypatch.setattr(affinity, "_LOOK_SECONDS", 0.0)
-        monkeypatch.setattr(affinity, "seconds_of_others", lambda cores: next(used, None))
+        monkeypatch.setattr(affinity, "seconds_of_others_on", lambda cores: next(used, None))
         monkeypatch.setattr(affinity, "seconds_of_threads", lambda: next(work, {}))
         monkeypatch.setattr(affinity, "_place", lambda thread, cores: events.append((thread, list(cores))))
         monkeypatch.setattr(time, "monotonic", lambda: next(clock))
@@ -117,7 +117,7 @@ def test_what_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyPatch, variabl
     for name in affinity.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(affinity, "allowed_cores", lambda: {0, 1})
-    monkeypatch.setattr(affinity, "seconds_of_others", lambda cores: 0.0)
+    monkeypatch.setattr(affinity, "seconds_of_others_on", lambda cores: 0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     before = threading.active_count()
     with affinity.kept_apart(print):
@@ -162,7 +162,7 @@ print("left", sorted(os.sched_getaffinity(0)))
 
 @is_known
 @pytest.mark.skipif(len(allowed_cores()) < 2, reason="one core")
-def test_steps_beside_busy_programs_are_taken_by_threads_apart(tmp_path: Path) -> None:
+def test_steps_beside_busy_programs_are_taken_by_threads_apart() -> None:
     """On two cores, with two busy programs there."""
     cores = sorted(allowed_cores())[:2]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}

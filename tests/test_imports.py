@@ -14,7 +14,7 @@ from fastcifar import ops
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     errors text stats files paths signals ranks machine ops config spelling layers presets ui
-    run.names run.encoding run.failure run.facts run.environment run.threads run.affinity run.clock run.telemetry
+    run.names run.encoding run.failure run.facts run.environment run.threads run.clock run.affinity run.telemetry
     run.schema run.finding run.metrics run.checkpoint run.predictions run.curves run.folder run.followed
     run.loggers run.planned
     data.notes data.accepted data.foreign data.paths data.dataset data.published data.decoded data.canonical data.cache

@@ -267,7 +267,7 @@ def test_a_caller_may_multiply_for_the_gradient_of_the_weight(stride: int, monke
         products.append((a, b))
         return a @ b
 
-    v, rows, y, *statistics = module._TrainedBlock.apply(*block, pointwise, EPS, stride, None, multiply)
+    v, rows, y, *statistics = module._TrainedBlock.apply(multiply, *block, pointwise, EPS, stride, None)
     assert not any(t.requires_grad for t in (rows, y, *statistics))
     exact = separable_block_ref(*block, pointwise, EPS, stride)[0]
     weights = torch.randn_like(exact)

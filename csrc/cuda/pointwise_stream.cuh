@@ -345,12 +345,6 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
   }
 }
 
-// Whether these kernels take a product.
-template <class T>
-bool can_stream(bool tensor_cores, int N, int K) {
-  return sizeof(T) == 2 && tensor_cores && N % 8 == 0 && K % 8 == 0 && K <= 256;
-}
-
 // Calls f with the StreamTile of a product, as a value.
 template <Product PRODUCT, class F>
 auto with_stream_tile(int N, int K, F f) {
@@ -367,19 +361,25 @@ auto with_stream_tile(int N, int K, F f) {
 // Two blocks an SM, in clusters of eight: a group of 16 SMs has place for four clusters.
 inline constexpr int kStreamBlocks = 256;
 
-// Launches a product that can_stream. Returns how many rows of partial results it writes, at most moment_rows(M, N).
+// Launches a product, if these kernels take it. Returns how many rows of partial results it writes, at most
+// moment_rows(M, N); 0: they do not take it.
 template <Product PRODUCT, class T>
-int launch_stream(const StreamArguments<T>& a, cudaStream_t stream) {
-  return with_stream_tile<PRODUCT>(a.N, a.K, [&](auto tile) {
-    using Tile = decltype(tile);
-    const int columns = ceil_div(a.N, Tile::kColumns);
-    int blocks = std::min(ceil_div(a.M, Tile::kRows * Tile::kRowWarps), std::max(1, kStreamBlocks / columns));
-    const int cluster = blocks_a_row(blocks);
-    blocks = cluster > 1 ? whole_rows(blocks) : std::min(blocks, static_cast<int>(moment_rows(a.M, a.N)));
-    LAUNCH_CLUSTERS((pointwise_stream_kernel<T, PRODUCT, Tile>), cluster, dim3(columns, blocks), dim3(kTileThreads),
-                    stream, a);
-    return blocks / cluster;
-  });
+int launch_stream(const StreamArguments<T>& a, bool tensor_cores, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (tensor_cores && a.N % 8 == 0 && a.K % 8 == 0 && a.K <= 256) {
+      return with_stream_tile<PRODUCT>(a.N, a.K, [&](auto tile) {
+        using Tile = decltype(tile);
+        const int columns = ceil_div(a.N, Tile::kColumns);
+        int blocks = std::min(ceil_div(a.M, Tile::kRows * Tile::kRowWarps), std::max(1, kStreamBlocks / columns));
+        const int cluster = blocks_a_row(blocks);
+        blocks = cluster > 1 ? whole_rows(blocks) : std::min(blocks, static_cast<int>(moment_rows(a.M, a.N)));
+        LAUNCH_CLUSTERS((pointwise_stream_kernel<T, PRODUCT, Tile>), cluster, dim3(columns, blocks), dim3(kTileThreads),
+                        stream, a);
+        return blocks / cluster;
+      });
+    }
+  }
+  return 0;
 }
 
 }  // namespace fastcifar::cuda

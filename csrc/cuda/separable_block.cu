@@ -13,16 +13,6 @@ void launch_norm1(const Norm& norm, int C, float* scale, cudaStream_t stream) {
   LAUNCH(norm_kernel, dim3(ceil_div(C, kBlockChannels)), dim3(kThreads), stream, norm, C, scale, scale + aligned(C));
 }
 
-Norm known_norm(const float* gamma, const float* beta, float eps, const float* mean, const float* var) {
-  Norm norm{};
-  norm.gamma = gamma;
-  norm.beta = beta;
-  norm.eps = eps;
-  norm.known_mean = mean;
-  norm.known_var = var;
-  return norm;
-}
-
 int64_t weight_parts(const DwShape& s, int64_t out_channels) {
   return product_plan(Product::kGradWeight, out_channels, s.C, output_pixels(s)).parts;
 }
@@ -46,13 +36,10 @@ cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShap
     using T = decltype(t);
     const T *y = static_cast<const T*>(b.y), *pointwise = static_cast<const T*>(f.pointwise);
     T *z = static_cast<T*>(b.z), *v = static_cast<T*>(f.v);
-    if constexpr (sizeof(T) == 2) {
-      if (can_stream<T>(tensor_cores, O, C)) {
-        launch_stream<Product::kForward, T>(
-            {y, pointwise, M, O, C, norm1, nullptr, z, v, f.v_rows, static_cast<int>(moment_rows(M, O))}, stream);
-        return;
-      }
-    }
+    const int num_rows = static_cast<int>(moment_rows(M, O));
+    if (launch_stream<Product::kForward, T>({y, pointwise, M, O, C, norm1, nullptr, z, v, f.v_rows, num_rows},
+                                            tensor_cores, stream) > 0)
+      return;
     launch_norm1(norm1, C, f.workspace, stream);
     PointwiseArguments<T> a{};
     a.a = y;
@@ -114,12 +101,11 @@ cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, co
     const T *grad_v = static_cast<const T*>(g.grad_v), *y = static_cast<const T*>(b.y);
     const T* pointwise = static_cast<const T*>(g.pointwise);
     T* grad_z = static_cast<T*>(const_cast<void*>(b.grad_z));
-    const bool streamed = can_stream<T>(tensor_cores, C, O);
-    if (!streamed || g.grad_pointwise != nullptr) launch_norm1(norm1, C, scale, stream);
-    if (streamed) {
-      if constexpr (sizeof(T) == 2)
-        sums1.count = launch_stream<Product::kGradInput, T>(
-            {grad_v, pointwise, M, C, O, norm1, y, nullptr, grad_z, sums1.data, 0}, stream);
+    const int streamed = launch_stream<Product::kGradInput, T>(
+        {grad_v, pointwise, M, C, O, norm1, y, nullptr, grad_z, sums1.data, 0}, tensor_cores, stream);
+    if (streamed == 0 || g.grad_pointwise != nullptr) launch_norm1(norm1, C, scale, stream);
+    if (streamed > 0) {
+      sums1.count = streamed;
     } else {
       PointwiseArguments<T> a{};
       a.a = grad_v;

@@ -255,6 +255,11 @@ inline Norm norm_of(const float* gamma, const float* beta, float eps, PartialRow
   return norm;
 }
 
+// A BN whose statistics are known.
+FC_HD Norm known_norm(const float* gamma, const float* beta, float eps, const float* mean, const float* var) {
+  return {gamma, beta, eps, nullptr, 0, mean, var, nullptr, nullptr};
+}
+
 // BN 1 of a block, in training.
 inline Norm norm1_of(const BlockForward& b, PartialRows moments_of_y) {
   return norm_of(b.gamma1, b.beta1, b.eps, moments_of_y, b.mean1, b.var1);
@@ -362,7 +367,7 @@ inline NormGrad norm_grad_of(const float* gamma, const float* beta, const float*
 
 // The BN itself, whose statistics are known.
 __device__ __forceinline__ Norm known_norm(const NormGrad& norm) {
-  return {norm.gamma, norm.beta, norm.eps, nullptr, 0, norm.mean, norm.var, nullptr, nullptr};
+  return known_norm(norm.gamma, norm.beta, norm.eps, norm.mean, norm.var);
 }
 
 __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scale, float* shift, float* slope,

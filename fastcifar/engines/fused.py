@@ -102,8 +102,8 @@ class FusedModel:
             counts.append(u.numel() // u.shape[1])
             bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
             if self._fuse_pointwise and suits(u.device.type, u.shape[1], len(product), u.shape[2], u.shape[3]):
-                arguments = (u, *bns, product, norm.eps, conv.stride[0], rows, self._multiply)
-                u, rows, y, *statistics = trained_block(*arguments)
+                arguments = (u, *bns, product, norm.eps, conv.stride[0], rows)
+                u, rows, y, *statistics = trained_block(*arguments, multiply=self._multiply)
             else:
                 z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0], u_rows=rows)
                 u, rows = pointwise(z, product, self._side), None

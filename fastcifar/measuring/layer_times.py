@@ -115,7 +115,7 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
         norm, conv, norm1, *pointwise = modules
         bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
         if pointwise:
-            return lambda u: trained_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0])[0]
+            return lambda u: trained_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0], None)[0]
         return lambda u: depthwise_block(u, *bns, norm.eps, conv.stride[0])[0]
     if layer.kind == NORM:
         return lambda x: F.relu(first(x), inplace=True)

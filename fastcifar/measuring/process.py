@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcifar.run.clock import times_in
+
 
 @dataclass(frozen=True)
 class Death:
@@ -142,7 +144,7 @@ def seconds_of(pid: int, proc: Path = Path("/proc")) -> float:
         pid: the process.
         proc: where Linux describes its processes.
     """
-    times = _times(proc)
+    times = times_in(proc)
     return sum(times[process][1] for process in _family(pid, times)) / os.sysconf("SC_CLK_TCK")
 
 
@@ -154,7 +156,7 @@ def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
         proc: where Linux describes its processes.
     """
     kib = 0
-    for process in _family(pid, _times(proc)):
+    for process in _family(pid, times_in(proc)):
         with contextlib.suppress(OSError):  # it has ended
             kib += int((proc / str(process) / "smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
     return kib * 1024
@@ -171,22 +173,11 @@ def seconds_of_others(proc: Path = Path("/proc")) -> float:
     """
     try:
         user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])
-        times = _times(proc)
+        times = times_in(proc)
     except (OSError, ValueError):
         return math.nan
     ours = sum(times[process][1] for process in _family(os.getpid(), times))
     return float(user + nice + system + irq + softirq + steal - ours) / os.sysconf("SC_CLK_TCK")
-
-
-def _times(proc: Path) -> dict[int, tuple[int, int]]:
-    """For each running process: its parent, and its clock ticks in user and system mode."""
-    times = {}
-    for folder in os.listdir(proc):
-        if folder.isdigit():
-            with contextlib.suppress(OSError):  # it has ended
-                words = (proc / folder / "stat").read_text().rpartition(")")[2].split()
-                times[int(folder)] = int(words[1]), int(words[11]) + int(words[12])
-    return times
 
 
 def _family(pid: int, times: Mapping[int, tuple[int, int]]) -> Iterable[int]:

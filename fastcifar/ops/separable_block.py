@@ -211,67 +211,39 @@ def suits(device_type: str, channels: int, out_channels: int, height: int, width
     return device_type == "cpu" or (few and height * width > 64)
 
 
-def trained_block(
-    u: Tensor,
-    gamma0: Tensor,
-    beta0: Tensor,
-    w: Tensor,
-    gamma1: Tensor,
-    beta1: Tensor,
-    pointwise: Tensor,
-    eps: float,
-    stride: int,
-    u_rows: Tensor | None = None,
-    multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm,
-) -> Outputs:
+def trained_block(*arguments: Any, multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> Outputs:
     """`separable_block` as it trains fastest: on CUDA the library multiplies for the gradient of `pointwise`.
 
     Args:
-        u: as for `separable_block`, and so are all up to u_rows; on CUDA the depthwise weight is float32.
+        *arguments: those of `separable_block`, all of them, in its order; on CUDA the depthwise weight is float32.
         multiply: returns a @ b of two matrices, which nothing may need before the step's end; on CUDA only.
 
     Returns:
         What `separable_block` returns; v_rows is not differentiable on CUDA.
     """
-    arguments = (u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows)
-    if u.device.type == "cpu":
+    if arguments[0].device.type == "cpu":
         return separable_block(*arguments)
-    return cast(Outputs, _TrainedBlock.apply(*arguments, multiply))  # type: ignore[no-untyped-call]
+    return cast(Outputs, _TrainedBlock.apply(multiply, *arguments))  # type: ignore[no-untyped-call]
 
 
 class _TrainedBlock(torch.autograd.Function):
     """`trained_block` on CUDA."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        gamma0: Tensor,
-        beta0: Tensor,
-        w: Tensor,
-        gamma1: Tensor,
-        beta1: Tensor,
-        pointwise: Tensor,
-        eps: float,
-        stride: int,
-        u_rows: Tensor | None,
-        multiply: Callable[[Tensor, Tensor], Tensor],
-    ) -> Outputs:
-        v, v_rows, y, mean0, var0, mean1, var1, z = _forward(
-            u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows, True
-        )
-        ctx.eps, ctx.stride, ctx.multiply = eps, stride, multiply
-        ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, z)
-        ctx.mark_non_differentiable(v_rows, y, mean0, var0, mean1, var1)
+    def forward(ctx: Any, multiply: Callable[[Tensor, Tensor], Tensor], *arguments: Any) -> tuple[Tensor, ...]:
+        u, *parameters, ctx.eps, ctx.stride, _ = arguments
+        v, v_rows, y, *statistics, z = _forward(*arguments, True)
+        ctx.multiply = multiply
+        ctx.save_for_backward(u, y, *parameters, *statistics, z)
+        ctx.mark_non_differentiable(v_rows, y, *statistics)
         ctx.set_materialize_grads(False)  # zeros for each of these: 24 kernels a step
-        return v, v_rows, y, mean0, var0, mean1, var1
+        return v, v_rows, y, *statistics
 
     @staticmethod
     def backward(ctx: Any, grad_v: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_v is None:
             return (None,) * 11
         *tensors, z = ctx.saved_tensors
-        pointwise = tensors[7]
         *grads, _, _ = _backward(grad_v, *tensors, ctx.eps, ctx.stride, None, None, None, None, False)
         grad_rows, z_rows = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (grad_v, z))
-        return *grads, ctx.multiply(grad_rows.t(), z_rows).view_as(pointwise), *(None,) * 4
+        return None, *grads, ctx.multiply(grad_rows.t(), z_rows)[..., None, None], None, None, None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from fastcifar.run.clock import times_in
 from fastcifar.run.environment import allowed_cores
 
 VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -39,7 +40,7 @@ def kept_apart(note: Callable[[str], None]) -> Iterator[None]:
     """
     cores, threads, over = sorted(allowed_cores()), torch.get_num_threads(), threading.Event()
     chosen = not set(VARIABLES).isdisjoint(os.environ)
-    if chosen or threads < 2 or threads != len(cores) or seconds_of_others(cores) is None:
+    if chosen or threads < 2 or threads != len(cores) or seconds_of_others_on(cores) is None:
         yield
         return
     watch = threading.Thread(target=_watch, args=(cores, note, over), daemon=True)
@@ -55,9 +56,9 @@ def _watch(cores: list[int], note: Callable[[str], None], over: threading.Event)
     """Places the busiest threads anew at each look, until `over` is set."""
     places: dict[int, int] = {}
     noted = False
-    start, used_before, own_before = time.monotonic(), seconds_of_others(cores), seconds_of_threads()
+    start, used_before, own_before = time.monotonic(), seconds_of_others_on(cores), seconds_of_threads()
     while not over.wait(_LOOK_SECONDS):
-        end, used, own = time.monotonic(), seconds_of_others(cores), seconds_of_threads()
+        end, used, own = time.monotonic(), seconds_of_others_on(cores), seconds_of_threads()
         if used is None or used_before is None:
             break
         others = max(0.0, (used - used_before) / (end - start))
@@ -94,17 +95,11 @@ def busiest_threads(before: dict[int, float], now: dict[int, float], least: floa
 
 
 def seconds_of_threads() -> dict[int, float]:
-    """By the number of each of this process's threads, the seconds that it has worked; empty if it is not known."""
-    seconds = {}
-    with contextlib.suppress(OSError):
-        for task in TASKS.iterdir():
-            with contextlib.suppress(OSError, ValueError):  # it has ended
-                fields = (task / "stat").read_text().rpartition(")")[2].split()
-                seconds[int(task.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    """By the number of each of this process's threads, the seconds that it has worked (Linux)."""
+    return {thread: ticks / os.sysconf("SC_CLK_TCK") for thread, (_, ticks) in times_in(TASKS).items()}
 
 
-def seconds_of_others(cores: Collection[int]) -> float | None:
+def seconds_of_others_on(cores: Collection[int]) -> float | None:
     """The seconds, since an unknown start, for which other programs have used some cores; None if it is not known.
 
     Programs that are nicer than this process do not count: they give way to it.

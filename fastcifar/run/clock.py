@@ -1,7 +1,8 @@
-"""The two clocks of a run: training alone, and the whole process from its start."""
+"""The two clocks of a run, training alone and the whole process; and the processor time that Linux tells."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -71,3 +72,21 @@ def process_seconds() -> float:
     except (OSError, ValueError, IndexError):
         return time.monotonic() - _IMPORTED
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def times_in(folder: Path) -> dict[int, tuple[int, int]]:
+    """For each running process or thread in a folder: its parent process, and its clock ticks in user and system mode.
+
+    Args:
+        folder: /proc for processes, /proc/PID/task for the threads of one (Linux).
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    times = {}
+    for name in os.listdir(folder):
+        if name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                words = (folder / name / "stat").read_text().rpartition(")")[2].split()
+                times[int(name)] = int(words[1]), int(words[11]) + int(words[12])
+    return times

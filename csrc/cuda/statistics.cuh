@@ -44,6 +44,10 @@ struct RunningMoments {
 // again and zeros are added: what is loaded or added under a condition is waited for row by row.
 inline constexpr int kRowsAtOnce = 8;
 
+// The channels of a block that does nothing else than merge. They are 32 bytes of a row, which memory gives at once, and
+// few enough that up to 256 rows are all on their way at once.
+inline constexpr int kMergeChannels = 8;
+
 // Merges `count` moments of each of the block's channels, about the first of them (which must not be empty). get(i,
 // channel) gives the i-th. All threads of the block call it; the result is thread channel's, for the first threads.
 template <int THREADS = kThreads, int CHANNELS = kBlockChannels, class Get>
@@ -83,11 +87,11 @@ __device__ __forceinline__ Moments merge_moments(int count, Get get) {
 }
 
 // The same for Q plain sums of `count` rows: get(i, channel, q).
-template <int Q, class Get>
+template <int CHANNELS = kBlockChannels, int Q, class Get>
 __device__ __forceinline__ void merge_sums(int count, Get get, float (&sums)[Q]) {
-  constexpr int kParts = kThreads / kBlockChannels;
+  constexpr int kParts = kThreads / CHANNELS;
   SHARED_ARRAY(float, of_parts, Q* kThreads);
-  const int channel = threadIdx.x % kBlockChannels, part = threadIdx.x / kBlockChannels;
+  const int channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
 #pragma unroll
   for (int q = 0; q < Q; ++q) sums[q] = 0.f;
   for (int first = part; first < count; first += kRowsAtOnce * kParts) {
@@ -111,7 +115,7 @@ __device__ __forceinline__ void merge_sums(int count, Get get, float (&sums)[Q])
 #pragma unroll
   for (int q = 0; q < Q; ++q)
 #pragma unroll
-    for (int p = 1; p < kParts; ++p) sums[q] += of_parts[q * kThreads + p * kBlockChannels + channel];
+    for (int p = 1; p < kParts; ++p) sums[q] += of_parts[q * kThreads + p * CHANNELS + channel];
 }
 
 // The moments of channel c; of the last channel, where there is no channel c.

@@ -245,16 +245,16 @@ template <class W>
 __global__ void __launch_bounds__(kThreads)
     stem_merge_kernel(const float* rows, int count, int C, bool channels_last, W* grad_w) {
   begin_kernel();
-  const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x, tap = blockIdx.y;
+  const int c0 = blockIdx.x * kMergeChannels, c = c0 + threadIdx.x, tap = blockIdx.y;
   float sum[1];
-  merge_sums(
+  merge_sums<kMergeChannels>(
       count,
       [&](int i, int channel, int) {
         return rows[(static_cast<int64_t>(i) * kTaps + tap) * C + min(c0 + channel, C - 1)];
       },
       sum);
   const int place = channels_last ? tap : place_of(tap);
-  if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * kTaps + place] = round_to<W>(sum[0]);
+  if (threadIdx.x < kMergeChannels && c < C) grad_w[static_cast<int64_t>(c) * kTaps + place] = round_to<W>(sum[0]);
 }
 
 namespace {
@@ -305,7 +305,7 @@ cudaError_t stem_backward(Dtype dtype, const void* grad_u, const void* x, StemWe
     using T = decltype(t);
     with_channels(s, [&](auto channels) {
       constexpr int V = decltype(channels)::value;
-      const dim3 grid = stem_grid<V>(s), merge(ceil_div(C, kBlockChannels), kTaps);
+      const dim3 grid = stem_grid<V>(s), merge(ceil_div(C, kMergeChannels), kTaps);
       const int rows = static_cast<int>(grid.y);
       LAUNCH((stem_backward_kernel<T, V>), grid, dim3(kStemThreads), stream, static_cast<const T*>(grad_u),
              static_cast<const T*>(x), workspace, geometry(s));

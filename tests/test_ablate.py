@@ -488,7 +488,8 @@ def test_a_busy_neighbours_share_is_a_column_of_the_grid(machine: Machine, capsy
     assert all(cell["beside_neighbour"] == pytest.approx(0.6) for cell in cells[:3])
 
 
-def test_a_cells_share_of_its_floor(machine: Machine, capsys: Captured) -> None:
+def test_a_cells_share_of_its_floor(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr(Target, "fuses_pointwise", False)  # else it depends on the processor
     machine.trouble = lambda cell, number: Failure("OSError", "lost") if number == 1 else None
     assert cli.main("ablate --repeats 2 --no-attribution --out here".split()) == 1
     assert sorted(machine.roofs_asked) == ["bf16", "fp32"], "once for each product, though the first process failed"
@@ -503,7 +504,7 @@ def test_a_cells_share_of_its_floor(machine: Machine, capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert "(from memory 50 GB/s) or its operations at that of a large product (bf16 4, fp32 1" in out
     table = out.partition("of floor by memory\n")[2].partition("\n\n")[0].splitlines()
-    assert next(row.split() for row in table if row.startswith("fused fp32"))[2:] == ["128.00", "40.23", "31%", "22%"]
+    assert next(row.split() for row in table if row.startswith("fused fp32"))[2:] == ["128.00", "51.01", "40%", "37%"]
 
 
 # ---- as a whole ----

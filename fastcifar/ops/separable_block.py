@@ -128,7 +128,8 @@ def separable_block_backward_ref(
     wide = accumulate_dtype(u)
     scale = gamma1 * torch.rsqrt(var1 + eps)
     z = F.relu(y.to(wide) * scale[:, None, None] + (beta1 - mean1 * scale)[:, None, None]).to(u.dtype)
-    grad_v = whole_gradient(grad_v, grad_v_rows, v, v_rows)
+    # In bfloat16 it is rounded before it is multiplied, as between two ops. Kernels that multiply float32 need not.
+    grad_v = whole_gradient(grad_v, grad_v_rows, v, v_rows).to(grad_v.dtype)
     grad_rows, z_rows = (t.to(wide).permute(0, 2, 3, 1).flatten(0, 2) for t in (grad_v, z))
     matrix = pointwise.to(u.dtype).to(wide).flatten(1)
     grad_z = (grad_rows @ matrix).to(u.dtype).view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)

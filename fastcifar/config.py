@@ -242,9 +242,9 @@ class Config(BaseModel):
     )
     fuse_pointwise: bool = _setting(
         "engine",
-        False,
+        True,
         "for engine = fused on CUDA in 16 bits: pointwise convolutions of large maps are part of the fused ops too, "
-        "where channels are few (not yet timed)",
+        "where channels are few",
         changes_result=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(

@@ -87,11 +87,16 @@ class Target:
     def fuses_pointwise(self) -> bool:
         """Whether the fused engine's blocks include their pointwise product, where it suits (`ops.separable_block`).
 
-        On CUDA the setting `fuse_pointwise` says so. On the CPU it depends on the processor: the extension's own
-        products are used where they were measured to be faster than the library's, and where the library's are slow.
+        On CUDA the setting `fuse_pointwise` says so, where there are kernels for it: in 16 bits, from capability 8.0
+        on; not with several processes, which were not measured with it. On the CPU it depends on the processor: the
+        extension's own products are used where they were measured to be faster than the library's, and where the
+        library's are slow.
         """
-        if self.config.engine != "fused" or self.device.type == "cuda":
-            return self.config.fuse_pointwise
+        if self.config.engine != "fused":
+            return False
+        if self.device.type == "cuda":
+            has_kernels = self.dtype != torch.float32 and _has_fast_bf16(self.device)
+            return self.config.fuse_pointwise and has_kernels and self.ranks.size == 1
         slow_library = self.dtype == torch.float32 and machine.this().cpu.has_slow_library_products
         return ops.cpu_isa() in ISAS_WITH_OWN_PRODUCTS or (slow_library and ops.available("cpu"))
 
@@ -225,13 +230,6 @@ def _settle(config: Config, device: torch.device) -> tuple[Config, str]:
             engine = "fused" if ops.available("cpu") and fits else "eager"
     if engine == "fused" and device.type == "cpu" and precision == "fp16":
         raise UsageError("engine = 'fused', precision = 'fp16': on the CPU the fused ops know fp32 and bf16 only")
-    if config.fuse_pointwise and (
-        engine != "fused" or precision == "fp32" or device.type != "cuda" or not _has_fast_bf16(device)
-    ):
-        raise UsageError(
-            "fuse_pointwise = true: only engine = 'fused' in bf16 or fp16, on a GPU of capability 8.0 or above, has "
-            f"kernels for it; this is engine = {engine!r} in {precision} on {device}"
-        )
     if engine == "compiled":
         _check_compiler(precision, device)
     return config.model_copy(update={"precision": precision, "engine": engine, "device": str(device)}), why

@@ -14,7 +14,6 @@ from fastcifar.engines import Engine
 from fastcifar.engines.compiled import compiled_forward, explain
 from fastcifar.engines.eager import forward_with_loss
 from fastcifar.engines.fused import FusedModel
-from fastcifar.errors import UsageError
 from fastcifar.loaders import EvalBatches, Loader
 from fastcifar.model import build_model
 from fastcifar.optim import FusedSGD, build_optimizer
@@ -343,10 +342,17 @@ def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
         assert error <= 2 * max(others) + 1e-3 * float(grad.norm()), name
 
 
-@pytest.mark.parametrize("settings", [{"engine": "eager"}, {"engine": "fused"}])
-def test_fuse_pointwise_is_refused_where_it_has_no_kernels(settings: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="fuse_pointwise"):
-        Target.of(tiny_config(fuse_pointwise=True, **settings))
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_products_are_in_blocks_where_a_gpu_has_kernels_for_it(
+    engine: str, precision: str, capability: tuple[int, int], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcifar.target._has_fast_bf16", lambda device: capability >= (8, 0))
+    config = tiny_config(engine=engine, precision=precision, device="cuda:0", fuse_pointwise=wanted)
+    has_kernels = engine == "fused" and precision != "fp32" and capability >= (8, 0)
+    assert Target(config).fuses_pointwise == (wanted and has_kernels)
 
 
 @pytest.mark.skipif(not ops.available(), reason="without kernels the references call PyTorch's convolution")

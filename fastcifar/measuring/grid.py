@@ -276,7 +276,7 @@ def factors_of(fastest: Entry, entries: Sequence[Entry], device: torch.device) -
         return known.setdefault(new.cell, new) if new.cell is not None else new
 
     found = []
-    eager = {"engine": "eager", "compile_mode": "default", "fuse_pointwise": False}
+    eager = {"engine": "eager", "compile_mode": "default"}
     without_engine = entry("", eager)
     if config.engine != "eager":
         found.append(Factor("engine", f"{config.engine} -> eager", without_engine, fastest))

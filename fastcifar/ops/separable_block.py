@@ -199,7 +199,9 @@ def suits(device_type: str, channels: int, out_channels: int, height: int, width
     """Whether a block may be one op with its product: on the CPU any, on CUDA one of few channels and a large map.
 
     CUDA multiplies for it in kernels that read and write each map once, in 16-bit types, on GPUs with tensor cores for
-    these. Maps of up to 8x8 pixels have kernels of their own in `depthwise_block`.
+    these. On an H200 a training step became 9 us faster (of 655) with the blocks of 32 and 64 channels in one op; with
+    those of 128 and 256 too it became 6 us slower, and with their backward alone 7. Maps of up to 8x8 pixels have
+    kernels of their own in `depthwise_block`.
 
     Args:
         device_type: `cpu` or `cuda`.
@@ -208,8 +210,8 @@ def suits(device_type: str, channels: int, out_channels: int, height: int, width
         height: of its input.
         width: of its input.
     """
-    few = all(count % 8 == 0 and count <= 256 for count in (channels, out_channels))
-    return device_type == "cpu" or (few and height * width > 64)
+    few = channels <= 64 and out_channels <= 256
+    return device_type == "cpu" or (few and channels % 8 == out_channels % 8 == 0 and height * width > 64)
 
 
 def trained_block(*arguments: Any, multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> Outputs:

@@ -34,7 +34,7 @@ class Late(SideStream):
     def working(self, inputs: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
+    def product(self, a: Tensor, b: Tensor, batch: int = 1) -> Tensor:
         result = a.new_full((a.shape[0], b.shape[1]), torch.nan)
         self._waiting.append(lambda: torch.mm(a, b, out=result.detach()))
         return result
@@ -92,6 +92,53 @@ def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
             assert side.joined == [13 + 2, 13 + 2]  # the head has two
     for plain, beside in zip(gradients[:2], gradients[2:], strict=True):
         assert all(map(torch.equal, plain, beside))
+
+
+class OnTheCpu(SideStream):
+    """The class itself, with what CUDA does left out."""
+
+    def __init__(self) -> None:
+        self._used: list[Tensor] = []
+        self._batch: list[tuple[Tensor, Tensor]] = []
+
+    def working(self, inputs: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+        self._used += inputs
+        return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("length, calls", [(64, ["bmm"]), (4097, ["mm"] * 3)], ids=str)
+def test_small_products_of_the_same_shapes_are_one_batch(
+    length: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for name in ("mm", "bmm"):
+        own = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, own=own, name=name, **k: (seen.append(name), own(*a, **k))[1])
+    torch.manual_seed(0)
+    side = OnTheCpu()
+    for _ in range(2):
+        factors = [(torch.randn(length, 8).t(), torch.randn(length, 16)) for _ in range(3)]
+        results = [side.product(a, b, 3) for a, b in factors]
+        assert seen == calls
+        for (a, b), result in zip(factors, results, strict=True):
+            torch.testing.assert_close(result, a @ b)
+        assert {id(t) for pair in factors for t in pair} <= {id(t) for t in side._used}, "kept until the join"
+        seen.clear()
+
+
+def test_a_model_batches_its_five_equal_blocks() -> None:
+    model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches: list[int] = []
+
+    class Noted(Late):
+        def product(self, a: Tensor, b: Tensor, batch: int = 1) -> Tensor:
+            batches.append(batch)
+            return super().product(a, b)
+
+    images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    loss, _ = fused_forward(FusedModel(model, side=Noted()), 0.0)(Batch(images, torch.zeros(2, dtype=torch.int64)))
+    loss.backward()
+    assert batches == [1, 1, 1, 5, 5, 5, 5, 5, 1, 1, 1, 1, 1, 1], "from the head to the first block"
 
 
 @pytest.mark.parametrize("captured", [False, True])

@@ -10,6 +10,7 @@ back.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class FusedModel:
         self._vars = [_buffer(norm.running_var) for norm in self._norms]
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
+        self._batches = _lengths_of_runs([(b.pointwise.weight.shape, _conv(b.depthwise).stride) for b in self._blocks])
         self._momentum = float(model.norm.momentum or 0.0)
         self.rounded: dict[Tensor, Tensor] = {}
         if dtype != torch.float32:
@@ -97,7 +99,7 @@ class FusedModel:
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
         rows: Tensor | None
         (u, rows), norm = _stem(images, first), model.norm
-        for block, product in zip(self._blocks, products, strict=True):
+        for block, product, batch in zip(self._blocks, products, self._batches, strict=True):
             conv, norm1 = _conv(block.depthwise), block.norm1
             counts.append(u.numel() // u.shape[1])
             bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
@@ -106,7 +108,7 @@ class FusedModel:
                 u, rows, y, *statistics = trained_block(*arguments, multiply=self._multiply)
             else:
                 z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0], u_rows=rows)
-                u, rows = pointwise(z, product, self._side), None
+                u, rows = pointwise(z, product, self._side, batch), None
             counts.append(y.numel() // y.shape[1])
             means += statistics[0::2]
             variances += statistics[1::2]
@@ -163,6 +165,12 @@ def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:
         return loss, sums
 
     return forward
+
+
+def _lengths_of_runs(items: Sequence[object]) -> list[int]:
+    """For each item how many items in a row are equal, it among them."""
+    runs = [len(list(run)) for _, run in itertools.groupby(items)]
+    return [length for length in runs for _ in range(length)]
 
 
 def _conv(module: nn.Module) -> nn.Conv2d:

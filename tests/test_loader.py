@@ -1,5 +1,7 @@
 """The resident loader against each of the bugs seen in public reproductions of the protocol."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fastcifar.config import Config
 from fastcifar.data.dataset import Split
 from fastcifar.draws import draw_epoch
 from fastcifar.loaders import EvalBatches, ResidentLoader
+from fastcifar.loaders.resident import _Ahead
 from fastcifar.target import Target
 
 pytestmark = pytest.mark.machine
@@ -150,6 +153,22 @@ def test_fused_augmentation_is_the_same_to_the_last_bit(precision: str, mixing: 
         assert (ours.lam is None) == (theirs.lam is None) == (not mixing)
         if ours.lam is not None and ours.partner_labels is not None:
             assert torch.equal(ours.lam, theirs.lam) and torch.equal(ours.partner_labels, theirs.partner_labels)
+
+
+def test_the_next_epoch_is_drawn_while_one_is_trained_on() -> None:
+    """As on CUDA. An epoch that was not expected is drawn when it is asked for."""
+    drawn: list[tuple[int, bool]] = []
+
+    def draw(epoch: int) -> dict[str, torch.Tensor]:
+        drawn.append((epoch, threading.current_thread() is threading.main_thread()))
+        return {"epoch": torch.tensor(epoch)}
+
+    ahead = _Ahead(draw)
+    assert [int(ahead(epoch)["epoch"]) for epoch in (1, 2, 3, 7, 8)] == [1, 2, 3, 7, 8]
+    ahead.close()
+    here = [epoch for epoch, in_main_thread in drawn if in_main_thread]
+    assert here == [1, 7] and {epoch for epoch, _ in drawn} >= {2, 3, 4, 8}
+    assert len(drawn) == len(set(drawn)), "nothing is drawn twice"
 
 
 def test_draws_stay_in_the_same_device_memory() -> None:

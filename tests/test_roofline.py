@@ -100,9 +100,11 @@ def test_bytes_and_operations_of_a_layer_as_counted_by_hand(monkeypatch: pytest.
     assert half["weights to and fro"].in_shape == (3_309_476 - bn_weights,)
 
 
-def test_the_layers_of_a_gpu_are_its_ops() -> None:
+def test_the_layers_of_a_gpu_are_its_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.target._has_fast_bf16", lambda device: True)
     names = [layer.name for layer in layers_of(device="cuda", engine="fused", precision="bf16")]
-    assert names[0] == "stem 3->32 @32x32" and names[1] == "depthwise block 32 @32x32 s1"
+    assert names[0] == "stem 3->32 @32x32" and names[1] == "separable block 32->64 @32x32 s1"
+    assert names[3] == "depthwise block 128 @16x16 s1"
     assert names[-3:] == ["BN, ReLU, pooling, head 1024->100", "optimizer", "augmentation"]
 
 

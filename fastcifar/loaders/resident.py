@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Literal
 
@@ -74,6 +75,28 @@ def _place(split: Split, device: torch.device) -> _Placed:
     return placed
 
 
+class _Ahead:
+    """A function of the epoch, which is called for the next epoch in a thread whenever an epoch is asked for.
+
+    Args:
+        function: gives the same for the same epoch.
+    """
+
+    def __init__(self, function: Callable[[int], dict[str, Tensor]]) -> None:
+        self._function = function
+        self._pool = ThreadPoolExecutor(1, "draws")
+        self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
+
+    def __call__(self, epoch: int) -> dict[str, Tensor]:
+        found = self._next[1].result() if self._next and self._next[0] == epoch else self._function(epoch)
+        self._next = epoch + 1, self._pool.submit(self._function, epoch + 1)
+        return found
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+
 class ResidentLoader:
     """Training batches of one split; the device crops, flips, cuts and mixes the images. Steps go in any order.
 
@@ -109,31 +132,48 @@ class ResidentLoader:
         self._batch_at = torch.compile(at, dynamic=False) if augmentation == "compiled" else at
         self._batch_at_rest = at
         self._draws: dict[str, Tensor] = {}
+        self._drawn: Callable[[int], dict[str, Tensor]] = self._draw
+        if device.type == "cuda":  # on the CPU a step needs all cores
+            self._drawn = _Ahead(self._draw)
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
-        """Draws an epoch, and copies its draws to the device: the only copy until the epoch ends.
+        """Copies an epoch's draws to the device: the only copy until the epoch ends.
+
+        On CUDA the host draws the next epoch then, while the device trains on this one.
 
         Args:
             epoch: counted from 1.
             first_step: not needed here, because steps go in any order.
         """
-        self.set_draws(draws_of(self._config, epoch, self.num_images, self._images.shape[1]))
+        self._set(self._drawn(epoch))
+
+    def _draw(self, epoch: int) -> dict[str, Tensor]:
+        return self._on_host(draws_of(self._config, epoch, self.num_images, self._images.shape[1]))
 
     def set_draws(self, draws: EpochDraws) -> None:
         """Copies an epoch's draws to the device, into the memory of the previous epoch's draws."""
-        for name, array in vars(draws).items():
-            if array is None:
-                continue
-            host = torch.from_numpy(np.ascontiguousarray(array))
-            if self._device.type == "cuda":
-                host = host.pin_memory()
+        self._set(self._on_host(draws))
+
+    def _on_host(self, draws: EpochDraws) -> dict[str, Tensor]:
+        """An epoch's draws in memory that the device copies from."""
+        arrays = {name: array for name, array in vars(draws).items() if array is not None}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        if self._device.type == "cpu":
+            return tensors
+        with torch.cuda.device(self._device):
+            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+    def _set(self, draws: dict[str, Tensor]) -> None:
+        for name, host in draws.items():
             if name in self._draws:
                 self._draws[name].copy_(host, non_blocking=True)
             else:
                 self._draws[name] = host.to(self._device, non_blocking=True, copy=True)
 
     def close(self) -> None:
-        """Does nothing: there are no workers to end."""
+        """Ends the thread that draws ahead, if there is one."""
+        if isinstance(self._drawn, _Ahead):
+            self._drawn.close()
 
     def batch(self, step: int) -> Batch:
         """The batch of a step of the epoch begun last.

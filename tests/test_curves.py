@@ -75,6 +75,17 @@ def test_epochs_are_whole_numbers_and_labels_apart(tmp_path: Path, figure: dict[
     assert not first.overlaps(second)
 
 
+@pytest.mark.parametrize(("lr", "shown"), [(5.99e-11, "6e-11"), (0.000288, "0.0003"), (0.0123, "0.0123")])
+def test_the_last_learning_rate_is_not_cut_off(
+    lr: float, shown: str, tmp_path: Path, figure: dict[str, Figure]
+) -> None:
+    """The bug: a cosine's last rate, 5.99e-11, ended at the edge of the picture as 5.99e-1."""
+    draw_curves(epochs(3, lr=lr), tmp_path / "curves", "title")
+    (label,) = figure["last"].axes[2].texts
+    assert label.get_text() == shown
+    assert label.get_window_extent().x1 <= figure["last"].bbox.x1
+
+
 def test_the_same_epochs_give_the_same_bytes_and_leave_pyplot_alone(tmp_path: Path) -> None:
     import matplotlib
 

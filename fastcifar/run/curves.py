@@ -104,6 +104,10 @@ def _plot(axes: Axes, name: str, curves: Curves) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
+_WIDEST_LR = 6
+"""Characters that there is room for beside the curve of the learning rate."""
+
+
 def _label_ends(axes: Axes, curves: Curves, form: str) -> None:
     """Writes each curve's name and last value at its end, in its colour. Two labels that would overlap move apart."""
     apart = 28  # points: two lines of text
@@ -113,7 +117,8 @@ def _label_ends(axes: Axes, curves: Curves, form: str) -> None:
     overlap = max(0.0, apart - (ends[1][0] - ends[0][0])) if len(ends) == 2 else 0.0
     for (_, kind), shift in zip(ends, (-overlap / 2, overlap / 2), strict=False):
         epoch, value = curves[kind][-1]
-        shown = format(value, form if abs(value) < 10 else ".5g")  # never wider than its room
+        shown = format(value, form if abs(value) < 10 else ".5g")  # never wider than its room, like the next line
+        shown = format(value, ".1g") if kind == "lr" and len(shown) > _WIDEST_LR else shown
         axes.annotate(
             shown if kind == "lr" else f"{kind}\n{shown}",
             (epoch, value),

@@ -299,7 +299,8 @@ def _products() -> str:
     target = Target.of(Config(device="cpu", engine="fused", precision="auto"))
     precision = target.config.precision
     if not target.fuses_pointwise:
-        return f"with PyTorch's products in {precision}: its own have not been measured there"
+        why = "were measured to be no faster" if ops.cpu_isa() == "amx" else "have not been measured there"
+        return f"with PyTorch's products in {precision}: its own {why}"
     if ops.cpu_isa() not in ISAS_WITH_OWN_PRODUCTS:
         return f"with its own products in {precision}: PyTorch's use no AVX-512 on this processor"
     return f"with its own products in {precision}, which were measured to be faster than PyTorch's"

@@ -22,8 +22,9 @@
 #   loaders   images/s of every loader; only if it is named
 #
 # The order is that of worth: the first minutes say what is right and how fast a step is. All stages but the last two take
-# about twelve minutes if none is cut. On an H200 check took 9 s, tests 50 s, final 97 s, speedrun 23 s and memcheck 25 s;
-# racecheck did not end in 70 s. The other stages have not run on a GPU yet.
+# about twelve minutes if none is cut. On an H200 check took 16 s, tests 45 s, final 97 s, speedrun 23 s, and memcheck,
+# initcheck and synccheck together 70 s at most; racecheck did not end in 100 s with all calls, and has a seventh of them now.
+# steps took 70 s without torch.compile. The other stages have not run on a GPU yet.
 #
 # Results: bench/results/<device>-<date>-torch<version>-<commit>-<stage>.* PYTHON=... names another Python.
 set -uo pipefail
@@ -90,7 +91,7 @@ sanitize() { # runs the four tools at once, without PyTorch's memory pool, which
   fi
   for tool in memcheck racecheck initcheck synccheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" tests/op_launches.py >"$results-sanitize-$tool.log" 2>&1 &
+      "$python" tests/op_launches.py cuda $([ $tool = racecheck ] && echo 7) >"$results-sanitize-$tool.log" 2>&1 &
     pids[$tool]=$!
   done
   for tool in memcheck racecheck initcheck synccheck; do

@@ -1,5 +1,7 @@
 """A program that launches every CUDA op on a few small shapes, under compute-sanitizer (bench/gpu.sh).
 
+    python tests/op_launches.py [DEVICE [N]]     N: only every N-th of an op's calls
+
 The inputs are computed on the CPU and copied, so that none of PyTorch's kernels runs on the device. Under a sanitizer
 they take longer than the ops, and the initcheck tool takes the memory that they write for uninitialised.
 """
@@ -7,6 +9,7 @@ they take longer than the ops, and the initcheck tool takes the memory that they
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -58,12 +61,21 @@ def on_device(arguments: Arguments, dtype: torch.dtype, device: str) -> Argument
     return tuple(moved(value) for value in arguments)
 
 
-def main(device: str) -> None:
+def some_launches(dtype: torch.dtype, device: str, every: int) -> Iterator[tuple[str, Arguments]]:
+    """The first call of each op and every `every`-th after it, for tools under which all calls take minutes."""
+    torch.manual_seed(0)
+    seen: Counter[str] = Counter()
+    for name, arguments in launches(dtype, device):
+        if seen[name] % every == 0:
+            yield name, arguments
+        seen[name] += 1
+
+
+def main(device: str, every: str = "1") -> None:
     dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if device == "cuda" else [])
     count = 0
     for dtype in dtypes:
-        torch.manual_seed(0)
-        for name, arguments in launches(dtype, device):
+        for name, arguments in some_launches(dtype, device, int(every)):
             given = on_device(arguments, dtype, device)
             outputs = getattr(torch.ops.fastcifar, name)(*given)
             for output in given[0] if outputs is None else as_tuple(outputs):  # None: it writes its first argument

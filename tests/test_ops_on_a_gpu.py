@@ -164,6 +164,10 @@ def test_every_op_has_a_launch_here() -> None:
     schemas = {op.split("::")[1].split(".")[0] for op in torch._C._dispatch_get_all_op_names() if "fastcifar::" in op}
     listed = {name for name, _ in op_launches.launches(torch.float32)}
     assert listed == schemas - {"_cpu_isa"}
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    assert {name for dtype in dtypes for name, _ in op_launches.some_launches(dtype, "cuda", 7)} == listed, (
+        "racecheck's"
+    )
 
 
 @devices

@@ -21,6 +21,9 @@ _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.con
 ISAS_WITH_OWN_PRODUCTS = ("generic", "avx2")
 """The instruction sets on which `separable_block` was measured to be faster than `depthwise_block` and a product."""
 
+ISAS_WITH_LIBRARY_PRODUCTS = ("amx",)
+"""Those on which it was measured to be no faster; on the rest it has not been measured."""
+
 _COMPILER_SWITCHES = {
     "TORCHDYNAMO_DISABLE": "1",
     "TORCH_COMPILE_DISABLE": "1",

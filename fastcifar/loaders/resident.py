@@ -89,7 +89,8 @@ class _Ahead:
 
     def __call__(self, epoch: int) -> dict[str, Tensor]:
         found = self._next[1].result() if self._next and self._next[0] == epoch else self._function(epoch)
-        self._next = epoch + 1, self._pool.submit(self._function, epoch + 1)
+        if not self._next or self._next[0] != epoch + 1:  # else it was asked for when the steps were warmed up
+            self._next = epoch + 1, self._pool.submit(self._function, epoch + 1)
         return found
 
     def close(self) -> None:

@@ -4,6 +4,9 @@
 // The numbers are float32 or, where the processor multiplies them, pairs of bfloat16: a pair holds two consecutive steps
 // of a sum. A right factor lies in panels of kPanel columns.
 #pragma once
+#include <utility>
+
+#include "cpu/ahead.h"
 #include "cpu/tiles.h"
 #include "cpu/vec.h"
 
@@ -19,6 +22,12 @@ constexpr int kSumRows = 6, kSumVectors = 2;
 constexpr int kPanel = kSumVectors * kLanes;
 // Steps that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
 constexpr int64_t kChain = 256;
+
+// A number that the compiler knows.
+template <int n>
+struct Count {
+  static constexpr int count = n;
+};
 
 // Two bfloat16, the first step in the lower half.
 struct Pair {
@@ -45,26 +54,66 @@ FC_INLINE Vec multiply_add(Pair a, Vec b, Vec sum) {
 FC_INLINE Vec load_numbers(const float* p) { return load(p); }
 FC_INLINE Vec load_numbers(const Pair* p) { return load(reinterpret_cast<const float*>(p)); }
 
+FC_INLINE void store(Pair* p, VecBits pairs) { store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(pairs)); }
+FC_INLINE void store(float* p, VecBits numbers) { store(p, reinterpret_cast<Vec>(numbers)); }
+
+typedef uint16_t Words __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t WordsInMemory __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+
+// Two vectors of words as pairs, lane by lane.
+template <class Half, int... lane>
+FC_INLINE VecBits pair_up(Half first, Half second, std::integer_sequence<int, lane...>) {
+  constexpr int n = sizeof(Half) / 2;
+  return reinterpret_cast<VecBits>(__builtin_shufflevector(first, second, (lane % 2 * n + lane / 2)...));
+}
 // The bfloat16 numbers of two steps in pairs.
-FC_INLINE void store_pairs(Pair* p, Vec first, Vec second) {
-  const VecBits low = reinterpret_cast<VecBits>(rounded<bf16>(first)) >> 16;
-  store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(low | reinterpret_cast<VecBits>(rounded<bf16>(second))));
+FC_INLINE VecBits pair_up(Vec first, Vec second) {
+  return pair_up(narrow(first), narrow(second), std::make_integer_sequence<int, 2 * kLanes>{});
+}
+template <int from, int... lane>
+FC_INLINE VecBits pair_up(Words first, Words second, Count<from>, std::integer_sequence<int, lane...>) {
+  return reinterpret_cast<VecBits>(
+      __builtin_shufflevector(first, second, (lane % 2 * 2 * kLanes + lane / 2 + from)...));
+}
+// The same of 2 * kLanes numbers in memory.
+FC_INLINE void pair_up(const bf16* first, const bf16* second, VecBits& low, VecBits& high) {
+  const Words a = *reinterpret_cast<const WordsInMemory*>(first), b = *reinterpret_cast<const WordsInMemory*>(second);
+  constexpr auto lanes = std::make_integer_sequence<int, 2 * kLanes>{};
+  low = pair_up(a, b, Count<0>{}, lanes);
+  high = pair_up(a, b, Count<kLanes>{}, lanes);
 }
 
-// A number of rows that the compiler knows.
-template <int n>
-struct Rows {
-  static constexpr int count = n;
-};
+// 2 * kLanes bfloat16 numbers that lie one after the other.
+FC_INLINE VecBits load_bits(const bf16* p) {
+  return reinterpret_cast<VecBits>(load(reinterpret_cast<const float*>(p)));
+}
 
-// Calls f(first row, Rows<n>) for groups of kSumRows rows, then of four, two and one.
+// Exchanges row r's lane l for row l's lane r where they differ in the bit `distance`.
+template <int distance, int... lane>
+FC_INLINE void exchange(VecBits* rows, std::integer_sequence<int, lane...>) {
+  for (int r = 0; r < kLanes; ++r) {
+    if (r & distance) continue;
+    const VecBits upper = rows[r], lower = rows[r + distance];
+    rows[r] = __builtin_shufflevector(upper, lower, (lane & distance ? kLanes + lane - distance : lane)...);
+    rows[r + distance] = __builtin_shufflevector(upper, lower, (lane & distance ? kLanes + lane : lane + distance)...);
+  }
+}
+
+// Transposes a square of kLanes rows.
+template <int distance = kLanes / 2>
+FC_INLINE void transpose(VecBits* rows) {
+  exchange<distance>(rows, std::make_integer_sequence<int, kLanes>{});
+  if constexpr (distance > 1) transpose<distance / 2>(rows);
+}
+
+// Calls f(first row, Count<n>) for groups of kSumRows rows, then of four, two and one.
 template <class F>
 FC_INLINE void for_row_groups(int64_t num_rows, F f) {
   int64_t row = 0;
-  for (; row + kSumRows <= num_rows; row += kSumRows) f(row, Rows<kSumRows>{});
-  for (; row + 4 <= num_rows; row += 4) f(row, Rows<4>{});
-  for (; row + 2 <= num_rows; row += 2) f(row, Rows<2>{});
-  if (row < num_rows) f(row, Rows<1>{});
+  for (; row + kSumRows <= num_rows; row += kSumRows) f(row, Count<kSumRows>{});
+  for (; row + 4 <= num_rows; row += 4) f(row, Count<4>{});
+  for (; row + 2 <= num_rows; row += 2) f(row, Count<2>{});
+  if (row < num_rows) f(row, Count<1>{});
 }
 
 // A left factor: its number of row r at step i is first[r * pitch + i] or, transposed, first[i * pitch + r].
@@ -125,7 +174,7 @@ FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, tran
 // The same in the tile registers. left [num_rows][pitch] is row by row, `steps` are a multiple of kTileSteps. It reads
 // and writes whole tiles: the rows up to the next multiple of 2 * kTileRows must exist.
 FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pair* left, int64_t pitch,
-                                       const Pair* right, float* out, bool add) {
+                                       const Pair* right, float* out, bool add, Ahead& ahead) {
   static_assert(kPanel == 2 * kTileColumns);
   for (int64_t row = 0; row < num_rows; row += 2 * kTileRows) {
     float *upper = out + row * kPanel, *lower = upper + kTileRows * kPanel;
@@ -136,6 +185,7 @@ FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pa
       tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     }
     for (int64_t i = 0; i < steps; i += kTileSteps) {
+      ahead.step();
       tile_load<4>(left + row * pitch + i, pitch), tile_load<5>(left + (row + kTileRows) * pitch + i, pitch);
       tile_load<6>(right + i * kPanel, kPanel), tile_load<7>(right + i * kPanel + kTileColumns, kPanel);
       tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();

@@ -16,22 +16,37 @@ using namespace fastcifar;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// If W has at most this many numbers, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all.
-// Otherwise each part of the channels goes through all pixels, and z and the gradient of v are computed once more.
-constexpr int64_t kFewWeights = 1 << 18, kSums = 1 << 21;
+// If W has at most this many numbers, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all,
+// to which it adds kFactorRows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in
+// memory, and each part of the channels multiplies them.
+constexpr int64_t kFewWeights = 1 << 18, kSums = 1 << 21, kFactorRows = 256, kFewRows = 2048;
 
 // The passes of the product.
 struct Product {
   PointwiseProduct p;
   int64_t rows, k_pitch, m_pitch, bytes;  // bytes: of y and v
-  Cut parts;                              // of the rows
 
   Product(const Tensor& y, const Tensor& pointwise, const float* columns1)
       : p{element_of(y), isa() == Isa::amx, pointwise.size(1), pointwise.size(0), data(y), columns1},
         rows(y.size(0) * y.size(2) * y.size(3)), k_pitch(round_up(p.k, kBlock)), m_pitch(round_up(p.m, kBlock)),
-        bytes(rows * (p.k + p.m) * static_cast<int64_t>(y.element_size())), parts(cut_rows(32)) {}
+        bytes(rows * (p.k + p.m) * static_cast<int64_t>(y.element_size())) {}
 
-  Cut cut_rows(int64_t most) const { return {rows, kBlock, clamp(rows / 64, most), 1}; }
+  // How many parts there are, at most `most`: of at least 256 rows or, while they are fewer than eight, of 128.
+  static int64_t num_parts(int64_t rows, int64_t most) {
+    const int64_t parts = rows < 2048 ? rows / 128 : rows / 256;
+    return clamp(parts, most);
+  }
+
+  // Calls f(first row, end, number of the part) for parts of [first, end), in several threads. A part has whole blocks of
+  // kBlock rows, except for the last one.
+  template <class F>
+  void for_parts(int64_t first, int64_t end, int64_t parts, const F& f) const {
+    const Cut blocks{(end - first + kBlock - 1) / kBlock, kBlock, parts, 1};
+    parallel(blocks, bytes, [&](const Range& r, int64_t part) {
+      const int64_t part_end = first + r.n1 * kBlock;
+      f(first + r.n0 * kBlock, part_end < end ? part_end : end, part);
+    });
+  }
 
   Scratch scratch() const { return Scratch(FASTCIFAR_KERNEL(product_scratch)(p)); }
 
@@ -80,13 +95,13 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
   run_depthwise_convolution(block, eps, columns1.get());
   const Product product(block.y, a.pointwise, columns1.get());
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/true), pivots = Scratch::zeros(product.m_pitch);
-  const int64_t size = 2 * product.m_pitch;
-  const Scratch memory = Scratch::zeros(product.parts.image_parts * size);
-  const Sums sums{memory.get(), product.parts.image_parts, size};
+  const int64_t size = 2 * product.m_pitch, num_parts = Product::num_parts(product.rows, 32);
+  const Scratch memory = Scratch::zeros(num_parts * size);
+  const Sums sums{memory.get(), num_parts, size};
   void* vs = mutable_data(a.v);
   FASTCIFAR_KERNEL(set_product_pivot)(product.p, product.rows / 2, packed.get(), pivots.get(), product.scratch().get());
-  parallel(product.parts, product.bytes, [&](const Range& r, int64_t part) {
-    FASTCIFAR_KERNEL(multiply_forward)(product.p, r.n0, r.n1, packed.get(), vs, pivots.get(), sums.part(part),
+  product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
+    FASTCIFAR_KERNEL(multiply_forward)(product.p, first, end, packed.get(), vs, pivots.get(), sums.part(part),
                                        product.scratch().get());
   });
   finish_moments(product, sums, pivots.get(), a.v_rows);
@@ -121,21 +136,38 @@ Tensor run_product_backward(const SeparableBlockBackward& a, double eps, float* 
                             a.of_moments ? columns.get() : nullptr};
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
   const bool few = p.k * p.m <= kFewWeights;
-  const Cut parts = product.cut_rows(few ? clamp(kSums / (p.k * p.m), 32) : 32);
-  const int64_t num_parts = parts.image_parts, num_sums = few ? num_parts : 1;
-  const int64_t size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(weight_sums)(p);
+  const int64_t num_parts = Product::num_parts(product.rows, few ? clamp(kSums / (p.k * p.m), 32) : 32);
+  const int64_t num_sums = few ? num_parts : 1, size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(weight_sums)(p);
   const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);
   const Sums sums{memory.get(), num_parts, size};
   void* grad_zs = mutable_data(block.grad_z);
-  parallel(parts, product.bytes, [&](const Range& r, int64_t part) {
-    FASTCIFAR_KERNEL(multiply_backward)(p, g, r.n0, r.n1, packed.get(), grad_zs, sums.part(part),
-                                        few ? grad_w.get() + part * w_size : nullptr, product.scratch().get());
-  });
-  if (!few) {
-    const Cut channels{1, p.m, 1, 8};
-    parallel(channels, product.bytes, [&](const Range& r, int64_t) {
-      FASTCIFAR_KERNEL(multiply_weight_gradient)(p, g, product.rows, r.c0, r.c1, grad_w.get(), product.scratch().get());
+  if (few) {
+    product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
+      const Scratch scratch = product.scratch(), factors(FASTCIFAR_KERNEL(weight_factors)(p, kFactorRows));
+      for (int64_t row = first; row < end; row += kFactorRows) {
+        const int64_t next = row + kFactorRows < end ? row + kFactorRows : end;
+        FASTCIFAR_KERNEL(multiply_backward)(p, g, row, next, packed.get(), grad_zs, sums.part(part), factors.get(), row,
+                                            kFactorRows, scratch.get());
+        FASTCIFAR_KERNEL(multiply_factors)(p, factors.get(), kFactorRows, next - row, 0, p.m,
+                                           grad_w.get() + part * w_size, /*add=*/row > first);
+      }
     });
+  } else {
+    const int64_t room = round_up(product.rows < kFewRows ? product.rows : kFewRows, kBlock);
+    const Scratch factors(FASTCIFAR_KERNEL(weight_factors)(p, room));
+    for (int64_t row = 0; row < product.rows; row += kFewRows) {
+      const int64_t next = row + kFewRows < product.rows ? row + kFewRows : product.rows;
+      product.for_parts(row, next, Product::num_parts(next - row, num_parts),
+                        [&](int64_t first, int64_t end, int64_t part) {
+                          FASTCIFAR_KERNEL(multiply_backward)(p, g, first, end, packed.get(), grad_zs, sums.part(part),
+                                                              factors.get(), row, room, product.scratch().get());
+                        });
+      const Cut channels{1, p.m, 1, 8};
+      parallel(channels, product.bytes, [&](const Range& r, int64_t) {
+        FASTCIFAR_KERNEL(multiply_factors)(p, factors.get(), room, next - row, r.c0, r.c1, grad_w.get(),
+                                           /*add=*/row > 0);
+      });
+    }
   }
   FASTCIFAR_KERNEL(finish_gradient)(all, sums, product.rows, floats(block.gamma1), floats(block.var1), eps, columns1,
                                     product.k_pitch, mutable_floats(block.grad_gamma1),

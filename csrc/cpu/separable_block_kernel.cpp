@@ -5,7 +5,8 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-constexpr int64_t kPixels = 96;  // of a tile: with 512 channels in float32 200 KiB, within the L2 cache
+// Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights.
+constexpr int64_t kPixels = 64;
 // Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
 constexpr int64_t kWhole = 32;
 
@@ -20,27 +21,40 @@ int64_t tile_pitch(int64_t channels) {
   return (kStepsOf<Number> == 1 ? round_up(channels, kPanel) : num_steps<Number>(channels)) + 16;
 }
 
-// The scratch memory of a kernel: z or the gradient of v as a left factor, the gradient as a transposed left factor, z
-// as a right factor, and a panel of the product. In float32 a left factor serves as the transposed one, too.
+// The scratch memory of a kernel: a left factor, and a panel of the product.
 template <class Number>
-struct Tiles {
-  Number *left, *transposed, *right;
+struct Tile {
+  Number* left;
   float* product;
 
   static int64_t left_size(const PointwiseProduct& p) { return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m); }
-  static int64_t transposed_size(const PointwiseProduct& p) {
-    return kStepsOf<Number> == 1 ? 0 : kPixels / 2 * (round_up(p.m, kWhole) + 16);
-  }
-  static int64_t right_size(const PointwiseProduct& p) { return kPixels * round_up(p.k, kPanel); }
+  static int64_t size(const PointwiseProduct& p) { return left_size(p) + kPixels * kPanel; }
 
-  Tiles(const PointwiseProduct& p, float* memory)
-      : left(reinterpret_cast<Number*>(memory)), transposed(left), right(left + left_size(p)),
-        product(reinterpret_cast<float*>(right + right_size(p))) {
-    if (kStepsOf<Number> > 1) transposed = reinterpret_cast<Number*>(product + kPixels * kPanel);
+  Tile(const PointwiseProduct& p, float* memory)
+      : left(reinterpret_cast<Number*>(memory)), product(memory + left_size(p)) {}
+};
+
+// The factors of the gradient of W, whose steps are the pixels: the gradient of v as a left factor, row by row of the
+// pixels or, for the tile registers, by channels; z as a right factor in panels.
+template <class Number>
+struct Factors {
+  Number *gradient, *z;
+  int64_t pixels;  // that they have room for, a multiple of kWhole
+
+  static int64_t gradient_size(const PointwiseProduct& p, int64_t pixels) {
+    return kStepsOf<Number> == 1 ? pixels * tile_pitch<Number>(p.m) : pixels / 2 * (round_up(p.m, kWhole) + 16);
   }
-  static int64_t size(const PointwiseProduct& p) {
-    return left_size(p) + right_size(p) + kPixels * kPanel + transposed_size(p);
+  static int64_t size(const PointwiseProduct& p, int64_t pixels) {
+    return gradient_size(p, pixels) + round_up(p.k, kPanel) * pixels / kStepsOf<Number>;
   }
+  static int64_t pitch(const PointwiseProduct& p) {  // of the gradient by pixels
+    return kStepsOf<Number> == 1 ? tile_pitch<Number>(p.m) : round_up(p.m, kWhole) + 16;
+  }
+
+  Factors(const PointwiseProduct& p, float* memory, int64_t pixels)
+      : gradient(reinterpret_cast<Number*>(memory)), z(gradient + gradient_size(p, pixels)), pixels(pixels) {}
+
+  int64_t steps() const { return pixels / kStepsOf<Number>; }
 };
 
 // Calls f(first row, number of rows) for each tile.
@@ -60,13 +74,13 @@ FC_INLINE auto z_rows(const PointwiseProduct& p, int64_t first) {
   };
 }
 
-// Rows of the gradient of v, from row `first` and channel c0 on.
+// Rows of the gradient of v, from row `first` on.
 template <class T>
-FC_INLINE auto gradient_rows(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t c0) {
+FC_INLINE auto gradient_rows(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first) {
   const int64_t pitch = round_up(p.m, kBlock), channels = p.m;
-  const T* grad = static_cast<const T*>(g.grad_v) + first * channels + c0;
-  const T* v = static_cast<const T*>(g.v) + first * channels + c0;
-  const float* columns = g.columns ? g.columns + c0 : nullptr;
+  const T* grad = static_cast<const T*>(g.grad_v) + first * channels;
+  const T* v = static_cast<const T*>(g.v) + first * channels;
+  const float* columns = g.columns;
   return [=](int64_t row, int c, auto lanes) FC_LAMBDA {
     const Vec value = load(grad + row * channels + c, lanes);
     if (!columns) return value;
@@ -96,114 +110,152 @@ void fill_left(Pair* tile, int64_t num_rows, int64_t channels, Source source) {
   }
 }
 
-// Calls f(pair of rows, channel, pairs of this pair's rows): the steps are the rows. Pairs beyond the rows are zeros.
-template <class Source, class F>
-FC_INLINE void for_pairs(int64_t num_rows, int64_t channels, Source source, F f) {
-  for (int64_t i = 0; i < num_steps<Pair>(num_rows); ++i) {
-    for_vectors(static_cast<int>(channels), [&](int c, auto lanes) FC_LAMBDA {
-      const Vec first = 2 * i < num_rows ? source(2 * i, c, lanes) : Vec{},
-                second = 2 * i + 1 < num_rows ? source(2 * i + 1, c, lanes) : Vec{};
-      f(i, c, first, second);
-    });
+// The gradient of v of `num_rows` pixels as a left factor of the gradient of W, from pixel `first` of the factors on, out
+// of the left factor `rows`, which has zeros up to the next multiple of kWhole rows.
+FC_INLINE void store_gradient(const PointwiseProduct&, const Factors<float>&, int64_t, int64_t, const float*) {}
+FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& factors, int64_t first, int64_t num_rows,
+                              const Pair* rows) {
+  const int64_t row_pitch = 2 * tile_pitch<Pair>(p.m);
+  for (int64_t i = 0; i < num_steps<Pair>(num_rows); i += kLanes) {
+    for (int64_t c = 0; c < p.m; c += 2 * kLanes) {
+      VecBits low[kLanes], high[kLanes];
+      for (int j = 0; j < kLanes; ++j) {
+        const bf16* row = reinterpret_cast<const bf16*>(rows) + 2 * (i + j) * row_pitch + c;
+        pair_up(row, row + row_pitch, low[j], high[j]);
+      }
+      if (p.tiles) {
+        transpose(low), transpose(high);
+        Pair* out = factors.gradient + c * factors.steps() + first / 2 + i;
+        for (int j = 0; j < kLanes; ++j) store(out + j * factors.steps(), low[j]);
+        for (int j = 0; j < kLanes; ++j) store(out + (kLanes + j) * factors.steps(), high[j]);
+      } else {
+        Pair* out = factors.gradient + (first / 2 + i) * Factors<Pair>::pitch(p) + c;
+        for (int j = 0; j < kLanes; ++j, out += Factors<Pair>::pitch(p)) {
+          store(out, low[j]), store(out + kLanes, high[j]);
+        }
+      }
+    }
   }
 }
 
-// A right factor in panels, so that a panel is in few pages: its steps are the rows.
-template <class Source>
-void fill_right(float* tile, int64_t num_rows, int64_t channels, Source source) {
-  for (int64_t r = 0; r < num_rows; ++r) {
-    for_vectors(static_cast<int>(channels), [&](int c, auto lanes) FC_LAMBDA {
-      store(tile + (c / kPanel * kPixels + r) * kPanel + c % kPanel, source(r, c, lanes), lanes);
-    });
-  }
+// One vector of two rows of z in the panel of the right factor.
+FC_INLINE void store_z(float* panel, int64_t row, int c, Vec first, Vec second) {
+  store(panel + row * kPanel + c, first), store(panel + (row + 1) * kPanel + c, second);
 }
-template <class Source>
-void fill_right(Pair* tile, int64_t num_rows, int64_t channels, Source source) {
-  for_pairs(num_rows, channels, source, [&](int64_t i, int c, Vec first, Vec second) FC_LAMBDA {
-    store_pairs(tile + (c / kPanel * kPixels + i) * kPanel + c % kPanel, first, second);
-  });
+FC_INLINE void store_z(Pair* panel, int64_t row, int c, Vec first, Vec second) {
+  store(panel + row / 2 * kPanel + c, pair_up(first, second));
 }
 
-// A left factor whose steps are the rows: [steps][tile_pitch] or, for the tile registers, [channels][kPixels / 2].
-template <class Source>
-void fill_transposed(float* tile, bool, int64_t num_rows, int64_t channels, Source source) {
-  fill_left(tile, num_rows, channels, source);
-}
-template <class Source>
-void fill_transposed(Pair* tile, bool by_channels, int64_t num_rows, int64_t channels, Source source) {
-  const int64_t pitch = round_up(channels, kWhole) + 16;
-  for_pairs(num_rows, channels, source, [&](int64_t i, int c, Vec first, Vec second) FC_LAMBDA {
-    if (!by_channels) return store_pairs(tile + i * pitch + c, first, second);
-    Pair pairs[kLanes];
-    store_pairs(pairs, first, second);
-    for (int lane = 0; lane < kLanes; ++lane) tile[(c + lane) * (kPixels / 2) + i] = pairs[lane];
-  });
-}
-
-// A panel of a product whose left factor is row by row.
+// A panel of a product whose left factor is row by row. Meanwhile asks for what is read and written next.
 template <class Number>
 FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_t length, const Number* left,
-                             const float* packed, int64_t column, float* out) {
+                             const float* packed, int64_t column, float* out, Ahead& ahead) {
   const int64_t steps = num_steps<Number>(length), pitch = tile_pitch<Number>(length);
   const Number* right = reinterpret_cast<const Number*>(packed) + column * steps;
 #if defined(FASTCIFAR_HAVE_TILES)
   if constexpr (kStepsOf<Number> == 2) {
-    if (p.tiles) return multiply_panel_in_tiles(num_rows, steps, left, pitch, right, out, /*add=*/false);
+    if (p.tiles) return multiply_panel_in_tiles(num_rows, steps, left, pitch, right, out, /*add=*/false, ahead);
   }
 #endif
   (void)p;
+  ahead.step();
   multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false);
 }
 
-// The gradient of W from a tile, or with `add` added: its rows [c0, c1). A block of channels of the left factor stays in
-// the L1 cache while the panels of z pass by.
+// Rows [c0, c1) of the gradient of W from `num_rows` pixels of the factors, or with `add` added. A block of channels of
+// the left factor stays in the L1 cache while the panels of z pass by.
 template <class Number>
-void multiply_transposed(const PointwiseProduct& p, const Tiles<Number>& tiles, int64_t num_rows, int64_t c0,
-                         int64_t c1, float* grad_w, bool add) {
-  constexpr int64_t kChannels = 48 * kStepsOf<Number>;
+void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors, int64_t num_rows, int64_t c0,
+                      int64_t c1, float* grad_w, bool add) {
+  constexpr int64_t kChannels = kStepsOf<Number> == 1 ? 48 : 32;
   const int64_t steps = num_steps<Number>(num_rows), panel = round_up(p.m, kWhole) * kPanel;
   for (int64_t c = c0; c < c1; c += kChannels) {
     const int64_t channels = c1 - c < kChannels ? c1 - c : kChannels;
     for (int64_t column = 0; column < p.k; column += kPanel) {
-      const Number* right = tiles.right + column * kPixels;
+      const Number* right = factors.z + column * factors.steps();
       float* out = grad_w + column / kPanel * panel + c * kPanel;
 #if defined(FASTCIFAR_HAVE_TILES)
       if constexpr (kStepsOf<Number> == 2) {
         if (p.tiles) {
-          const Pair* left = tiles.transposed + (c - c0) * (kPixels / 2);
-          multiply_panel_in_tiles(channels, steps, left, kPixels / 2, right, out, add);
+          const Pair* left = factors.gradient + c * factors.steps();
+          Ahead ahead;  // of the same channels' next panel
+          if (column + kPanel < p.k) ahead.add(out + panel, channels * kPanel * sizeof(float), steps / kTileSteps);
+          multiply_panel_in_tiles(channels, steps, left, factors.steps(), right, out, add, ahead);
           continue;
         }
       }
 #endif
-      const int64_t pitch = kStepsOf<Number> == 1 ? tile_pitch<Number>(c1 - c0) : round_up(c1 - c0, kWhole) + 16;
-      multiply_panel(channels, steps, Left<Number, true>{tiles.transposed + c - c0, pitch}, right, out, add);
+      const Left<Number, true> left{factors.gradient + c, Factors<Number>::pitch(p)};
+      multiply_panel(channels, steps, left, right, out, add);
     }
   }
+}
+
+// Asks for the next tile, from row `first` on, while this tile's `num_rows` rows of `length` numbers are multiplied: the
+// product then waits for no memory but the caches.
+template <class Number, class T>
+class AheadOfTiles {
+ public:
+  AheadOfTiles(const PointwiseProduct& p, int64_t first, int64_t end, int64_t num_rows, int64_t length, int64_t columns)
+      : first_(first), rows_(end - first < kPixels ? end - first : kPixels), steps_((columns + kPanel - 1) / kPanel) {
+    (void)p, (void)num_rows, (void)length;
+#if defined(FASTCIFAR_HAVE_TILES)
+    if (kStepsOf<Number> == 2 && p.tiles) {
+      steps_ *= round_up(num_rows, kWhole) / kWhole * num_steps<Number>(length) / kTileSteps;
+    }
+#endif
+  }
+  // With a tensor of `channels` channels.
+  FC_INLINE void add(const void* tensor, int64_t channels) {
+    if (rows_ <= 0) return;
+    ahead.add(static_cast<const T*>(tensor) + first_ * channels, rows_ * channels * sizeof(T), steps_);
+  }
+
+  Ahead ahead;
+
+ private:
+  int64_t first_, rows_, steps_;
+};
+
+// Calls f(first column, Full or Tail, Count<vectors>) for the columns of a panel: for all of its vectors at once, because
+// in bfloat16 they share a cache line, or for one after the other.
+template <class F>
+FC_INLINE void for_columns(int64_t columns, F f) {
+  if (columns >= kPanel) return f(0, Full{}, Count<kSumVectors>{});
+  for_vectors(static_cast<int>(columns), [&](int c, auto lanes) FC_LAMBDA { f(c, lanes, Count<1>{}); });
 }
 
 template <class Number, class T>
 void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, T* v,
                       const float* pivots, float* sums, float* scratch) {
-  const Tiles<Number> tiles(p, scratch);
+  const Tile<Number> tile(p, scratch);
   const int64_t pitch = round_up(p.m, kBlock);
   for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    fill_left(tiles.left, num_rows, p.k, z_rows<T>(p, row));
+    fill_left(tile.left, num_rows, p.k, z_rows<T>(p, row));
+    AheadOfTiles<Number, T> next(p, row + kPixels, end, num_rows, p.k, p.m);
+    next.add(p.y, p.k), next.add(v, p.m);
     for (int64_t column = 0; column < p.m; column += kPanel) {
-      multiply_rows(p, num_rows, p.k, tiles.left, packed, column, tiles.product);
-      const int64_t columns = p.m - column < kPanel ? p.m - column : kPanel;
-      for_vectors(static_cast<int>(columns), [&](int c, auto lanes) FC_LAMBDA {
-        const Vec pivot = load(pivots + column + c);
-        Vec sum{}, square{};
-        for (int64_t r = 0; r < num_rows; ++r) {
-          const Vec value = load(tiles.product + r * kPanel + c);
-          store(v + (row + r) * p.m + column + c, value, lanes);
-          const Vec centred = rounded<T>(value) - pivot;
-          sum += centred;
-          square = centred * centred + square;
+      multiply_rows(p, num_rows, p.k, tile.left, packed, column, tile.product, next.ahead);
+      for_columns(p.m - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
+        constexpr int V = decltype(vectors)::count;
+        Vec pivot[V], sum[V] = {}, square[V] = {};
+        for (int i = 0; i < V; ++i) pivot[i] = load(pivots + column + c + i * kLanes);
+        T* out = v + row * p.m + column + c;
+        const float* product = tile.product + c;
+        for (int64_t r = 0; r < num_rows; ++r, out += p.m, product += kPanel) {
+          __builtin_prefetch(out + 8 * p.m, 1, 3);
+          for (int i = 0; i < V; ++i) {
+            const Vec value = load(product + i * kLanes);
+            store(out + i * kLanes, value, lanes);
+            const Vec centred = rounded<T>(value) - pivot[i];
+            sum[i] += centred;
+            square[i] = centred * centred + square[i];
+          }
         }
-        accumulate(sums + column + c, sum);
-        accumulate(sums + pitch + column + c, square);
+        for (int i = 0; i < V; ++i) {
+          accumulate(sums + column + c + i * kLanes, sum[i]);
+          accumulate(sums + pitch + column + c + i * kLanes, square[i]);
+        }
       });
     }
   });
@@ -211,76 +263,159 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
 
 template <class Number, class T>
 void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch) {
-  const Tiles<Number> tiles(p, scratch);
-  fill_left(tiles.left, 1, p.k, z_rows<T>(p, row));
+  const Tile<Number> tile(p, scratch);
+  fill_left(tile.left, 1, p.k, z_rows<T>(p, row));
+  Ahead nothing;
   for (int64_t column = 0; column < p.m; column += kPanel) {
-    multiply_rows(p, 1, p.k, tiles.left, packed, column, tiles.product);
+    multiply_rows(p, 1, p.k, tile.left, packed, column, tile.product, nothing);
     for (int64_t c = column; c < p.m && c < column + kPanel; ++c) {
-      pivots[c] = to_f32(from_f32<T>(tiles.product[c - column]));
+      pivots[c] = to_f32(from_f32<T>(tile.product[c - column]));
     }
   }
 }
 
 template <class Number, class T>
 void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
-                       const float* packed, T* grad_z, float* sums, float* grad_w, float* scratch) {
-  const Tiles<Number> tiles(p, scratch);
+                       const float* packed, T* grad_z, float* sums, const Factors<Number>& factors,
+                       int64_t first_of_factors, float* scratch) {
+  const Tile<Number> tile(p, scratch);
   const int64_t pitch = round_up(p.k, kBlock);
   const T* y = static_cast<const T*>(p.y);
   for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    const auto gradient = gradient_rows<T>(p, g, row, 0);
-    fill_left(tiles.left, num_rows, p.m, gradient);
+    const int64_t at = row - first_of_factors, whole = round_up(num_rows, kWhole);
+    Number* left = tile.left;
+    if constexpr (kStepsOf<Number> == 1) left = factors.gradient + at * tile_pitch<Number>(p.m);
+    fill_left(left, num_rows, p.m, gradient_rows<T>(p, g, row));
+    if constexpr (kStepsOf<Number> == 2) {
+      const int64_t left_pitch = tile_pitch<Number>(p.m);
+      memset(static_cast<void*>(left + num_rows * left_pitch), 0, (whole - num_rows) * left_pitch * sizeof(Number));
+    }
+    store_gradient(p, factors, at, num_rows, left);
+    AheadOfTiles<Number, T> next(p, row + kPixels, end, num_rows, p.m, p.k);
+    next.add(g.grad_v, p.m), next.add(y, p.k), next.add(grad_z, p.k);
+    if (g.columns) next.add(g.v, p.m);
     for (int64_t column = 0; column < p.k; column += kPanel) {
-      multiply_rows(p, num_rows, p.m, tiles.left, packed, column, tiles.product);
-      const int64_t columns = p.k - column < kPanel ? p.k - column : kPanel;
-      for_vectors(static_cast<int>(columns), [&](int c, auto lanes) FC_LAMBDA {
-        const float* at_channel = p.columns1 + column + c;
-        const Vec mean = load(at_channel + kMean * pitch), scale = load(at_channel + kScale * pitch),
-                  shift = load(at_channel + kShift * pitch);
-        Vec sum{}, product{};
-        for (int64_t r = 0; r < num_rows; ++r) {
-          const Vec grad = load(tiles.product + r * kPanel + c);
-          const int64_t at = (row + r) * p.k + column + c;
-          store(grad_z + at, grad, lanes);
-          const Vec value = load(y + at, lanes);
-          const Vec masked = value * scale + shift > Vec{} ? rounded<T>(grad) : Vec{};
-          sum += masked;
-          product = masked * (value - mean) + product;
+      multiply_rows(p, num_rows, p.m, left, packed, column, tile.product, next.ahead);
+      Number* panel = factors.z + column * factors.steps() + at / kStepsOf<Number> * kPanel;
+      for_columns(p.k - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
+        constexpr int V = decltype(vectors)::count;
+        Vec mean[V], scale[V], shift[V], sum[V] = {}, product[V] = {};
+        for (int i = 0; i < V; ++i) {
+          const float* at_channel = p.columns1 + column + c + i * kLanes;
+          mean[i] = load(at_channel + kMean * pitch);
+          scale[i] = load(at_channel + kScale * pitch);
+          shift[i] = load(at_channel + kShift * pitch);
         }
-        accumulate(sums + column + c, sum);
-        accumulate(sums + pitch + column + c, product);
+        const int64_t first_pixel = row * p.k + column + c;
+        const auto use = [&](int64_t r, Vec* z) FC_LAMBDA {
+          for (int i = 0; i < V; ++i) {
+            const Vec grad = load(tile.product + r * kPanel + c + i * kLanes);
+            const int64_t pixel = first_pixel + r * p.k + i * kLanes;
+            const Vec value = load(y + pixel, lanes), h = value * scale[i] + shift[i];
+            store(grad_z + pixel, grad, lanes);
+            const Vec masked = h > Vec{} ? rounded<T>(grad) : Vec{};
+            sum[i] += masked;
+            product[i] = masked * (value - mean[i]) + product[i];
+            z[i] = relu(h);
+          }
+        };
+        for (int64_t r = 0; r < whole; r += 2) {
+          Vec z[2][V] = {};
+          __builtin_prefetch(grad_z + first_pixel + (r + 8) * p.k, 1, 3);
+          __builtin_prefetch(grad_z + first_pixel + (r + 9) * p.k, 1, 3);
+          __builtin_prefetch(y + first_pixel + (r + 8) * p.k, 0, 3);
+          __builtin_prefetch(y + first_pixel + (r + 9) * p.k, 0, 3);
+          if (r < num_rows) use(r, z[0]);
+          if (r + 1 < num_rows) use(r + 1, z[1]);
+          for (int i = 0; i < V; ++i) store_z(panel, r, c + i * kLanes, z[0][i], z[1][i]);
+        }
+        for (int i = 0; i < V; ++i) {
+          accumulate(sums + column + c + i * kLanes, sum[i]);
+          accumulate(sums + pitch + column + c + i * kLanes, product[i]);
+        }
       });
     }
-    if (!grad_w) return;
-    fill_right(tiles.right, num_rows, p.k, z_rows<T>(p, row));
-    if (tiles.transposed != tiles.left) fill_transposed(tiles.transposed, p.tiles, num_rows, p.m, gradient);
-    multiply_transposed(p, tiles, num_rows, 0, p.m, grad_w, /*add=*/row > first);
   });
 }
 
-template <class Number, class T>
-void multiply_weight_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t rows,
-                              int64_t first_channel, int64_t end_channel, float* grad_w, float* scratch) {
-  const Tiles<Number> tiles(p, scratch);
-  for_tiles(0, rows, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    fill_right(tiles.right, num_rows, p.k, z_rows<T>(p, row));
-    fill_transposed(tiles.transposed, p.tiles, num_rows, end_channel - first_channel,
-                    gradient_rows<T>(p, g, row, first_channel));
-    multiply_transposed(p, tiles, num_rows, first_channel, end_channel, grad_w, /*add=*/row > 0);
-  });
+// The number of W at p, rounded to T.
+template <class T, class W>
+FC_INLINE float weight_at(const W* p) {
+  return to_f32(from_f32<T>(to_f32(*p)));
 }
 
-// Numbers of W in panels. `get(step, column)` is W's number, rounded.
-template <class Get>
-FC_INLINE void pack_step(float* out, int64_t step, int64_t length, int64_t width, Get get) {
-  for (int64_t j = 0; j < width; ++j) out[step * kPanel + j] = step < length ? get(step, j) : 0.0f;
-}
-template <class Get>
-FC_INLINE void pack_step(Pair* out, int64_t step, int64_t length, int64_t width, Get get) {
+// A step of a panel: numbers of W that lie `step_pitch` apart from step to step, `pitch` from column to column.
+template <class T, class W>
+FC_INLINE void pack_step(float* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t step_pitch,
+                         int64_t pitch) {
   for (int64_t j = 0; j < width; ++j) {
-    const uint32_t low = 2 * step < length ? bits_of(get(2 * step, j)) : 0,
-                   high = 2 * step + 1 < length ? bits_of(get(2 * step + 1, j)) : 0;
-    out[step * kPanel + j] = Pair{low >> 16 | high};
+    out[j] = step < length ? weight_at<T>(weight + step * step_pitch + j * pitch) : 0.0f;
+  }
+}
+template <class T, class W>
+FC_INLINE void pack_step(Pair* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t step_pitch,
+                         int64_t pitch) {
+  for (int64_t j = 0; j < width; ++j) {
+    const W* first = weight + 2 * step * step_pitch + j * pitch;
+    const uint32_t low = 2 * step < length ? bits_of(weight_at<T>(first)) : 0,
+                   high = 2 * step + 1 < length ? bits_of(weight_at<T>(first + step_pitch)) : 0;
+    out[j] = Pair{low >> 16 | high};
+  }
+}
+
+// kLanes numbers, or pairs of numbers, that lie one after the other in W.
+template <class T, class W>
+FC_INLINE VecBits numbers_of(const W* p, float) {
+  return reinterpret_cast<VecBits>(rounded<T>(load(p, Full{})));
+}
+template <class T>
+FC_INLINE VecBits numbers_of(const bf16* p, Pair) {
+  return load_bits(p);
+}
+template <class T>
+FC_INLINE VecBits numbers_of(const float* p, Pair) {
+  bf16 narrow[2 * kLanes];
+  store(narrow, load(p), Full{}), store(narrow + kLanes, load(p + kLanes), Full{});
+  return load_bits(narrow);
+}
+
+// A panel of W^T, whose steps lie one after the other in W.
+template <class Number, class T, class W>
+void pack_transposed_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, Number* out) {
+  const int64_t steps = num_steps<Number>(length);
+  int64_t step = 0;
+  if (width == kPanel) {
+    for (; (step + kLanes) * kStepsOf<Number> <= length; step += kLanes) {
+      for (int64_t j = 0; j < kPanel; j += kLanes) {
+        VecBits block[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          block[i] = numbers_of<T>(weight + (j + i) * pitch + step * kStepsOf<Number>, Number{});
+        }
+        transpose(block);
+        for (int i = 0; i < kLanes; ++i) store(out + (step + i) * kPanel + j, block[i]);
+      }
+    }
+  }
+  for (; step < steps; ++step) pack_step<T>(out + step * kPanel, step, length, width, weight, 1, pitch);
+}
+
+// A panel of W, whose columns lie one after the other.
+template <class T, class W>
+void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, float* out) {
+  for (int64_t step = 0; step < length; ++step) {
+    for_vectors(static_cast<int>(width), [&](int c, auto lanes) FC_LAMBDA {
+      store(out + step * kPanel + c, rounded<T>(load(weight + step * pitch + c, lanes)), lanes);
+    });
+  }
+}
+template <class T, class W>
+void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, Pair* out) {
+  for (int64_t step = 0; step < num_steps<Pair>(length); ++step) {
+    for_vectors(static_cast<int>(width), [&](int c, auto lanes) FC_LAMBDA {
+      const W* at = weight + 2 * step * pitch + c;
+      store(out + step * kPanel + c, pair_up(2 * step < length ? load(at, lanes) : Vec{},
+                                             2 * step + 1 < length ? load(at + pitch, lanes) : Vec{}));
+    });
   }
 }
 
@@ -292,16 +427,10 @@ void pack_weight(const PointwiseProduct& p, const W* weight, bool transposed, in
     const int64_t column = panel * kPanel, width = columns - column < kPanel ? columns - column : kPanel;
     Number* out = packed + column * steps;
     if (width < kPanel) memset(static_cast<void*>(out), 0, kPanel * steps * sizeof(Number));
-    for (int64_t i = 0; i < steps; ++i) {
-      if (transposed) {
-        pack_step(out, i, length, width, [&](int64_t step, int64_t j) FC_LAMBDA {
-          return to_f32(from_f32<T>(to_f32(weight[(column + j) * p.k + step])));
-        });
-      } else {
-        pack_step(out, i, length, width, [&](int64_t step, int64_t j) FC_LAMBDA {
-          return to_f32(from_f32<T>(to_f32(weight[step * p.k + column + j])));
-        });
-      }
+    if (transposed) {
+      pack_transposed_panel<Number, T>(weight + column * p.k, length, width, p.k, out);
+    } else {
+      pack_panel<T>(weight + column, length, width, p.k, out);
     }
   }
 }
@@ -355,8 +484,13 @@ int64_t packed_weight(const PointwiseProduct& p, bool transposed) {
 int64_t weight_sums(const PointwiseProduct& p) { return round_up(p.m, kWhole) * round_up(p.k, kPanel); }
 
 int64_t product_scratch(const PointwiseProduct& p) {
-  const int64_t f32s = Tiles<float>::size(p), pairs = Tiles<Pair>::size(p);
+  const int64_t f32s = Tile<float>::size(p), pairs = Tile<Pair>::size(p);
   return f32s > pairs ? f32s : pairs;
+}
+
+int64_t weight_factors(const PointwiseProduct& p, int64_t rows) {
+  const int64_t f32s = Factors<float>::size(p, rows), pairs = Factors<Pair>::size(p, rows);
+  return p.element == Element::f32 || !kHasPairs ? f32s : pairs;
 }
 
 void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,
@@ -388,18 +522,22 @@ void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* pack
 }
 
 void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
-                       const float* packed, void* grad_z, float* sums, float* grad_w, float* scratch) {
+                       const float* packed, void* grad_z, float* sums, float* factors, int64_t first_of_factors,
+                       int64_t rows_of_factors, float* scratch) {
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    using Number = decltype(number);
     using T = decltype(element);
-    multiply_backward<decltype(number)>(p, g, first, end, packed, static_cast<T*>(grad_z), sums, grad_w, scratch);
+    const Factors<Number> f(p, factors, rows_of_factors);
+    multiply_backward(p, g, first, end, packed, static_cast<T*>(grad_z), sums, f, first_of_factors, scratch);
   });
 }
 
-void multiply_weight_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t rows,
-                              int64_t first_channel, int64_t end_channel, float* grad_w, float* scratch) {
-  for_types(p, [&](auto number, auto element) FC_LAMBDA {
-    multiply_weight_gradient<decltype(number), decltype(element)>(p, g, rows, first_channel, end_channel, grad_w,
-                                                                  scratch);
+void multiply_factors(const PointwiseProduct& p, const float* factors, int64_t rows_of_factors, int64_t rows,
+                      int64_t first_channel, int64_t end_channel, float* grad_w, bool add) {
+  for_types(p, [&](auto number, auto) FC_LAMBDA {
+    using Number = decltype(number);
+    const Factors<Number> f(p, const_cast<float*>(factors), rows_of_factors);
+    multiply_factors(p, f, rows, first_channel, end_channel, grad_w, add);
   });
 }
 

@@ -44,14 +44,20 @@ FASTCIFAR_DECLARE_KERNELS(
     void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v,
                           const float* pivots, float* sums, float* scratch);
 
-    // Rows [first, end) of grad_z. Adds the two sums that bn1's gradient needs to sums [2][round_up(k, kBlock)]. Unless
-    // grad_w is null, writes the gradient of W from these rows there, [m][k] in panels.
-    void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
-                           const float* packed, void* grad_z, float* sums, float* grad_w, float* scratch);
+    // Floats of the factors of the gradient of W from `rows` pixels, a multiple of kBlock.
+    int64_t weight_factors(const PointwiseProduct& p, int64_t rows);
 
-    // Rows [first_channel, end_channel) of the gradient of W, over all `rows` pixels in order.
-    void multiply_weight_gradient(const PointwiseProduct& p, const GradientOfProduct& g, int64_t rows,
-                                  int64_t first_channel, int64_t end_channel, float* grad_w, float* scratch);
+    // Rows [first, end) of grad_z. Adds the two sums that bn1's gradient needs to sums [2][round_up(k, kBlock)]. Leaves
+    // the factors of the gradient of W in `factors`, which have room for `rows_of_factors` pixels and begin with pixel
+    // `first_of_factors`; first - first_of_factors is a multiple of kBlock.
+    void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
+                           const float* packed, void* grad_z, float* sums, float* factors, int64_t first_of_factors,
+                           int64_t rows_of_factors, float* scratch);
+
+    // Rows [first_channel, end_channel) of the gradient of W, [m][k] in panels, from the first `rows` pixels of the
+    // factors; with `add` it is added. first_channel is a multiple of kBlock.
+    void multiply_factors(const PointwiseProduct& p, const float* factors, int64_t rows_of_factors, int64_t rows,
+                          int64_t first_channel, int64_t end_channel, float* grad_w, bool add);
 
     // Rows [first, end) of the gradient [m][k] of W, float32 or bfloat16: the sum of `num_parts` matrices, in order.
     void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, Element of_weight,

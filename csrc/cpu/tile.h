@@ -6,6 +6,7 @@
 // and a row of zeros for the rows outside the image, so that the arithmetic needs no special case at a border. For
 // each tile of several rows the nine taps are loaded once, and its sums are added once to the sums over all images.
 #pragma once
+#include "cpu/ahead.h"
 #include "cpu/range.h"
 #include "cpu/taps.h"
 
@@ -36,31 +37,6 @@ class Ring {
  private:
   float *rows_, *zeros_;
   int64_t height_, pitch_, last_;
-};
-
-// Asks for the next image while this one is worked on. The caches' prefetchers do not follow: a block of channels is
-// read with gaps, and only all blocks together read the whole image.
-class Ahead {
- public:
-  // Asks for the next image of a tensor, `bytes` long, in `steps` steps.
-  FC_INLINE void add(const void* image, int64_t bytes, int64_t steps) {
-    parts_[size_++] = {static_cast<const char*>(image), static_cast<const char*>(image) + bytes, bytes / steps + 1};
-  }
-  FC_INLINE void step() {
-    for (int i = 0; i < size_; ++i) {
-      Part& part = parts_[i];
-      const char* stop = part.next + part.step < part.end ? part.next + part.step : part.end;
-      for (; part.next < stop; part.next += 64) __builtin_prefetch(part.next, 0, 2);
-    }
-  }
-
- private:
-  struct Part {
-    const char *next, *end;
-    int64_t step;
-  };
-  Part parts_[4] = {};
-  int size_ = 0;
 };
 
 // Writes rows [next, end) into the ring. `input(row, offset, lanes)` returns a function of the column.

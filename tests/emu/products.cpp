@@ -71,11 +71,21 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
       grad_w_slabs(kernels::weight_sums(p), NAN);
   kernels::set_product_pivot(p, rows / 2, packed.data(), pivots.data(), scratch.data());
   kernels::multiply_forward(p, 0, rows, packed.data(), out.data(), pivots.data(), sums.data(), scratch.data());
-  kernels::multiply_backward(p, g, 0, rows, packed_back.data(), grad_z.data(), sums_back.data(), grad_w.data(),
-                             scratch.data());
+  // All pixels at once, in slabs of channels; then 64 pixels at a time, added up.
+  const int64_t room = round_up(rows, kBlock), few = 64;
+  std::vector<float> factors(kernels::weight_factors(p, room), NAN), few_factors(kernels::weight_factors(p, few), NAN);
+  kernels::multiply_backward(p, g, 0, rows, packed_back.data(), grad_z.data(), sums_back.data(), factors.data(), 0,
+                             room, scratch.data());
   for (int64_t c = 0; c < m; c += kBlock) {
     const int64_t end = c + kBlock < m ? c + kBlock : m;
-    kernels::multiply_weight_gradient(p, g, rows, c, end, grad_w_slabs.data(), scratch.data());
+    kernels::multiply_factors(p, factors.data(), room, rows, c, end, grad_w_slabs.data(), /*add=*/false);
+  }
+  std::vector<float> sums_again(2 * k_pitch);
+  for (int64_t row = 0; row < rows; row += few) {
+    const int64_t next = row + few < rows ? row + few : rows;
+    kernels::multiply_backward(p, g, row, next, packed_back.data(), grad_z.data(), sums_again.data(),
+                               few_factors.data(), row, few, scratch.data());
+    kernels::multiply_factors(p, few_factors.data(), few, next - row, 0, m, grad_w.data(), /*add=*/row > 0);
   }
   std::vector<float> weight(m * k), weight_slabs(m * k);
   kernels::write_weight_gradient(p, grad_w.data(), 1, Element::f32, 0, m, weight.data());
@@ -116,6 +126,7 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
       sum += masked, product += masked * (y[r * k + c] - columns1[kMean * k_pitch + c]);
     }
     in_sums_back.add(sums_back[c], sum), in_sums_back.add(sums_back[k_pitch + c], product);
+    in_sums_back.add(sums_again[c], sum), in_sums_back.add(sums_again[k_pitch + c], product);
     for (int64_t i = 0; i < m; ++i) {
       double total = 0;
       for (int64_t r = 0; r < rows; ++r) total += grad[r * m + i] * z[r * k + c];

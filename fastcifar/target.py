@@ -19,10 +19,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 ISAS_WITH_OWN_PRODUCTS = ("generic", "avx2", "amx")
-"""The instruction sets on which `separable_block` was measured to be faster than `depthwise_block` and a product."""
+"""The instruction sets on which `separable_block` was measured to be faster than `depthwise_block` and a product.
 
-ISAS_WITH_LIBRARY_PRODUCTS = ()
-"""Those on which it was measured to be no faster; on the rest it has not been measured."""
+With AVX-512, with and without bfloat16, both were measured to be as fast, on a Xeon that was held to these sets.
+"""
 
 _COMPILER_SWITCHES = {
     "TORCHDYNAMO_DISABLE": "1",

@@ -29,7 +29,7 @@ from torch import Tensor
 from fastcifar import ops
 from fastcifar.ops import separable_block
 from fastcifar.ops._moments import merge_rows, num_rows
-from fastcifar.ops.separable_block import separable_block_backward_ref, separable_block_ref, suits
+from fastcifar.ops.separable_block import separable_block_backward_ref, separable_block_ref, suits, trained_block
 
 pytestmark = [needs_kernels, pytest.mark.machine]
 PARAMETERS = ("u", "gamma0", "beta0", "w", "gamma1", "beta1", "pointwise")
@@ -267,7 +267,7 @@ def test_a_caller_may_multiply_for_the_gradient_of_the_weight(stride: int, monke
         products.append((a, b))
         return a @ b
 
-    v, rows, y, *statistics = module._TrainedBlock.apply(multiply, *block, pointwise, EPS, stride, None)
+    v, rows, y, *statistics = module._TrainedOnCuda.apply(multiply, *block, pointwise, EPS, stride, None)
     assert not any(t.requires_grad for t in (rows, y, *statistics))
     exact = separable_block_ref(*block, pointwise, EPS, stride)[0]
     weights = torch.randn_like(exact)
@@ -281,6 +281,24 @@ def test_a_caller_may_multiply_for_the_gradient_of_the_weight(stride: int, monke
         assert own.shape == expected.shape
         torch.testing.assert_close(own, expected)
     assert len(products) == 1
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_a_chain_of_trained_blocks_has_the_gradients_of_the_op(with_rows: bool) -> None:
+    """On the CPU, where their gradients are registered in another way; to the last bit."""
+    torch.manual_seed(0)
+    first, second = (depthwise_block_arguments(shape, torch.float32, 1)[:6] for shape in ((3, 8, 9, 7), (3, 16, 9, 7)))
+    tensors = [*first, torch.randn(16, 8, 1, 1), *second[1:], torch.randn(4, 16, 1, 1)]
+    results = []
+    for op in (separable_block, trained_block):
+        inputs = [t.clone().requires_grad_() for t in tensors]
+        u, rows, *others = op(*inputs[:7], EPS, 1, None)
+        v, v_rows, *_ = op(u, *inputs[7:], EPS, 1, rows if with_rows else None)
+        assert not any(t.requires_grad for t in others)
+        loss = v.square().sum() + (v_rows[0, 1].sum() if with_rows else 0)
+        results.append([v.detach(), v_rows.detach(), *torch.autograd.grad(loss, inputs)])
+    for own, expected in zip(*results, strict=True):
+        assert torch.equal(own, expected)
 
 
 def test_on_cuda_a_block_of_few_channels_and_a_large_map_is_one_op_with_its_product() -> None:

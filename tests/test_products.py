@@ -48,9 +48,21 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
             "memset(numbers + channels, 0, (2 * steps - channels) * sizeof(bf16));",
             "(void)steps;",
         ),
+        ("separable_block_kernel.cpp", "(whole - num_rows) * left_pitch * sizeof(Number)", "0"),
         ("separable_block_kernel.cpp", "low >> 16 | high", "high >> 16 | low"),
+        ("product.h", "lane % 2 * n + lane / 2", "(1 - lane % 2) * n + lane / 2"),
+        ("product.h", "kLanes + lane - distance", "kLanes + lane"),
+        ("separable_block_kernel.cpp", "row - first_of_factors", "row - first"),
     ],
-    ids=["wrong rows", "what is beyond the channels", "pairs the wrong way round"],
+    ids=[
+        "wrong rows",
+        "what is beyond the channels",
+        "what is beyond the pixels",
+        "pairs the wrong way round",
+        "pairs of vectors the wrong way round",
+        "a wrong transposition",
+        "another part's pixels",
+    ],
 )
 @pytest.mark.sanitized
 def test_planted_bugs_are_found(tmp_path: Path, edit: tuple[str, str, str]) -> None:

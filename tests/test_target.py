@@ -66,7 +66,8 @@ def test_auto_on_every_kind_of_machine(
         ("avx512", "AMD Testor", "fp32", True),
         ("avx512_bf16", "AMD Testor", "fp32", True),
         ("avx512_bf16", "AMD Testor", "bf16", False),
-        ("amx", "Testor", "bf16", False),
+        ("amx", "Testor", "bf16", True),
+        ("amx", "Testor", "fp32", True),
     ],
 )
 def test_whose_products_the_fused_engine_takes(

@@ -191,24 +191,31 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
   }
 }
 
-// Asks for the next tile, from row `first` on, while this tile's `num_rows` rows of `length` numbers are multiplied: the
-// product then waits for no memory but the caches.
+// Asks for the next tile, from row `first` on, while this tile is multiplied and used: with each product of tile
+// registers, or of a panel, and with every kUsed rows of a panel that are used.
 template <class Number, class T>
 class AheadOfTiles {
  public:
+  static constexpr int64_t kUsed = 4;
+
   AheadOfTiles(const PointwiseProduct& p, int64_t first, int64_t end, int64_t num_rows, int64_t length, int64_t columns)
-      : first_(first), rows_(end - first < kPixels ? end - first : kPixels), steps_((columns + kPanel - 1) / kPanel) {
-    (void)p, (void)num_rows, (void)length;
+      : first_(first), rows_(end - first < kPixels ? end - first : kPixels) {
+    int64_t products = 1;
 #if defined(FASTCIFAR_HAVE_TILES)
     if (kStepsOf<Number> == 2 && p.tiles) {
-      steps_ *= round_up(num_rows, kWhole) / kWhole * num_steps<Number>(length) / kTileSteps;
+      products = round_up(num_rows, kWhole) / kWhole * num_steps<Number>(length) / kTileSteps;
     }
 #endif
+    (void)p, (void)length;
+    steps_ = (products + num_rows / kUsed) * ((columns + kPanel - 1) / kPanel);
   }
   // With a tensor of `channels` channels.
   FC_INLINE void add(const void* tensor, int64_t channels) {
     if (rows_ <= 0) return;
     ahead.add(static_cast<const T*>(tensor) + first_ * channels, rows_ * channels * sizeof(T), steps_);
+  }
+  FC_INLINE void use(int64_t row) {
+    if (row % kUsed == 0) ahead.step();
   }
 
   Ahead ahead;
@@ -244,6 +251,7 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
         const float* product = tile.product + c;
         for (int64_t r = 0; r < num_rows; ++r, out += p.m, product += kPanel) {
           __builtin_prefetch(out + 8 * p.m, 1, 3);
+          next.use(r);
           for (int i = 0; i < V; ++i) {
             const Vec value = load(product + i * kLanes);
             store(out + i * kLanes, value, lanes);
@@ -320,6 +328,7 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
           }
         };
         for (int64_t r = 0; r < whole; r += 2) {
+          next.use(r);
           Vec z[2][V] = {};
           __builtin_prefetch(grad_z + first_pixel + (r + 8) * p.k, 1, 3);
           __builtin_prefetch(grad_z + first_pixel + (r + 9) * p.k, 1, 3);

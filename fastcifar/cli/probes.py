@@ -294,14 +294,12 @@ def _products() -> str:
     """Whose matrix products the fused engine takes on this CPU, and why."""
     from fastcifar import ops
     from fastcifar.config import Config
-    from fastcifar.target import ISAS_WITH_LIBRARY_PRODUCTS, ISAS_WITH_OWN_PRODUCTS, Target
+    from fastcifar.target import ISAS_WITH_OWN_PRODUCTS, Target
 
     target = Target.of(Config(device="cpu", engine="fused", precision="auto"))
     precision = target.config.precision
     if not target.fuses_pointwise:
-        measured = ops.cpu_isa() in ISAS_WITH_LIBRARY_PRODUCTS
-        why = "were measured to be no faster" if measured else "have not been measured there"
-        return f"with PyTorch's products in {precision}: its own {why}"
+        return f"with PyTorch's products in {precision}: its own were measured to be no faster"
     if ops.cpu_isa() not in ISAS_WITH_OWN_PRODUCTS:
         return f"with its own products in {precision}: PyTorch's use no AVX-512 on this processor"
     return f"with its own products in {precision}, which were measured to be faster than PyTorch's"

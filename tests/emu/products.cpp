@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -71,11 +72,13 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
       grad_w_slabs(kernels::weight_sums(p), NAN);
   kernels::set_product_pivot(p, rows / 2, packed.data(), pivots.data(), scratch.data());
   kernels::multiply_forward(p, 0, rows, packed.data(), out.data(), pivots.data(), sums.data(), scratch.data());
-  // All pixels at once, in slabs of channels; then 64 pixels at a time, added up.
-  const int64_t room = round_up(rows, kBlock), few = 64;
+  // The factors of all pixels, in two parts, multiplied in slabs of channels; then 64 pixels at a time, added up.
+  const int64_t room = round_up(rows, kBlock), few = 64, half = rows < few ? rows : few;
   std::vector<float> factors(kernels::weight_factors(p, room), NAN), few_factors(kernels::weight_factors(p, few), NAN);
-  kernels::multiply_backward(p, g, 0, rows, packed_back.data(), grad_z.data(), sums_back.data(), factors.data(), 0,
-                             room, scratch.data());
+  for (const auto& [first, end] : {std::pair{int64_t{0}, half}, std::pair{half, rows}}) {
+    kernels::multiply_backward(p, g, first, end, packed_back.data(), grad_z.data(), sums_back.data(), factors.data(), 0,
+                               room, scratch.data());
+  }
   for (int64_t c = 0; c < m; c += kBlock) {
     const int64_t end = c + kBlock < m ? c + kBlock : m;
     kernels::multiply_factors(p, factors.data(), room, rows, c, end, grad_w_slabs.data(), /*add=*/false);

@@ -7,6 +7,8 @@ namespace {
 
 // Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights.
 constexpr int64_t kPixels = 64;
+// Rows from the one that is used to the one that the L1 cache is asked for: the columns of a panel are read with gaps.
+constexpr int64_t kRowsAhead = 8;
 // Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
 constexpr int64_t kWhole = 32;
 
@@ -41,14 +43,14 @@ struct Factors {
   Number *gradient, *z;
   int64_t pixels;  // that they have room for, a multiple of kWhole
 
+  static int64_t pitch(const PointwiseProduct& p) {  // of the gradient by pixels
+    return kStepsOf<Number> == 1 ? tile_pitch<Number>(p.m) : round_up(p.m, kWhole) + 16;
+  }
   static int64_t gradient_size(const PointwiseProduct& p, int64_t pixels) {
-    return kStepsOf<Number> == 1 ? pixels * tile_pitch<Number>(p.m) : pixels / 2 * (round_up(p.m, kWhole) + 16);
+    return pixels / kStepsOf<Number> * pitch(p);
   }
   static int64_t size(const PointwiseProduct& p, int64_t pixels) {
     return gradient_size(p, pixels) + round_up(p.k, kPanel) * pixels / kStepsOf<Number>;
-  }
-  static int64_t pitch(const PointwiseProduct& p) {  // of the gradient by pixels
-    return kStepsOf<Number> == 1 ? tile_pitch<Number>(p.m) : round_up(p.m, kWhole) + 16;
   }
 
   Factors(const PointwiseProduct& p, float* memory, int64_t pixels)
@@ -250,7 +252,7 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
         T* out = v + row * p.m + column + c;
         const float* product = tile.product + c;
         for (int64_t r = 0; r < num_rows; ++r, out += p.m, product += kPanel) {
-          __builtin_prefetch(out + 8 * p.m, 1, 3);
+          __builtin_prefetch(out + kRowsAhead * p.m, 1, 3);
           next.use(r);
           for (int i = 0; i < V; ++i) {
             const Vec value = load(product + i * kLanes);
@@ -330,10 +332,10 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
         for (int64_t r = 0; r < whole; r += 2) {
           next.use(r);
           Vec z[2][V] = {};
-          __builtin_prefetch(grad_z + first_pixel + (r + 8) * p.k, 1, 3);
-          __builtin_prefetch(grad_z + first_pixel + (r + 9) * p.k, 1, 3);
-          __builtin_prefetch(y + first_pixel + (r + 8) * p.k, 0, 3);
-          __builtin_prefetch(y + first_pixel + (r + 9) * p.k, 0, 3);
+          for (int64_t row_ahead = r + kRowsAhead; row_ahead < r + kRowsAhead + 2; ++row_ahead) {
+            __builtin_prefetch(grad_z + first_pixel + row_ahead * p.k, 1, 3);
+            __builtin_prefetch(y + first_pixel + row_ahead * p.k, 0, 3);
+          }
           if (r < num_rows) use(r, z[0]);
           if (r + 1 < num_rows) use(r + 1, z[1]);
           for (int i = 0; i < V; ++i) store_z(panel, r, c + i * kLanes, z[0][i], z[1][i]);

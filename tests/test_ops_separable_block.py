@@ -51,6 +51,15 @@ def test_forward_and_backward(device: str, dtype: torch.dtype, shape: Shape, str
         check(name, arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(9, 520, 16, 16), (3, 530, 5, 5)], ids=["many pixels", "few pixels"])
+def test_on_the_cpu_a_large_weight_has_its_factors_in_memory(dtype: torch.dtype, shape: Shape) -> None:
+    """Of at most 2,048 pixels at a time, whose products are added up."""
+    torch.manual_seed(0)
+    *_, (name, arguments) = calls(shape, dtype, 1, "cpu", 515)
+    check(name, arguments)
+
+
 @kinds
 @strides
 def test_it_is_the_block_and_the_product_in_a_row(device: str, dtype: torch.dtype, stride: int) -> None:

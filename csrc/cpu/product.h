@@ -57,30 +57,34 @@ FC_INLINE Vec load_numbers(const Pair* p) { return load(reinterpret_cast<const f
 FC_INLINE void store(Pair* p, VecBits pairs) { store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(pairs)); }
 FC_INLINE void store(float* p, VecBits numbers) { store(p, reinterpret_cast<Vec>(numbers)); }
 
+// The lanes of two vectors that a sequence names: the second vector's lanes come behind the first one's.
+template <class V, int... lane>
+FC_INLINE V shuffled(V first, V second, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(first, second, lane...);
+#else
+  return __builtin_shuffle(first, second, V{lane...});  // GCC has the other one from 12 on
+#endif
+}
+
+// The bfloat16 numbers of two steps in pairs.
+FC_INLINE VecBits pair_up(Vec first, Vec second) {
+  return __builtin_convertvector(narrow(first), VecBits) | reinterpret_cast<VecBits>(rounded<bf16>(second));
+}
+
 typedef uint16_t Words __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t WordsInMemory __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
 
-// Two vectors of words as pairs, lane by lane.
-template <class Half, int... lane>
-FC_INLINE VecBits pair_up(Half first, Half second, std::integer_sequence<int, lane...>) {
-  constexpr int n = sizeof(Half) / 2;
-  return reinterpret_cast<VecBits>(__builtin_shufflevector(first, second, (lane % 2 * n + lane / 2)...));
-}
-// The bfloat16 numbers of two steps in pairs.
-FC_INLINE VecBits pair_up(Vec first, Vec second) {
-  return pair_up(narrow(first), narrow(second), std::make_integer_sequence<int, 2 * kLanes>{});
-}
-template <int from, int... lane>
-FC_INLINE VecBits pair_up(Words first, Words second, Count<from>, std::integer_sequence<int, lane...>) {
-  return reinterpret_cast<VecBits>(
-      __builtin_shufflevector(first, second, (lane % 2 * 2 * kLanes + lane / 2 + from)...));
+template <int... lane>
+FC_INLINE void pair_up(Words a, Words b, VecBits& low, VecBits& high, std::integer_sequence<int, lane...>) {
+  constexpr int n = 2 * kLanes;
+  low = reinterpret_cast<VecBits>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * n + lane / 2)...>{}));
+  high = reinterpret_cast<VecBits>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * n + lane / 2 + kLanes)...>{}));
 }
 // The same of 2 * kLanes numbers in memory.
 FC_INLINE void pair_up(const bf16* first, const bf16* second, VecBits& low, VecBits& high) {
-  const Words a = *reinterpret_cast<const WordsInMemory*>(first), b = *reinterpret_cast<const WordsInMemory*>(second);
-  constexpr auto lanes = std::make_integer_sequence<int, 2 * kLanes>{};
-  low = pair_up(a, b, Count<0>{}, lanes);
-  high = pair_up(a, b, Count<kLanes>{}, lanes);
+  pair_up(*reinterpret_cast<const WordsInMemory*>(first), *reinterpret_cast<const WordsInMemory*>(second), low, high,
+          std::make_integer_sequence<int, 2 * kLanes>{});
 }
 
 // 2 * kLanes bfloat16 numbers that lie one after the other.
@@ -94,8 +98,10 @@ FC_INLINE void exchange(VecBits* rows, std::integer_sequence<int, lane...>) {
   for (int r = 0; r < kLanes; ++r) {
     if (r & distance) continue;
     const VecBits upper = rows[r], lower = rows[r + distance];
-    rows[r] = __builtin_shufflevector(upper, lower, (lane & distance ? kLanes + lane - distance : lane)...);
-    rows[r + distance] = __builtin_shufflevector(upper, lower, (lane & distance ? kLanes + lane : lane + distance)...);
+    rows[r] =
+        shuffled(upper, lower, std::integer_sequence<int, (lane & distance ? kLanes + lane - distance : lane)...>{});
+    rows[r + distance] =
+        shuffled(upper, lower, std::integer_sequence<int, (lane & distance ? kLanes + lane : lane + distance)...>{});
   }
 }
 

@@ -23,12 +23,6 @@ constexpr int kPanel = kSumVectors * kLanes;
 // Steps that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
 constexpr int64_t kChain = 256;
 
-// A number that the compiler knows.
-template <int n>
-struct Count {
-  static constexpr int count = n;
-};
-
 // Two bfloat16, the first step in the lower half.
 struct Pair {
   uint32_t bits;
@@ -171,7 +165,7 @@ FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, tran
   for (int64_t first = 0; first < steps; first += kChain / kStepsOf<Number>) {
     const int64_t next = first + kChain / kStepsOf<Number>, end = next < steps ? next : steps;
     for_row_groups(num_rows, [&](int64_t row, auto rows) FC_LAMBDA {
-      multiply_group<decltype(rows)::count>(left, row, right, first, end, out, add || first > 0);
+      multiply_group<decltype(rows)::value>(left, row, right, first, end, out, add || first > 0);
     });
   }
 }

@@ -32,10 +32,7 @@ struct Product {
         bytes(rows * (p.k + p.m) * static_cast<int64_t>(y.element_size())) {}
 
   // How many parts there are, at most `most`: of at least 256 rows or, while they are fewer than eight, of 128.
-  static int64_t num_parts(int64_t rows, int64_t most) {
-    const int64_t parts = rows < 2048 ? rows / 128 : rows / 256;
-    return clamp(parts, most);
-  }
+  static int64_t num_parts(int64_t rows, int64_t most) { return clamp(rows / (rows < 8 * 256 ? 128 : 256), most); }
 
   // Calls f(first row, end, number of the part) for parts of [first, end), in several threads. A part has whole blocks of
   // kBlock rows, except for the last one.

@@ -246,7 +246,7 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
     for (int64_t column = 0; column < p.m; column += kPanel) {
       multiply_rows(p, num_rows, p.k, tile.left, packed, column, tile.product, next.ahead);
       for_columns(p.m - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
-        constexpr int V = decltype(vectors)::count;
+        constexpr int V = decltype(vectors)::value;
         Vec pivot[V], sum[V] = {}, square[V] = {};
         for (int i = 0; i < V; ++i) pivot[i] = load(pivots + column + c + i * kLanes);
         T* out = v + row * p.m + column + c;
@@ -308,7 +308,7 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
       multiply_rows(p, num_rows, p.m, left, packed, column, tile.product, next.ahead);
       Number* panel = factors.z + column * factors.steps() + at / kStepsOf<Number> * kPanel;
       for_columns(p.k - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
-        constexpr int V = decltype(vectors)::count;
+        constexpr int V = decltype(vectors)::value;
         Vec mean[V], scale[V], shift[V], sum[V] = {}, product[V] = {};
         for (int i = 0; i < V; ++i) {
           const float* at_channel = p.columns1 + column + c + i * kLanes;
@@ -355,21 +355,19 @@ FC_INLINE float weight_at(const W* p) {
   return to_f32(from_f32<T>(to_f32(*p)));
 }
 
-// A step of a panel: numbers of W that lie `step_pitch` apart from step to step, `pitch` from column to column.
+// A step of a panel of W^T: numbers of W that lie `pitch` apart from column to column.
 template <class T, class W>
-FC_INLINE void pack_step(float* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t step_pitch,
-                         int64_t pitch) {
+FC_INLINE void pack_step(float* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t pitch) {
   for (int64_t j = 0; j < width; ++j) {
-    out[j] = step < length ? weight_at<T>(weight + step * step_pitch + j * pitch) : 0.0f;
+    out[j] = step < length ? weight_at<T>(weight + step + j * pitch) : 0.0f;
   }
 }
 template <class T, class W>
-FC_INLINE void pack_step(Pair* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t step_pitch,
-                         int64_t pitch) {
+FC_INLINE void pack_step(Pair* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t pitch) {
   for (int64_t j = 0; j < width; ++j) {
-    const W* first = weight + 2 * step * step_pitch + j * pitch;
+    const W* first = weight + 2 * step + j * pitch;
     const uint32_t low = 2 * step < length ? bits_of(weight_at<T>(first)) : 0,
-                   high = 2 * step + 1 < length ? bits_of(weight_at<T>(first + step_pitch)) : 0;
+                   high = 2 * step + 1 < length ? bits_of(weight_at<T>(first + 1)) : 0;
     out[j] = Pair{low >> 16 | high};
   }
 }
@@ -407,7 +405,7 @@ void pack_transposed_panel(const W* weight, int64_t length, int64_t width, int64
       }
     }
   }
-  for (; step < steps; ++step) pack_step<T>(out + step * kPanel, step, length, width, weight, 1, pitch);
+  for (; step < steps; ++step) pack_step<T>(out + step * kPanel, step, length, width, weight, pitch);
 }
 
 // A panel of W, whose columns lie one after the other.
@@ -500,8 +498,8 @@ int64_t product_scratch(const PointwiseProduct& p) {
 }
 
 int64_t weight_factors(const PointwiseProduct& p, int64_t rows) {
-  const int64_t f32s = Factors<float>::size(p, rows), pairs = Factors<Pair>::size(p, rows);
-  return p.element == Element::f32 || !kHasPairs ? f32s : pairs;
+  const bool pairs = p.element == Element::bf16 && kHasPairs;
+  return pairs ? Factors<Pair>::size(p, rows) : Factors<float>::size(p, rows);
 }
 
 void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,

@@ -11,11 +11,6 @@ constexpr int kVectors = 2;
 constexpr int kPixels = kLanes == 16 ? 8 : 4;
 constexpr int kHalf = kLanes == 16 ? kStemRow : 5;
 
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-
 // Calls f(first channel, Count<vectors>, Full or Tail) over the range's channels.
 template <class F>
 FC_INLINE void for_channels(const Range& range, F f) {

@@ -33,6 +33,12 @@ typedef uint16_t HalfBits __attribute__((vector_size(kLanes * 2)));
 typedef float VecInMemory __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint16_t HalfBitsInMemory __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 
+// A number that the compiler knows.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
 // How many lanes of a vector meet memory: all of them, or the last few channels.
 struct Full {
   static constexpr bool full = true;

@@ -12,15 +12,10 @@ namespace {
 template <int stride>
 constexpr int kStrip = stride == 1 ? 4 : 2;
 
-template <int n>
-struct Strip {
-  static constexpr int count = n;
-};
-
-// Calls f(first row, Strip<n>) for strips of n rows, then for strips of n / 2 rows over the rest, and so on.
+// Calls f(first row, Count<n>) for strips of n rows, then for strips of n / 2 rows over the rest, and so on.
 template <int n, class F>
 FC_INLINE void for_strips(int64_t rows, F f, int64_t first = 0) {
-  for (; first + n <= rows; first += n) f(first, Strip<n>{});
+  for (; first + n <= rows; first += n) f(first, Count<n>{});
   if constexpr (n > 1) for_strips<n / 2>(rows, f, first);
 }
 
@@ -55,7 +50,7 @@ void forward(const DwShape& s, const Range& range, const T* x, const float* taps
     const Map<const T> in{x + n * s.H * s.W * s.C + range.c0, s.H, s.W, s.C};
     const Map<T> out{y + n * s.Ho * s.Wo * s.C + range.c0, s.Ho, s.Wo, s.C};
     for_strips<kStrip<stride>>(s.Ho, [&](int64_t first, auto strip) FC_LAMBDA {
-      constexpr int R = decltype(strip)::count, halo = 3 - stride;
+      constexpr int R = decltype(strip)::value, halo = 3 - stride;
       auto next_in = in.template prefetch<R * stride * stride>((first + R) * stride - 1 + halo);
       auto next_out = out.template prefetch<R>(first + R);
       for_vectors(channels, [&](int offset, auto lanes) FC_LAMBDA {
@@ -82,7 +77,7 @@ void backward(const DwShape& s, const Range& range, const T* grad_y, const T* x,
     const Map<const T> pixels{x + image, s.H, s.W, s.C};
     const Map<T> outs{grad_x + image, s.H, s.W, s.C};
     for_strips<kStrip<stride>>(s.Ho, [&](int64_t first, auto strip) FC_LAMBDA {
-      constexpr int R = decltype(strip)::count, halo = 3 - stride;
+      constexpr int R = decltype(strip)::value, halo = 3 - stride;
       auto next_grads = grads.template prefetch<R>(first + R + 1);
       auto next_pixels = pixels.template prefetch<R * stride * stride>((first + R) * stride - 1 + halo);
       auto next_outs = outs.template prefetch<R * stride * stride>((first + R) * stride);

@@ -30,16 +30,16 @@ inline Tensor check_pointwise_weight(const char* op, const Tensor& w, const Tens
 
 struct SeparableBlockForward {
   DepthwiseBlockForward block;
-  Tensor pointwise, v, v_rows;
+  Tensor pointwise, v;
   std::optional<Tensor> u_rows;
   int64_t out_channels;
 };
 
-inline SeparableBlockForward prepare_separable_block(Backend backend, const Tensor& u, const Tensor& gamma0,
-                                                     const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-                                                     const Tensor& beta1, const Tensor& pointwise, int64_t stride,
-                                                     const std::optional<Tensor>& u_rows, bool keep_z) {
-  const char* op = "separable_block";
+// All but the moments of v, for `op`: separable_block itself or an op that holds it.
+inline SeparableBlockForward prepare_separable_block(Backend backend, const char* op, const Tensor& u,
+                                                     const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
+                                                     const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
+                                                     int64_t stride, const std::optional<Tensor>& u_rows, bool keep_z) {
   SeparableBlockForward a;
   a.block = check_depthwise_block(backend, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   const DwShape& s = a.block.shape;
@@ -50,9 +50,13 @@ inline SeparableBlockForward prepare_separable_block(Backend backend, const Tens
   STD_TORCH_CHECK(backend == Backend::cuda || !keep_z, op, ": only CUDA has kernels that keep z");
   a.block.z = keep_z ? empty_channels_last(u, s.N, s.C, s.Ho, s.Wo) : no_gradient(u);
   a.v = empty_channels_last(u, s.N, a.out_channels, s.Ho, s.Wo);
-  const int64_t sizes[3] = {moment_rows(output_pixels(s), a.out_channels), 3, a.out_channels};
-  a.v_rows = torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, u.device());
   return a;
+}
+
+// Partial moments [rows, 3, out_channels] of v, to be written.
+inline Tensor empty_moments_of_v(const SeparableBlockForward& a) {
+  const int64_t sizes[3] = {moment_rows(output_pixels(a.block.shape), a.out_channels), 3, a.out_channels};
+  return torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, a.v.device());
 }
 
 // What the gradient of v is made of besides grad_v, where the next op used the moments of v.
@@ -69,12 +73,11 @@ struct SeparableBlockBackward {
 };
 
 inline SeparableBlockBackward prepare_separable_block_backward(
-    Backend backend, const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
-    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0,
-    const Tensor& var0, const Tensor& mean1, const Tensor& var1, int64_t stride, const std::optional<Tensor>& u_rows,
-    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows,
-    bool need_grad_pointwise) {
-  const char* op = "_separable_block_backward";
+    Backend backend, const char* op, const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0,
+    const Tensor& beta0, const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
+    const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, int64_t stride,
+    const std::optional<Tensor>& u_rows, const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v,
+    const std::optional<Tensor>& v_rows, bool need_grad_pointwise) {
   SeparableBlockBackward a;
   a.block = check_depthwise_block_backward(backend, op, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1,
                                            stride);

@@ -276,7 +276,7 @@ def test_a_caller_may_multiply_for_the_gradient_of_the_weight(stride: int, monke
         products.append((a, b))
         return a @ b
 
-    v, rows, y, *statistics = module._TrainedOnCuda.apply(multiply, *block, pointwise, EPS, stride, None)
+    v, rows, y, *statistics = trained_block(multiply, *block, pointwise, EPS, stride, None)
     assert not any(t.requires_grad for t in (rows, y, *statistics))
     exact = separable_block_ref(*block, pointwise, EPS, stride)[0]
     weights = torch.randn_like(exact)
@@ -292,26 +292,8 @@ def test_a_caller_may_multiply_for_the_gradient_of_the_weight(stride: int, monke
     assert len(products) == 1
 
 
-@pytest.mark.parametrize("with_rows", [False, True])
-def test_a_chain_of_trained_blocks_has_the_gradients_of_the_op(with_rows: bool) -> None:
-    """On the CPU, where their gradients are registered in another way; to the last bit."""
-    torch.manual_seed(0)
-    first, second = (depthwise_block_arguments(shape, torch.float32, 1)[:6] for shape in ((3, 8, 9, 7), (3, 16, 9, 7)))
-    tensors = [*first, torch.randn(16, 8, 1, 1), *second[1:], torch.randn(4, 16, 1, 1)]
-    results = []
-    for op in (separable_block, trained_block):
-        inputs = [t.clone().requires_grad_() for t in tensors]
-        u, rows, *others = op(*inputs[:7], EPS, 1, None)
-        v, v_rows, *_ = op(u, *inputs[7:], EPS, 1, rows if with_rows else None)
-        assert not any(t.requires_grad for t in others)
-        loss = v.square().sum() + (v_rows[0, 1].sum() if with_rows else 0)
-        results.append([v.detach(), v_rows.detach(), *torch.autograd.grad(loss, inputs)])
-    for own, expected in zip(*results, strict=True):
-        assert torch.equal(own, expected)
-
-
 def test_on_cuda_a_block_of_few_channels_and_a_large_map_is_one_op_with_its_product() -> None:
-    assert suits("cpu", 3, 5, 2, 2) and suits("cuda", 32, 64, 32, 32) and suits("cuda", 64, 8, 9, 8)
-    assert not suits("cuda", 64, 64, 8, 8), "a small map"
-    assert not suits("cuda", 72, 64, 16, 16) and not suits("cuda", 64, 264, 16, 16), "many channels"
-    assert not suits("cuda", 12, 64, 16, 16), "no whole vectors"
+    assert suits(32, 64, 32, 32) and suits(64, 8, 9, 8)
+    assert not suits(64, 64, 8, 8), "a small map"
+    assert not suits(72, 64, 16, 16) and not suits(64, 264, 16, 16), "many channels"
+    assert not suits(12, 64, 16, 16), "no whole vectors"

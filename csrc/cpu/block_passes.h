@@ -1,7 +1,8 @@
-// The passes of depthwise_block on tensors that have been checked: for the op itself and for separable_block, which
-// holds it. Columns [kColumns][round_up(C, kBlock)] as in batch_norm_relu_kernel.h: columns0 of u's BN, columns1 of y's.
+// The passes of depthwise_block and of separable_block on tensors that have been checked: for the ops themselves and for
+// the ops that hold them. Columns [kColumns][round_up(C, kBlock)] as in batch_norm_relu_kernel.h: columns0 of u's BN,
+// columns1 of y's.
 #pragma once
-#include "depthwise_block.h"
+#include "separable_block.h"
 
 namespace fastcifar {
 
@@ -13,5 +14,14 @@ void run_depthwise_convolution(const DepthwiseBlockForward& a, double eps, float
 // complete. `through_statistics`: grad_u includes what comes through u's mean and variance. Completes columns0.
 void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool through_statistics, float* columns0,
                             const float* columns1);
+
+// Computes v, y and all statistics that are not given, and the mean and the biased variance of v, [out_channels] each.
+void run_separable_block(const SeparableBlockForward& a, double eps, float* mean, float* var);
+
+// Computes every gradient, and completes columns0: those of grad_u and grad_w, gamma and beta in their tensors; the
+// gradient of pointwise is returned. What comes through the moments of v is of_moments, the columns kMean, kXFactor and
+// kConstant of v (null: nothing does), so that grad_v alone is not the gradient of v. `through_statistics` as above.
+Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
+                              bool through_statistics, float* columns0);
 
 }  // namespace fastcifar

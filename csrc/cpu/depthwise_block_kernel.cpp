@@ -5,20 +5,36 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
+// While it works on a tile's images, a sweep asks for the next tile's memory, `next` elements further on, pixel by pixel.
+// A block of channels is read with gaps, which the caches' prefetchers do not follow. (Behind the end it asks for memory
+// that it does not need, or that is not there. Neither is an error.)
+template <class T>
+FC_INLINE void ask(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+template <class T>
+FC_INLINE bool begins_line(int offset) {
+  return offset * sizeof(T) % 64 == 0;
+}
+
 // Rows of relu(x * scale + shift).
 template <class T>
-FC_INLINE auto affine_relu_rows(const T* x, const float* columns, int64_t pitch, int64_t width, int64_t channels) {
+FC_INLINE auto affine_relu_rows(const T* x, const float* columns, int64_t pitch, int64_t width, int64_t channels,
+                                int64_t next) {
   return [=](int64_t row, int offset, auto lanes) FC_LAMBDA {
     const T* p = x + row * width * channels + offset;
     const Vec scale = load(columns + kScale * pitch + offset), shift = load(columns + kShift * pitch + offset);
-    return [=](int64_t column) FC_LAMBDA { return relu(load(p + column * channels, lanes) * scale + shift); };
+    return [=](int64_t column) FC_LAMBDA {
+      if (begins_line<T>(offset)) ask(p + column * channels + next);
+      return relu(load(p + column * channels, lanes) * scale + shift);
+    };
   };
 }
 
 // Rows of the gradient of y, computed from the gradient of z = relu(bn(y)).
 template <class T>
 FC_INLINE auto gradient_rows(const T* grad_z, const T* y, const float* columns, int64_t pitch, int64_t width,
-                             int64_t channels) {
+                             int64_t channels, int64_t next) {
   return [=](int64_t row, int offset, auto lanes) FC_LAMBDA {
     const int64_t first = row * width * channels + offset;
     const Vec mean = load(columns + kMean * pitch + offset), scale = load(columns + kScale * pitch + offset),
@@ -29,6 +45,10 @@ FC_INLINE auto gradient_rows(const T* grad_z, const T* y, const float* columns, 
     return [=](int64_t column) FC_LAMBDA {
       const Vec value = load(y + first + column * channels, lanes),
                 grad = load(grad_z + first + column * channels, lanes);
+      if (begins_line<T>(offset)) {
+        ask(y + first + column * channels + next);
+        ask(grad_z + first + column * channels + next);
+      }
       const Vec g = value * scale + shift > Vec{} ? grad : Vec{};
       return g * grad_factor + ((value - mean) * x_factor + constant);
     };
@@ -68,25 +88,28 @@ struct AffineReluSink {
   FC_INLINE void finish() {}
 };
 
+// Calls f(first image, number of images) for the images of each tile.
+template <class F>
+FC_INLINE void for_images(const Ring& ring, const Range& range, F f) {
+  const int64_t most = ring.images();
+  for (int64_t n = range.n0; n < range.n1; n += most) f(n, range.n1 - n < most ? range.n1 - n : most);
+}
+
 // Convolves all images and blocks of channels of a range. make_sink(image, channel, lanes) makes what takes the
 // results.
 template <int stride, class T, class MakeSink>
 FC_INLINE void forward(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
                        int64_t pitch, float* memory, MakeSink make_sink) {
   Ring ring(memory, s.H, s.W);
-  const int64_t image = s.H * s.W * s.C, steps = s.H * ((s.C + kBlock - 1) / kBlock);
-  for (int64_t n = range.n0; n < range.n1; ++n) {
-    Ahead ahead;
-    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
-      ahead.add(u + (n + 1) * image, image * sizeof(T), steps);
-    }
+  const int64_t image = s.H * s.W * s.C;
+  for_images(ring, range, [&](int64_t n, int64_t images) FC_LAMBDA {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
-      convolve<stride>(ring, s, channels, taps + c, pitch,
-                       affine_relu_rows(u + n * s.H * s.W * s.C + c, columns0 + c, pitch, s.W, s.C), ahead,
+      convolve<stride>(ring, s, images, channels, taps + c, pitch,
+                       affine_relu_rows(u + n * image + c, columns0 + c, pitch, s.W, s.C, images * image),
                        [&](int offset, auto lanes) FC_LAMBDA { return make_sink(n, c + offset, lanes); });
     }
-  }
+  });
 }
 
 template <int stride, class T>
@@ -127,14 +150,14 @@ struct BackwardSink {
   T* grad_h;
   const float* factor;
   float* sums;
-  int64_t width, channels, pitch;
+  int64_t width, channels, pitch, next;
   Lanes lanes;
   Vec mean, scale, shift, sum, product, grad_w[9];
 
   FC_INLINE BackwardSink(const T* u, T* grad_h, const float* columns, float* sums, int64_t width, int64_t channels,
-                         int64_t pitch, Lanes lanes)
+                         int64_t pitch, int64_t next, Lanes lanes)
       : u(u), grad_h(grad_h), factor(columns + kGradFactor * pitch), sums(sums), width(width), channels(channels),
-        pitch(pitch), lanes(lanes) {
+        pitch(pitch), next(next), lanes(lanes) {
     mean = load(columns + kMean * pitch);
     scale = load(columns + kScale * pitch);
     shift = load(columns + kShift * pitch);
@@ -144,6 +167,8 @@ struct BackwardSink {
   template <int... K>
   FC_INLINE void operator()(int64_t row, int64_t column, Vec value, Tap<K>... taps) {
     const int64_t at = (row * width + column) * channels;
+    ask(u + at + next);
+    ask(grad_h + at + next);
     const Vec x = load(u + at, lanes), h = relu(x * scale + shift);
     const Vec g = h > Vec{} ? value : Vec{};
     store(grad_h + at, g * load(factor), lanes);
@@ -163,33 +188,25 @@ void backward(const DwShape& s, const Range& range, const void* grad_z, const vo
               const float* columns0, const float* columns1, const float* taps, int64_t pitch, void* grad_h, float* sums,
               float* memory) {
   Ring ring(memory, s.Ho, s.Wo);
-  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C,
-                steps = s.Ho * ((s.C + kBlock - 1) / kBlock);
-  for (int64_t n = range.n0; n < range.n1; ++n) {
-    Ahead ahead;
-    if (s.C > kBlock && n + 1 < range.n1 && range.c1 - range.c0 == s.C) {
-      ahead.add(static_cast<const T*>(grad_z) + (n + 1) * grad_size, grad_size * sizeof(T), steps);
-      ahead.add(static_cast<const T*>(y) + (n + 1) * grad_size, grad_size * sizeof(T), steps);
-      ahead.add(static_cast<const T*>(u) + (n + 1) * image_size, image_size * sizeof(T), steps);
-      ahead.add(static_cast<const T*>(grad_h) + (n + 1) * image_size, image_size * sizeof(T), steps);
-    }
+  const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C;
+  for_images(ring, range, [&](int64_t n, int64_t images) FC_LAMBDA {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
       const int64_t image = n * s.H * s.W * s.C + c, out_image = n * s.Ho * s.Wo * s.C + c;
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
       const auto input = gradient_rows(static_cast<const T*>(grad_z) + out_image, static_cast<const T*>(y) + out_image,
-                                       columns1 + c, pitch, s.Wo, s.C);
+                                       columns1 + c, pitch, s.Wo, s.C, images * grad_size);
       const auto sink = [&](int offset, auto lanes) FC_LAMBDA {
         return BackwardSink<T, decltype(lanes)>(static_cast<const T*>(u) + image + offset,
                                                 static_cast<T*>(grad_h) + image + offset, columns0 + c + offset,
-                                                sums + c + offset, s.W, s.C, pitch, lanes);
+                                                sums + c + offset, s.W, s.C, pitch, images * image_size, lanes);
       };
       if constexpr (stride == 1) {
-        convolve_transposed1(ring, s, channels, taps + c, pitch, input, ahead, sink);
+        convolve_transposed1(ring, s, images, channels, taps + c, pitch, input, sink);
       } else {
-        convolve_transposed2(ring, s, channels, taps + c, pitch, input, ahead, sink);
+        convolve_transposed2(ring, s, images, channels, taps + c, pitch, input, sink);
       }
     }
-  }
+  });
 }
 
 template <class T>

@@ -34,7 +34,7 @@ struct Cut {
 // Rows of the ring (see tile.h) for maps of this width: a power of two, in about 20 KiB of the L1 cache.
 inline int64_t ring_rows(int64_t width) {
   int64_t rows = 4;
-  while (rows < 16 && 2 * rows * (width + 2) * kBlock <= 5120) rows *= 2;
+  while (rows < 32 && 2 * rows * (width + 2) * kBlock <= 5120) rows *= 2;
   return rows;
 }
 

@@ -13,8 +13,6 @@
 
 namespace {
 using namespace fastcifar;
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // If W has at most this many numbers, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all,
 // to which it adds kFactorRows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in
@@ -60,51 +58,6 @@ struct Product {
   }
 };
 
-// The moments of v in the first row, the others empty.
-void finish_moments(const Product& product, const Sums& sums, const float* pivots, Tensor v_rows) {
-  const int64_t channels = product.p.m;
-  zero(v_rows);
-  float *count = mutable_floats(v_rows), *mean = count + channels, *squares = mean + channels;
-  const double rows = static_cast<double>(product.rows);
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0, square = 0;
-    for (int64_t part = 0; part < sums.num_parts; ++part) {
-      sum += sums.part(part)[c];
-      square += sums.part(part)[product.m_pitch + c];
-    }
-    const double deviations = square - sum * sum / rows;
-    count[c] = static_cast<float>(product.rows);
-    mean[c] = static_cast<float>(pivots[c] + sum / rows);
-    squares[c] = deviations < 0 ? 0.0f : static_cast<float>(deviations);  // NaN stays NaN
-  }
-}
-
-Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-                const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride,
-                const std::optional<Tensor>& u_rows, bool keep_z) {
-  auto a = prepare_separable_block(Backend::cpu, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows, keep_z);
-  DepthwiseBlockForward& block = a.block;
-  if (a.u_rows) {
-    block.given_statistics = true;
-    merge_moments(*a.u_rows, mutable_floats(block.mean0), mutable_floats(block.var0));
-  }
-  const Scratch columns1 = Scratch::zeros(kColumns * round_up(block.shape.C, kBlock));
-  run_depthwise_convolution(block, eps, columns1.get());
-  const Product product(block.y, a.pointwise, columns1.get());
-  const Scratch packed = product.pack(a.pointwise, /*transposed=*/true), pivots = Scratch::zeros(product.m_pitch);
-  const int64_t size = 2 * product.m_pitch, num_parts = Product::num_parts(product.rows, 32);
-  const Scratch memory = Scratch::zeros(num_parts * size);
-  const Sums sums{memory.get(), num_parts, size};
-  void* vs = mutable_data(a.v);
-  FASTCIFAR_KERNEL(set_product_pivot)(product.p, product.rows / 2, packed.get(), pivots.get(), product.scratch().get());
-  product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
-    FASTCIFAR_KERNEL(multiply_forward)(product.p, first, end, packed.get(), vs, pivots.get(), sums.part(part),
-                                       product.scratch().get());
-  });
-  finish_moments(product, sums, pivots.get(), a.v_rows);
-  return {a.v, a.v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1, block.z};
-}
-
 // The gradient of W out of its sums over the parts.
 Tensor weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, const Tensor& pointwise) {
   const int64_t sizes[4] = {p.m, p.k, 1, 1};
@@ -118,19 +71,15 @@ Tensor weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num
 }
 
 // Computes grad_z, the gradients of gamma1 and beta1, bn1's columns, and the gradient of W.
-Tensor run_product_backward(const SeparableBlockBackward& a, double eps, float* columns1) {
+Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
+                            float* columns1) {
   const DepthwiseBlockBackward& block = a.block;
   const Product product(block.y, a.pointwise, columns1);
   const PointwiseProduct& p = product.p;
   const Range all{0, product.rows, 0, p.k};
   FASTCIFAR_KERNEL(fold_statistics)(all, floats(block.mean1), floats(block.var1), floats(block.gamma1),
                                     floats(block.beta1), eps, columns1, product.k_pitch);
-  const Scratch columns = Scratch::zeros(kColumns * product.m_pitch);
-  if (a.of_moments) {
-    read_moments_gradient(a.of_moments->grad_rows, a.of_moments->rows, columns.get(), product.m_pitch);
-  }
-  const GradientOfProduct g{data(a.grad_v), data(a.of_moments ? a.of_moments->v : a.grad_v),
-                            a.of_moments ? columns.get() : nullptr};
+  const GradientOfProduct g{data(a.grad_v), of_moments ? v : data(a.grad_v), of_moments};
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
   const bool few = p.k * p.m <= kFewWeights;
   const int64_t num_parts = Product::num_parts(product.rows, few ? clamp(kSums / (p.k * p.m), 32) : 32);
@@ -172,21 +121,77 @@ Tensor run_product_backward(const SeparableBlockBackward& a, double eps, float* 
   return weight_gradient(p, grad_w.get(), num_sums, a.pointwise);
 }
 
+}  // namespace
+
+namespace fastcifar {
+
+void run_separable_block(const SeparableBlockForward& a, double eps, float* mean, float* var) {
+  const DepthwiseBlockForward& block = a.block;
+  const Scratch columns1 = Scratch::zeros(kColumns * round_up(block.shape.C, kBlock));
+  run_depthwise_convolution(block, eps, columns1.get());
+  const Product product(block.y, a.pointwise, columns1.get());
+  const Scratch packed = product.pack(a.pointwise, /*transposed=*/true);
+  const int64_t size = kProductSums * product.m_pitch, num_parts = Product::num_parts(product.rows, 32);
+  const Scratch memory = Scratch::zeros(num_parts * size);
+  const Sums sums{memory.get(), num_parts, size};
+  std::vector<double> counts(num_parts);
+  void* vs = mutable_data(a.v);
+  product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
+    counts[part] = static_cast<double>(end - first);
+    FASTCIFAR_KERNEL(multiply_forward)(product.p, first, end, packed.get(), vs, sums.part(part),
+                                       product.scratch().get());
+  });
+  FASTCIFAR_KERNEL(finish_moments)(product.p, sums, counts.data(), mean, var);
+}
+
+Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
+                              bool through_statistics, float* columns0) {
+  DepthwiseBlockBackward& block = a.block;
+  const DwShape& s = block.shape;
+  const Scratch columns1 = Scratch::zeros(kColumns * round_up(s.C, kBlock));
+  block.grad_z = empty_channels_last(block.u, s.N, s.C, s.Ho, s.Wo);
+  const Tensor grad_pointwise = run_product_backward(a, v, of_moments, eps, columns1.get());
+  run_depthwise_backward(block, eps, through_statistics, columns0, columns1.get());
+  return grad_pointwise;
+}
+
+}  // namespace fastcifar
+
+namespace {
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
+                const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride,
+                const std::optional<Tensor>& u_rows, bool keep_z) {
+  auto a = prepare_separable_block(Backend::cpu, "separable_block", u, gamma0, beta0, w, gamma1, beta1, pointwise,
+                                   stride, u_rows, keep_z);
+  DepthwiseBlockForward& block = a.block;
+  if (a.u_rows) {
+    block.given_statistics = true;
+    merge_moments(*a.u_rows, mutable_floats(block.mean0), mutable_floats(block.var0));
+  }
+  const Tensor v_rows = empty_moments_of_v(a);
+  write_moments(v_rows, output_pixels(block.shape),
+                [&](float* mean, float* var) { run_separable_block(a, eps, mean, var); });
+  return {a.v, v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1, block.z};
+}
+
 Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
                    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
                    const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, double eps,
                    int64_t stride, const std::optional<Tensor>& u_rows, const std::optional<Tensor>& grad_v_rows,
                    const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows, bool need_grad_pointwise) {
-  auto a =
-      prepare_separable_block_backward(Backend::cpu, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0,
-                                       var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows, need_grad_pointwise);
+  auto a = prepare_separable_block_backward(Backend::cpu, "_separable_block_backward", grad_v, u, y, gamma0, beta0, w,
+                                            gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride, u_rows,
+                                            grad_v_rows, v, v_rows, need_grad_pointwise);
   DepthwiseBlockBackward& block = a.block;
-  const DwShape& s = block.shape;
-  const int64_t pitch = round_up(s.C, kBlock);
-  const Scratch columns0 = Scratch::zeros(kColumns * pitch), columns1 = Scratch::zeros(kColumns * pitch);
-  block.grad_z = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
-  const Tensor grad_pointwise = run_product_backward(a, eps, columns1.get());
-  run_depthwise_backward(block, eps, /*through_statistics=*/!a.u_rows, columns0.get(), columns1.get());
+  const int64_t pitch = round_up(block.shape.C, kBlock), v_pitch = round_up(a.out_channels, kBlock);
+  const Scratch columns0 = Scratch::zeros(kColumns * pitch), of_v = Scratch::zeros(kColumns * v_pitch);
+  if (a.of_moments) read_moments_gradient(a.of_moments->grad_rows, a.of_moments->rows, of_v.get(), v_pitch);
+  const Tensor grad_pointwise =
+      run_separable_backward(a, a.of_moments ? data(a.of_moments->v) : nullptr, a.of_moments ? of_v.get() : nullptr,
+                             eps, /*through_statistics=*/!a.u_rows, columns0.get());
   if (a.u_rows) write_moments_gradient(*a.u_rows, columns0.get(), pitch, a.grad_u_rows);
   return {block.grad_u,      block.grad_gamma0, block.grad_beta0, block.grad_w,
           block.grad_gamma1, block.grad_beta1,  grad_pointwise,   a.grad_u_rows};

@@ -235,16 +235,20 @@ FC_INLINE void for_columns(int64_t columns, F f) {
 }
 
 template <class Number, class T>
-void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, T* v,
-                      const float* pivots, float* sums, float* scratch) {
+void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, T* v, float* sums,
+                      float* scratch) {
   const Tile<Number> tile(p, scratch);
   const int64_t pitch = round_up(p.m, kBlock);
+  float* pivots = sums + kPivotOfV * pitch;
   for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
     fill_left(tile.left, num_rows, p.k, z_rows<T>(p, row));
     AheadOfTiles<Number, T> next(p, row + kPixels, end, num_rows, p.k, p.m);
     next.add(p.y, p.k), next.add(v, p.m);
     for (int64_t column = 0; column < p.m; column += kPanel) {
       multiply_rows(p, num_rows, p.k, tile.left, packed, column, tile.product, next.ahead);
+      if (row == first) {
+        for (int c = 0; c < kPanel; c += kLanes) store(pivots + column + c, rounded<T>(load(tile.product + c)));
+      }
       for_columns(p.m - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
         constexpr int V = decltype(vectors)::value;
         Vec pivot[V], sum[V] = {}, square[V] = {};
@@ -263,25 +267,12 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
           }
         }
         for (int i = 0; i < V; ++i) {
-          accumulate(sums + column + c + i * kLanes, sum[i]);
-          accumulate(sums + pitch + column + c + i * kLanes, square[i]);
+          accumulate(sums + kSumOfV * pitch + column + c + i * kLanes, sum[i]);
+          accumulate(sums + kSquareOfV * pitch + column + c + i * kLanes, square[i]);
         }
       });
     }
   });
-}
-
-template <class Number, class T>
-void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch) {
-  const Tile<Number> tile(p, scratch);
-  fill_left(tile.left, 1, p.k, z_rows<T>(p, row));
-  Ahead nothing;
-  for (int64_t column = 0; column < p.m; column += kPanel) {
-    multiply_rows(p, 1, p.k, tile.left, packed, column, tile.product, nothing);
-    for (int64_t c = column; c < p.m && c < column + kPanel; ++c) {
-      pivots[c] = to_f32(from_f32<T>(tile.product[c - column]));
-    }
-  }
 }
 
 template <class Number, class T>
@@ -516,18 +507,38 @@ void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weigh
   });
 }
 
-void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v,
-                      const float* pivots, float* sums, float* scratch) {
+void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v, float* sums,
+                      float* scratch) {
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
     using T = decltype(element);
-    multiply_forward<decltype(number)>(p, first, end, packed, static_cast<T*>(v), pivots, sums, scratch);
+    multiply_forward<decltype(number)>(p, first, end, packed, static_cast<T*>(v), sums, scratch);
   });
 }
 
-void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch) {
-  for_types(p, [&](auto number, auto element) FC_LAMBDA {
-    set_product_pivot<decltype(number), decltype(element)>(p, row, packed, pivots, scratch);
-  });
+void finish_moments(const PointwiseProduct& p, const Sums& sums, const double* counts, float* mean, float* var) {
+  const int64_t pitch = round_up(p.m, kBlock);
+  double rows = 0;
+  for (int64_t part = 0; part < sums.num_parts; ++part) rows += counts[part];
+  for (int64_t first = 0; first < p.m; first += kBlock) {
+    double means[kBlock] = {}, deviations[kBlock] = {};
+    const auto at = [&](int64_t part, int quantity) { return sums.part(part) + quantity * pitch + first; };
+    for (int64_t part = 0; part < sums.num_parts; ++part) {
+      const float *sum = at(part, kSumOfV), *pivot = at(part, kPivotOfV);
+      for (int c = 0; c < kBlock; ++c) means[c] += counts[part] * pivot[c] + sum[c];
+    }
+    for (int c = 0; c < kBlock; ++c) means[c] /= rows;
+    for (int64_t part = 0; part < sums.num_parts; ++part) {
+      const float *sum = at(part, kSumOfV), *square = at(part, kSquareOfV), *pivot = at(part, kPivotOfV);
+      for (int c = 0; c < kBlock; ++c) {
+        const double from_pivot = sum[c] / counts[part], from_mean = pivot[c] + from_pivot - means[c];
+        deviations[c] += square[c] + counts[part] * (from_mean * from_mean - from_pivot * from_pivot);
+      }
+    }
+    for (int64_t c = 0; c < kBlock && first + c < p.m; ++c) {
+      mean[first + c] = static_cast<float>(means[c]);
+      var[first + c] = deviations[c] < 0 ? 0.0f : static_cast<float>(deviations[c] / rows);  // NaN stays NaN
+    }
+  }
 }
 
 void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,

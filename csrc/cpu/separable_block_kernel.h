@@ -16,6 +16,9 @@ struct PointwiseProduct {
   const float* columns1;  // [kColumns][round_up(k, kBlock)]
 };
 
+// What a part of the pixels leaves for the moments of v: two sums and the pivots.
+enum ProductSum { kSumOfV, kSquareOfV, kPivotOfV, kProductSums };
+
 // What the gradient of v is made of: grad_v, and what comes through the moments of v where the next op uses them.
 struct GradientOfProduct {
   const void *grad_v, *v;
@@ -37,12 +40,13 @@ FASTCIFAR_DECLARE_KERNELS(
     void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,
                      int64_t end, float* packed);
 
-    // Takes row `row` of v, rounded to p.element, as the pivots.
-    void set_product_pivot(const PointwiseProduct& p, int64_t row, const float* packed, float* pivots, float* scratch);
-
-    // Rows [first, end) of v. Adds the sums of v - pivot and of its square to sums [2][round_up(m, kBlock)].
+    // Rows [first, end) of v, a part of the pixels. Takes the first of them, rounded to p.element, as the pivots, and adds
+    // the sums of v - pivot and of its square to the first two rows of sums [kProductSums][round_up(m, kBlock)].
     void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v,
-                          const float* pivots, float* sums, float* scratch);
+                          float* sums, float* scratch);
+
+    // The mean and the biased variance of v [m] from the sums over the parts, of counts[i] rows each.
+    void finish_moments(const PointwiseProduct& p, const Sums& sums, const double* counts, float* mean, float* var);
 
     // Floats of the factors of the gradient of W from `rows` pixels, a multiple of kBlock.
     int64_t weight_factors(const PointwiseProduct& p, int64_t rows);

@@ -28,8 +28,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   const char* op = "separable_block";
   const DeviceStream stream(u);
   SeparableBlockForward prepared =
-      prepare_separable_block(Backend::cuda, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows, keep_z);
+      prepare_separable_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows, keep_z);
   DepthwiseBlockForward& a = prepared.block;
+  Tensor v_rows = empty_moments_of_v(prepared);
   const Tensor in = readable(op, a.u), weight = float_weight(a.w);
   const Tensor matrix = readable(op, in_dtype_of(u, prepared.pointwise));
   const Tensor workspace = empty_floats(in, separable_block_workspace(a.shape));
@@ -53,10 +54,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   f.pointwise = matrix.const_data_ptr();
   f.out_channels = prepared.out_channels;
   f.v = prepared.v.mutable_data_ptr();
-  f.v_rows = mutable_floats(prepared.v_rows);
+  f.v_rows = mutable_floats(v_rows);
   f.workspace = mutable_floats(workspace);
   check_launch(op, separable_block(dtype_of(in), f, a.shape, has_tensor_cores(), stream));
-  return {prepared.v, prepared.v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1, a.z};
+  return {prepared.v, v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1, a.z};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
@@ -67,9 +68,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
     bool need_grad_pointwise) {
   const char* op = "_separable_block_backward";
   const DeviceStream stream(u);
-  SeparableBlockBackward prepared =
-      prepare_separable_block_backward(Backend::cuda, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0,
-                                       var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows, need_grad_pointwise);
+  SeparableBlockBackward prepared = prepare_separable_block_backward(
+      Backend::cuda, op, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride,
+      u_rows, grad_v_rows, v, v_rows, need_grad_pointwise);
   DepthwiseBlockBackward& a = prepared.block;
   const DwShape& s = a.shape;
   const int64_t channels = prepared.out_channels;

@@ -1,11 +1,11 @@
 """The fused engine: the same model computed with the extension's ops, two autograd nodes for each block.
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
-products, or includes the pointwise convolution after it. Tensors named u are raw outputs of a convolution; the next op
-applies BN and ReLU to them as it loads them. The first convolution is an op too, so that no convolution of the library
-is left in a step, and so is the end of the last block. The weights of all products have copies in the compute
-dtype, which the optimizer's step writes; autocast would launch 30 small kernels, and two more to bring the gradients
-back.
+products, or includes the pointwise convolution after it; on the CPU one op may hold all blocks. Tensors named u are raw
+outputs of a convolution; the next op applies BN and ReLU to them as it loads them. The first convolution is an op too,
+so that no convolution of the library is left in a step, and so is the end of the last block. The weights of all
+products have copies in the compute dtype, which the optimizer's step writes; autocast would launch 30 small kernels,
+and two more to bring the gradients back.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from fastcifar.ops import (
     depthwise_block,
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
+    separable_blocks,
     stem,
 )
 from fastcifar.ops.separable_block import suits, trained_block
+
+_AfterBlocks = tuple[Tensor, Tensor | None, Sequence[Tensor]]
+"""The last block's raw output, its moments where they are known, and mean and variance of each BN before it."""
 
 
 class FusedModel:
@@ -68,12 +72,18 @@ class FusedModel:
         self.aside: Aside = side.working if side else in_place
         self._multiply = side.product if side else torch.mm
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
+        self._strides = [_conv(b.depthwise).stride[0] for b in self._blocks]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
+        self._bns = [
+            (before.weight, before.bias, _conv(b.depthwise).weight, b.norm1.weight, b.norm1.bias)
+            for before, b in zip(self._norms[0::2], self._blocks, strict=False)
+        ]
         self._means = [_buffer(norm.running_mean) for norm in self._norms]
         self._vars = [_buffer(norm.running_var) for norm in self._norms]
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
-        self._batches = _lengths_of_runs([(b.pointwise.weight.shape, _conv(b.depthwise).stride) for b in self._blocks])
+        products = [b.pointwise.weight.shape for b in self._blocks]
+        self._batches = _lengths_of_runs(list(zip(products, self._strides, strict=True)))
         self._momentum = float(model.norm.momentum or 0.0)
         self.rounded: dict[Tensor, Tensor] = {}
         if dtype != torch.float32:
@@ -91,34 +101,48 @@ class FusedModel:
         return self._train(images) if self._model.training else self.folded()(images)
 
     def _train(self, images: Tensor) -> Tensor:
-        model, means, variances, counts = self._model, [], [], []
         weights = self._weights
         first, head, bias, *products = weights
         if self.rounded or self._side:
             copies = list(self.rounded.values()) or weights
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
-        rows: Tensor | None
-        (u, rows), norm = _stem(images, first), model.norm
-        for block, product, batch in zip(self._blocks, products, self._batches, strict=True):
-            conv, norm1 = _conv(block.depthwise), block.norm1
-            counts.append(u.numel() // u.shape[1])
-            bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
-            if self._fuse_pointwise and suits(u.device.type, u.shape[1], len(product), u.shape[2], u.shape[3]):
-                arguments = (u, *bns, product, norm.eps, conv.stride[0], rows)
-                u, rows, y, *statistics = trained_block(*arguments, multiply=self._multiply)
-            else:
-                z, y, *statistics = depthwise_block(u, *bns, norm.eps, conv.stride[0], u_rows=rows)
-                u, rows = pointwise(z, product, self._side, batch), None
-            counts.append(y.numel() // y.shape[1])
-            means += statistics[0::2]
-            variances += statistics[1::2]
-            norm = block.norm2
-        pooled, mean, var = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, rows)
-        counts.append(u.numel() // u.shape[1])
-        means, variances = [*means, mean], [*variances, var]
+        u, rows = _stem(images, first)
+        counts = self._counts(u.shape)
+        blocks = self._chain if self._fuse_pointwise and u.device.type == "cpu" else self._one_by_one
+        u, last_rows, statistics = blocks(u, rows, products)
+        norm = self._norms[-1]
+        pooled, *of_last = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, last_rows)
+        statistics = [*statistics, *of_last]
+        means, variances = statistics[0::2], statistics[1::2]
         with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
         return linear(pooled, head, bias, self._side)
+
+    def _chain(self, u: Tensor, rows: Tensor, products: Sequence[Tensor]) -> _AfterBlocks:
+        """All blocks as one op."""
+        parameters = [tensor for bns, product in zip(self._bns, products, strict=True) for tensor in (*bns, product)]
+        return separable_blocks(u, rows, parameters, self._norms[0].eps, self._strides)
+
+    def _one_by_one(self, u: Tensor, rows: Tensor | None, products: Sequence[Tensor]) -> _AfterBlocks:
+        """Each block as an op or, where its product does not suit it, as two."""
+        eps, means_and_variances = self._norms[0].eps, []
+        for bns, stride, product, batch in zip(self._bns, self._strides, products, self._batches, strict=True):
+            if self._fuse_pointwise and suits(u.shape[1], len(product), u.shape[2], u.shape[3]):
+                u, rows, _, *statistics = trained_block(self._multiply, u, *bns, product, eps, stride, rows)
+            else:
+                z, _, *statistics = depthwise_block(u, *bns, eps, stride, u_rows=rows)
+                u, rows = pointwise(z, product, self._side, batch), None
+            means_and_variances += statistics
+        return u, rows, means_and_variances
+
+    def _counts(self, shape: torch.Size) -> list[int]:
+        """How many pixels each BN sees, for a stem's output of `shape`."""
+        n, _, height, width = shape
+        counts = [n * height * width]
+        for stride in self._strides:
+            height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
+            counts += [n * height * width] * 2
+        return counts
 
     @torch.no_grad()
     def folded(self) -> Callable[[Tensor], Tensor]:
@@ -135,9 +159,9 @@ class FusedModel:
 
         def evaluate(images: Tensor) -> Tensor:
             u, _ = _stem(images, first)
-            for i, (block, product) in enumerate(zip(self._blocks, products, strict=True)):
-                conv, before, after = _conv(block.depthwise), affines[2 * i], affines[2 * i + 1]
-                u = pointwise(dwconv3x3_affine_relu(u, *before, conv.weight, *after, conv.stride[0]), product)
+            for i, (bns, stride, product) in enumerate(zip(self._bns, self._strides, products, strict=True)):
+                before, after, filters = affines[2 * i], affines[2 * i + 1], bns[2]
+                u = pointwise(dwconv3x3_affine_relu(u, *before, filters, *after, stride), product)
             scale, shift = affines[-1]
             z = F.relu(u * scale[:, None, None] + shift[:, None, None]).to(u.dtype)
             return F.linear(_mean_of_map(z), head, bias)

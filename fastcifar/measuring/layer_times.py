@@ -26,7 +26,7 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.layers import Layer
 from fastcifar.measuring.timing import Call, time_calls
-from fastcifar.ops import batch_norm_relu_pool, depthwise_block, stem
+from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_blocks, stem
 from fastcifar.ops.separable_block import trained_block
 from fastcifar.session import Session
 
@@ -115,7 +115,10 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
         norm, conv, norm1, *pointwise = modules
         bns = (norm.weight, norm.bias, conv.weight, norm1.weight, norm1.bias)
         if pointwise:
-            return lambda u: trained_block(u, *bns, pointwise[0].weight, norm.eps, conv.stride[0], None)[0]
+            parameters, eps, stride = (*bns, pointwise[0].weight), norm.eps, conv.stride[0]
+            if device.type == "cpu":
+                return lambda u: separable_blocks(u, None, parameters, eps, (stride,))[0]
+            return lambda u: trained_block(torch.mm, u, *parameters, eps, stride, None)[0]
         return lambda u: depthwise_block(u, *bns, norm.eps, conv.stride[0])[0]
     if layer.kind == NORM:
         return lambda x: F.relu(first(x), inplace=True)

@@ -181,7 +181,8 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
         if isinstance(first.module, nn.BatchNorm2d) and config.engine == "fused" and len(others) > 1:
             conv, _, product = others[:3]
             shapes = conv.in_shape[1], product.out_shape[1], *conv.in_shape[2:]
-            length = 4 if target.fuses_pointwise and suits(target.device.type, *shapes) else 3
+            whole = target.fuses_pointwise and (target.device.type == "cpu" or suits(*shapes))
+            length = 4 if whole else 3
             layers.append(_block(rest[:length], size))
             rest = rest[length:]
         elif len(rest) == 2 and config.engine == "fused":

@@ -9,6 +9,7 @@ from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy
 from fastcifar.ops.separable_block import separable_block
+from fastcifar.ops.separable_blocks import separable_blocks
 from fastcifar.ops.sgd import sgd
 from fastcifar.ops.stem import stem
 from fastcifar.ops.training_batch import training_batch
@@ -27,6 +28,7 @@ __all__ = [
     "fingerprint",
     "mixup_cross_entropy",
     "separable_block",
+    "separable_blocks",
     "sgd",
     "stem",
     "training_batch",

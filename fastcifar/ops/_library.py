@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def _stand_in(reference: Callable[..., Any], device_type: str) -> Callable[..., 
     return kernel
 
 
-def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+def define(
+    schema: str, reference: Callable[..., Any], device_types: Collection[str] = tuple(_LIBRARIES)
+) -> Callable[..., Any]:
     """Makes one op known to PyTorch.
 
     A device without compiled kernels runs the reference. So does tracing, on tensors without data: the reference also
@@ -137,6 +139,7 @@ def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
         schema: as in the op's header in csrc/, to the letter: a library that was built with another one would read
             its arguments from the wrong places.
         reference: computes the same in plain PyTorch.
+        device_types: of the devices that the op is for.
 
     Returns:
         The op.
@@ -145,12 +148,12 @@ def define(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
         FastcifarError: a compiled library was built with another schema.
     """
     name = schema[: schema.index("(")]
-    for device_type, namespace in _NAMESPACES.items():
+    for device_type in device_types:
         if available(device_type):
-            check_schema(namespace, name, schema)
+            check_schema(_NAMESPACES[device_type], name, schema)
     if not available("cpu"):
         _fragment.define(schema)  # type: ignore[no-untyped-call]
-    for device_type in _LIBRARIES:
+    for device_type in device_types:
         if not available(device_type):
             stand_in = _stand_in(reference, device_type)
             _fragment.impl(name, stand_in, device_type.upper())  # type: ignore[no-untyped-call]

@@ -3,8 +3,9 @@
 The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own. On
 the CPU the gradient through these statistics needs none either: the moments are differentiable, so that the block
 before adds that part to the gradient of its output as it loads it. Whether the op is faster than `depthwise_block` and
-the library's product depends on the processor: see `Target.fuses_pointwise`. On CUDA it is for blocks that `suits`
-names: there z is written too, and the library multiplies for the weight's gradient (`trained_block`).
+the library's product depends on the processor: see `Target.fuses_pointwise`. A chain of blocks is an op of its own
+there, `separable_blocks`. On CUDA it is for blocks that `suits` names: there z is written too, and the library
+multiplies for the weight's gradient (`trained_block`).
 """
 
 from __future__ import annotations
@@ -195,60 +196,39 @@ def _autograd(ctx: Any, grad_v: Tensor | None, grad_v_rows: Tensor | None, *_: T
 torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_context=_setup_context)
 
 
-def suits(device_type: str, channels: int, out_channels: int, height: int, width: int) -> bool:
-    """Whether a block may be one op with its product: on the CPU any, on CUDA one of few channels and a large map.
+def suits(channels: int, out_channels: int, height: int, width: int) -> bool:
+    """Whether on CUDA a block may be one op with its product: one of few channels and a large map.
 
-    CUDA multiplies for it in kernels that read and write each map once, in 16-bit types, on GPUs with tensor cores for
-    these. On an H200 a training step became 9 us faster (of 655) with the blocks of 32 and 64 channels in one op; with
-    those of 128 and 256 too it became 6 us slower, and with their backward alone 7. Maps of up to 8x8 pixels have
-    kernels of their own in `depthwise_block`.
+    There the kernels of the product read and write each map once, in 16-bit types, on GPUs with tensor cores for these.
+    On an H200 a training step became 9 us faster (of 655) with the blocks of 32 and 64 channels in one op; with those
+    of 128 and 256 too it became 6 us slower, and with their backward alone 7. Maps of up to 8x8 pixels have kernels of
+    their own in `depthwise_block`.
 
     Args:
-        device_type: `cpu` or `cuda`.
         channels: of the block's input.
         out_channels: of its output.
         height: of its input.
         width: of its input.
     """
     few = channels <= 64 and out_channels <= 256
-    return device_type == "cpu" or (few and channels % 8 == out_channels % 8 == 0 and height * width > 64)
+    return few and channels % 8 == out_channels % 8 == 0 and height * width > 64
 
 
-def trained_block(*arguments: Any, multiply: Callable[[Tensor, Tensor], Tensor] = torch.mm) -> Outputs:
-    """`separable_block` as it trains fastest.
-
-    On CUDA the library multiplies for the gradient of `pointwise`. On the CPU the gradient is registered with autograd
-    directly, because PyTorch's wrapper around an op's own gradient costs a millisecond a step.
+def trained_block(multiply: Callable[[Tensor, Tensor], Tensor], *arguments: Any) -> Outputs:
+    """`separable_block` as it trains fastest on CUDA: the library multiplies for the gradient of `pointwise`.
 
     Args:
-        *arguments: those of `separable_block`, all of them, in its order; on CUDA the depthwise weight is float32.
-        multiply: returns a @ b of two matrices, which nothing may need before the step's end; on CUDA only.
+        multiply: returns a @ b of two matrices, which nothing may need before the step's end.
+        *arguments: those of `separable_block`, all of them, in its order; the depthwise weight is float32.
 
     Returns:
-        What `separable_block` returns; v_rows is not differentiable on CUDA.
+        What `separable_block` returns; v_rows is not differentiable.
     """
-    if arguments[0].device.type == "cpu":
-        return cast(Outputs, _TrainedOnCpu.apply(*arguments)[:7])  # type: ignore[no-untyped-call]
-    return cast(Outputs, _TrainedOnCuda.apply(multiply, *arguments))  # type: ignore[no-untyped-call]
+    return cast(Outputs, _TrainedBlock.apply(multiply, *arguments))  # type: ignore[no-untyped-call]
 
 
-class _TrainedOnCpu(torch.autograd.Function):
-    """`trained_block` on the CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        arguments = (*arguments, False)
-        output: tuple[Tensor, ...] = _forward(*arguments)
-        _setup_context(ctx, arguments, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _autograd(ctx, *grads)[:10]
-
-
-class _TrainedOnCuda(torch.autograd.Function):
-    """`trained_block` on CUDA."""
+class _TrainedBlock(torch.autograd.Function):
+    """`trained_block`."""
 
     @staticmethod
     def forward(ctx: Any, multiply: Callable[[Tensor, Tensor], Tensor], *arguments: Any) -> tuple[Tensor, ...]:

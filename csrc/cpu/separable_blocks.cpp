@@ -1,0 +1,104 @@
+#include "separable_blocks.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "cpu/block_passes.h"
+#include "cpu/data.h"
+#include "cpu/moments.h"
+#include "cpu/parallel.h"
+
+// From block to block the moments of v, and backward what comes through them, go as columns. Only at the ends of the
+// chain are they tensors.
+
+namespace {
+using namespace fastcifar;
+
+std::tuple<Tensor, std::vector<Tensor>> forward(const Tensor& u, const std::optional<Tensor>& u_rows,
+                                                std::vector<Tensor> parameters, double eps,
+                                                std::vector<int64_t> strides) {
+  const Chain chain("separable_blocks", parameters, strides);
+  std::vector<Tensor> kept;
+  kept.reserve(chain.size() * Chain::kKept);
+  Tensor input = u, v_rows;
+  std::vector<float> mean, var;  // of the input, after the first block
+  for (size_t i = 0; i < chain.size(); ++i) {
+    const std::optional<Tensor> rows = i == 0 ? u_rows : std::nullopt;
+    SeparableBlockForward a = chain.prepare(i, input, rows);
+    DepthwiseBlockForward& block = a.block;
+    block.given_statistics = i > 0 || a.u_rows.has_value();
+    if (i > 0) {
+      std::memcpy(mutable_floats(block.mean0), mean.data(), mean.size() * sizeof(float));
+      std::memcpy(mutable_floats(block.var0), var.data(), var.size() * sizeof(float));
+    } else if (a.u_rows) {
+      merge_moments(*a.u_rows, mutable_floats(block.mean0), mutable_floats(block.var0));
+    }
+    mean.resize(a.out_channels), var.resize(a.out_channels);
+    run_separable_block(a, eps, mean.data(), var.data());
+    kept.insert(kept.end(), {a.v, block.y, block.mean0, block.var0, block.mean1, block.var1});
+    input = a.v;
+    if (i + 1 == chain.size()) {
+      v_rows = empty_moments_of_v(a);
+      write_moments(v_rows, output_pixels(block.shape), [&](float* row_mean, float* row_var) {
+        std::memcpy(row_mean, mean.data(), mean.size() * sizeof(float));
+        std::memcpy(row_var, var.data(), var.size() * sizeof(float));
+      });
+    }
+  }
+  return {v_rows, kept};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& grad_v, const std::optional<Tensor>& grad_v_rows,
+                                                         const Tensor& v_rows, const Tensor& u,
+                                                         const std::optional<Tensor>& u_rows,
+                                                         std::vector<Tensor> parameters, std::vector<Tensor> kept,
+                                                         double eps, std::vector<int64_t> strides) {
+  const char* op = "_separable_blocks_backward";
+  const Chain chain(op, parameters, strides);
+  chain.check_length("kept", kept.size(), Chain::kKept);
+  std::vector<Tensor> grads(chain.size() * Chain::kParameters, grad_v);
+  Tensor grad = grad_v, grad_u_rows = no_gradient(v_rows);
+  const auto columns_of = [](const Tensor& map) { return Scratch::zeros(kColumns * round_up(map.size(1), kBlock)); };
+  const Tensor& last = kept[kept.size() - Chain::kKept];
+  Scratch columns = columns_of(last);  // what comes through the moments of the map that `grad` is of
+  bool of_moments = grad_v_rows.has_value();
+  if (of_moments) {
+    read_moments_gradient(check_moments(op, "grad_v_rows", *grad_v_rows, last),
+                          check_moments(op, "v_rows", v_rows, last), columns.get(), round_up(last.size(1), kBlock));
+  }
+  for (size_t i = chain.size(); i-- > 0;) {
+    const Tensor* own = &kept[i * Chain::kKept];
+    const Tensor input = i == 0 ? u : own[-static_cast<std::ptrdiff_t>(Chain::kKept)];
+    const std::optional<Tensor> rows = i == 0 ? u_rows : std::nullopt;
+    SeparableBlockBackward a = chain.prepare_backward(i, grad, input, rows, own);
+    DepthwiseBlockBackward& block = a.block;
+    const Tensor v = chain.check_v(i, own[0], a.grad_v);
+    Scratch columns0 = columns_of(block.u);
+    const bool through_statistics = i == 0 && !a.u_rows;
+    const Tensor grad_pointwise = run_separable_backward(a, data(v), of_moments ? columns.get() : nullptr, eps,
+                                                         through_statistics, columns0.get());
+    const Tensor of_block[] = {block.grad_gamma0, block.grad_beta0, block.grad_w,
+                               block.grad_gamma1, block.grad_beta1, grad_pointwise};
+    std::copy(std::begin(of_block), std::end(of_block), grads.begin() + i * Chain::kParameters);
+    columns = std::move(columns0);
+    of_moments = true;
+    grad = block.grad_u;
+    if (a.u_rows) {
+      grad_u_rows = a.grad_u_rows;
+      write_moments_gradient(*a.u_rows, columns.get(), round_up(u.size(1), kBlock), grad_u_rows);
+    }
+  }
+  return {grad, grad_u_rows, grads};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kSeparableBlocksSchemas) m.def(schema);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) {
+  m.impl("separable_blocks", TORCH_BOX(&forward));
+  m.impl("_separable_blocks_backward", TORCH_BOX(&backward));
+}

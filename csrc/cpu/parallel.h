@@ -7,31 +7,79 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
+#include <utility>
+#include <vector>
 
 #include "cpu/range.h"
 
 namespace fastcifar {
 
+// Memory that a thread has used and will need again: malloc gives large blocks back and searches for them anew, in a step's
+// serial parts, where the other threads wait.
+class Spare {
+ public:
+  struct Block {
+    void* memory;
+    int64_t bytes;
+  };
+
+  static Block take(int64_t bytes) {
+    std::vector<Block>& blocks = own().blocks_;
+    for (size_t i = blocks.size(); i-- > 0;) {  // the last one that was used may still be in a cache
+      const Block block = blocks[i];
+      if (block.bytes < bytes || block.bytes > 2 * bytes + 4096) continue;
+      blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
+      own().bytes_ -= block.bytes;
+      return block;
+    }
+    void* memory = std::aligned_alloc(64, bytes);
+    if (!memory) throw std::bad_alloc();
+    return {memory, bytes};
+  }
+  static void give(Block block) {
+    Spare& spare = own();
+    if (spare.bytes_ + block.bytes > kMost) return std::free(block.memory);
+    spare.blocks_.push_back(block);
+    spare.bytes_ += block.bytes;
+  }
+  ~Spare() {
+    for (const Block& block : blocks_) std::free(block.memory);
+  }
+
+ private:
+  static constexpr int64_t kMost = 32 << 20;
+
+  static Spare& own() {
+    thread_local Spare spare;
+    return spare;
+  }
+
+  std::vector<Block> blocks_;
+  int64_t bytes_ = 0;
+};
+
 // float32 scratch memory that begins on a cache line.
 class Scratch {
  public:
-  explicit Scratch(int64_t size) : memory_(static_cast<float*>(std::aligned_alloc(64, round_up(size * 4 + 4, 64)))) {
-    if (!memory_) throw std::bad_alloc();
+  explicit Scratch(int64_t size) : block_(Spare::take(round_up(size * 4 + 4, 64))) {}
+  Scratch(Scratch&& other) noexcept : block_(std::exchange(other.block_, {})) {}
+  Scratch& operator=(Scratch&& other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
+  ~Scratch() {
+    if (block_.memory) Spare::give(block_);
   }
   static Scratch zeros(int64_t size) {
     Scratch scratch(size);
     std::memset(scratch.get(), 0, size * sizeof(float));
     return scratch;
   }
-  float* get() const { return memory_.get(); }
+  float* get() const { return static_cast<float*>(block_.memory); }
 
  private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> memory_;
+  Spare::Block block_;
 };
 
 // Calls f(begin, end) over [0, parts), in up to 32 calls, in several threads, or in one call in this thread where all the

@@ -46,8 +46,9 @@ class FusedModel:
         model: trained in place.
         dtype: of the images and all activations. With another one than float32 the weights of products get gradients of
             that dtype, unless `wide_gradients`.
-        fuse_pointwise: makes the pointwise product a part of the block's op in training, where that `suits` the block.
-            The product then applies BN and ReLU as it loads, and also computes the statistics for the next block.
+        fuse_pointwise: makes the pointwise product a part of the block's op in training, on CUDA where that `suits` the
+            block, and on the CPU all blocks one op. The product then applies BN and ReLU as it loads, and also computes
+            the statistics for the next block.
         wide_gradients: gives each weight a gradient of its own dtype, as DistributedDataParallel needs it.
         side: updates the running statistics and, beside the rest of backward, computes the gradients of the products'
             weights; it is joined at the end of backward, without which there may be no training forward. Not for

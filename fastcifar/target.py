@@ -18,12 +18,6 @@ from fastcifar.ranks import ALONE, Ranks
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-ISAS_WITH_OWN_PRODUCTS = ("generic", "avx2", "amx")
-"""The instruction sets on which `separable_block` was measured to be faster than `depthwise_block` and a product.
-
-With AVX-512, with and without bfloat16, both were measured to be as fast, on a Xeon that was held to these sets.
-"""
-
 _COMPILER_SWITCHES = {
     "TORCHDYNAMO_DISABLE": "1",
     "TORCH_COMPILE_DISABLE": "1",
@@ -91,17 +85,15 @@ class Target:
         """Whether the fused engine's blocks include their pointwise product, where it suits (`ops.separable_block`).
 
         On CUDA the setting `fuse_pointwise` says so, where there are kernels for it: in 16 bits, from capability 8.0
-        on; not with several processes, which were not measured with it. On the CPU it depends on the processor: the
-        extension's own products are used where they were measured to be faster than the library's, and where the
-        library's are slow.
+        on; not with several processes, which were not measured with it. On the CPU they do wherever the ops are built:
+        with each instruction set the extension's own products were measured to be faster than the library's.
         """
         if self.config.engine != "fused":
             return False
         if self.device.type == "cuda":
             has_kernels = self.dtype != torch.float32 and _has_fast_bf16(self.device)
             return self.config.fuse_pointwise and has_kernels and self.ranks.size == 1
-        slow_library = self.dtype == torch.float32 and machine.this().cpu.has_slow_library_products
-        return ops.cpu_isa() in ISAS_WITH_OWN_PRODUCTS or (slow_library and ops.available("cpu"))
+        return ops.available("cpu")
 
     @property
     def makes_batches(self) -> bool:

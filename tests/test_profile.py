@@ -57,15 +57,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "isa"),
-    [("eager", "avx512"), ("fused", "avx512"), ("fused", "avx2")],
+    ("engine", "own_products"),
+    [("eager", False), ("fused", False), ("fused", True)],
     ids=["eager", "fused", "own products"],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_op_of_a_step_has_a_kind(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, isa: str, precision: str
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, own_products: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(ops, "cpu_isa", lambda: isa)  # says whether the blocks include their products
+    monkeypatch.setattr(Target, "fuses_pointwise", own_products)
     monkeypatch.setattr(profile, "draw_times", lambda *arguments: [])
     monkeypatch.setattr(profile, "draw_roofline", lambda *arguments: [])
     if engine == "fused" and not ops.available("cpu"):
@@ -80,13 +80,13 @@ def test_every_op_of_a_step_has_a_kind(
     assert found.num_steps == 2 and found.calls == pytest.approx(round(found.calls))
     calls = {kind: cost.calls for kind, cost in found.kinds.items()}
     if engine == "fused":
-        block, other, of_blocks = (SEPARABLE, BLOCK, 2) if isa == "avx2" else (BLOCK, SEPARABLE, 26)
+        block, other, of_blocks = (SEPARABLE, BLOCK, 2) if own_products else (BLOCK, SEPARABLE, 26)
         assert calls[block] == of_blocks and not {other, DEPTHWISE} & calls.keys()
         assert calls[NORM] < 10
     else:
         assert calls[DEPTHWISE] == 26 and BLOCK not in calls
         assert calls[NORM] == 4 * 27  # BN and ReLU, forward and backward
-    assert calls.get(POINTWISE, 0) in ((0,) if isa == "avx2" else (26, 39))  # backward as one op, or two products
+    assert calls.get(POINTWISE, 0) in ((0,) if own_products else (26, 39))  # backward as one op, or two products
     assert calls[STEM] == 2 and calls[AUGMENTATION] == 1
     assert {HEAD, OPTIMIZER, FRAMEWORK, PYTHON} <= calls.keys() <= KINDS.keys() == COLOURS.keys()
     assert (COPIES in calls) or precision == "fp32"

@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from fastcifar import ops
 from fastcifar.config import Config
 from fastcifar.measuring import layer_times
 from fastcifar.measuring.cell import random_images
@@ -44,17 +43,16 @@ def test_the_walk_adds_up_to_the_known_facts() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [dict(engine="eager"), dict(engine="fused"), dict(engine="fused", isa="avx2"), dict(engine="compiled")],
+    "engine, own_products",
+    [("eager", False), ("fused", False), ("fused", True), ("compiled", False)],
     ids=str,
 )
 @pytest.mark.parametrize("batch_size", [1, 128])
 def test_every_layer_is_counted_once_however_it_is_fused(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], batch_size: int
+    monkeypatch: pytest.MonkeyPatch, engine: str, own_products: bool, batch_size: int
 ) -> None:
-    own_products = settings.get("isa") == "avx2"
-    monkeypatch.setattr(ops, "cpu_isa", lambda: settings.get("isa", "avx512"))
-    layers = layers_of(batch_size=batch_size, engine=settings["engine"])
+    monkeypatch.setattr(Target, "fuses_pointwise", own_products)
+    layers = layers_of(batch_size=batch_size, engine=engine)
     assert macs(layers) == 46_446_592 * batch_size
     kinds = {
         kind: sum(layer.count for layer in layers if layer.kind == kind) for kind in (layer.kind for layer in layers)
@@ -63,7 +61,7 @@ def test_every_layer_is_counted_once_however_it_is_fused(
         "eager": {STEM: 1, DEPTHWISE: 13, POINTWISE: 13, NORM: 27, HEAD: 1},
         "compiled": {STEM: 1, DEPTHWISE: 13, POINTWISE: 13, NORM: 27, HEAD: 1},
         "fused": {STEM: 1, BLOCK: 13, POINTWISE: 13, HEAD: 1},
-    }[settings["engine"]]
+    }[engine]
     if own_products:
         expected = {STEM: 1, SEPARABLE: 13, HEAD: 1}
     assert {kind: count for kind, count in kinds.items() if kind in expected} == expected
@@ -72,7 +70,7 @@ def test_every_layer_is_counted_once_however_it_is_fused(
 
 
 def test_bytes_and_operations_of_a_layer_as_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "cpu_isa", lambda: "avx512")
+    monkeypatch.setattr(Target, "fuses_pointwise", False)
     eager = {layer.name: layer for layer in layers_of(batch_size=2)}
     x = 2 * 64 * 32 * 32
     y = x // 4

@@ -1,14 +1,13 @@
 """What `auto` becomes on each kind of machine, what is refused there, and what `claim` sets."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
 from machines import be_on
 from tiny import tiny_config
 
-from fastcifar import machine, ops
+from fastcifar import ops
 from fastcifar.errors import DeviceMemoryError, UsageError
 from fastcifar.target import Target, exists, fast_precisions, find_device
 
@@ -56,29 +55,14 @@ def test_auto_on_every_kind_of_machine(
     assert Target.of(config).config == config, "a settled config stays as it is"
 
 
-@pytest.mark.parametrize(
-    ("isa", "model", "precision", "fuses"),
-    [
-        ("generic", "Testor", "fp32", True),
-        ("avx2", "Testor", "fp32", True),
-        ("avx2", "Testor", "bf16", True),
-        ("avx512", "Testor", "fp32", False),
-        ("avx512", "AMD Testor", "fp32", True),
-        ("avx512_bf16", "AMD Testor", "fp32", True),
-        ("avx512_bf16", "AMD Testor", "bf16", False),
-        ("amx", "Testor", "bf16", True),
-        ("amx", "Testor", "fp32", True),
-    ],
-)
-def test_whose_products_the_fused_engine_takes(
-    isa: str, model: str, precision: str, fuses: bool, monkeypatch: pytest.MonkeyPatch, extension: None
+@pytest.mark.parametrize("built", [True, False])
+def test_the_fused_engine_multiplies_itself_where_its_ops_are_built(
+    built: bool, monkeypatch: pytest.MonkeyPatch, extension: None
 ) -> None:
-    be_on(monkeypatch, isa)
-    there = machine.this()
-    monkeypatch.setattr(machine, "this", lambda: replace(there, cpu=replace(there.cpu, model=model)))
-    monkeypatch.setattr(ops, "cpu_isa", lambda: isa)
-    assert Target.of(tiny_config(engine="fused", precision=precision)).fuses_pointwise == fuses
-    assert not Target.of(tiny_config(engine="eager", precision=precision)).fuses_pointwise
+    monkeypatch.setattr(ops, "available", lambda device_type="cpu": built)
+    for precision in ("fp32", "bf16"):
+        assert Target.of(tiny_config(engine="fused", precision=precision)).fuses_pointwise == built
+        assert not Target.of(tiny_config(engine="eager", precision=precision)).fuses_pointwise
 
 
 @pytest.mark.parametrize("kind", MACHINES)

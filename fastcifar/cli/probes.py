@@ -275,7 +275,9 @@ def _extension() -> Iterator[Finding]:
             kernels = about.get("isas") or [f"sm_{arch}" for arch in about.get("archs", [])]
             text = f"{found[0]} is loaded" + (f", with kernels for {', '.join(kernels)}" if kernels else "")
             if device == "cpu":
-                text += f"; here {ops.cpu_isa()}, {_products()}"
+                text += (
+                    f"; here {ops.cpu_isa()}, with its own products, which were measured to be faster than PyTorch's"
+                )
             yield Finding("ok", name, text)
             if device == "cuda":
                 yield from _checks()
@@ -288,21 +290,6 @@ def _extension() -> Iterator[Finding]:
                 "checkout; `nvcc` and `compiler` here say with what."
             )
             yield Finding("problem" if found else "note", name, f"on the slower PyTorch reference: {why}", advice)
-
-
-def _products() -> str:
-    """Whose matrix products the fused engine takes on this CPU, and why."""
-    from fastcifar import ops
-    from fastcifar.config import Config
-    from fastcifar.target import ISAS_WITH_OWN_PRODUCTS, Target
-
-    target = Target.of(Config(device="cpu", engine="fused", precision="auto"))
-    precision = target.config.precision
-    if not target.fuses_pointwise:
-        return f"with PyTorch's products in {precision}: its own were measured to be no faster"
-    if ops.cpu_isa() not in ISAS_WITH_OWN_PRODUCTS:
-        return f"with its own products in {precision}: PyTorch's use no AVX-512 on this processor"
-    return f"with its own products in {precision}, which were measured to be faster than PyTorch's"
 
 
 def _checks() -> Iterator[Finding]:

@@ -2,10 +2,9 @@
 
 The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own. On
 the CPU the gradient through these statistics needs none either: the moments are differentiable, so that the block
-before adds that part to the gradient of its output as it loads it. Whether the op is faster than `depthwise_block` and
-the library's product depends on the processor: see `Target.fuses_pointwise`. A chain of blocks is an op of its own
-there, `separable_blocks`. On CUDA it is for blocks that `suits` names: there z is written too, and the library
-multiplies for the weight's gradient (`trained_block`).
+before adds that part to the gradient of its output as it loads it. Training takes it on the CPU, where a chain of
+blocks is an op of its own, `separable_blocks`. On CUDA it is for blocks that `suits` names: there z is written too, and
+the library multiplies for the weight's gradient (`trained_block`).
 """
 
 from __future__ import annotations

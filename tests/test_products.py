@@ -53,6 +53,7 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
         ("product.h", "lane % 2 * n + lane / 2", "(1 - lane % 2) * n + lane / 2"),
         ("product.h", "kLanes + lane - distance", "kLanes + lane"),
         ("separable_block_kernel.cpp", "row - first_of_factors", "row - first + 0 * first_of_factors"),
+        ("separable_block_kernel.cpp", "if (row == first) {", "if (row >= first) {"),
     ],
     ids=[
         "wrong rows",
@@ -62,6 +63,7 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
         "pairs of vectors the wrong way round",
         "a wrong transposition",
         "another part's pixels",
+        "pivots that change amid a sum",
     ],
 )
 @pytest.mark.sanitized

@@ -28,6 +28,8 @@ _fragment = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-un
 
 # name of each op, backward ops included -> its reference in plain PyTorch
 references: dict[str, Callable[..., Any]] = {}
+# name of each op -> the types of the devices that it is for
+device_types_of: dict[str, Collection[str]] = {}
 
 
 def _load(device_type: str) -> str:
@@ -158,7 +160,7 @@ def define(
             stand_in = _stand_in(reference, device_type)
             _fragment.impl(name, stand_in, device_type.upper())  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"fastcifar::{name}", reference)
-    references[name] = reference
+    references[name], device_types_of[name] = reference, device_types
     op: Callable[..., Any] = getattr(torch.ops.fastcifar, name).default
     return op
 

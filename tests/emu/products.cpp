@@ -54,7 +54,7 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
   Numbers y(element, rows * k, true), v(element, rows * m, true), grad_v(element, rows * m, true),
       w(element, m * k, true);
   Numbers out(element, rows * m, false), grad_z(element, rows * k, false);
-  std::vector<float> columns1(kColumns * k_pitch), columns(kColumns * m_pitch), pivots(m_pitch);
+  std::vector<float> columns1(kColumns * k_pitch), columns(kColumns * m_pitch);
   for (int64_t c = 0; c < k; ++c) {
     for (const int row : {kMean, kScale, kShift}) columns1[row * k_pitch + c] = draw();
   }
@@ -68,12 +68,20 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
   kernels::pack_weight(p, element, w.data(), true, 0, kernels::num_panels(m), packed.data());
   kernels::pack_weight(p, element, w.data(), false, 0, kernels::num_panels(k), packed_back.data());
 
-  std::vector<float> sums(2 * m_pitch), sums_back(2 * k_pitch), grad_w(kernels::weight_sums(p), NAN),
+  std::vector<float> sums_back(2 * k_pitch), grad_w(kernels::weight_sums(p), NAN),
       grad_w_slabs(kernels::weight_sums(p), NAN);
-  kernels::set_product_pivot(p, rows / 2, packed.data(), pivots.data(), scratch.data());
-  kernels::multiply_forward(p, 0, rows, packed.data(), out.data(), pivots.data(), sums.data(), scratch.data());
-  // The factors of all pixels, in two parts, multiplied in slabs of channels; then 64 pixels at a time, added up.
   const int64_t room = round_up(rows, kBlock), few = 64, half = rows < few ? rows : few;
+  // The moments of v, in one part or two.
+  const int64_t size = kProductSums * m_pitch;
+  std::vector<float> memory(2 * size), mean(m, NAN), var(m, NAN);
+  const double counts[] = {static_cast<double>(half), static_cast<double>(rows - half)};
+  const Sums sums{memory.data(), rows > half ? 2 : 1, size};
+  for (int64_t part = 0; part < sums.num_parts; ++part) {
+    kernels::multiply_forward(p, part ? half : 0, part ? rows : half, packed.data(), out.data(), sums.part(part),
+                              scratch.data());
+  }
+  kernels::finish_moments(p, sums, counts, mean.data(), var.data());
+  // The factors of all pixels, in two parts, multiplied in slabs of channels; then 64 pixels at a time, added up.
   std::vector<float> factors(kernels::weight_factors(p, room), NAN), few_factors(kernels::weight_factors(p, few), NAN);
   for (const auto& [first, end] : {std::pair{int64_t{0}, half}, std::pair{half, rows}}) {
     kernels::multiply_backward(p, g, first, end, packed_back.data(), grad_z.data(), sums_back.data(), factors.data(), 0,
@@ -107,17 +115,17 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
       grad[r * m + c] = round_to(element, grad_v[r * m + c] + (moments ? through : 0));
     }
   }
-  Difference in_v, in_sums, in_grad_z, in_sums_back, in_w, in_slabs;
+  Difference in_v, in_moments, in_grad_z, in_sums_back, in_w, in_slabs;
   for (int64_t c = 0; c < m; ++c) {
-    double sum = 0, square = 0;
+    double sum = 0, deviations = 0;
     for (int64_t r = 0; r < rows; ++r) {
       double total = 0;
       for (int64_t i = 0; i < k; ++i) total += z[r * k + i] * w[c * k + i];
       in_v.add(out[r * m + c], total);
-      const double centred = out[r * m + c] - pivots[c];
-      sum += centred, square += centred * centred;
+      sum += out[r * m + c];
     }
-    in_sums.add(sums[c], sum), in_sums.add(sums[m_pitch + c], square);
+    for (int64_t r = 0; r < rows; ++r) deviations += std::pow(out[r * m + c] - sum / rows, 2);
+    in_moments.add(mean[c], sum / rows), in_moments.add(var[c], deviations / rows);
   }
   for (int64_t c = 0; c < k; ++c) {
     double sum = 0, product = 0;
@@ -137,12 +145,13 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
     }
   }
   const double coarse = element == Element::f32 ? 2e-6 : 8e-3;
-  const bool right = in_v.value() < coarse && in_grad_z.value() < coarse && in_sums.value() < 1e-5 &&
+  const bool right = in_v.value() < coarse && in_grad_z.value() < coarse && in_moments.value() < 1e-5 &&
                      in_sums_back.value() < 1e-5 && in_w.value() < 1e-5 && in_slabs.value() < 1e-5;
-  printf("%s%s%s %ld x %ld -> %ld: v %.1e, its sums %.1e, grad_z %.1e, its sums %.1e, grad_w %.1e, in parts %.1e%s\n",
-         element == Element::f32 ? "float32" : "bfloat16", tiles ? " tiles" : "", moments ? " moments" : "",
-         static_cast<long>(rows), static_cast<long>(k), static_cast<long>(m), in_v.value(), in_sums.value(),
-         in_grad_z.value(), in_sums_back.value(), in_w.value(), in_slabs.value(), right ? "" : "  WRONG");
+  printf(
+      "%s%s%s %ld x %ld -> %ld: v %.1e, its moments %.1e, grad_z %.1e, its sums %.1e, grad_w %.1e, in parts %.1e%s\n",
+      element == Element::f32 ? "float32" : "bfloat16", tiles ? " tiles" : "", moments ? " moments" : "",
+      static_cast<long>(rows), static_cast<long>(k), static_cast<long>(m), in_v.value(), in_moments.value(),
+      in_grad_z.value(), in_sums_back.value(), in_w.value(), in_slabs.value(), right ? "" : "  WRONG");
   return right;
 }
 

@@ -257,10 +257,11 @@ def test_the_first_losses_agree_with_eagers(
     it is off by 1e-11 after five steps, and also by 10 % after 20. So the test checks two things. Before the growth,
     losses agree up to rounding: the first float32 loss to 1e-5, the first five float64 losses to 1e-7. (A wrong
     gradient or a lost label would make a difference of at least 1e-2.) Over all 20 steps, the difference is at most
-    three times the drift of the moved eager run, which the test measures.
+    three times the largest drift of four moved eager runs, which the test measures. One run says too little: moved by 1
+    to 6 units, six of them drifted by 0.14 to 0.27 on one machine.
     """
     config = tiny_config(batch_size=32, mixup_alpha=0.2)
-    eager, moved = (perturbed(config, dtype, ulps) for ulps in (0, 1))
+    eager, *moved = (perturbed(config, dtype, ulps) for ulps in (0, 1, 4, 16, 64))
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         other = perturbed(config.model_copy(update={"engine": engine}), dtype, 0)
@@ -269,7 +270,7 @@ def test_the_first_losses_agree_with_eagers(
         return [abs(a / b - 1) for a, b in zip(values, eager, strict=True)]
 
     assert max(drift(other)[:exact_steps]) < tolerance
-    assert max(drift(other)) < 3 * max(drift(moved))
+    assert max(drift(other)) < 3 * max(max(drift(run)) for run in moved)
 
 
 def one_step(config: Config, dtype: torch.dtype = torch.float32) -> Engine:

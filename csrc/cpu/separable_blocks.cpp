@@ -2,7 +2,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "cpu/block_passes.h"
 #include "cpu/data.h"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from layers import DEVICE, Case, cases
 from torch import Tensor
 
-from fastcifar.ops import depthwise_block, separable_blocks
+from fastcifar.ops import depthwise_block
 from fastcifar.ops.separable_block import trained_block
 
 EPS = 1e-5
@@ -62,9 +62,7 @@ def test_block(race: Any, request: pytest.FixtureRequest, benchmark: Any, case: 
 
     def whole(*block: Any) -> Tensor:
         *tensors, stride = block
-        if DEVICE == "cuda":
-            return trained_block(torch.mm, *tensors, EPS, stride, rows)[0]
-        return separable_blocks(tensors[0], rows, tensors[1:], EPS, (stride,))[0]
+        return trained_block(torch.mm, *tensors, EPS, stride, rows)[0]
 
     def run(block: Block) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(block(*inputs, case.stride), inputs, grad)

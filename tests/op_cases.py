@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from fastcifar import ops
+from fastcifar.ops._library import device_types_of
 from fastcifar.ops.cases import *  # noqa: F403
 from fastcifar.ops.cases import calls, check, end_calls
 
 DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or torch.cuda.is_available())]
+CUDA_OPS = {name for name, device_types in device_types_of.items() if "cuda" in device_types}
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
 CHANNELS = [1, 3, 65, 129]
 MAPS = [(1, 1), (2, 2), (5, 7), (33, 31)]

@@ -12,13 +12,13 @@ from typing import Any
 import emulator
 import pytest
 import torch
-from op_cases import pool_calls, rows_of_halves, separable_calls, sgd_arguments, stem_calls
+from op_cases import CUDA_OPS, pool_calls, rows_of_halves, separable_calls, sgd_arguments, stem_calls
 from torch import Tensor
 
 from fastcifar import ops
 from fastcifar.augment import normalization_table
 from fastcifar.errors import FastcifarError
-from fastcifar.ops._library import check_schema, device_types_of, references
+from fastcifar.ops._library import check_schema, references
 from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.cases import calls as calls_of_cases
 from fastcifar.ops.cases import check as check_case
@@ -37,7 +37,6 @@ SHAPES += [(2, 32, 16, 8), (5, 16, 4, 4), (20, 32, 4, 4), (70, 16, 2, 2), (5, 16
 LAYERS = [(32, 32, 1, 64), (64, 32, 2, 128), (128, 16, 1, 128), (128, 16, 2, 256), (256, 8, 1, 256), (256, 8, 2, 512)]
 LAYERS += [(512, 4, 1, 512)] * 5 + [(512, 4, 2, 1024), (1024, 2, 1, 1024)]
 EPS = 1e-5
-CUDA_OPS = [name for name, device_types in device_types_of.items() if "cuda" in device_types]
 
 
 class Emulated:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import DTYPES, as_tuple, calls, end_calls, needs_kernels
+from op_cases import CUDA_OPS, DTYPES, as_tuple, calls, end_calls, needs_kernels
 
 import fastcifar
 from fastcifar import ops
-from fastcifar.ops._library import device_types_of, references
+from fastcifar.ops._library import references
 
 pytestmark = pytest.mark.machine
 
@@ -36,7 +36,7 @@ def stems(pattern: str, holds: str = "") -> set[str]:
 
 
 OPS = {path.stem for path in (ROOT / "fastcifar/ops").glob("[a-z]*.py")} - {"cases"}
-CPU_ONLY = {name for name in PUBLIC if "cuda" not in device_types_of[name]}
+CPU_ONLY = set(PUBLIC) - CUDA_OPS
 PARTS = [
     ("csrc/*.h", "Schemas[] = {"),
     ("csrc/cpu/*.cpp", "Schemas) m.def(schema);"),

@@ -18,9 +18,9 @@ void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool th
 // Computes v, y and all statistics that are not given, and the mean and the biased variance of v, [out_channels] each.
 void run_separable_block(const SeparableBlockForward& a, double eps, float* mean, float* var);
 
-// Computes every gradient, and completes columns0: those of grad_u and grad_w, gamma and beta in their tensors; the
-// gradient of pointwise is returned. What comes through the moments of v is of_moments, the columns kMean, kXFactor and
-// kConstant of v (null: nothing does), so that grad_v alone is not the gradient of v. `through_statistics` as above.
+// Computes every gradient, and returns that of pointwise; the others are in their tensors. `of_moments`: what comes
+// through the moments of v, as its columns kMean, kXFactor and kConstant; the gradient of v is that and grad_v together.
+// Null: nothing comes through them, and v is not read. `through_statistics` and columns0 as above.
 Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
                               bool through_statistics, float* columns0);
 

@@ -191,7 +191,7 @@ void backward(const DwShape& s, const Range& range, const void* grad_z, const vo
   const int64_t image_size = s.H * s.W * s.C, grad_size = s.Ho * s.Wo * s.C;
   for_images(ring, range, [&](int64_t n, int64_t images) FC_LAMBDA {
     for (int64_t c = range.c0; c < range.c1; c += kBlock) {
-      const int64_t image = n * s.H * s.W * s.C + c, out_image = n * s.Ho * s.Wo * s.C + c;
+      const int64_t image = n * image_size + c, out_image = n * grad_size + c;
       const int channels = static_cast<int>(range.c1 - c < kBlock ? range.c1 - c : kBlock);
       const auto input = gradient_rows(static_cast<const T*>(grad_z) + out_image, static_cast<const T*>(y) + out_image,
                                        columns1 + c, pitch, s.Wo, s.C, images * grad_size);

@@ -82,19 +82,24 @@ class Scratch {
   Spare::Block block_;
 };
 
-// Calls f(begin, end) over [0, parts), in up to 32 calls, in several threads, or in one call in this thread where all the
-// work is under 64 KiB. A thread takes the next parts whenever it is free, and not a share that is its own from the start:
-// beside a busy program the share of a thread that has to wait is taken by the others.
+// Calls f(begin, end) over [0, parts), in up to kParts calls, in several threads, or in one call in this thread where all
+// the work is under 64 KiB. A thread begins with a share of its own, which is at the same place in every pass: what it
+// wrote in the pass before is still in its core's cache. A thread that is done takes what is left of the others' shares,
+// from the end: so a thread that has to wait, beside a busy program, holds nobody up.
 template <class F>
 void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   if (parts == 0) return;
   if (total_bytes < 1 << 16) return f(int64_t{0}, parts);
-  const int64_t step = (parts + 31) / 32;
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t, int64_t) {
-    for (int64_t begin; (begin = next.fetch_add(step, std::memory_order_relaxed)) < parts;) {
+  const int64_t step = (parts + kParts - 1) / kParts, calls = (parts + step - 1) / step;
+  std::atomic<bool> taken[kParts] = {};
+  torch::stable::parallel_for(0, calls, 1, [&](int64_t first, int64_t end) {
+    const auto take = [&](int64_t call) {
+      if (taken[call].exchange(true, std::memory_order_relaxed)) return;
+      const int64_t begin = call * step;
       f(begin, begin + step < parts ? begin + step : parts);
-    }
+    };
+    for (int64_t call = first; call < end; ++call) take(call);
+    for (int64_t call = calls; call-- > 0;) take(call);
   });
 }
 

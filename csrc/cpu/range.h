@@ -6,7 +6,8 @@ namespace fastcifar {
 
 enum class Element { f32, bf16 };
 
-constexpr int kBlock = 32;  // channels that a kernel takes at a time: in bfloat16 one cache line
+constexpr int kBlock = 32;      // channels that a kernel takes at a time: in bfloat16 one cache line
+constexpr int64_t kParts = 64;  // that an op's work is cut into at most: threads share the parts, and wait for the last
 
 inline int64_t clamp(int64_t value, int64_t most) { return value < 1 ? 1 : value < most ? value : most; }
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -41,19 +42,19 @@ inline int64_t ring_rows(int64_t width) {
 // How many floats that ring has, with its row of zeros.
 inline int64_t ring_floats(int64_t width) { return (ring_rows(width) + 1) * (width + 2) * kBlock; }
 
-// For kernels that walk through whole images: up to 32 parts of at least `part_bytes` each, cut by images. Where that
+// For kernels that walk through whole images: up to kParts parts of at least `part_bytes` each, cut by images. Where that
 // makes fewer than eight parts, they are cut by channels too.
 inline Cut cut_by_images(int64_t images, int64_t channels, int64_t image_bytes, int64_t part_bytes) {
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
-  const int64_t by_images = clamp(images * image_bytes / part_bytes, clamp(images, 32));
+  const int64_t by_images = clamp(images * image_bytes / part_bytes, clamp(images, kParts));
   return {images, channels, by_images, clamp(8 / by_images, blocks)};
 }
 
-// Up to 32 parts of at least 256 KiB each, cut by images first, then by channels. `image_bytes`: of one image.
+// Up to kParts parts of at least 128 KiB each, cut by images first, then by channels. `image_bytes`: of one image.
 inline Cut cut(int64_t images, int64_t channels, int64_t image_bytes) {
   const int64_t blocks = (channels + kBlock - 1) / kBlock;
-  const int64_t by_images = clamp(images * image_bytes >> 18, clamp(images, 32));
-  return {images, channels, by_images, clamp(32 / by_images, blocks)};
+  const int64_t by_images = clamp(images * image_bytes >> 17, clamp(images, kParts));
+  return {images, channels, by_images, clamp(kParts / by_images, blocks)};
 }
 
 }  // namespace fastcifar

@@ -82,7 +82,7 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
   const GradientOfProduct g{data(a.grad_v), of_moments ? v : data(a.grad_v), of_moments};
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
   const bool few = p.k * p.m <= kFewWeights;
-  const int64_t num_parts = Product::num_parts(product.rows, few ? clamp(kSums / (p.k * p.m), 32) : 32);
+  const int64_t num_parts = Product::num_parts(product.rows, few ? clamp(kSums / (p.k * p.m), kParts) : kParts);
   const int64_t num_sums = few ? num_parts : 1, size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(weight_sums)(p);
   const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);
   const Sums sums{memory.get(), num_parts, size};
@@ -131,7 +131,7 @@ void run_separable_block(const SeparableBlockForward& a, double eps, float* mean
   run_depthwise_convolution(block, eps, columns1.get());
   const Product product(block.y, a.pointwise, columns1.get());
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/true);
-  const int64_t size = kProductSums * product.m_pitch, num_parts = Product::num_parts(product.rows, 32);
+  const int64_t size = kProductSums * product.m_pitch, num_parts = Product::num_parts(product.rows, kParts);
   const Scratch memory = Scratch::zeros(num_parts * size);
   const Sums sums{memory.get(), num_parts, size};
   std::vector<double> counts(num_parts);

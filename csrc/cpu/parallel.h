@@ -85,7 +85,7 @@ class Scratch {
 // Calls f(begin, end) over [0, parts), in up to kParts calls, in several threads, or in one call in this thread where all
 // the work is under 64 KiB. A thread begins with a share of its own, which is at the same place in every pass: what it
 // wrote in the pass before is still in its core's cache. A thread that is done takes what is left of the others' shares,
-// from the end: so a thread that has to wait, beside a busy program, holds nobody up.
+// from the end: so beside a busy program nobody waits for the share of a thread that has to wait, only for its one part.
 template <class F>
 void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   if (parts == 0) return;

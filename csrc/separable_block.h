@@ -8,12 +8,11 @@ namespace fastcifar {
 
 inline constexpr const char* kSeparableBlockSchemas[] = {
     "separable_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor pointwise,"
-    " float eps, int stride, Tensor? u_rows=None, bool keep_z=False)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " float eps, int stride, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
-    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None,"
-    " bool need_grad_pointwise=True)"
+    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 };
 
@@ -39,7 +38,7 @@ struct SeparableBlockForward {
 inline SeparableBlockForward prepare_separable_block(Backend backend, const char* op, const Tensor& u,
                                                      const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
                                                      const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
-                                                     int64_t stride, const std::optional<Tensor>& u_rows, bool keep_z) {
+                                                     int64_t stride, const std::optional<Tensor>& u_rows) {
   SeparableBlockForward a;
   a.block = check_depthwise_block(backend, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   const DwShape& s = a.block.shape;
@@ -47,8 +46,6 @@ inline SeparableBlockForward prepare_separable_block(Backend backend, const char
   a.pointwise = check_pointwise_weight(op, pointwise, u);
   a.out_channels = a.pointwise.size(0);
   if (u_rows.has_value()) a.u_rows = check_moments(op, "u_rows", *u_rows, u);
-  STD_TORCH_CHECK(backend == Backend::cuda || !keep_z, op, ": only CUDA has kernels that keep z");
-  a.block.z = keep_z ? empty_channels_last(u, s.N, s.C, s.Ho, s.Wo) : no_gradient(u);
   a.v = empty_channels_last(u, s.N, a.out_channels, s.Ho, s.Wo);
   return a;
 }
@@ -77,7 +74,7 @@ inline SeparableBlockBackward prepare_separable_block_backward(
     const Tensor& beta0, const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
     const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, int64_t stride,
     const std::optional<Tensor>& u_rows, const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v,
-    const std::optional<Tensor>& v_rows, bool need_grad_pointwise) {
+    const std::optional<Tensor>& v_rows) {
   SeparableBlockBackward a;
   a.block = check_depthwise_block_backward(backend, op, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1,
                                            stride);
@@ -86,8 +83,6 @@ inline SeparableBlockBackward prepare_separable_block_backward(
   a.pointwise = check_pointwise_weight(op, pointwise, u);
   a.out_channels = a.pointwise.size(0);
   a.grad_v = check_matching(op, "grad_v", grad_v, {s.N, a.out_channels, s.Ho, s.Wo}, u);
-  STD_TORCH_CHECK(backend == Backend::cuda || need_grad_pointwise, op,
-                  ": only CUDA has kernels without pointwise's gradient");
   STD_TORCH_CHECK(backend == Backend::cpu || !(u_rows.has_value() || grad_v_rows.has_value()), op,
                   ": only the CPU has kernels for gradients of u_rows and v_rows");
   if (grad_v_rows.has_value()) {

@@ -29,7 +29,7 @@ class Chain {
   SeparableBlockForward prepare(size_t i, const Tensor& u, const std::optional<Tensor>& u_rows) const {
     const Tensor* p = &parameters_[i * kParameters];
     return prepare_separable_block(Backend::cpu, name(i).c_str(), u, p[0], p[1], p[2], p[3], p[4], p[5], strides_[i],
-                                   u_rows, /*keep_z=*/false);
+                                   u_rows);
   }
 
   // `kept`: of this block.
@@ -38,7 +38,7 @@ class Chain {
     const Tensor* p = &parameters_[i * kParameters];
     return prepare_separable_block_backward(Backend::cpu, name(i).c_str(), grad_v, u, kept[1], p[0], p[1], p[2], p[3],
                                             p[4], p[5], kept[2], kept[3], kept[4], kept[5], strides_[i], u_rows,
-                                            std::nullopt, std::nullopt, std::nullopt, /*need_grad_pointwise=*/true);
+                                            std::nullopt, std::nullopt, std::nullopt);
   }
 
   // v of block i, which lies like its gradient.

@@ -37,10 +37,6 @@ def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arg
                     position = 6 if name == "separable_block" else 8
                     arguments = (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
                 yield name, arguments
-                if device == "cuda" and name == "separable_block" and len(arguments) > 9:
-                    yield name, (*arguments, True)  # keeps z
-                if device == "cuda" and name == "_separable_block_backward":
-                    yield name, (*arguments, None, None, None, None, False)  # without the product's weight
         ends = [*stem_calls(shape, on_cpu), *pool_calls(shape, on_cpu)]
         yield from ((name, args) for name, args in ends if device == "cpu" or len(args) not in (6, 8))  # as above
     yield from step_calls(on_cpu)

@@ -158,14 +158,14 @@ Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const fl
 }  // namespace fastcifar
 
 namespace {
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
                 const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride,
-                const std::optional<Tensor>& u_rows, bool keep_z) {
+                const std::optional<Tensor>& u_rows) {
   auto a = prepare_separable_block(Backend::cpu, "separable_block", u, gamma0, beta0, w, gamma1, beta1, pointwise,
-                                   stride, u_rows, keep_z);
+                                   stride, u_rows);
   DepthwiseBlockForward& block = a.block;
   if (a.u_rows) {
     block.given_statistics = true;
@@ -174,17 +174,17 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
   const Tensor v_rows = empty_moments_of_v(a);
   write_moments(v_rows, output_pixels(block.shape),
                 [&](float* mean, float* var) { run_separable_block(a, eps, mean, var); });
-  return {a.v, v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1, block.z};
+  return {a.v, v_rows, block.y, block.mean0, block.var0, block.mean1, block.var1};
 }
 
 Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
                    const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise,
                    const Tensor& mean0, const Tensor& var0, const Tensor& mean1, const Tensor& var1, double eps,
                    int64_t stride, const std::optional<Tensor>& u_rows, const std::optional<Tensor>& grad_v_rows,
-                   const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows, bool need_grad_pointwise) {
+                   const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
   auto a = prepare_separable_block_backward(Backend::cpu, "_separable_block_backward", grad_v, u, y, gamma0, beta0, w,
                                             gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride, u_rows,
-                                            grad_v_rows, v, v_rows, need_grad_pointwise);
+                                            grad_v_rows, v, v_rows);
   DepthwiseBlockBackward& block = a.block;
   const int64_t pitch = round_up(block.shape.C, kBlock), v_pitch = round_up(a.out_channels, kBlock);
   const Scratch columns0 = Scratch::zeros(kColumns * pitch), of_v = Scratch::zeros(kColumns * v_pitch);

@@ -90,7 +90,7 @@ cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&
 // A whole block, from u to v = relu(norm1(y)) . pointwise^T (out_channels x C, of the activations' type). v_rows: float
 // [moment_rows][3][out_channels], the partial moments of v, which are the next block's u_rows.
 struct SeparableForward {
-  BlockForward block;  // z: null, or where relu(norm1(y)) is written to as well
+  BlockForward block;  // without z
   PartialRows u_rows;
   const void* pointwise;
   int64_t out_channels;
@@ -104,7 +104,9 @@ struct SeparableBackward {
   BlockBackward block;  // grad_z: room for it, of y's size
   const void *grad_v, *pointwise;
   int64_t out_channels;
-  float *grad_pointwise, *workspace;  // grad_pointwise: null where it is not wanted
+  Dtype pointwise_dtype;  // of grad_pointwise
+  void* grad_pointwise;
+  float* workspace;
 };
 int64_t separable_block_backward_workspace(const DwShape&, int64_t out_channels);
 cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwShape&, bool tensor_cores, cudaStream_t);

@@ -354,18 +354,6 @@ static __global__ void __launch_bounds__(kThreads) norm_kernel(const Norm norm, 
   if (threadIdx.x < kBlockChannels && c < C) scale[c] = block_scale[threadIdx.x], shift[c] = block_shift[threadIdx.x];
 }
 
-// The partial products summed in order.
-static __global__ void __launch_bounds__(kThreads)
-    sum_parts_kernel(const float* parts, int count, int64_t size, float* out) {
-  begin_kernel();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= size) return;
-  float sum = 0.f;
-#pragma unroll 8
-  for (int p = 0; p < count; ++p) sum += parts[p * size + i];
-  out[i] = sum;
-}
-
 struct ProductPlan {
   int columns, rows, parts;
 };

@@ -1,6 +1,6 @@
-// The 1x1 convolution of few channels, where the maps are large and the weight is small: two of its products, forward
-// and the gradient of its input, as kernels that read and write each map once, at the speed of the memory. For 16-bit
-// types whose rows are whole 16-byte vectors, on tensor cores.
+// The 1x1 convolution of few channels, where the maps are large and the weight is small, with the BN before it and the
+// moments of its result: a kernel that reads and writes each map once, at the speed of the memory. For 16-bit types
+// whose rows are whole 16-byte vectors, on tensor cores.
 //
 // A block keeps its columns of the weight in shared memory. A warp owns 16 rows at a time and all that is summed over,
 // and meets no other warp before the end. The maps do not pass through shared memory: the weight is the first operand
@@ -15,14 +15,12 @@ namespace fastcifar::cuda {
 
 template <class T>
 struct StreamArguments {
-  const T *a, *b;  // the operands, as in PointwiseArguments
+  const T *a, *b;  // the operands: a [M, K], b [N, K]
   int M, N, K;
-  Norm norm;   // kForward: of a; kGradInput: of y, its statistics known
-  const T* y;  // kGradInput: what masks
-  T* z;        // kForward: relu(norm(a)), null: not wanted
+  Norm norm;  // of a
   T* out;
-  float* rows;   // partial moments or sums
-  int num_rows;  // kForward: the rows that no block writes are left empty
+  float* rows;   // partial moments
+  int num_rows;  // the rows that no block writes are left empty
 };
 
 // K_BLOCKS: of 32 numbers that are summed over. COLUMNS: of the block.
@@ -39,11 +37,8 @@ struct StreamTile {
 
 // The block's columns of the weight, from n0 on, zeros behind the last column and row. In shared memory they are
 // fragments, [warps of columns][blocks of 32][V / 2][two][lanes], each lane's 16 bytes: two columns, four numbers.
-template <class T, Product PRODUCT, class Tile>
-struct StreamWeight;
-
 template <class T, class Tile>
-struct StreamWeight<T, Product::kForward, Tile> {  // w [N, K]: eight numbers of two columns are two fragments
+struct StreamWeight {  // eight numbers of two columns are two fragments
   static constexpr int V = Tile::V, kAll = Tile::kColumns / 2 * Tile::kK / 8, kLoads = ceil_div(kAll, kTileThreads);
   Pack<T, 8> packs[kLoads][2];
 
@@ -68,43 +63,6 @@ struct StreamWeight<T, Product::kForward, Tile> {  // w [N, K]: eight numbers of
       for (int s = 0; s < 2; ++s)
         shared[j / 32 * 64 + s * 32 + j % 32] = {packs[i][0].words[2 * s], packs[i][1].words[2 * s],
                                                  packs[i][0].words[2 * s + 1], packs[i][1].words[2 * s + 1]};
-    }
-  }
-};
-
-template <class T, class Tile>
-struct StreamWeight<T, Product::kGradInput, Tile> {  // w [K, N]: four numbers of V columns are V / 2 fragments
-  static constexpr int V = Tile::V, kAll = Tile::kColumns / V * Tile::kK / 4, kLoads = ceil_div(kAll, kTileThreads);
-  Pack<T, V> packs[kLoads][4];
-
-  __device__ __forceinline__ void fetch(const T* w, int n0, int N, int K) {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int j = threadIdx.x + i * kTileThreads, lane = j % 32;
-      const int block = j / 64 % Tile::kKBlocks, column_warp = j / (64 * Tile::kKBlocks);
-      const int k = block * 32 + lane % 4 * 8 + j / 32 % 2 * 4,
-                n = n0 + column_warp * Tile::kWarpColumns + lane / 4 * V;
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        packs[i][e] = load_if<V>(w + static_cast<int64_t>(k + e) * N + n, j < kAll && n < N && k < K);
-    }
-  }
-  __device__ __forceinline__ void put(Fragment* shared) const {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int j = threadIdx.x + i * kTileThreads;
-      if (j >= kAll) break;
-#pragma unroll
-      for (int f = 0; f < V / 2; ++f) {
-        Fragment fragment;
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {  // words of two numbers, of the first and of the second column
-          const uint32_t first = packs[i][2 * e].words[f], second = packs[i][2 * e + 1].words[f];
-          fragment.at[2 * e] = (first & 0xffffu) | second << 16;
-          fragment.at[2 * e + 1] = first >> 16 | (second & 0xffff0000u);
-        }
-        shared[(j / 64 * (V / 2) + f) * 64 + j % 64] = fragment;
-      }
     }
   }
 };
@@ -140,21 +98,18 @@ __device__ __forceinline__ void as_it_is(I& v) {
 }
 
 // grid: (blocks of columns, blocks that share out the rows)
-template <class T, Product PRODUCT, class Tile>
+template <class T, class Tile>
 __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const StreamArguments<T> a) {
   begin_kernel();
-  constexpr bool kForward = PRODUCT == Product::kForward;
   constexpr int kKBlocks = Tile::kKBlocks, kColumns = Tile::kColumns, kDepth = Tile::kDepth, V = Tile::V;
   constexpr int kWarpColumns = Tile::kWarpColumns, kColumnWarps = Tile::kColumnWarps, kRowWarps = Tile::kRowWarps;
-  constexpr int kNorm = kForward ? Tile::kK : kColumns;        // channels of the norm that the block needs
   constexpr int kPartials = kTileThreads / 32 * kWarpColumns;  // numbers of a quantity of all warps
   using Columns = Pack<T, V>;
   SHARED_ARRAY(Fragment, weight, kColumns * Tile::kK / 8);
-  SHARED_ARRAY(float, scale, kNorm);
-  SHARED_ARRAY(float, shift, kNorm);
-  SHARED_ARRAY(float, mean, kNorm);
+  SHARED_ARRAY(float, scale, Tile::kK);
+  SHARED_ARRAY(float, shift, Tile::kK);
   SHARED_ARRAY(float, partials, 2 * kPartials);
-  SHARED_ARRAY(Columns, pivots, kTileThreads / 32 * 8);  // kForward: the first row of each warp
+  SHARED_ARRAY(Columns, pivots, kTileThreads / 32 * 8);  // the first row of each warp
   SHARED_ARRAY(float, counts, kTileThreads / 32);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column_warp = warp % kColumnWarps;
   const int g = lane / 4, q = lane % 4, n0 = blockIdx.x * kColumns;
@@ -163,11 +118,10 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
   int m0 = (blockIdx.y * kRowWarps + warp / kColumnWarps) * Tile::kRows;
   constexpr uint32_t kBytes = sizeof(T);
   const uint32_t row_of_a = a.K * kBytes, row_of_out = a.N * kBytes;
-  // Of the lane's first row of the tile: of a, its first numbers; of out and y, its columns.
+  // Of the lane's first row of the tile: of a, its first numbers; of out, its columns.
   uint32_t at_a = (m0 + g) * row_of_a + q * 8 * kBytes, at_out = (m0 + 2 * q) * row_of_out + n * kBytes;
 
   Pack<T, 8> next[kDepth][2];  // of rows g and g + 8
-  Columns of_y[2][2];          // of rows 2q and 2q + 1 of each eight
   const auto fetch = [&](Pack<T, 8>(&to)[2], int tiles_ahead, int block) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -176,35 +130,17 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
       to[i] = load_if<8>(at_byte(a.a, at), m < a.M && block * 32 + q * 8 < a.K);
     }
   };
-  const auto fetch_y = [&](Columns(&to)[2], int i) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int m = m0 + 8 * i + 2 * q + e;
-      const uint32_t at = at_out + (8 * i + e) * row_of_out;
-      to[e] = load_if<V>(at_byte(a.y, at), m < a.M && n < a.N);
-    }
-  };
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) fetch(next[d], d / kKBlocks, d % kKBlocks);
-  StreamWeight<T, PRODUCT, Tile> of_weight;
+  StreamWeight<T, Tile> of_weight;
   of_weight.fetch(a.b, n0, a.N, a.K);
-  if constexpr (kForward) {
-    resolve<kNorm>(a.norm, a.K, 0, blockIdx.x == 0 && blockIdx.y == 0, scale, shift);
-    for (int r = gridDim.y / cluster_blocks() + blockIdx.y; r < a.num_rows; r += gridDim.y)
-      if (threadIdx.x < kColumns) write_moments(a.rows, r, n0 + threadIdx.x, a.N, {0.f, 0.f, 0.f});
-  } else {
-    Norm norm = a.norm;
-    norm.rows = nullptr;  // the compiler is to see it
-    const int c = n0 + threadIdx.x;
-    if (threadIdx.x < kColumns) mean[threadIdx.x] = c < a.N ? norm.known_mean[c] : 0.f;
-    resolve<kNorm>(norm, a.N, n0, false, scale, shift);
-  }
+  resolve<Tile::kK>(a.norm, a.K, 0, blockIdx.x == 0 && blockIdx.y == 0, scale, shift);
+  for (int r = gridDim.y / cluster_blocks() + blockIdx.y; r < a.num_rows; r += gridDim.y)
+    if (threadIdx.x < kColumns) write_moments(a.rows, r, n0 + threadIdx.x, a.N, {0.f, 0.f, 0.f});
   of_weight.put(weight);
   __syncthreads();
 
-  const bool writes_z = kForward && a.z != nullptr && blockIdx.x == 0 && column_warp == 0;
-  // Of the lane's columns, kForward: sums and sums of squares of the deviations from the warp's first row; kGradInput:
-  // norm's two sums.
+  // Of the lane's columns: sums and sums of squares of the deviations from the warp's first row.
   float sums[2 * V] = {};
   float count = 0.f;  // rows of the warp
   while (m0 < a.M) {
@@ -214,28 +150,17 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
       as_it_is(m0);
       as_it_is(at_a);
       as_it_is(at_out);
-      if constexpr (!kForward) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) fetch_y(of_y[i], i);  // on their way during the products
-      }
       float acc[V / 2][2][4] = {};
 #pragma unroll
       for (int block = 0; block < kKBlocks; ++block) {
         // What is read from shared memory is read here: kept from tile to tile, or read too early, it fills the registers.
         __syncwarp();
         Pack<T, 8>(&rows)[2] = next[(turn * kKBlocks + block) % kDepth];
-        if constexpr (kForward) {
-          float block_scale[8], block_shift[8];
-          const int k = block * 32 + q * 8;
-          load<8>(scale + k, block_scale);
-          load<8>(shift + k, block_shift);
+        float block_scale[8], block_shift[8];
+        load<8>(scale + block * 32 + q * 8, block_scale);
+        load<8>(shift + block * 32 + q * 8, block_shift);
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            norm_relu(rows[i], block_scale, block_shift);
-            if (writes_z && m0 + g + 8 * i < a.M && k < a.K)
-              *reinterpret_cast<Pack<T, 8>*>(at_byte(a.z, at_a + 8 * i * row_of_a + block * 32 * kBytes)) = rows[i];
-          }
-        }
+        for (int i = 0; i < 2; ++i) norm_relu(rows[i], block_scale, block_shift);
         const Fragment* fragments = weight + (column_warp * kKBlocks + block) * (V / 2) * 64 + lane;
 #pragma unroll
         for (int f = 0; f < V / 2; ++f)
@@ -248,49 +173,29 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
           }
         fetch(rows, (block + kDepth) / kKBlocks, (block + kDepth) % kKBlocks);
       }
-      float column_scale[V], column_shift[V], column_mean[V];
-      if constexpr (!kForward) {
-        load<V>(scale + column, column_scale);
-        load<V>(shift + column, column_shift);
-        load<V>(mean + column, column_mean);
-      }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const bool is_row = m0 + 8 * i + 2 * q + e < a.M;
-          float v[V], y[V];
+          float v[V];
 #pragma unroll
           for (int c = 0; c < V; ++c) v[c] = acc[c / 2][i][c % 2 * 2 + e];
-          if constexpr (!kForward) {
-            unpack(of_y[i][e], y);
-#pragma unroll
-            for (int c = 0; c < V; ++c)
-              if (fmaf(y[c], column_scale[c], column_shift[c]) <= 0.f) v[c] = 0.f;
-          }
           const Columns pack = rounded<T>(v);
           unpack(pack, v);
           if (is_row && n < a.N) *reinterpret_cast<Columns*>(at_byte(a.out, at_out + (8 * i + e) * row_of_out)) = pack;
-          if constexpr (kForward) {
-            Columns& pivot = pivots[warp * 8 + g];
-            if (count == 0.f && i == 0 && e == 0) {
-              if (q == 0) pivot = pack;
-              __syncwarp();
-            }
-            float first[V];
-            unpack(pivot, first);
+          Columns& pivot = pivots[warp * 8 + g];
+          if (count == 0.f && i == 0 && e == 0) {
+            if (q == 0) pivot = pack;
+            __syncwarp();
+          }
+          float first[V];
+          unpack(pivot, first);
 #pragma unroll
-            for (int c = 0; c < V; ++c) {
-              const float d = kept_if(v[c] - first[c], is_row);
-              sums[c] += d;
-              sums[V + c] = fmaf(d, d, sums[V + c]);
-            }
-          } else {  // of a row behind the last, v is 0, as a is
-#pragma unroll
-            for (int c = 0; c < V; ++c) {
-              sums[c] += v[c];
-              sums[V + c] = fmaf(v[c], y[c] - column_mean[c], sums[V + c]);
-            }
+          for (int c = 0; c < V; ++c) {
+            const float d = kept_if(v[c] - first[c], is_row);
+            sums[c] += d;
+            sums[V + c] = fmaf(d, d, sums[V + c]);
           }
         }
       }
@@ -306,80 +211,66 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
 #pragma unroll
   for (int i = 0; i < V / 2; ++i)
     partials[(first + i) / V * kPartials + warp * kWarpColumns + g * V + (first + i) % V] = sums[i];
-  if (kForward && lane == 0) counts[warp] = count;
+  if (lane == 0) counts[warp] = count;
   __syncthreads();
   const auto partial = [&](int quantity, int row_warp, int c) {
     return partials[quantity * kPartials + (row_warp * kColumnWarps + c / kWarpColumns) * kWarpColumns +
                     c % kWarpColumns];
   };
-  if constexpr (kForward) {
-    Moments all{0.f, 0.f, 0.f};
-    if (threadIdx.x < kColumns) {
-      const int c = threadIdx.x, in_warp = c % kWarpColumns;
-      float pixels = 0.f, sum = 0.f, squares = 0.f;  // about the first warp's mean
+  Moments all{0.f, 0.f, 0.f};
+  if (threadIdx.x < kColumns) {
+    const int c = threadIdx.x, in_warp = c % kWarpColumns;
+    float pixels = 0.f, sum = 0.f, squares = 0.f;  // about the first warp's mean
 #pragma unroll
-      for (int w = 0; w < kRowWarps; ++w) {
-        const float rows = counts[w * kColumnWarps];
-        if (rows == 0.f) break;  // and the warps behind have none either
-        const float d = partial(0, w, c) * (1.f / rows), m2 = partial(1, w, c) - partial(0, w, c) * d;
-        const Columns& pivot = pivots[(w * kColumnWarps + c / kWarpColumns) * 8 + in_warp / V];
-        const float of_warp = element_of<T>(pivot.words[in_warp % V / 2], in_warp % 2) + d;
-        if (w == 0) all.mean = of_warp;
-        const float shifted = of_warp - all.mean;
-        pixels += rows;
-        sum += rows * shifted;
-        squares += m2 + rows * shifted * shifted;
-      }
-      const float moved = sum / pixels, m2 = squares - sum * moved;
-      all = {pixels, all.mean + moved, m2 < 0.f ? 0.f : m2};
+    for (int w = 0; w < kRowWarps; ++w) {
+      const float rows = counts[w * kColumnWarps];
+      if (rows == 0.f) break;  // and the warps behind have none either
+      const float d = partial(0, w, c) * (1.f / rows), m2 = partial(1, w, c) - partial(0, w, c) * d;
+      const Columns& pivot = pivots[(w * kColumnWarps + c / kWarpColumns) * 8 + in_warp / V];
+      const float of_warp = element_of<T>(pivot.words[in_warp % V / 2], in_warp % 2) + d;
+      if (w == 0) all.mean = of_warp;
+      const float shifted = of_warp - all.mean;
+      pixels += rows;
+      sum += rows * shifted;
+      squares += m2 + rows * shifted * shifted;
     }
-    write_cluster_moments<kColumns>(all, n0, a.N, a.rows);
-  } else {
-    const auto sum_of_warps = [&](int j) {
-      float sum = 0.f;
-#pragma unroll
-      for (int w = 0; w < kRowWarps; ++w) sum += partial(j / kColumns, w, j % kColumns);
-      return sum;
-    };
-    write_cluster_sums<2, kColumns>(sum_of_warps, n0, a.N, a.rows);
+    const float moved = sum / pixels, m2 = squares - sum * moved;
+    all = {pixels, all.mean + moved, m2 < 0.f ? 0.f : m2};
   }
+  write_cluster_moments<kColumns>(all, n0, a.N, a.rows);
 }
 
 // Calls f with the StreamTile of a product, as a value.
-template <Product PRODUCT, class F>
-auto with_stream_tile(int N, int K, F f) {
-  if constexpr (PRODUCT == Product::kForward) {
-    if (K <= 32) return f(StreamTile<1, 64>());
-    if (K <= 64) return N <= 64 ? f(StreamTile<2, 64>()) : f(StreamTile<2, 128>());
-  } else {
-    if (K <= 64) return N <= 32 ? f(StreamTile<2, 32>()) : f(StreamTile<2, 64>());
-  }
+template <class F>
+void with_stream_tile(int N, int K, F f) {
+  if (K <= 32) return f(StreamTile<1, 64>());
+  if (K <= 64) return N <= 64 ? f(StreamTile<2, 64>()) : f(StreamTile<2, 128>());
   if (K <= 128) return N <= 64 ? f(StreamTile<4, 64>()) : f(StreamTile<4, 128>());
   return f(StreamTile<8, 64>());
 }
 
-// Two blocks an SM, in clusters of eight: a group of 16 SMs has place for four clusters.
-inline constexpr int kStreamBlocks = 256;
+// No more than run at a time: of two blocks an SM an H200 runs 30 clusters of eight, and the last two of 32 took as long
+// again.
+inline constexpr int kStreamBlocks = 208;
 
-// Launches a product, if these kernels take it. Returns how many rows of partial results it writes, at most
-// moment_rows(M, N); 0: they do not take it.
-template <Product PRODUCT, class T>
-int launch_stream(const StreamArguments<T>& a, bool tensor_cores, cudaStream_t stream) {
+// Launches a product, if these kernels take it.
+template <class T>
+bool launch_stream(const StreamArguments<T>& a, bool tensor_cores, cudaStream_t stream) {
   if constexpr (sizeof(T) == 2) {
     if (tensor_cores && a.N % 8 == 0 && a.K % 8 == 0 && a.K <= 256) {
-      return with_stream_tile<PRODUCT>(a.N, a.K, [&](auto tile) {
+      with_stream_tile(a.N, a.K, [&](auto tile) {
         using Tile = decltype(tile);
         const int columns = ceil_div(a.N, Tile::kColumns);
         int blocks = std::min(ceil_div(a.M, Tile::kRows * Tile::kRowWarps), std::max(1, kStreamBlocks / columns));
         const int cluster = blocks_a_row(blocks);
         blocks = cluster > 1 ? whole_rows(blocks) : std::min(blocks, static_cast<int>(moment_rows(a.M, a.N)));
-        LAUNCH_CLUSTERS((pointwise_stream_kernel<T, PRODUCT, Tile>), cluster, dim3(columns, blocks), dim3(kTileThreads),
-                        stream, a);
-        return blocks / cluster;
+        LAUNCH_CLUSTERS((pointwise_stream_kernel<T, Tile>), cluster, dim3(columns, blocks), dim3(kTileThreads), stream,
+                        a);
       });
+      return true;
     }
   }
-  return 0;
+  return false;
 }
 
 }  // namespace fastcifar::cuda

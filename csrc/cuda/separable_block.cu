@@ -1,4 +1,5 @@
 #include "cuda/batch_norm_relu.cuh"
+#include "cuda/pointwise_backward.cuh"
 #include "cuda/pointwise_stream.cuh"
 
 namespace fastcifar::cuda {
@@ -35,11 +36,9 @@ cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShap
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     const T *y = static_cast<const T*>(b.y), *pointwise = static_cast<const T*>(f.pointwise);
-    T *z = static_cast<T*>(b.z), *v = static_cast<T*>(f.v);
+    T* v = static_cast<T*>(f.v);
     const int num_rows = static_cast<int>(moment_rows(M, O));
-    if (launch_stream<Product::kForward, T>({y, pointwise, M, O, C, norm1, nullptr, z, v, f.v_rows, num_rows},
-                                            tensor_cores, stream) > 0)
-      return;
+    if (launch_stream<T>({y, pointwise, M, O, C, norm1, v, f.v_rows, num_rows}, tensor_cores, stream)) return;
     launch_norm1(norm1, C, f.workspace, stream);
     PointwiseArguments<T> a{};
     a.a = y;
@@ -52,77 +51,109 @@ cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShap
     a.scale = f.workspace;
     a.shift = f.workspace + aligned(C);
     launch_product<Product::kForward>(a, tensor_cores, stream);
-    if (z != nullptr) launch_norm_relu(y, z, M, C, known_norm(b.gamma1, b.beta1, b.eps, b.mean1, b.var1), stream);
   });
   return cudaGetLastError();
 }
 
 int64_t separable_block_backward_workspace(const DwShape& s, int64_t out_channels) {
-  return 2 * aligned(s.C) + aligned(input_rows(s, out_channels) * 2 * s.C) +
-         aligned(weight_parts(s, out_channels) * out_channels * s.C) + depthwise_block_backward_workspace(s);
+  const int64_t rows = backward_rows(output_pixels(s), out_channels, s.C) + 1;  // the last one: the sums of all
+  const int64_t in_one = rows * (out_channels + 2) * s.C;
+  const int64_t apart = 2 * aligned(s.C) + aligned(input_rows(s, out_channels) * 2 * s.C) +
+                        aligned(weight_parts(s, out_channels) * out_channels * s.C);
+  return std::max(aligned(in_one), apart) + depthwise_block_backward_workspace(s);
 }
 
 namespace {
-// Two kernels: the gradient in parts; their sum. norm1 is in `scale`.
+// Adds up rows of partial results: the first `size` columns are the gradient of the pointwise weight.
+void launch_sum_rows(const SeparableBackward& g, const float* rows, int count, int64_t width, int64_t size, float* sums,
+                     cudaStream_t stream) {
+  with_type(g.pointwise_dtype, [&](auto t) {
+    using T = decltype(t);
+    const auto launch = [&](auto v) {
+      constexpr int V = decltype(v)::value;
+      LAUNCH((sum_rows_kernel<T, V>), dim3(ceil_div(width, kSumThreads * V)), dim3(kThreads), stream, rows, count,
+             static_cast<int>(width), static_cast<int>(size), static_cast<T*>(g.grad_pointwise), sums);
+    };
+    width % 4 == 0 ? launch(std::integral_constant<int, 4>()) : launch(std::integral_constant<int, 1>());
+  });
+}
+
+// Both products, with norm1's sums, into grad_z. Returns the sums; of no rows where no kernel takes the shape.
 template <class T>
-void launch_grad_pointwise(const SeparableBackward& g, int M, int C, int O, bool tensor_cores, const float* scale,
-                           float* parts, int64_t num_parts, cudaStream_t stream) {
+PartialRows launch_in_one(const SeparableBackward& g, const Norm& norm1, int M, int C, int O, bool tensor_cores,
+                          cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    const auto launch = [&](auto tile) {
+      using Tile = decltype(tile);
+      const int blocks = backward_rows(M, O, C);
+      const BlockBackward& b = g.block;
+      const PointwiseBackwardArguments<T> a{static_cast<const T*>(g.grad_v),
+                                            static_cast<const T*>(b.y),
+                                            static_cast<const T*>(g.pointwise),
+                                            M,
+                                            O,
+                                            C,
+                                            norm1,
+                                            static_cast<T*>(const_cast<void*>(b.grad_z)),
+                                            g.workspace};
+      LAUNCH((pointwise_backward_kernel<T, Tile>), dim3(blocks), dim3(Tile::kThreads), stream, a);
+      return blocks;
+    };
+    if (const int blocks = tensor_cores ? with_backward_tile(O, C, launch) : 0) {
+      const int64_t size = static_cast<int64_t>(O) * C, width = size + 2 * C;
+      float* sums = g.workspace + blocks * width;
+      launch_sum_rows(g, g.workspace, blocks, width, size, sums, stream);
+      return {sums, 1};
+    }
+  }
+  return {nullptr, 0};
+}
+
+// The products apart: norm1; grad_z, masked, with norm1's sums; the gradient of the weight in parts; their sum.
+template <class T>
+PartialRows launch_apart(const SeparableBackward& g, const Norm& norm1, int M, int C, int O, int num_rows,
+                         int num_parts, bool tensor_cores, cudaStream_t stream) {
+  float *scale = g.workspace, *shift = scale + aligned(C), *sums = shift + aligned(C);
+  float* parts = sums + aligned(static_cast<int64_t>(num_rows) * 2 * C);
+  launch_norm1(norm1, C, scale, stream);
   PointwiseArguments<T> a{};
   a.a = static_cast<const T*>(g.grad_v);
-  a.b = static_cast<const T*>(g.block.y);
-  a.M = O;
+  a.b = static_cast<const T*>(g.pointwise);
+  a.M = M;
   a.N = C;
+  a.K = O;
+  a.y = static_cast<const T*>(g.block.y);
+  a.out = static_cast<T*>(const_cast<void*>(g.block.grad_z));
+  a.rows = sums;
+  a.scale = scale;
+  a.shift = shift;
+  a.mean = g.block.mean1;
+  launch_product<Product::kGradInput>(a, tensor_cores, stream);
+  a.b = a.y;
+  a.M = O;
   a.K = M;
   a.rows = parts;
-  a.scale = scale;
-  a.shift = scale + aligned(C);
   launch_product<Product::kGradWeight>(a, tensor_cores, stream);
   const int64_t size = static_cast<int64_t>(O) * C;
-  LAUNCH(sum_parts_kernel, dim3(ceil_div(size, kThreads)), dim3(kThreads), stream, parts, static_cast<int>(num_parts),
-         size, g.grad_pointwise);
+  launch_sum_rows(g, parts, num_parts, size, size, nullptr, stream);
+  return {sums, num_rows};
 }
 }  // namespace
 
-// Three kernels: the gradient of norm1's output, masked, and its sums; the sweep; grad_u. Two more where grad_pointwise
-// is wanted; one more, of norm1, there and where the product is not streamed.
+// Four kernels, where one takes both products: it; the sums of its rows; the sweep; grad_u. Else six.
 cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, const DwShape& s, bool tensor_cores,
                                      cudaStream_t stream) {
   const int C = static_cast<int>(s.C), M = static_cast<int>(output_pixels(s)), O = static_cast<int>(g.out_channels);
   BlockBackward b = g.block;
-  float* scale = g.workspace;
-  PartialRows sums1{scale + 2 * aligned(C), static_cast<int>(input_rows(s, O))};
-  float* parts = sums1.data + aligned(static_cast<int64_t>(sums1.count) * 2 * C);
-  const int64_t num_parts = weight_parts(s, O);
-  b.workspace = parts + aligned(num_parts * O * C);
-
   const Norm norm1 = known_norm(b.gamma1, b.beta1, b.eps, b.mean1, b.var1);
+  b.workspace = g.workspace + separable_block_backward_workspace(s, O) - depthwise_block_backward_workspace(s);
+  PartialRows sums1{};
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    const T *grad_v = static_cast<const T*>(g.grad_v), *y = static_cast<const T*>(b.y);
-    const T* pointwise = static_cast<const T*>(g.pointwise);
-    T* grad_z = static_cast<T*>(const_cast<void*>(b.grad_z));
-    const int streamed = launch_stream<Product::kGradInput, T>(
-        {grad_v, pointwise, M, C, O, norm1, y, nullptr, grad_z, sums1.data, 0}, tensor_cores, stream);
-    if (streamed == 0 || g.grad_pointwise != nullptr) launch_norm1(norm1, C, scale, stream);
-    if (streamed > 0) {
-      sums1.count = streamed;
-    } else {
-      PointwiseArguments<T> a{};
-      a.a = grad_v;
-      a.b = pointwise;
-      a.M = M;
-      a.N = C;
-      a.K = O;
-      a.y = y;
-      a.out = grad_z;
-      a.rows = sums1.data;
-      a.scale = scale;
-      a.shift = scale + aligned(C);
-      a.mean = b.mean1;
-      launch_product<Product::kGradInput>(a, tensor_cores, stream);
-    }
-    if (g.grad_pointwise != nullptr)
-      launch_grad_pointwise<T>(g, M, C, O, tensor_cores, scale, parts, num_parts, stream);
+    sums1 = launch_in_one<T>(g, norm1, M, C, O, tensor_cores, stream);
+    if (sums1.count == 0)
+      sums1 = launch_apart<T>(g, norm1, M, C, O, static_cast<int>(input_rows(s, O)),
+                              static_cast<int>(weight_parts(s, O)), tensor_cores, stream);
   });
   return depthwise_sweep(dtype, b, sums1, s, stream);
 }

@@ -21,14 +21,13 @@ Tensor in_dtype_of(const Tensor& x, const Tensor& w) {
   return w.scalar_type() == x.scalar_type() ? w : torch::stable::to(w, x.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_cuda(
     const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-    const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows,
-    bool keep_z) {
+    const Tensor& beta1, const Tensor& pointwise, double eps, int64_t stride, const std::optional<Tensor>& u_rows) {
   const char* op = "separable_block";
   const DeviceStream stream(u);
   SeparableBlockForward prepared =
-      prepare_separable_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows, keep_z);
+      prepare_separable_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, pointwise, stride, u_rows);
   DepthwiseBlockForward& a = prepared.block;
   Tensor v_rows = empty_moments_of_v(prepared);
   const Tensor in = readable(op, a.u), weight = float_weight(a.w);
@@ -42,7 +41,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   f.block.gamma1 = floats(a.gamma1);
   f.block.beta1 = floats(a.beta1);
   f.block.eps = static_cast<float>(eps);
-  f.block.z = keep_z ? a.z.mutable_data_ptr() : nullptr;
   f.block.y = a.y.mutable_data_ptr();
   f.block.mean0 = mutable_floats(a.mean0);
   f.block.var0 = mutable_floats(a.var0);
@@ -57,20 +55,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   f.v_rows = mutable_floats(v_rows);
   f.workspace = mutable_floats(workspace);
   check_launch(op, separable_block(dtype_of(in), f, a.shape, has_tensor_cores(), stream));
-  return {prepared.v, v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1, a.z};
+  return {prepared.v, v_rows, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_block_backward_cuda(
     const Tensor& grad_v, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
     const Tensor& gamma1, const Tensor& beta1, const Tensor& pointwise, const Tensor& mean0, const Tensor& var0,
     const Tensor& mean1, const Tensor& var1, double eps, int64_t stride, const std::optional<Tensor>& u_rows,
-    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows,
-    bool need_grad_pointwise) {
+    const std::optional<Tensor>& grad_v_rows, const std::optional<Tensor>& v, const std::optional<Tensor>& v_rows) {
   const char* op = "_separable_block_backward";
   const DeviceStream stream(u);
-  SeparableBlockBackward prepared = prepare_separable_block_backward(
-      Backend::cuda, op, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride,
-      u_rows, grad_v_rows, v, v_rows, need_grad_pointwise);
+  SeparableBlockBackward prepared =
+      prepare_separable_block_backward(Backend::cuda, op, grad_v, u, y, gamma0, beta0, w, gamma1, beta1, pointwise,
+                                       mean0, var0, mean1, var1, stride, u_rows, grad_v_rows, v, v_rows);
   DepthwiseBlockBackward& a = prepared.block;
   const DwShape& s = a.shape;
   const int64_t channels = prepared.out_channels;
@@ -79,9 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   Tensor masked = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   const Tensor grad_w = empty_float_weight(a.w);
   const int64_t sizes[4] = {channels, s.C, 1, 1};
-  Tensor grad_pointwise = no_gradient(a.gamma0);
-  if (need_grad_pointwise)
-    grad_pointwise = torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, u.device());
+  const Tensor grad_pointwise = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, u.device());
   const Tensor workspace = empty_floats(in, separable_block_backward_workspace(s, channels));
   SeparableBackward g{};
   g.block.grad_z = masked.mutable_data_ptr();
@@ -106,17 +101,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   g.grad_v = grad.const_data_ptr();
   g.pointwise = matrix.const_data_ptr();
   g.out_channels = channels;
-  g.grad_pointwise = need_grad_pointwise ? mutable_floats(grad_pointwise) : nullptr;
+  g.pointwise_dtype = dtype_of(pointwise);
+  g.grad_pointwise = grad_pointwise.mutable_data_ptr();
   g.workspace = mutable_floats(workspace);
   check_launch(op, separable_block_backward(dtype_of(in), g, s, has_tensor_cores(), stream));
-  return {a.grad_u,
-          a.grad_gamma0,
-          a.grad_beta0,
-          weight_gradient(grad_w, w),
-          a.grad_gamma1,
-          a.grad_beta1,
-          need_grad_pointwise ? weight_gradient(grad_pointwise, pointwise) : grad_pointwise,
-          prepared.grad_u_rows};
+  return {a.grad_u,      a.grad_gamma0, a.grad_beta0,   weight_gradient(grad_w, w),
+          a.grad_gamma1, a.grad_beta1,  grad_pointwise, prepared.grad_u_rows};
 }
 
 }  // namespace

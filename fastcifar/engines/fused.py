@@ -27,10 +27,11 @@ from fastcifar.ops import (
     depthwise_block,
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
+    separable_block,
     separable_blocks,
     stem,
 )
-from fastcifar.ops.separable_block import suits, trained_block
+from fastcifar.ops.separable_block import suits
 
 _AfterBlocks = tuple[Tensor, Tensor | None, Sequence[Tensor]]
 """The last block's raw output, its moments where they are known, and mean and variance of each BN before it."""
@@ -71,7 +72,6 @@ class FusedModel:
     ) -> None:
         self._model, self._dtype, self._fuse_pointwise, self._side = model, dtype, fuse_pointwise, side
         self.aside: Aside = side.working if side else in_place
-        self._multiply = side.product if side else torch.mm
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         self._strides = [_conv(b.depthwise).stride[0] for b in self._blocks]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
@@ -129,7 +129,7 @@ class FusedModel:
         eps, means_and_variances = self._norms[0].eps, []
         for bns, stride, product, batch in zip(self._bns, self._strides, products, self._batches, strict=True):
             if self._fuse_pointwise and suits(u.shape[1], len(product), u.shape[2], u.shape[3]):
-                u, rows, _, *statistics = trained_block(self._multiply, u, *bns, product, eps, stride, rows)
+                u, rows, _, *statistics = separable_block(u, *bns, product, eps, stride, rows)
             else:
                 z, _, *statistics = depthwise_block(u, *bns, eps, stride, u_rows=rows)
                 u, rows = pointwise(z, product, self._side, batch), None

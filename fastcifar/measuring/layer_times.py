@@ -26,8 +26,7 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.layers import Layer
 from fastcifar.measuring.timing import Call, time_calls
-from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_blocks, stem
-from fastcifar.ops.separable_block import trained_block
+from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_block, separable_blocks, stem
 from fastcifar.session import Session
 
 
@@ -118,7 +117,7 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
             parameters, eps, stride = (*bns, pointwise[0].weight), norm.eps, conv.stride[0]
             if device.type == "cpu":
                 return lambda u: separable_blocks(u, None, parameters, eps, (stride,))[0]
-            return lambda u: trained_block(torch.mm, u, *parameters, eps, stride, None)[0]
+            return lambda u: separable_block(u, *parameters, eps, stride)[0]
         return lambda u: depthwise_block(u, *bns, norm.eps, conv.stride[0])[0]
     if layer.kind == NORM:
         return lambda x: F.relu(first(x), inplace=True)

@@ -150,8 +150,7 @@ def separable_calls(
 ) -> Iterator[tuple[str, Arguments]]:
     """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1).
 
-    `device` is the one whose kernels are called: those of the CPU have gradients of the moments, and those of CUDA
-    keep z and can do without the gradient of the product's weight.
+    `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
     """
     u, *parameters = block
     n, c, *_ = u.shape
@@ -160,7 +159,7 @@ def separable_calls(
     yield "separable_block", arguments
     rows = rows_of_halves(u)
     yield "separable_block", (*arguments, rows)
-    v, v_rows, y, *statistics, _ = separable_block_ref(*arguments)
+    v, v_rows, y, *statistics = separable_block_ref(*arguments)
     grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
     backward = (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
     yield "_separable_block_backward", backward
@@ -168,9 +167,6 @@ def separable_calls(
         grad_rows = torch.zeros_like(v_rows)
         grad_rows[0, 1:] = torch.randn(2, out_channels)
         yield "_separable_block_backward", (*backward, rows, grad_rows, v, v_rows)
-    else:
-        yield "separable_block", (*arguments, rows, True)
-        yield "_separable_block_backward", (*backward, None, None, None, None, False)
 
 
 def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:

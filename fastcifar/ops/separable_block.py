@@ -3,14 +3,13 @@
 The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own. On
 the CPU the gradient through these statistics needs none either: the moments are differentiable, so that the block
 before adds that part to the gradient of its output as it loads it. Training takes it on the CPU, where a chain of
-blocks is an op of its own, `separable_blocks`. On CUDA it is for blocks that `suits` names: there z is written too, and
-the library multiplies for the weight's gradient (`trained_block`).
+blocks is an op of its own, `separable_blocks`. On CUDA it is for blocks that `suits` names: there one kernel computes
+both products of the backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +57,7 @@ def separable_block(
     Raises:
         RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
-    v, v_rows, y, mean0, var0, mean1, var1, _ = _forward(
-        u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows
-    )
-    return v, v_rows, y, mean0, var0, mean1, var1
+    return _forward(u, gamma0, beta0, w, gamma1, beta1, pointwise, eps, stride, u_rows)  # type: ignore[no-any-return]
 
 
 def separable_block_ref(
@@ -75,16 +71,15 @@ def separable_block_ref(
     eps: float,
     stride: int,
     u_rows: Tensor | None = None,
-    keep_z: bool = False,
-) -> tuple[Tensor, ...]:
-    """`separable_block` in plain PyTorch; behind its results z, or an empty tensor if it is not to be kept."""
+) -> Outputs:
+    """`separable_block` in plain PyTorch."""
     statistics = (None, None) if u_rows is None else merge_rows(u_rows)
     z, y, *others = depthwise_block_ref(u, gamma0, beta0, w, gamma1, beta1, eps, stride, *statistics)
     wide = accumulate_dtype(u)
     v = F.conv2d(z.to(wide), pointwise.to(u.dtype).to(wide)).to(u.dtype)
     mean0, var0, mean1, var1 = others
     v = v.contiguous(memory_format=torch.channels_last)
-    return v, rows_of(v), y, mean0, var0, mean1, var1, z if keep_z else u.new_empty(0)
+    return v, rows_of(v), y, mean0, var0, mean1, var1
 
 
 def separable_block_backward_ref(
@@ -107,7 +102,6 @@ def separable_block_backward_ref(
     grad_v_rows: Tensor | None = None,
     v: Tensor | None = None,
     v_rows: Tensor | None = None,
-    need_grad_pointwise: bool = True,
 ) -> Gradients:
     """The backward of `separable_block` in plain PyTorch.
 
@@ -119,7 +113,6 @@ def separable_block_backward_ref(
         grad_v_rows: the gradient of v_rows in its shape, of which only the first row counts; None: there is none.
         v: as the forward returned it, with all pixels in the first row of v_rows; needed with grad_v_rows.
         v_rows: as v.
-        need_grad_pointwise: whether the gradient of pointwise is computed; else it is an empty tensor. On CUDA only.
 
     Returns:
         The gradients of u, gamma0, beta0, w, gamma1, beta1 and pointwise, each in the shape and dtype of its argument,
@@ -145,33 +138,30 @@ def separable_block_backward_ref(
         grad_u = grad_u.contiguous(memory_format=torch.channels_last)
         grad_u_rows = rows_gradient(u_rows, mean0, constant, factor)
     grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1 = grads
-    grad_pointwise = gamma0.new_empty(0)
-    if need_grad_pointwise:
-        grad_pointwise = (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
+    grad_pointwise = (grad_rows.T @ z_rows).to(pointwise.dtype).view(pointwise.shape)
     return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1, grad_pointwise, grad_u_rows
 
 
 _forward = define(
     "separable_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor pointwise,"
-    " float eps, int stride, Tensor? u_rows=None, bool keep_z=False)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " float eps, int stride, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     separable_block_ref,
 )
 _backward = define(
     "_separable_block_backward(Tensor grad_v, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor pointwise, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps,"
-    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None,"
-    " bool need_grad_pointwise=True)"
+    " int stride, Tensor? u_rows=None, Tensor? grad_v_rows=None, Tensor? v=None, Tensor? v_rows=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     separable_block_backward_ref,
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, u_rows, _ = inputs
-    v, v_rows, y, *statistics, z = output
+    u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, u_rows = inputs
+    v, v_rows, y, *statistics = output
     ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics, u_rows, v, v_rows)
-    not_differentiable = [y, *statistics, z]
+    not_differentiable = [y, *statistics]
     if u.device.type == "cuda":
         not_differentiable.append(v_rows)
     ctx.mark_non_differentiable(*not_differentiable)
@@ -180,16 +170,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd(ctx: Any, grad_v: Tensor | None, grad_v_rows: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     if grad_v is None and grad_v_rows is None:
-        return (None,) * 11
+        return (None,) * 10
     *tensors, u_rows, v, v_rows = ctx.saved_tensors
     if grad_v is None:
         grad_v = torch.zeros_like(v)
     if v.device.type == "cuda":  # its gradient of u has what comes through u's statistics
-        return *_backward(grad_v, *tensors, ctx.eps, ctx.stride)[:7], *(None,) * 4
+        return *_backward(grad_v, *tensors, ctx.eps, ctx.stride)[:7], *(None,) * 3
     if grad_v_rows is None:
         v, v_rows = None, None
     *grads, grad_u_rows = _backward(grad_v, *tensors, ctx.eps, ctx.stride, u_rows, grad_v_rows, v, v_rows)
-    return *grads, None, None, None if u_rows is None else grad_u_rows, None
+    return *grads, None, None, None if u_rows is None else grad_u_rows
 
 
 torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_context=_setup_context)
@@ -198,10 +188,8 @@ torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_c
 def suits(channels: int, out_channels: int, height: int, width: int) -> bool:
     """Whether on CUDA a block may be one op with its product: one of few channels and a large map.
 
-    There the kernels of the product read and write each map once, in 16-bit types, on GPUs with tensor cores for these.
-    On an H200 a training step became 9 us faster (of 655) with the blocks of 32 and 64 channels in one op; with those
-    of 128 and 256 too it became 6 us slower, and with their backward alone 7. Maps of up to 8x8 pixels have kernels of
-    their own in `depthwise_block`.
+    There the kernels of the products read and write each map once, in 16-bit types, on GPUs with tensor cores for these.
+    Maps of up to 8x8 pixels have kernels of their own in `depthwise_block`.
 
     Args:
         channels: of the block's input.
@@ -209,41 +197,5 @@ def suits(channels: int, out_channels: int, height: int, width: int) -> bool:
         height: of its input.
         width: of its input.
     """
-    few = channels <= 64 and out_channels <= 256
+    few = max(channels, out_channels) <= 128
     return few and channels % 8 == out_channels % 8 == 0 and height * width > 64
-
-
-def trained_block(multiply: Callable[[Tensor, Tensor], Tensor], *arguments: Any) -> Outputs:
-    """`separable_block` as it trains fastest on CUDA: the library multiplies for the gradient of `pointwise`.
-
-    Args:
-        multiply: returns a @ b of two matrices, which nothing may need before the step's end.
-        *arguments: those of `separable_block`, all of them, in its order; the depthwise weight is float32.
-
-    Returns:
-        What `separable_block` returns; v_rows is not differentiable.
-    """
-    return cast(Outputs, _TrainedBlock.apply(multiply, *arguments))  # type: ignore[no-untyped-call]
-
-
-class _TrainedBlock(torch.autograd.Function):
-    """`trained_block`."""
-
-    @staticmethod
-    def forward(ctx: Any, multiply: Callable[[Tensor, Tensor], Tensor], *arguments: Any) -> tuple[Tensor, ...]:
-        u, *parameters, ctx.eps, ctx.stride, _ = arguments
-        v, v_rows, y, *statistics, z = _forward(*arguments, True)
-        ctx.multiply = multiply
-        ctx.save_for_backward(u, y, *parameters, *statistics, z)
-        ctx.mark_non_differentiable(v_rows, y, *statistics)
-        ctx.set_materialize_grads(False)  # zeros for each of these: 24 kernels a step
-        return v, v_rows, y, *statistics
-
-    @staticmethod
-    def backward(ctx: Any, grad_v: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_v is None:
-            return (None,) * 11
-        *tensors, z = ctx.saved_tensors
-        *grads, _, _ = _backward(grad_v, *tensors, ctx.eps, ctx.stride, None, None, None, None, False)
-        grad_rows, z_rows = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (grad_v, z))
-        return None, *grads, ctx.multiply(grad_rows.t(), z_rows)[..., None, None], None, None, None

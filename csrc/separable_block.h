@@ -83,8 +83,6 @@ inline SeparableBlockBackward prepare_separable_block_backward(
   a.pointwise = check_pointwise_weight(op, pointwise, u);
   a.out_channels = a.pointwise.size(0);
   a.grad_v = check_matching(op, "grad_v", grad_v, {s.N, a.out_channels, s.Ho, s.Wo}, u);
-  STD_TORCH_CHECK(backend == Backend::cpu || !(u_rows.has_value() || grad_v_rows.has_value()), op,
-                  ": only the CPU has kernels for gradients of u_rows and v_rows");
   if (grad_v_rows.has_value()) {
     STD_TORCH_CHECK(v.has_value() && v_rows.has_value(), op, ": grad_v_rows needs v and v_rows");
     a.of_moments = {check_moments(op, "grad_v_rows", *grad_v_rows, grad_v),

@@ -64,8 +64,6 @@ inline StemBackward prepare_stem_backward(Backend backend, const Tensor& grad_u,
   const char* op = "_stem_backward";
   StemBackward a{check_stem(backend, op, x, w), {}, {}, {}, {}, {}};
   a.grad_u = check_matching(op, "grad_u", grad_u, {a.N, a.C, a.H, a.W}, x);
-  STD_TORCH_CHECK(backend == Backend::cpu || !grad_u_rows.has_value(), op,
-                  ": only the CPU has a kernel for the gradient of u_rows");
   if (grad_u_rows.has_value()) {
     STD_TORCH_CHECK(u.has_value() && u_rows.has_value(), op, ": grad_u_rows needs u and u_rows");
     a.grad_u_rows = check_moments(op, "grad_u_rows", *grad_u_rows, grad_u);

@@ -31,14 +31,12 @@ def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arg
     for shape in SHAPES:
         for stride in (1, 2):
             for name, arguments in calls(shape, on_cpu, stride):
-                if device == "cuda" and name == "_separable_block_backward" and len(arguments) > 15:
-                    continue  # with gradients of moments, which the CPU alone has
                 if "separable" in name:  # the product's weight in the activations' dtype: else PyTorch converts it
                     position = 6 if name == "separable_block" else 8
                     arguments = (*arguments[:position], arguments[position].to(on_cpu), *arguments[position + 1 :])
                 yield name, arguments
         ends = [*stem_calls(shape, on_cpu), *pool_calls(shape, on_cpu)]
-        yield from ((name, args) for name, args in ends if device == "cpu" or len(args) not in (6, 8))  # as above
+        yield from ((name, args) for name, args in ends if device == "cpu" or len(args) != 8)
     yield from step_calls(on_cpu)
     narrow = None if dtype == torch.float32 else on_cpu
     yield "sgd", sgd_arguments([(5,), (0,), (32, 3, 3, 3), (5000,)], narrow, 0.9, True)

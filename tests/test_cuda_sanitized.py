@@ -81,10 +81,9 @@ torch.ops.load_library(sys.argv[1])
 op = torch.ops.fastcifar_emulated
 u = torch.zeros(40, 16, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
 c, w, pointwise = torch.ones(16), torch.zeros(16, 1, 3, 3), torch.zeros(24, 16, 1, 1).bfloat16()
-v, _, y, *statistics, _ = op.separable_block(u, c, c, w, c, c, pointwise, 1e-5, 1, None, True)
-op._separable_block_backward(
-    v, u, y, c, c, w, c, c, pointwise, *statistics, 1e-5, 1, None, None, None, None, False
-)
+v, rows, y, *statistics = op.separable_block(u, c, c, w, c, c, pointwise, 1e-5, 1)
+u_rows = torch.ones(1, 3, 16)
+op._separable_block_backward(v, u, y, c, c, w, c, c, pointwise, *statistics, 1e-5, 1, u_rows, rows, v, rows)
 print("CORRECT")
 """
 OPS_USED = {
@@ -96,6 +95,7 @@ OPS_USED = {
 }
 SCRIPTS = {
     "pointwise_stream": STREAM_SCRIPT,
+    "pointwise_backward": STREAM_SCRIPT,
     "depthwise_plane": PLANE_SCRIPT,
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
@@ -137,7 +137,7 @@ PLANTED = {
         "static_cast<unsigned>(y) < static_cast<unsigned>(H)",
         "y >= 0",
     ),
-    "a gradient behind the last row": ("stem.cu", "c < s.C && y0 < s.H && x0 + p < s.W)", "c < s.C && x0 + p < s.W)"),
+    "a gradient behind the last row": ("stem.cu", "c < s.C && y0 < s.H ? s.W - x0 : 0", "c < s.C ? s.W - x0 : 0"),
     "a pixel behind the last": ("stem.cu", "c >= s.C || y0 >= s.H || x0 >= s.W", "c >= s.C || x0 >= s.W"),
     "no room for the last sums": ("stem.cu", "shared, kLanes* kSums)", "shared, kLanes* kSums - 1)"),
     "a pixel behind the last one": (
@@ -145,6 +145,17 @@ PLANTED = {
         "m < a.M && block * 32 + q * 8 < a.K",
         "m < a.M + 64 && block * 32 + q * 8 < a.K",
     ),
+    "a gradient behind the last pixel": (
+        "pointwise_backward.cuh",
+        "place), m < a.M && c < a.O)",
+        "place), m < a.M + 64 && c < a.O)",
+    ),
+    "a result behind the last pixel": (
+        "pointwise_backward.cuh",
+        "if (m < a.M && channel < a.C)",
+        "if (channel < a.C)",
+    ),
+    "a sum behind the last row": ("pointwise_backward.cuh", "r < count && column < width", "column < width"),
     "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
 }
 # Types that the script does not use need not be compiled.
@@ -195,6 +206,21 @@ RACES = {
         "pointwise_stream.cuh",
         "of_weight.put(weight);\n  __syncthreads();",
         "of_weight.put(weight);",
+    ),
+    "a tile that is read before it is there": (
+        "pointwise_backward.cuh",
+        "put(tile * kRows);\n    __syncthreads();",
+        "put(tile * kRows);",
+    ),
+    "a tile that lies over the weight while it is read": (
+        "pointwise_backward.cuh",
+        "slice + second);\n      __syncthreads();",
+        "slice + second);",
+    ),
+    "z that is read before it is there": (
+        "pointwise_backward.cuh",
+        "= pack;\n      }\n    }\n    __syncthreads();",
+        "= pack;\n      }\n    }",
     ),
     "a label that a row of pixels writes": (
         "training_batch.cu",

@@ -115,10 +115,11 @@ __global__ void __launch_bounds__(kThreads)
   write_block_sums(sums, at, blockIdx.x * kBlockChannels, C, rows);
 }
 
-// Writes grad_x, which may be grad itself. MASKED: grad is the gradient of the norm's output; otherwise of the ReLU's.
+// Writes grad_x, which may be grad itself. MASKED: grad is the gradient of the norm's output times its scale; otherwise
+// that of the ReLU's output.
 // Where grad_w is not null, the rows of blocks also merge its nine taps, sums 0 to 8 of each row of partial sums.
 template <class T, int V, bool MASKED>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)  // with 64 registers, as ptxas chooses for sm_80, one spills
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {
   begin_kernel();
   const Lanes<V> at;
@@ -129,8 +130,8 @@ __global__ void __launch_bounds__(kThreads)
     float (&g)[V] = inputs[0], (&v)[V] = inputs[1];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      if (!MASKED && fmaf(v[i], own.scale[i], own.shift[i]) <= 0.f) g[i] = 0.f;
-      g[i] = fmaf(own.scale[i], g[i], fmaf(own.slope[i], v[i] - own.mean[i], own.offset[i]));
+      if constexpr (!MASKED) g[i] = fmaf(v[i], own.scale[i], own.shift[i]) <= 0.f ? 0.f : own.scale[i] * g[i];
+      g[i] += fmaf(own.slope[i], v[i] - own.mean[i], own.offset[i]);
     }
     store<V>(grad_x + static_cast<int64_t>(m) * C + c, g);
   };
@@ -143,6 +144,27 @@ __global__ void __launch_bounds__(kThreads)
 // Blocks of which an SM holds two, in clusters: of 264 such places an H200 gives 240 to clusters of eight, and the last
 // 16 of 256 took as long again.
 inline constexpr int kTwoClusters = 240;
+
+// Writes grad with what comes through the moments of x.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    whole_gradient_kernel(const T* grad, const T* x, T* whole, int M, int C, const ThroughMoments moments) {
+  begin_kernel();
+  const Lanes<V> at;
+  const int c = blockIdx.x * kBlockChannels + at.channel;
+  PartThroughMoments parts[V];
+  const auto prepare = [&] {
+#pragma unroll
+    for (int i = 0; i < V; ++i) parts[i] = part_through(moments, c + i, C);
+  };
+  const auto apply = [&](int m, float (&inputs)[2][V]) {
+    float (&g)[V] = inputs[0];
+#pragma unroll
+    for (int i = 0; i < V; ++i) g[i] = with_part(g[i], inputs[1][i], parts[i]);
+    store<V>(whole + static_cast<int64_t>(m) * C + c, g);
+  };
+  for_rows<V, T>(at, M, C, c, prepare, apply, grad, x);
+}
 
 // Rows of blocks that reduce, in whole clusters.
 inline int reducing_rows(int64_t M, int64_t C, int V) { return whole_rows(stream_rows(M, C, V)); }
@@ -188,6 +210,16 @@ void launch_norm_backward(const T* grad, const T* x, T* grad_x, int64_t M, int64
     constexpr int V = decltype(width)::value;
     LAUNCH((norm_backward_kernel<T, V, MASKED>), dim3(ceil_div(C, kBlockChannels), stream_rows(M, C, V)),
            dim3(kThreads), stream, grad, x, grad_x, static_cast<int>(M), static_cast<int>(C), norm, grad_w);
+  });
+}
+
+template <class T>
+void launch_whole_gradient(const T* grad, const ThroughMoments& moments, T* whole, int64_t M, int64_t C,
+                           cudaStream_t stream) {
+  with_width<T>(C, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    LAUNCH((whole_gradient_kernel<T, V>), dim3(ceil_div(C, kBlockChannels), stream_rows(M, C, V)), dim3(kThreads),
+           stream, grad, static_cast<const T*>(moments.x), whole, static_cast<int>(M), static_cast<int>(C), moments);
   });
 }
 

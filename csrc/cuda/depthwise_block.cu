@@ -71,8 +71,54 @@ NormGrad norm1_of(const BlockBackward& b, const DwShape& s) {
 }
 }  // namespace
 
-cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sums1, const DwShape& s,
-                            cudaStream_t stream) {
+// Merges the rows of a sweep, of float [count][11][C]: grad_w, the gradients of norm0's parameters and, from these, that
+// of u's moments. grid: (channel blocks, nine taps and the rest)
+static __global__ void __launch_bounds__(kThreads)
+    merge_sweep_kernel(const float* rows, int count, int C, const NormGrad norm0, float* grad_w,
+                       const MomentsGradient u) {
+  begin_kernel();
+  constexpr int kQ = kQuantities<true>, kTaps = 9;
+  const int c0 = blockIdx.x * kMergeChannels, own = threadIdx.x % kMergeChannels, c = c0 + own;
+  const auto row = [&](int i, int quantity, int channel) {
+    return rows[(static_cast<int64_t>(i) * kQ + quantity) * C + min(c0 + channel, C - 1)];
+  };
+  const int tap = blockIdx.y;
+  if (tap < kTaps) {
+    float sum[1];
+    merge_sums<kMergeChannels>(count, [&](int i, int channel, int) { return row(i, tap, channel); }, sum);
+    if (threadIdx.x < kMergeChannels && c < C) grad_w[static_cast<int64_t>(c) * kTaps + tap] = sum[0];
+    return;
+  }
+  const bool is_channel = c < C;
+  const float gamma = is_channel ? norm0.gamma[c] : 0.f, mean = is_channel ? norm0.mean[c] : 0.f;
+  const float rstd = is_channel ? 1.f / sqrtf(norm0.var[c] + norm0.eps) : 0.f;
+  // The moments of u are read before the barriers, behind which nothing would hide the wait.
+  constexpr int kStep = kThreads / kMergeChannels, kAhead = ceil_div(kMaxMomentRows, kStep);
+  const int first = threadIdx.x / kMergeChannels;
+  Moments moments[kAhead];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) moments[k] = read_moments(u.rows, min(first + k * kStep, u.count - 1), c, C);
+  SHARED_ARRAY(float, shared, 2 * kMergeChannels);
+  float sums[2];  // of g, and of g * (x - mean)
+  merge_sums<kMergeChannels>(count, [&](int i, int channel, int q) { return row(i, kTaps + q, channel); }, sums);
+  if (threadIdx.x < kMergeChannels) {
+    if (is_channel) norm0.grad_beta[c] = sums[0], norm0.grad_gamma[c] = sums[1] * rstd;
+    shared[own] = -gamma * rstd * sums[0] * norm0.inverse_count;
+    shared[kMergeChannels + own] = -gamma * rstd * rstd * rstd * sums[1] * norm0.inverse_count;
+  }
+  __syncthreads();
+  const float constant = shared[own], factor = shared[kMergeChannels + own];
+  const auto write = [&](int i, const Moments& m) {
+    if (i >= u.count) return;
+    write_moments(u.grad_rows, i, c, C, {0.f, m.count * fmaf(m.mean - mean, factor, constant), 0.5f * factor});
+  };
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) write(first + k * kStep, moments[k]);
+  for (int i = first + kAhead * kStep; i < u.count; i += kStep) write(i, read_moments(u.rows, i, c, C));
+}
+
+cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sums1, const MomentsGradient& of_u,
+                            const DwShape& s, cudaStream_t stream) {
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     const T* u = static_cast<const T*>(b.u);
@@ -95,9 +141,14 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
     a.eps = b.eps;
     launch_backward<true>(a, s, stream);
 
-    const PartialRows sums0 = merge_sum_rows({b.workspace, partial_rows<Pass::kFusedBackward>(s)}, kQuantities<true>,
-                                             static_cast<int>(s.C), stream);
     NormGrad norm0 = norm_grad_of(b.gamma0, b.beta0, b.mean0, b.var0, b.eps, pixels(s), b.grad_gamma0, b.grad_beta0);
+    const int C = static_cast<int>(s.C), num_rows = partial_rows<Pass::kFusedBackward>(s);
+    if (of_u.grad_rows != nullptr) {
+      LAUNCH(merge_sweep_kernel, dim3(ceil_div(C, kMergeChannels), 10), dim3(kThreads), stream, b.workspace, num_rows,
+             C, norm0, b.grad_w, of_u);
+      return;
+    }
+    const PartialRows sums0 = merge_sum_rows({b.workspace, num_rows}, kQuantities<true>, C, stream);
     norm0.rows = sums0.data;
     norm0.num_rows = sums0.count;
     norm0.stride = kQuantities<true>;
@@ -123,7 +174,7 @@ cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const 
     sums1 = launch_norm_relu_sums(static_cast<const T*>(b.grad_z), static_cast<const T*>(b.y), output_pixels(s), s.C,
                                   norm1_of(b, s), b.workspace + sums_of_sweep(s), stream);
   });
-  return depthwise_sweep(dtype, b, sums1, s, stream);
+  return depthwise_sweep(dtype, b, sums1, {}, s, stream);
 }
 
 }  // namespace fastcifar::cuda

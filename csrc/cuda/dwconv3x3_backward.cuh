@@ -10,7 +10,7 @@ struct BackwardArguments {
   const T* x;     // plain: the convolution's input; fused: u, its input before norm0 and ReLU
   const T* y;     // fused
   const float* w;
-  T* grad_x;    // fused: gradient of norm0's output, masked by the ReLU; null: not wanted
+  T* grad_x;    // fused: gradient of norm0's output, masked by the ReLU, times norm0's scale; null: not wanted
   float* rows;  // partial sums, see kQuantities; null: not wanted
   DwGeometry s;
   int columns;                                 // of a tile
@@ -215,6 +215,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
                 for (int v = 0; v < V; ++v) {
                   sums[9][v] += dx[v];
                   sums[10][v] = fmaf(dx[v], x[v] - mean0[v], sums[10][v]);
+                  dx[v] *= scale0[v];
                 }
               }
               if (FUSED || a.grad_x != nullptr)

@@ -21,6 +21,19 @@ struct PartialRows {
   int count;
 };
 
+// Partial moments of x, float [count][3][C], and their gradient, of which the first row counts: where they are given, a
+// gradient of x lacks what comes through them.
+struct ThroughMoments {
+  const void* x;
+  const float *rows, *grad_rows;  // null: not given
+};
+// Where the gradient of partial moments is written to, all of its rows.
+struct MomentsGradient {
+  const float* rows;
+  int count;
+  float* grad_rows;  // null: not wanted
+};
+
 // Returns the rows as they are, or, where there are too many for each block of the next kernel to merge, the one row
 // behind the last into which a kernel merges them.
 PartialRows merge_moment_rows(PartialRows rows, int C, cudaStream_t stream);
@@ -84,7 +97,9 @@ struct BlockBackward {
 };
 int64_t depthwise_block_backward_workspace(const DwShape&);
 // The backward from the sums of BN 1 on, which are given: float [count][2][C]. grad_z may have passed the ReLU already.
-cudaError_t depthwise_sweep(Dtype, const BlockBackward&, PartialRows sums1, const DwShape&, cudaStream_t);
+// Where the gradient of u's moments is wanted, grad_u is without what comes through them.
+cudaError_t depthwise_sweep(Dtype, const BlockBackward&, PartialRows sums1, const MomentsGradient&, const DwShape&,
+                            cudaStream_t);
 cudaError_t depthwise_block_backward(Dtype, const BlockBackward&, const DwShape&, cudaStream_t);
 
 // A whole block, from u to v = relu(norm1(y)) . pointwise^T (out_channels x C, of the activations' type). v_rows: float
@@ -102,13 +117,16 @@ cudaError_t separable_block(Dtype, const SeparableForward&, const DwShape&, bool
 
 struct SeparableBackward {
   BlockBackward block;  // grad_z: room for it, of y's size
-  const void *grad_v, *pointwise;
+  MomentsGradient of_u;
+  const void* grad_v;
+  ThroughMoments of_v;
+  const void* pointwise;
   int64_t out_channels;
   Dtype pointwise_dtype;  // of grad_pointwise
   void* grad_pointwise;
   float* workspace;
 };
-int64_t separable_block_backward_workspace(const DwShape&, int64_t out_channels);
+int64_t separable_block_backward_workspace(Dtype, const DwShape&, int64_t out_channels, bool tensor_cores);
 cudaError_t separable_block_backward(Dtype, const SeparableBackward&, const DwShape&, bool tensor_cores, cudaStream_t);
 
 cudaError_t dwconv3x3_affine_relu(Dtype, const void* u, const float* scale0, const float* shift0, const float* w,
@@ -125,8 +143,8 @@ struct StemWeight {
 cudaError_t stem(Dtype, const void* x, const void* w, StemWeight, void* u, float* u_rows, const StemShape&,
                  cudaStream_t);
 int64_t stem_backward_workspace(const StemShape&);
-cudaError_t stem_backward(Dtype, const void* grad_u, const void* x, StemWeight, void* grad_w, float* workspace,
-                          const StemShape&, cudaStream_t);
+cudaError_t stem_backward(Dtype, const void* grad_u, const ThroughMoments& of_u, const void* x, StemWeight,
+                          void* grad_w, float* workspace, const StemShape&, cudaStream_t);
 
 // The labels that rows of logits are compared with. Without MixUp lam is null, and partner_labels is labels.
 struct Targets {

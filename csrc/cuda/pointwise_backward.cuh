@@ -14,17 +14,19 @@ namespace fastcifar::cuda {
 template <class T>
 struct PointwiseBackwardArguments {
   const T *grad_v, *y, *w;  // [M, O], [M, C], [O, C]
+  const T* v;               // [M, O], where grad_v lacks what comes through the moments of v
+  ThroughMoments of_v;
   int M, O, C;
   Norm norm;    // its statistics known
   T* grad_z;    // [M, C], masked
   float* rows;  // [blocks][O * C + 2 * C]: grad_w, and the sums of grad_z and of grad_z * (y - mean)
 };
 
-// For up to OUT output and IN input channels. ROWS: of a tile. DEPTH: the tiles that are on their way.
-template <int OUT, int IN, int ROWS, int THREADS, int DEPTH>
+// For up to OUT output and IN input channels. ROWS: of a tile. RESIDENT: blocks an SM.
+template <int OUT, int IN, int ROWS, int THREADS, int RESIDENT>
 struct BackwardTile {
-  static constexpr int kOut = OUT, kIn = IN, kRows = ROWS, kThreads = THREADS, kDepth = DEPTH;
-  static constexpr int kResident = 512 / THREADS;            // blocks an SM
+  static constexpr int kOut = OUT, kIn = IN, kRows = ROWS, kThreads = THREADS;
+  static constexpr int kResident = RESIDENT;
   static constexpr int kPitchG = OUT + 8, kPitchY = IN + 8;  // so that ldmatrix meets no bank twice
   static constexpr int kPacksG = ROWS * OUT / 8 / THREADS, kPacksY = ROWS * IN / 8 / THREADS;  // of a thread
   static constexpr int kPacksW = ceil_div(OUT * IN / 8, THREADS);
@@ -35,16 +37,18 @@ struct BackwardTile {
   static constexpr int kOutPart = OUT / 4, kInPart = IN / (kWarps / 4);
   static_assert(ROWS % (16 * kRowWarps) == 0 && kOutPart % 16 == 0 && kInPart % 16 == 0, "whole fragments");
   static_assert(kPacksG * THREADS * 8 == ROWS * OUT && kPacksY * THREADS * 8 == ROWS * IN, "the same for all threads");
-  static_assert(OUT * kPitchY <= ROWS * (kPitchG + kPitchY), "the weight has place where the tiles lie later");
+  // Rows of the weight that have place at a time where the tiles lie later.
+  static constexpr int kStaged = OUT * kPitchY <= ROWS * (kPitchG + kPitchY) ? OUT : OUT / 2;
+  static_assert(kStaged * kPitchY <= ROWS * (kPitchG + kPitchY) && kStaged % 16 == 0, "half of it has place");
 };
 
-// grid: (blocks that share out the rows)
-template <class T, class Tile>
+// THROUGH: something comes through the moments of v. grid: (blocks that share out the rows)
+template <class T, class Tile, bool THROUGH>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     pointwise_backward_kernel(const PointwiseBackwardArguments<T> a) {
   begin_kernel();
   constexpr int kOut = Tile::kOut, kIn = Tile::kIn, kRows = Tile::kRows, kPitchG = Tile::kPitchG;
-  constexpr int kPitchY = Tile::kPitchY, kDepth = Tile::kDepth, kMain = Tile::kThreads;
+  constexpr int kPitchY = Tile::kPitchY, kMain = Tile::kThreads;
   using Four = Pack<T, 4>;
   SHARED_ARRAY(uint16_t, shared, kRows*(kPitchG + kPitchY));
   SHARED_ARRAY(float, partials, Tile::kRowWarps * 2 * kIn);
@@ -53,30 +57,70 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   const int in = lane % 8, first = lane / 8 % 2 * 8, second = lane / 16 * 8;  // for load_matrices
   const int tiles = ceil_div(a.M, kRows);
 
-  Pack<T, 8> next_g[kDepth][Tile::kPacksG], next_y[kDepth][Tile::kPacksY];
-  const auto fetch = [&](int d, int tile) {
+  SHARED_ARRAY(float, part_mean, THROUGH ? kOut : 4);
+  SHARED_ARRAY(float, part_factor, THROUGH ? kOut : 4);
+  SHARED_ARRAY(float, part_constant, THROUGH ? kOut : 4);
+  if (THROUGH && threadIdx.x < kOut) {
+    const PartThroughMoments part = part_through(a.of_v, threadIdx.x, a.O);
+    part_mean[threadIdx.x] = part.mean;
+    part_factor[threadIdx.x] = part.factor;
+    part_constant[threadIdx.x] = part.constant;
+  }
+
+  SHARED_ARRAY(float, of_scale, kIn);
+  SHARED_ARRAY(float, of_shift, kIn);
+  SHARED_ARRAY(float, of_mean, kIn);
+  if (threadIdx.x < kIn) {
+    const int c = threadIdx.x;
+    const bool is_channel = c < a.C;
+    const float mean = is_channel ? a.norm.known_mean[c] : 0.f;
+    const Affine affine = is_channel ? affine_of(a.norm.gamma[c], a.norm.beta[c], mean, a.norm.known_var[c], a.norm.eps)
+                                     : Affine{0.f, 0.f};
+    of_scale[c] = affine.scale;
+    of_shift[c] = affine.shift;
+    of_mean[c] = mean;
+  }
+
+  Pack<T, 8> next_g[Tile::kPacksG], next_y[Tile::kPacksY];
+  Pack<T, 8> next_v[THROUGH ? Tile::kPacksG : 1];
+  const auto fetch = [&](int tile) {
     const int m0 = tile * kRows;
 #pragma unroll
     for (int i = 0; i < Tile::kPacksG; ++i) {
       const int j = threadIdx.x + i * kMain, m = m0 + j / (kOut / 8), c = j % (kOut / 8) * 8;
-      next_g[d][i] = load_if<8>(at_byte(a.grad_v, static_cast<uint32_t>(m * a.O + c) * 2), m < a.M && c < a.O);
+      const uint32_t place = static_cast<uint32_t>(m * a.O + c) * 2;
+      next_g[i] = load_if<8>(at_byte(a.grad_v, place), m < a.M && c < a.O);
+      if constexpr (THROUGH) next_v[i] = load_if<8>(at_byte(a.v, place), m < a.M && c < a.O);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kPacksY; ++i) {
       const int j = threadIdx.x + i * kMain, m = m0 + j / (kIn / 8), c = j % (kIn / 8) * 8;
-      next_y[d][i] = load_if<8>(at_byte(a.y, static_cast<uint32_t>(m * a.C + c) * 2), m < a.M && c < a.C);
+      next_y[i] = load_if<8>(at_byte(a.y, static_cast<uint32_t>(m * a.C + c) * 2), m < a.M && c < a.C);
     }
   };
-  const auto put = [&](int d) {
+  const auto put = [&](int m0) {
 #pragma unroll
     for (int i = 0; i < Tile::kPacksG; ++i) {
       const int j = threadIdx.x + i * kMain;
-      *reinterpret_cast<Pack<T, 8>*>(of_g + j / (kOut / 8) * kPitchG + j % (kOut / 8) * 8) = next_g[d][i];
+      if constexpr (THROUGH) {
+        const int c = j % (kOut / 8) * 8;
+        const bool is_row = m0 + j / (kOut / 8) < a.M;
+        float grad[8], x[8], mean[8], factor[8], constant[8];
+        unpack(next_g[i], grad);
+        unpack(next_v[i], x);
+        load<8>(part_mean + c, mean);
+        load<8>(part_factor + c, factor);
+        load<8>(part_constant + c, constant);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) grad[k] = with_part(grad[k], x[k], {mean[k], factor[k], constant[k]});
+        next_g[i] = is_row ? rounded<T>(grad) : Pack<T, 8>{};
+      }
+      *reinterpret_cast<Pack<T, 8>*>(of_g + j / (kOut / 8) * kPitchG + j % (kOut / 8) * 8) = next_g[i];
     }
 #pragma unroll
     for (int i = 0; i < Tile::kPacksY; ++i) {
       const int j = threadIdx.x + i * kMain;
-      *reinterpret_cast<Pack<T, 8>*>(of_y + j / (kIn / 8) * kPitchY + j % (kIn / 8) * 8) = next_y[d][i];
+      *reinterpret_cast<Pack<T, 8>*>(of_y + j / (kIn / 8) * kPitchY + j % (kIn / 8) * 8) = next_y[i];
     }
   };
 
@@ -90,101 +134,90 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       const int j = threadIdx.x + i * kMain, o = j / (kIn / 8), c = j % (kIn / 8) * 8;
       packs[i] = load_if<8>(a.w + o * a.C + c, o < a.O && c < a.C);
     }
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) fetch(d, blockIdx.x + d * gridDim.x);
+    fetch(blockIdx.x);
     // A lane's results are columns 2q and 2q + 1 of each fragment. The words of a row are put in an order in which they
     // are four neighbouring channels: even words of the 16 channels are the first fragment.
 #pragma unroll
-    for (int i = 0; i < Tile::kPacksW; ++i) {
-      const int j = threadIdx.x + i * kMain, o = j / (kIn / 8), c = j % (kIn / 8) * 8;
-      if (o >= kOut) break;
-      uint32_t* row = reinterpret_cast<uint32_t*>(shared + o * kPitchY + c / 16 * 16) + c / 8 % 2 * 2;
+    for (int o0 = 0; o0 < kOut; o0 += Tile::kStaged) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) row[k % 2 * 4 + k / 2] = packs[i].words[k];
+      for (int i = 0; i < Tile::kPacksW; ++i) {
+        const int j = threadIdx.x + i * kMain, o = j / (kIn / 8) - o0, c = j % (kIn / 8) * 8;
+        if (o < 0 || o >= Tile::kStaged) continue;
+        uint32_t* row = reinterpret_cast<uint32_t*>(shared + o * kPitchY + c / 16 * 16) + c / 8 % 2 * 2;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) row[k % 2 * 4 + k / 2] = packs[i].words[k];
+      }
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < Tile::kStaged; k += 16)  // matrices (k, n), (k + 8, n), (k, n + 8), (k + 8, n + 8)
+        weight[(o0 + k) / 16] = load_matrices<true>(shared + (k + first + in) * kPitchY + slice + second);
+      __syncthreads();
     }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kOut / 16; ++k)  // matrices (k, n), (k + 8, n), (k, n + 8), (k + 8, n + 8)
-      weight[k] = load_matrices<true>(shared + (k * 16 + first + in) * kPitchY + slice + second);
-    __syncthreads();
-  }
-
-  // BN of the lane's four channels.
-  const int channel = slice + q * 4;
-  float scale[4], shift[4], mean[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int c = channel + i;
-    const bool is_channel = c < a.C;
-    mean[i] = is_channel ? a.norm.known_mean[c] : 0.f;
-    const Affine affine = is_channel
-                              ? affine_of(a.norm.gamma[c], a.norm.beta[c], mean[i], a.norm.known_var[c], a.norm.eps)
-                              : Affine{0.f, 0.f};
-    scale[i] = affine.scale;
-    shift[i] = affine.shift;
   }
 
   constexpr int kM = Tile::kOutPart / 16, kN = Tile::kInPart / 16;
+  const int channel = slice + q * 4;  // the lane's first
   const int out0 = warp % 4 * Tile::kOutPart, in0 = warp / 4 * Tile::kInPart;
   float grad_w[kM][2 * kN][4] = {}, sums[2][4] = {};
-  for (int tile = blockIdx.x; tile < tiles;) {
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    put(tile * kRows);
+    __syncthreads();
+    fetch(tile + gridDim.x);
+#pragma unroll 1
+    for (int r0 = row_warp * 16; r0 < kRows; r0 += Tile::kRowWarps * 16) {
+      float acc[2][4] = {};
 #pragma unroll
-    for (int d = 0; d < kDepth; ++d, tile += gridDim.x) {
-      if (tile >= tiles) break;
-      put(d);
-      __syncthreads();
-      fetch(d, tile + kDepth * gridDim.x);
+      for (int k = 0; k < kOut / 16; ++k) {  // matrices (m, k), (m + 8, k), (m, k + 8), (m + 8, k + 8)
+        const Fragment rows = load_matrices<false>(of_g + (r0 + first + in) * kPitchG + k * 16 + second);
 #pragma unroll
-      for (int r0 = row_warp * 16; r0 < kRows; r0 += Tile::kRowWarps * 16) {
-        float acc[2][4] = {};
-#pragma unroll
-        for (int k = 0; k < kOut / 16; ++k) {  // matrices (m, k), (m + 8, k), (m, k + 8), (m + 8, k + 8)
-          const Fragment rows = load_matrices<false>(of_g + (r0 + first + in) * kPitchG + k * 16 + second);
-#pragma unroll
-          for (int f = 0; f < 2; ++f) multiply_add<T>(acc[f], rows, weight[k].at[2 * f], weight[k].at[2 * f + 1]);
-        }
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row = r0 + e * 8 + g, m = tile * kRows + row;
-          Four& at = *reinterpret_cast<Four*>(of_y + row * kPitchY + channel);
-          float y[4], z[4], v[4];
-          unpack(at, y);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float normed = fmaf(y[i], scale[i], shift[i]);
-            v[i] = normed <= 0.f ? 0.f : acc[i / 2][e * 2 + i % 2];
-            z[i] = relu(normed);
-          }
-          at = rounded<T>(z);
-          const Four pack = rounded<T>(v);
-          unpack(pack, v);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {  // of a row behind the last, v is 0, as grad_v is
-            sums[0][i] += v[i];
-            sums[1][i] = fmaf(v[i], y[i] - mean[i], sums[1][i]);
-          }
-          if (m < a.M && channel < a.C)
-            *reinterpret_cast<Four*>(at_byte(a.grad_z, static_cast<uint32_t>(m * a.C + channel) * 2)) = pack;
-        }
+        for (int f = 0; f < 2; ++f) multiply_add<T>(acc[f], rows, weight[k].at[2 * f], weight[k].at[2 * f + 1]);
       }
-      __syncthreads();
+      float scale[4], shift[4], mean[4];
+      load<4>(of_scale + channel, scale);
+      load<4>(of_shift + channel, shift);
+      load<4>(of_mean + channel, mean);
 #pragma unroll
-      for (int r0 = 0; r0 < kRows; r0 += 16) {
-        Fragment left[kM], right[kN];
+      for (int e = 0; e < 2; ++e) {
+        const int row = r0 + e * 8 + g, m = tile * kRows + row;
+        Four& at = *reinterpret_cast<Four*>(of_y + row * kPitchY + channel);
+        float y[4], z[4], v[4];
+        unpack(at, y);
 #pragma unroll
-        for (int i = 0; i < kM; ++i)
-          left[i] = load_matrices<true>(of_g + (r0 + second + in) * kPitchG + out0 + i * 16 + first);
+        for (int i = 0; i < 4; ++i) {
+          const float normed = fmaf(y[i], scale[i], shift[i]);
+          v[i] = normed <= 0.f ? 0.f : acc[i / 2][e * 2 + i % 2];
+          z[i] = relu(normed);
+        }
+        at = rounded<T>(z);
+        const Four pack = rounded<T>(v);
+        unpack(pack, v);
 #pragma unroll
-        for (int i = 0; i < kN; ++i)
-          right[i] = load_matrices<true>(of_y + (r0 + first + in) * kPitchY + in0 + i * 16 + second);
-#pragma unroll
-        for (int i = 0; i < kM; ++i)
-#pragma unroll
-          for (int k = 0; k < 2 * kN; ++k)
-            multiply_add<T>(grad_w[i][k], left[i], right[k / 2].at[k % 2 * 2], right[k / 2].at[k % 2 * 2 + 1]);
+        for (int i = 0; i < 4; ++i) {  // of a row behind the last, v is 0, as grad_v is
+          sums[0][i] += v[i];
+          sums[1][i] = fmaf(v[i], y[i] - mean[i], sums[1][i]);
+        }
+        if (m < a.M && channel < a.C)
+          *reinterpret_cast<Four*>(at_byte(a.grad_z, static_cast<uint32_t>(m * a.C + channel) * 2)) = pack;
       }
-      __syncthreads();
     }
+    __syncthreads();
+    // Unrolled further, kernels spill.
+#pragma unroll 4
+    for (int r0 = 0; r0 < kRows; r0 += 16) {
+      Fragment left[kM], right[kN];
+#pragma unroll
+      for (int i = 0; i < kM; ++i)
+        left[i] = load_matrices<true>(of_g + (r0 + second + in) * kPitchG + out0 + i * 16 + first);
+#pragma unroll
+      for (int i = 0; i < kN; ++i)
+        right[i] = load_matrices<true>(of_y + (r0 + first + in) * kPitchY + in0 + i * 16 + second);
+#pragma unroll
+      for (int i = 0; i < kM; ++i)
+#pragma unroll
+        for (int k = 0; k < 2 * kN; ++k)
+          multiply_add<T>(grad_w[i][k], left[i], right[k / 2].at[k % 2 * 2], right[k / 2].at[k % 2 * 2 + 1]);
+    }
+    __syncthreads();
   }
 
   float* const row = a.rows + static_cast<int64_t>(blockIdx.x) * (a.O + 2) * a.C;
@@ -263,9 +296,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class F>
 int with_backward_tile(int64_t O, int64_t C, F f) {
   if (O % 8 != 0 || C % 8 != 0 || O > 128 || C > 128) return 0;
-  if (O <= 64 && C <= 32) return f(BackwardTile<64, 32, 128, 256, 1>());
-  if (C <= 64) return f(BackwardTile<128, 64, 64, 512, 2>());
-  return f(BackwardTile<128, 128, 64, 512, 1>());
+  if (O <= 64 && C <= 32) return f(BackwardTile<64, 32, 128, 256, 2>());
+  if (C <= 64) return f(BackwardTile<128, 64, 64, 512, 1>());
+  return f(BackwardTile<128, 128, 64, 256, 1>());
 }
 
 // How many rows of partial results the kernel writes, one a block: at most as many blocks as run at a time, and for

@@ -55,12 +55,21 @@ cudaError_t separable_block(Dtype dtype, const SeparableForward& f, const DwShap
   return cudaGetLastError();
 }
 
-int64_t separable_block_backward_workspace(const DwShape& s, int64_t out_channels) {
+namespace {
+// Whether one kernel takes both products of the backward.
+bool is_in_one(Dtype dtype, int64_t O, int64_t C, bool tensor_cores) {
+  return tensor_cores && dtype != Dtype::kFloat32 && backward_rows(1, O, C) > 0;
+}
+}  // namespace
+
+int64_t separable_block_backward_workspace(Dtype dtype, const DwShape& s, int64_t out_channels, bool tensor_cores) {
   const int64_t rows = backward_rows(output_pixels(s), out_channels, s.C) + 1;  // the last one: the sums of all
   const int64_t in_one = rows * (out_channels + 2) * s.C;
   const int64_t apart = 2 * aligned(s.C) + aligned(input_rows(s, out_channels) * 2 * s.C) +
                         aligned(weight_parts(s, out_channels) * out_channels * s.C);
-  return std::max(aligned(in_one), apart) + depthwise_block_backward_workspace(s);
+  const bool one = is_in_one(dtype, out_channels, s.C, tensor_cores);
+  return (one ? aligned(in_one) : apart + aligned(output_pixels(s) * out_channels)) +
+         depthwise_block_backward_workspace(s);
 }
 
 namespace {
@@ -78,46 +87,53 @@ void launch_sum_rows(const SeparableBackward& g, const float* rows, int count, i
   });
 }
 
-// Both products, with norm1's sums, into grad_z. Returns the sums; of no rows where no kernel takes the shape.
+// Both products, with norm1's sums, into grad_z. Returns the sums.
 template <class T>
-PartialRows launch_in_one(const SeparableBackward& g, const Norm& norm1, int M, int C, int O, bool tensor_cores,
-                          cudaStream_t stream) {
-  if constexpr (sizeof(T) == 2) {
-    const auto launch = [&](auto tile) {
-      using Tile = decltype(tile);
-      const int blocks = backward_rows(M, O, C);
-      const BlockBackward& b = g.block;
-      const PointwiseBackwardArguments<T> a{static_cast<const T*>(g.grad_v),
-                                            static_cast<const T*>(b.y),
-                                            static_cast<const T*>(g.pointwise),
-                                            M,
-                                            O,
-                                            C,
-                                            norm1,
-                                            static_cast<T*>(const_cast<void*>(b.grad_z)),
-                                            g.workspace};
-      LAUNCH((pointwise_backward_kernel<T, Tile>), dim3(blocks), dim3(Tile::kThreads), stream, a);
-      return blocks;
-    };
-    if (const int blocks = tensor_cores ? with_backward_tile(O, C, launch) : 0) {
-      const int64_t size = static_cast<int64_t>(O) * C, width = size + 2 * C;
-      float* sums = g.workspace + blocks * width;
-      launch_sum_rows(g, g.workspace, blocks, width, size, sums, stream);
-      return {sums, 1};
-    }
-  }
-  return {nullptr, 0};
+PartialRows launch_in_one(const SeparableBackward& g, const Norm& norm1, int M, int C, int O, cudaStream_t stream) {
+  const int blocks = backward_rows(M, O, C);
+  with_backward_tile(O, C, [&](auto tile) {
+    using Tile = decltype(tile);
+    PointwiseBackwardArguments<T> a{};
+    a.grad_v = static_cast<const T*>(g.grad_v);
+    a.y = static_cast<const T*>(g.block.y);
+    a.w = static_cast<const T*>(g.pointwise);
+    a.v = static_cast<const T*>(g.of_v.x);
+    a.of_v = g.of_v;
+    a.M = M;
+    a.O = O;
+    a.C = C;
+    a.norm = norm1;
+    a.grad_z = static_cast<T*>(const_cast<void*>(g.block.grad_z));
+    a.rows = g.workspace;
+    if (g.of_v.rows != nullptr)
+      LAUNCH((pointwise_backward_kernel<T, Tile, true>), dim3(blocks), dim3(Tile::kThreads), stream, a);
+    else
+      LAUNCH((pointwise_backward_kernel<T, Tile, false>), dim3(blocks), dim3(Tile::kThreads), stream, a);
+    return 0;
+  });
+  const int64_t size = static_cast<int64_t>(O) * C, width = size + 2 * C;
+  float* sums = g.workspace + blocks * width;
+  launch_sum_rows(g, g.workspace, blocks, width, size, sums, stream);
+  return {sums, 1};
 }
 
-// The products apart: norm1; grad_z, masked, with norm1's sums; the gradient of the weight in parts; their sum.
+// The products apart: norm1; grad_z, masked, with norm1's sums; the gradient of the weight in parts; their sum. Before
+// them, where something comes through the moments of v, the whole gradient of v.
 template <class T>
 PartialRows launch_apart(const SeparableBackward& g, const Norm& norm1, int M, int C, int O, int num_rows,
                          int num_parts, bool tensor_cores, cudaStream_t stream) {
   float *scale = g.workspace, *shift = scale + aligned(C), *sums = shift + aligned(C);
   float* parts = sums + aligned(static_cast<int64_t>(num_rows) * 2 * C);
+  const int64_t size = static_cast<int64_t>(O) * C;
+  const T* grad_v = static_cast<const T*>(g.grad_v);
+  if (g.of_v.rows != nullptr) {
+    T* whole = reinterpret_cast<T*>(parts + aligned(num_parts * size));
+    launch_whole_gradient(grad_v, g.of_v, whole, M, O, stream);
+    grad_v = whole;
+  }
   launch_norm1(norm1, C, scale, stream);
   PointwiseArguments<T> a{};
-  a.a = static_cast<const T*>(g.grad_v);
+  a.a = grad_v;
   a.b = static_cast<const T*>(g.pointwise);
   a.M = M;
   a.N = C;
@@ -134,28 +150,33 @@ PartialRows launch_apart(const SeparableBackward& g, const Norm& norm1, int M, i
   a.K = M;
   a.rows = parts;
   launch_product<Product::kGradWeight>(a, tensor_cores, stream);
-  const int64_t size = static_cast<int64_t>(O) * C;
   launch_sum_rows(g, parts, num_parts, size, size, nullptr, stream);
   return {sums, num_rows};
 }
 }  // namespace
 
-// Four kernels, where one takes both products: it; the sums of its rows; the sweep; grad_u. Else six.
+// Five kernels, where one takes both products: it; the sums of its rows; the sweep; the sums of its rows; grad_u. The
+// last is not needed where u's moments have a gradient of their own.
 cudaError_t separable_block_backward(Dtype dtype, const SeparableBackward& g, const DwShape& s, bool tensor_cores,
                                      cudaStream_t stream) {
   const int C = static_cast<int>(s.C), M = static_cast<int>(output_pixels(s)), O = static_cast<int>(g.out_channels);
   BlockBackward b = g.block;
   const Norm norm1 = known_norm(b.gamma1, b.beta1, b.eps, b.mean1, b.var1);
-  b.workspace = g.workspace + separable_block_backward_workspace(s, O) - depthwise_block_backward_workspace(s);
+  b.workspace = g.workspace + separable_block_backward_workspace(dtype, s, O, tensor_cores) -
+                depthwise_block_backward_workspace(s);
   PartialRows sums1{};
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
-    sums1 = launch_in_one<T>(g, norm1, M, C, O, tensor_cores, stream);
-    if (sums1.count == 0)
-      sums1 = launch_apart<T>(g, norm1, M, C, O, static_cast<int>(input_rows(s, O)),
-                              static_cast<int>(weight_parts(s, O)), tensor_cores, stream);
+    if constexpr (sizeof(T) == 2) {
+      if (is_in_one(dtype, O, C, tensor_cores)) {
+        sums1 = launch_in_one<T>(g, norm1, M, C, O, stream);
+        return;
+      }
+    }
+    sums1 = launch_apart<T>(g, norm1, M, C, O, static_cast<int>(input_rows(s, O)), static_cast<int>(weight_parts(s, O)),
+                            tensor_cores, stream);
   });
-  return depthwise_sweep(dtype, b, sums1, s, stream);
+  return depthwise_sweep(dtype, b, sums1, g.of_u, s, stream);
 }
 
 }  // namespace fastcifar::cuda

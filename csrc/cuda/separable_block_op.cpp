@@ -72,12 +72,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   const DwShape& s = a.shape;
   const int64_t channels = prepared.out_channels;
   const Tensor in = readable(op, a.u), out = readable(op, a.y), grad = readable(op, prepared.grad_v);
+  const Tensor of_v = prepared.of_moments ? readable(op, prepared.of_moments->v) : grad;
   const Tensor weight = float_weight(a.w), matrix = readable(op, in_dtype_of(u, prepared.pointwise));
   Tensor masked = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   const Tensor grad_w = empty_float_weight(a.w);
   const int64_t sizes[4] = {channels, s.C, 1, 1};
   const Tensor grad_pointwise = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, u.device());
-  const Tensor workspace = empty_floats(in, separable_block_backward_workspace(s, channels));
+  const Tensor workspace =
+      empty_floats(in, separable_block_backward_workspace(dtype_of(in), s, channels, has_tensor_cores()));
   SeparableBackward g{};
   g.block.grad_z = masked.mutable_data_ptr();
   g.block.u = in.const_data_ptr();
@@ -99,6 +101,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   g.block.grad_gamma1 = mutable_floats(a.grad_gamma1);
   g.block.grad_beta1 = mutable_floats(a.grad_beta1);
   g.grad_v = grad.const_data_ptr();
+  if (prepared.of_moments) {
+    g.of_v = {of_v.const_data_ptr(), floats(prepared.of_moments->rows), floats(prepared.of_moments->grad_rows)};
+  }
+  if (prepared.u_rows) {
+    g.of_u = {floats(*prepared.u_rows), static_cast<int>(prepared.u_rows->size(0)),
+              mutable_floats(prepared.grad_u_rows)};
+  }
   g.pointwise = matrix.const_data_ptr();
   g.out_channels = channels;
   g.pointwise_dtype = dtype_of(pointwise);

@@ -369,6 +369,19 @@ inline NormGrad norm_grad_of(const float* gamma, const float* beta, const float*
   return norm;
 }
 
+// The part of the gradient of x that comes through its moments is constant + (x - mean) * factor: for each channel these
+// three, from the first row of the moments and the first row of their gradient.
+struct PartThroughMoments {
+  float mean, factor, constant;
+};
+__device__ __forceinline__ PartThroughMoments part_through(const ThroughMoments& moments, int c, int C) {
+  if (c >= C) return {0.f, 0.f, 0.f};
+  return {moments.rows[C + c], 2.f * moments.grad_rows[2 * C + c], moments.grad_rows[C + c] / moments.rows[c]};
+}
+__device__ __forceinline__ float with_part(float grad, float x, const PartThroughMoments& part) {
+  return grad + fmaf(x - part.mean, part.factor, part.constant);
+}
+
 // The BN itself, whose statistics are known.
 __device__ __forceinline__ Norm known_norm(const NormGrad& norm) {
   return known_norm(norm.gamma, norm.beta, norm.eps, norm.mean, norm.var);

@@ -183,10 +183,11 @@ __global__ void __launch_bounds__(kStemThreads, 1)
     if (threadIdx.x < kStemChannels) write_moments(rows, row, c0 + threadIdx.x, s.C, {0.f, 0.f, 0.f});
 }
 
-// Partial sums of the weight's gradient, float [rows][27][C]. grid: (channel blocks, rows)
-template <class T, int V>
+// Partial sums of the weight's gradient, float [rows][27][C]. THROUGH: grad lacks what comes through the moments of u.
+// grid: (channel blocks, rows)
+template <class T, int V, bool THROUGH>
 __global__ void __launch_bounds__(kStemThreads, 1)
-    stem_backward_kernel(const T* grad, const T* x, float* rows, const Geometry s) {
+    stem_backward_kernel(const T* grad, const ThroughMoments of_u, const T* x, float* rows, const Geometry s) {
   begin_kernel();
   using Tiles = ImageTiles<T, V>;
   constexpr int kLanes = StemLanes<V>::kCount, kSums = kRowTaps * kStemChannels;
@@ -195,24 +196,45 @@ __global__ void __launch_bounds__(kStemThreads, 1)
   SHARED_ARRAY(float, shared, kLanes* kSums);  // first for two tiles
   static_assert(2 * Tiles::kFloats <= kLanes * kSums, "room for the tiles");
   Tiles tiles(x, s);
-  Pack<T, V> next[kStrip];
+  Pack<T, V> next[kStrip], next_u[kStrip];
+  constexpr bool kAhead = THROUGH && sizeof(T) == 2;  // else there are not enough registers
+  int pixels = 0;                                     // of the strip
+  uint32_t of_strip = 0;                              // its first byte
+  const auto fetch_u = [&] {
+#pragma unroll
+    for (int p = 0; p < kStrip; ++p)
+      next_u[p] = load_if<V>(at_byte(static_cast<const T*>(of_u.x), of_strip + p * s.C * sizeof(T)), p < pixels);
+  };
   const auto fetch = [&] {
     tiles.fetch();
     const auto [n, y0, x0] = tiles.strip(at.lane);
     const uint32_t pixel = s.C * sizeof(T);
-    const uint32_t g0 = static_cast<uint32_t>((n * s.H + y0) * s.W + x0) * pixel + c * sizeof(T);
+    of_strip = static_cast<uint32_t>((n * s.H + y0) * s.W + x0) * pixel + c * sizeof(T);
+    pixels = c < s.C && y0 < s.H ? s.W - x0 : 0;
 #pragma unroll
-    for (int p = 0; p < kStrip; ++p)
-      next[p] = load_if<V>(at_byte(grad, g0 + p * pixel), c < s.C && y0 < s.H && x0 + p < s.W);
+    for (int p = 0; p < kStrip; ++p) next[p] = load_if<V>(at_byte(grad, of_strip + p * pixel), p < pixels);
+    if (kAhead) fetch_u();
   };
+  SHARED_ARRAY(PartThroughMoments, parts, kStemChannels);
+  if (THROUGH && threadIdx.x < kStemChannels) parts[threadIdx.x] = part_through(of_u, c0 + threadIdx.x, s.C);
+  if (THROUGH) __syncthreads();
   float sums[kTaps][V] = {};
   fetch();
   for (int turn = 0; tiles.more(); turn ^= 1) {
     float* tile = shared + turn * Tiles::kFloats;
     tiles.put(tile);
     float g[kStrip][V];
+    if (THROUGH && !kAhead) fetch_u();
 #pragma unroll
-    for (int p = 0; p < kStrip; ++p) unpack(next[p], g[p]);
+    for (int p = 0; p < kStrip; ++p) {
+      unpack(next[p], g[p]);
+      if constexpr (THROUGH) {
+        float u[V];
+        unpack(next_u[p], u);
+#pragma unroll
+        for (int v = 0; v < V; ++v) g[p][v] = kept_if(with_part(g[p][v], u[v], parts[at.channel + v]), p < pixels);
+      }
+    }
     __syncthreads();
     tiles.advance();
     if (tiles.more()) fetch();
@@ -298,8 +320,8 @@ int64_t stem_backward_workspace(const StemShape& s) {
          s.C;
 }
 
-cudaError_t stem_backward(Dtype dtype, const void* grad_u, const void* x, StemWeight weight, void* grad_w,
-                          float* workspace, const StemShape& s, cudaStream_t stream) {
+cudaError_t stem_backward(Dtype dtype, const void* grad_u, const ThroughMoments& of_u, const void* x, StemWeight weight,
+                          void* grad_w, float* workspace, const StemShape& s, cudaStream_t stream) {
   const int C = static_cast<int>(s.C);
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
@@ -307,8 +329,11 @@ cudaError_t stem_backward(Dtype dtype, const void* grad_u, const void* x, StemWe
       constexpr int V = decltype(channels)::value;
       const dim3 grid = stem_grid<V>(s), merge(ceil_div(C, kMergeChannels), kTaps);
       const int rows = static_cast<int>(grid.y);
-      LAUNCH((stem_backward_kernel<T, V>), grid, dim3(kStemThreads), stream, static_cast<const T*>(grad_u),
-             static_cast<const T*>(x), workspace, geometry(s));
+      const auto launch = [&](auto through) {
+        LAUNCH((stem_backward_kernel<T, V, decltype(through)::value>), grid, dim3(kStemThreads), stream,
+               static_cast<const T*>(grad_u), of_u, static_cast<const T*>(x), workspace, geometry(s));
+      };
+      of_u.rows != nullptr ? launch(std::true_type()) : launch(std::false_type());
       if (weight.wide)
         LAUNCH(stem_merge_kernel<float>, merge, dim3(kThreads), stream, workspace, rows, C, weight.channels_last,
                static_cast<float*>(grad_w));

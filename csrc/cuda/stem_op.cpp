@@ -27,7 +27,10 @@ Tensor stem_backward_cuda(const Tensor& grad_u, const Tensor& x, const Tensor& w
   StemBackward a = prepare_stem_backward(Backend::cuda, grad_u, x, w, grad_u_rows, u, u_rows);
   const Tensor in = readable(op, a.x), grad = readable(op, a.grad_u);
   const Tensor workspace = empty_floats(in, stem_backward_workspace(shape_of(a)));
-  check_launch(op, stem_backward(dtype_of(in), grad.const_data_ptr(), in.const_data_ptr(), layout_of(a),
+  const Tensor of_u = a.grad_u_rows ? readable(op, a.u) : grad;
+  ThroughMoments moments{};
+  if (a.grad_u_rows) moments = {of_u.const_data_ptr(), floats(a.u_rows), floats(*a.grad_u_rows)};
+  check_launch(op, stem_backward(dtype_of(in), grad.const_data_ptr(), moments, in.const_data_ptr(), layout_of(a),
                                  a.grad_w.mutable_data_ptr(), mutable_floats(workspace), shape_of(a), stream));
   return a.grad_w;
 }

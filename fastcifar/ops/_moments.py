@@ -42,8 +42,8 @@ def whole_gradient(grad_u: Tensor, grad_rows: Tensor | None, u: Tensor | None, r
     Args:
         grad_u: the gradient of u, in its shape and dtype.
         grad_rows: the gradient of rows, of which only the first counts; None: nothing comes through them.
-        u: [N, C, H, W], with all pixels in the first of the rows; needed with grad_rows.
-        rows: the moments of u; needed with grad_rows.
+        u: [N, C, H, W]; needed with grad_rows.
+        rows: the moments of u, the first row not empty; needed with grad_rows.
     """
     wide = grad_u.to(accumulate_dtype(grad_u))
     if grad_rows is None:

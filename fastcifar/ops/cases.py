@@ -96,35 +96,35 @@ def calls(shape: Shape, dtype: torch.dtype, stride: int, device: str = "cpu") ->
     u, gamma0, beta0, w, gamma1, beta1, _, _ = depthwise_block_arguments(shape, dtype, stride, device)
     yield "dwconv3x3_affine_relu", (u, gamma0, beta0, w, gamma1, beta1, stride)
     if u.numel():
-        yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride, device)
+        yield from separable_calls((u, gamma0, beta0, w, gamma1, beta1), 2 * u.shape[1], stride)
 
 
 def stem_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The first convolution and its backward, with an output of this shape; the batch is not empty.
-
-    `device` is the one whose kernels are called: those of the CPU have a gradient of the moments.
-    """
+    """The first convolution and its backward, with an output of this shape; the batch is not empty."""
     n, c, h, w = shape
     images, grad = activation((n, 3, h, w), dtype, device), activation(shape, dtype, device)
     weights = torch.randn(2, c, 3, 3, 3).to(device)
     for weight in (weights[0], weights[1].to(dtype).to(memory_format=torch.channels_last)):
         yield "stem", (images, weight)
         yield "_stem_backward", (grad, images, weight)
-    if device == "cpu":
-        u, rows = references["stem"](images, weight)
-        grad_rows = torch.randn_like(rows)
-        grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
-        yield "_stem_backward", (grad, images, weight, grad_rows, u, rows)
+    u, rows = references["stem"](images, weight)
+    grad_rows = torch.randn_like(rows)
+    grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
+    grad_rows[:, 2] /= 10  # in float16 a sum of 10,000 pixels would be infinite
+    yield "_stem_backward", (grad, images, weight, grad_rows, u, rows)
 
 
 def end_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The ops at both ends of the network, and their backwards; the batch is not empty. See `stem_calls`."""
+    """The ops at both ends of the network, and their backwards; the batch is not empty. See `pool_calls`."""
     yield from stem_calls(shape, dtype, device)
     yield from pool_calls(shape, dtype, device)
 
 
 def pool_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The end of the last block and its backward; see `stem_calls`."""
+    """The end of the last block and its backward.
+
+    `device` is the one whose kernels are called: those of the CPU have a gradient of the moments.
+    """
     u, gamma, beta, eps = batch_norm_relu_arguments(shape, dtype, device)
     yield "batch_norm_relu_pool", (u, gamma, beta, eps)
     yield "batch_norm_relu_pool", (u, gamma, beta, eps, rows_of_halves(u))
@@ -145,13 +145,8 @@ def rows_of_halves(u: Tensor) -> Tensor:
     return torch.stack([torch.stack((count, mean, var * count)) for count, mean, var in moments])
 
 
-def separable_calls(
-    block: Arguments, out_channels: int, stride: int, device: str = "cpu"
-) -> Iterator[tuple[str, Arguments]]:
-    """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1).
-
-    `device` is the one whose kernels are called: those of the CPU have gradients of the moments.
-    """
+def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterator[tuple[str, Arguments]]:
+    """separable_block without and with the moments of its input, and its backward. `block` is (u, ..., beta1)."""
     u, *parameters = block
     n, c, *_ = u.shape
     pointwise = torch.randn(out_channels, c, 1, 1).to(u.dtype).float().to(u.device)
@@ -163,10 +158,9 @@ def separable_calls(
     grad = torch.randn(n, out_channels, *y.shape[2:]).to(u.dtype).to(memory_format=torch.channels_last).to(u.device)
     backward = (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
     yield "_separable_block_backward", backward
-    if device == "cpu":  # as in a chain of blocks
-        grad_rows = torch.zeros_like(v_rows)
-        grad_rows[0, 1:] = torch.randn(2, out_channels)
-        yield "_separable_block_backward", (*backward, rows, grad_rows, v, v_rows)
+    grad_rows = torch.zeros_like(v_rows)  # as in a chain of blocks
+    grad_rows[0, 1:] = torch.randn(2, out_channels).to(u.device)
+    yield "_separable_block_backward", (*backward, rows, grad_rows, v, v_rows)
 
 
 def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:

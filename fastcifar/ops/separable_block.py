@@ -1,10 +1,10 @@
 """A whole MobileNet block as one op: what `depthwise_block` does, and the pointwise convolution after it.
 
-The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own. On
-the CPU the gradient through these statistics needs none either: the moments are differentiable, so that the block
-before adds that part to the gradient of its output as it loads it. Training takes it on the CPU, where a chain of
-blocks is an op of its own, `separable_blocks`. On CUDA it is for blocks that `suits` names: there one kernel computes
-both products of the backward.
+The input of the pointwise convolution is never written, and the statistics of its output need no pass of their own, and
+neither does the gradient through these statistics: the moments are differentiable, so that the block before adds that
+part to the gradient of its output as it loads it. Training takes it on the CPU, where a chain of blocks is an op of its
+own, `separable_blocks`. On CUDA it is for blocks that `suits` names: there one kernel computes both products of the
+backward.
 """
 
 from __future__ import annotations
@@ -46,12 +46,11 @@ def separable_block(
         pointwise: [out_channels, C, 1, 1], float32 or u's dtype; multiplied in u's dtype, summed in float32.
         u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u, the first row not
             empty: the `v_rows` of the block before; None: they are computed here. The gradient that comes through them
-            is u_rows' own on the CPU, and a part of u's on CUDA: in a chain of blocks both are the same.
+            is u_rows' own, and no part of u's.
 
     Returns:
         v: [N, out_channels, Ho, Wo] in u's dtype, channels_last.
-        v_rows: float32 [rows, 3, out_channels], partial moments as in u_rows, of v as it was rounded. Differentiable on
-            the CPU.
+        v_rows: float32 [rows, 3, out_channels], partial moments as in u_rows, of v as it was rounded.
         y, mean0, var0, mean1, var1: as `depthwise_block` returns them; not differentiable.
 
     Raises:
@@ -111,7 +110,7 @@ def separable_block_backward_ref(
         y: as the forward returned it; so are mean0, var0, mean1 and var1.
         u_rows: as in the forward, to have the gradient through u's statistics apart; None: it is a part of u's.
         grad_v_rows: the gradient of v_rows in its shape, of which only the first row counts; None: there is none.
-        v: as the forward returned it, with all pixels in the first row of v_rows; needed with grad_v_rows.
+        v: as the forward returned it; needed with grad_v_rows.
         v_rows: as v.
 
     Returns:
@@ -161,10 +160,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     u, gamma0, beta0, w, gamma1, beta1, pointwise, ctx.eps, ctx.stride, u_rows = inputs
     v, v_rows, y, *statistics = output
     ctx.save_for_backward(u, y, gamma0, beta0, w, gamma1, beta1, pointwise, *statistics, u_rows, v, v_rows)
-    not_differentiable = [y, *statistics]
-    if u.device.type == "cuda":
-        not_differentiable.append(v_rows)
-    ctx.mark_non_differentiable(*not_differentiable)
+    ctx.mark_non_differentiable(y, *statistics)
     ctx.set_materialize_grads(False)
 
 
@@ -174,8 +170,6 @@ def _autograd(ctx: Any, grad_v: Tensor | None, grad_v_rows: Tensor | None, *_: T
     *tensors, u_rows, v, v_rows = ctx.saved_tensors
     if grad_v is None:
         grad_v = torch.zeros_like(v)
-    if v.device.type == "cuda":  # its gradient of u has what comes through u's statistics
-        return *_backward(grad_v, *tensors, ctx.eps, ctx.stride)[:7], *(None,) * 3
     if grad_v_rows is None:
         v, v_rows = None, None
     *grads, grad_u_rows = _backward(grad_v, *tensors, ctx.eps, ctx.stride, u_rows, grad_v_rows, v, v_rows)

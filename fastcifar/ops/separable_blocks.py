@@ -61,7 +61,7 @@ def separable_blocks_ref(
     for i, stride in enumerate(strides):
         block = parameters[i * PARAMETERS : (i + 1) * PARAMETERS]
         arguments: tuple[Any, ...] = (u, *block, eps, stride, u_rows)
-        u, u_rows, y, *statistics, _ = separable_block_ref(*arguments)
+        u, u_rows, y, *statistics = separable_block_ref(*arguments)
         kept += [u, y, *statistics]
     assert u_rows is not None
     return u_rows, kept

@@ -31,8 +31,7 @@ def stem(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         u: [N, C, H, W] in x's dtype, channels_last.
         u_rows: float32 [rows, 3, C], partial counts, means and sums of squared deviations of u as it was rounded, for
-            the next op. Differentiable on the CPU alone: on CUDA the next op's gradient of u has what comes through
-            u's statistics.
+            the next op. Differentiable: the next op may return the gradient through u's statistics as theirs.
 
     Raises:
         RuntimeError: an argument has another shape, dtype or device; the message names it with its value.
@@ -62,7 +61,7 @@ def stem_backward_ref(
         grad_u: the gradient of u, in its shape and dtype.
         x: as in the forward; so is w.
         grad_u_rows: the gradient of u_rows in its shape, of which only the first row counts; None: there is none.
-        u: as the forward returned it, with all pixels in the first row of u_rows; needed with grad_u_rows.
+        u: as the forward returned it; needed with grad_u_rows.
         u_rows: as u.
 
     Returns:
@@ -88,8 +87,6 @@ _backward = define(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, *output)
-    if output[0].device.type == "cuda":
-        ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 

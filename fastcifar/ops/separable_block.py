@@ -182,8 +182,8 @@ torch.library.register_autograd("fastcifar::separable_block", _autograd, setup_c
 def suits(channels: int, out_channels: int, height: int, width: int) -> bool:
     """Whether on CUDA a block may be one op with its product: one of few channels and a large map.
 
-    There the kernels of the products read and write each map once, in 16-bit types, on GPUs with tensor cores for these.
-    Maps of up to 8x8 pixels have kernels of their own in `depthwise_block`.
+    There the kernels of the products read and write each map once, in 16-bit types, on GPUs with tensor cores for
+    these. Maps of up to 8x8 pixels have kernels of their own in `depthwise_block`.
 
     Args:
         channels: of the block's input.

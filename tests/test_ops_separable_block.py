@@ -1,6 +1,5 @@
 """A whole block of the network as one op, with the pointwise product."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 

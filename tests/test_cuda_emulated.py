@@ -154,8 +154,8 @@ def test_ops_agree_with_their_references(
 
 
 # All but the last two, whose rows are not whole vectors, run on the (emulated) tensor cores except in float32. The
-# second, third and fifth have too many channels for both products of the backward in one kernel, and the third for a streamed
-# forward too. The fourth has more tiles than warps and blocks, and a last one that is cut.
+# second, third and fifth have too many channels for both products of the backward in one kernel, and the third for a
+# streamed forward too. The fourth has more tiles than warps and blocks, and a last one that is cut.
 @pytest.mark.parametrize(
     "shape, out_channels",
     [

@@ -95,8 +95,8 @@ def test_a_fused_step_is_one_graph() -> None:
     sweeps = ("dwconv3x3_backward", "depthwise_plane_backward")
     assert sum(any(name in node for name in sweeps) for node in bf16.nodes) >= 13, bf16.nodes
     # The gradients of 13 weights are computed beside the rest, of 10 where three blocks are one op each, five of them
-    # in three kernels; the running statistics are updated in two kernels; the learning rate, the counters and the totals
-    # are a kernel each.
+    # in three kernels; the running statistics are updated in two kernels; the learning rate, the counters and the
+    # totals are a kernel each.
     for seen in (bf16, deterministic, fp16, fp32, apart):
         aside = 18 if seen in (fp32, apart) else 15
         assert seen.depth <= len(seen.nodes) - aside, (seen.depth, len(seen.nodes))

@@ -240,3 +240,27 @@ def test_the_command_line_trains(tmp_path: Path) -> None:
     assert "VIOLATION" not in done.stderr, done.stderr[-6000:]
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     assert (out / "predictions.npz").exists()
+
+
+LAYERS = """
+import torch
+from fastcifar.config import Config
+from fastcifar.measuring.cell import NUM_CLASSES, random_images
+from fastcifar.measuring.layer_times import time_layer
+from fastcifar.measuring.layers import list_layers
+from fastcifar.session import Session
+from fastcifar.target import Target
+target = Target.of(Config(device="cuda", engine="{engine}", precision="bf16", width_mult=0.25, batch_size=16))
+session = Session(target, NUM_CLASSES)
+session.feed(random_images(256), print)
+for layer in list_layers(target, NUM_CLASSES):
+    assert time_layer(layer, session)
+print("TIMED")
+"""
+
+
+@pytest.mark.parametrize("engine", ["fused", "eager"])
+def test_layers_are_timed_in_graphs_of_their_own(engine: str) -> None:
+    """The bug: a result that was kept bound the gradients' accumulation to a stream that no capture can wait for."""
+    done = start([sys.executable, "-W", "ignore", "-c", LAYERS.format(engine=engine)])
+    assert "TIMED" in done.stdout and "VIOLATION" not in done.stderr, done.stdout + done.stderr[-6000:]

@@ -102,7 +102,7 @@ def test_the_layers_of_a_gpu_are_its_ops(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("fastcifar.target._has_fast_bf16", lambda device: True)
     names = [layer.name for layer in layers_of(device="cuda", engine="fused", precision="bf16")]
     assert names[0] == "stem 3->32 @32x32" and names[1] == "separable block 32->64 @32x32 s1"
-    assert names[3] == "depthwise block 128 @16x16 s1"
+    assert names[3] == "separable block 128->128 @16x16 s1" and names[4] == "depthwise block 128 @16x16 s2"
     assert names[-3:] == ["BN, ReLU, pooling, head 1024->100", "optimizer", "augmentation"]
 
 

@@ -130,7 +130,7 @@ BOOKKEEPING = re.compile(
     r"|aten::(to|view|reshape|permute|transpose|t|as_strided|detach|expand|select|slice|flatten|unsqueeze|squeeze|empty"
     r"|_unsafe_view|_reshape_alias|unbind|narrow|alias|view_as|numel|promote_types|result_type|lift_fresh|chunk|split"
     r"|empty_like|empty_strided|new_empty|new_empty_strided|resize|resolve_conj|resolve_neg|expand_as|_has_compatible.*"
-    r"|set)_?|_Copied|_Linear|_TrainedBlock|_Chain|TorchDynamo.*"
+    r"|set)_?|_Copied|_Linear|_Chain|TorchDynamo.*"
     r"|## Call CompiledFxGraph .*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
 )
 """Names of the framework's own work. The ops inside have kinds of their own."""
@@ -140,10 +140,10 @@ _GENERATED = r"(triton|cpp_fused|graph_\d+_cpp_fused)_?\w*"
 OWN_KERNELS: tuple[tuple[str, str], ...] = (
     (r"fastcifar::.*stem_", STEM),
     (r"fastcifar::.*(dwconv3x3|grad_w_kernel)", DEPTHWISE),
-    (r"fastcifar::.*(pointwise|sum_parts)", POINTWISE),
+    (r"fastcifar::.*(pointwise|sum_rows)", POINTWISE),
     (r"fastcifar::.*(sgd|optimizer|update_weights)", OPTIMIZER),
     (r"fastcifar::.*(loss|head|cross_entropy|pool)", HEAD),
-    (r"fastcifar::.*(norm|moments|merge)", NORM),
+    (r"fastcifar::.*(norm|moments|merge|whole_gradient)", NORM),
     (r"fastcifar::.*(augment|training_batch)", AUGMENTATION),
 )
 """Parts of the names of the extension's kernels -> kind. They count before the op, which may launch several kinds."""

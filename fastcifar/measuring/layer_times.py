@@ -73,12 +73,14 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
     targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
     cast = torch.autocast(device.type, dtype, config.precision != "fp32", cache_enabled=device.type == "cpu")
     with cast:
-        y = forward(x)
-        grad = torch.randn_like(y)
         if device.type == "cpu":
+            y = forward(x)
+            grad = torch.randn_like(y)
             return _medians(
                 [lambda: forward(x), lambda: torch.autograd.grad(y, targets, grad, retain_graph=True)], device
             )
+
+        grad = torch.randn_like(forward(x).detach())  # a graph that is kept would bind later ones to this stream
 
         def both() -> object:
             return torch.autograd.grad(forward(x), targets, grad)

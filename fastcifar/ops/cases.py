@@ -110,7 +110,7 @@ def stem_calls(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> Iterato
     u, rows = references["stem"](images, weight)
     grad_rows = torch.randn_like(rows)
     grad_rows[:, 1] *= rows[0, 0]  # else the gradient of a mean is nothing beside that of its pixels
-    grad_rows[:, 2] /= 10  # in float16 a sum of 10,000 pixels would be infinite
+    grad_rows[:, 2] /= 100  # in float16 a sum of 10,000 pixels would be infinite
     yield "_stem_backward", (grad, images, weight, grad_rows, u, rows)
 
 
@@ -159,7 +159,9 @@ def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterato
     backward = (grad, u, y, *parameters, pointwise, *statistics, EPS, stride)
     yield "_separable_block_backward", backward
     grad_rows = torch.zeros_like(v_rows)  # as in a chain of blocks
-    grad_rows[0, 1:] = torch.randn(2, out_channels).to(u.device)
+    # Of the size of the pixels' own; larger, and in float16 the sums of all pixels would be infinite.
+    grad_rows[0, 1] = torch.randn(out_channels).to(u.device) * v_rows[0, 0] / 10
+    grad_rows[0, 2] = torch.randn(out_channels).to(u.device) / 100
     yield "_separable_block_backward", (*backward, rows, grad_rows, v, v_rows)
 
 

@@ -20,9 +20,10 @@ from fastcifar.cli.main import main
 from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.errors import DataError, FastcifarError, NonFiniteError, UsageError
-from fastcifar.presets import TRIALS
+from fastcifar.presets import TRIALS, list_presets
 from fastcifar.report.assembly import build_document
 from fastcifar.report.document import Figure, Table
+from fastcifar.report.drawing import colour_of
 from fastcifar.report.provenance import shortened
 from fastcifar.report.writing import write_report
 from fastcifar.run import failure
@@ -149,6 +150,12 @@ def test_drawings_follow_the_colour_scheme(page: Page) -> None:
     light, dark = page.source.split("prefers-color-scheme: dark", 1)
     for name in used:
         assert f"--{name}:" in light and f"--{name}:" in dark
+
+
+def test_presets_that_meet_on_a_page_have_colours_of_their_own() -> None:
+    """The bug: best and speedrun, side by side on the page of a whole study, were drawn in one colour."""
+    names = [preset.name for preset in list_presets() if preset.name != "quick"]
+    assert len({colour_of(name) for name in names}) == len(names) > 9
 
 
 def test_numbers_stand_beside_the_reports(page: Page) -> None:

@@ -29,6 +29,8 @@ COLOURS = {  # trial: in the light, in the dark
     "wd-5e-4": ("#b8568f", "#e08cba"),
     "final": ("#332288", "#9a8cf0"),
     "final-alpha-0.5": ("#882255", "#e0709c"),
+    "best": ("#117733", "#5fbf7a"),
+    "speedrun": ("#8c4b2f", "#d08a66"),
 }
 """After Okabe and Ito (2008) and Tol's muted scheme: those that meet in one drawing differ for any colour vision."""
 

@@ -217,6 +217,7 @@ def test_the_tests_that_need_a_gpu_run() -> None:
     """
     files = [str(fake_gpu.TESTS / f"{name}.py") for name in ("test_ops_on_a_gpu", "test_steps")]
     files.append(str(fake_gpu.TESTS / "test_together.py::test_runs_of_one_seed_have_the_same_bits"))
+    files.append(str(fake_gpu.TESTS / "test_ops_stem.py::test_training_through_a_stem_and_a_pool"))
     options = ["-q", "-p", "no:cacheprovider", "-p", "fake_gpu_plugin", "-W", "ignore", "--rootdir", str(fake_gpu.ROOT)]
     options += ["-k", "not composition and not what_launched_ones_train"]
     done = start([sys.executable, "-m", "pytest", *options, *files])

@@ -83,6 +83,21 @@ def test_training_through_a_stem_and_a_block(device: str, dtype: torch.dtype) ->
 
 
 @kinds
+def test_training_through_a_stem_and_a_pool(device: str, dtype: torch.dtype) -> None:
+    """On CUDA the pool has no gradient of the moments, which a stem's have: it must not ask for it."""
+    torch.manual_seed(0)
+    x, w = activation((4, 3, 8, 6), dtype, device), torch.randn(16, 3, 3, 3, device=device, requires_grad=True)
+    gamma, beta = torch.randn(2, 16, device=device)
+    u, rows = stem(x, w)
+    grad = torch.randn(4, 16).to(dtype).to(device)
+    given, own = (
+        torch.autograd.grad(batch_norm_relu_pool(u, gamma, beta, 1e-5, r)[0], w, grad, retain_graph=True)[0]
+        for r in (rows, None)
+    )
+    torch.testing.assert_close(given, own, rtol=1e-2, atol=1e-2 * float(own.abs().max()))
+
+
+@kinds
 def test_statistics_far_from_zero(device: str, dtype: torch.dtype) -> None:
     """u is 1000 with deviation 2: a variance computed as a difference of two squares would be lost."""
     torch.manual_seed(0)

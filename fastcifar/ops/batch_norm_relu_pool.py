@@ -117,7 +117,8 @@ def _autograd(ctx: Any, grad_pooled: Tensor | None, *_: Tensor | None) -> tuple[
     if grad_pooled is None:
         return None, None, None, None, None
     *tensors, u_rows = ctx.saved_tensors
-    apart = u_rows is not None and ctx.needs_input_grad[4]  # omitted arguments are not counted
+    # Omitted arguments are not counted. On CUDA the gradient through the statistics is a part of u's.
+    apart = u_rows is not None and ctx.needs_input_grad[4] and u_rows.device.type == "cpu"
     *grads, grad_u_rows = _backward(grad_pooled, *tensors, ctx.eps, u_rows if apart else None)
     return *grads, None, grad_u_rows if apart else None
 

@@ -252,9 +252,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
 inline constexpr int kSumThreads = 8;  // of a row, for sum_rows_kernel
 
 // Adds up the rows of float [count][width], in a fixed order: the first `size` columns into grad_w, the others into
-// sums. width is a multiple of V.
-// grid: (blocks of 8 V columns)
-template <class T, int V>
+// sums. A thread reads V columns, of which width is a multiple, and writes one. grid: (blocks of 8 V columns)
+template <int V, class T>
 __global__ void __launch_bounds__(kThreads)
     sum_rows_kernel(const float* rows, int count, int width, int size, T* grad_w, float* sums) {
   begin_kernel();

@@ -80,7 +80,7 @@ void launch_sum_rows(const SeparableBackward& g, const float* rows, int count, i
     using T = decltype(t);
     const auto launch = [&](auto v) {
       constexpr int V = decltype(v)::value;
-      LAUNCH((sum_rows_kernel<T, V>), dim3(ceil_div(width, kSumThreads * V)), dim3(kThreads), stream, rows, count,
+      LAUNCH((sum_rows_kernel<V, T>), dim3(ceil_div(width, kSumThreads * V)), dim3(kThreads), stream, rows, count,
              static_cast<int>(width), static_cast<int>(size), static_cast<T*>(g.grad_pointwise), sums);
     };
     width % 4 == 0 ? launch(std::integral_constant<int, 4>()) : launch(std::integral_constant<int, 1>());

@@ -88,14 +88,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
 #pragma unroll
     for (int i = 0; i < Tile::kPacksG; ++i) {
       const int j = threadIdx.x + i * kMain, m = m0 + j / (kOut / 8), c = j % (kOut / 8) * 8;
-      const uint32_t place = static_cast<uint32_t>(m * a.O + c) * 2;
+      const uint32_t place = (static_cast<uint32_t>(m) * a.O + c) * 2;
       next_g[i] = load_if<8>(at_byte(a.grad_v, place), m < a.M && c < a.O);
       if constexpr (THROUGH) next_v[i] = load_if<8>(at_byte(a.v, place), m < a.M && c < a.O);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kPacksY; ++i) {
       const int j = threadIdx.x + i * kMain, m = m0 + j / (kIn / 8), c = j % (kIn / 8) * 8;
-      next_y[i] = load_if<8>(at_byte(a.y, static_cast<uint32_t>(m * a.C + c) * 2), m < a.M && c < a.C);
+      next_y[i] = load_if<8>(at_byte(a.y, (static_cast<uint32_t>(m) * a.C + c) * 2), m < a.M && c < a.C);
     }
   };
   const auto put = [&](int m0) {
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
           sums[1][i] = fmaf(v[i], y[i] - mean[i], sums[1][i]);
         }
         if (m < a.M && channel < a.C)
-          *reinterpret_cast<Four*>(at_byte(a.grad_z, static_cast<uint32_t>(m * a.C + channel) * 2)) = pack;
+          *reinterpret_cast<Four*>(at_byte(a.grad_z, (static_cast<uint32_t>(m) * a.C + channel) * 2)) = pack;
       }
     }
     __syncthreads();

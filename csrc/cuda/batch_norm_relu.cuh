@@ -9,9 +9,9 @@ namespace fastcifar::cuda {
 // Rows of x that a thread has on their way at once: independent loads before the first use.
 inline constexpr int kUnroll = 4;
 
-inline int stream_rows(int64_t M, int64_t C, int V) {
+inline int stream_rows(int64_t M, int64_t C, int V, int blocks = kTargetBlocks) {
   const int lanes = kThreads / (kBlockChannels / V);
-  return std::min(ceil_div(M, lanes), std::max(1, kTargetBlocks / ceil_div(C, kBlockChannels)));
+  return std::min(ceil_div(M, lanes), std::max(1, blocks / ceil_div(C, kBlockChannels)));
 }
 
 // Calls f with the number of elements a load, as a type: 16 bytes of them where C is a multiple, else 1.
@@ -116,8 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Writes grad_x, which may be grad itself. MASKED: grad is the gradient of the norm's output times its scale; otherwise
-// that of the ReLU's output.
-// Where grad_w is not null, the rows of blocks also merge its nine taps, sums 0 to 8 of each row of partial sums.
+// that of the ReLU's output. Where grad_w is not null, the rows of blocks also merge its nine taps, sums 0 to 8 of each row of partial sums.
 template <class T, int V, bool MASKED>
 __global__ void __launch_bounds__(kThreads, 2)  // with 64 registers, as ptxas chooses for sm_80, one spills
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {
@@ -141,10 +140,6 @@ __global__ void __launch_bounds__(kThreads, 2)  // with 64 registers, as ptxas c
       write_grad_w(norm.rows, norm.num_rows, norm.stride, tap, C, grad_w);
 }
 
-// Blocks of which an SM holds two, in clusters: of 264 such places an H200 gives 240 to clusters of eight, and the last
-// 16 of 256 took as long again.
-inline constexpr int kTwoClusters = 240;
-
 // Writes grad with what comes through the moments of x.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -167,7 +162,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Rows of blocks that reduce, in whole clusters.
-inline int reducing_rows(int64_t M, int64_t C, int V) { return whole_rows(stream_rows(M, C, V)); }
+inline int reducing_rows(int64_t M, int64_t C, int V, int blocks = kTargetBlocks) {
+  return whole_rows(stream_rows(M, C, V, blocks));
+}
 
 template <class T>
 PartialRows launch_moments(const T* x, int64_t M, int64_t C, float* workspace, cudaStream_t stream) {
@@ -194,9 +191,7 @@ PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_
                                   float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const int rows =
-        whole_rows(std::min(stream_rows(M, C, V), std::max(1, kTwoClusters / ceil_div(C, kBlockChannels))));
-    const int cluster = blocks_a_row(rows);
+    const int rows = reducing_rows(M, C, V, kClusteredPairs), cluster = blocks_a_row(rows);
     LAUNCH_CLUSTERS((norm_relu_sums_kernel<T, V>), cluster, dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads),
                     stream, grad_z, x, static_cast<int>(M), static_cast<int>(C), norm, workspace);
     return merge_sum_rows({workspace, rows / cluster}, 2, static_cast<int>(C), stream);

@@ -71,46 +71,32 @@ NormGrad norm1_of(const BlockBackward& b, const DwShape& s) {
 }
 }  // namespace
 
-// Merges the rows of a sweep, of float [count][11][C]: grad_w, the gradients of norm0's parameters and, from these, that
-// of u's moments. grid: (channel blocks, nine taps and the rest)
+// Merges the rows of a sweep, norm0's and grad_w's: the gradients of norm0's parameters, from them that of u's moments, and
+// grad_w. grid: (channel blocks, norm0 and nine taps)
 static __global__ void __launch_bounds__(kThreads)
-    merge_sweep_kernel(const float* rows, int count, int C, const NormGrad norm0, float* grad_w,
-                       const MomentsGradient u) {
+    merge_sweep_kernel(const NormGrad norm0, int C, float* grad_w, const MomentsGradient u) {
   begin_kernel();
-  constexpr int kQ = kQuantities<true>, kTaps = 9;
-  const int c0 = blockIdx.x * kMergeChannels, own = threadIdx.x % kMergeChannels, c = c0 + own;
-  const auto row = [&](int i, int quantity, int channel) {
-    return rows[(static_cast<int64_t>(i) * kQ + quantity) * C + min(c0 + channel, C - 1)];
-  };
-  const int tap = blockIdx.y;
-  if (tap < kTaps) {
-    float sum[1];
-    merge_sums<kMergeChannels>(count, [&](int i, int channel, int) { return row(i, tap, channel); }, sum);
-    if (threadIdx.x < kMergeChannels && c < C) grad_w[static_cast<int64_t>(c) * kTaps + tap] = sum[0];
+  if (blockIdx.y > 0) {
+    write_grad_w<kMergeChannels>(norm0.rows, norm0.num_rows, norm0.stride, blockIdx.y - 1, C, grad_w);
     return;
   }
-  const bool is_channel = c < C;
-  const float gamma = is_channel ? norm0.gamma[c] : 0.f, mean = is_channel ? norm0.mean[c] : 0.f;
-  const float rstd = is_channel ? 1.f / sqrtf(norm0.var[c] + norm0.eps) : 0.f;
-  // The moments of u are read before the barriers, behind which nothing would hide the wait.
+  const int own = threadIdx.x % kMergeChannels, c = blockIdx.x * kMergeChannels + own;
+  // What is read here is on its way during the merge, behind whose barriers nothing would hide the wait.
+  const float mean = c < C ? norm0.mean[c] : 0.f;
   constexpr int kStep = kThreads / kMergeChannels, kAhead = ceil_div(kMaxMomentRows, kStep);
   const int first = threadIdx.x / kMergeChannels;
   Moments moments[kAhead];
 #pragma unroll
   for (int k = 0; k < kAhead; ++k) moments[k] = read_moments(u.rows, min(first + k * kStep, u.count - 1), c, C);
-  SHARED_ARRAY(float, shared, 2 * kMergeChannels);
-  float sums[2];  // of g, and of g * (x - mean)
-  merge_sums<kMergeChannels>(count, [&](int i, int channel, int q) { return row(i, kTaps + q, channel); }, sums);
-  if (threadIdx.x < kMergeChannels) {
-    if (is_channel) norm0.grad_beta[c] = sums[0], norm0.grad_gamma[c] = sums[1] * rstd;
-    shared[own] = -gamma * rstd * sums[0] * norm0.inverse_count;
-    shared[kMergeChannels + own] = -gamma * rstd * rstd * rstd * sums[1] * norm0.inverse_count;
-  }
-  __syncthreads();
-  const float constant = shared[own], factor = shared[kMergeChannels + own];
+  SHARED_ARRAY(float, scale, kMergeChannels);
+  SHARED_ARRAY(float, shift, kMergeChannels);
+  SHARED_ARRAY(float, slope, kMergeChannels);
+  SHARED_ARRAY(float, offset, kMergeChannels);
+  resolve<kMergeChannels>(norm0, C, scale, shift, slope, offset);
   const auto write = [&](int i, const Moments& m) {
     if (i >= u.count) return;
-    write_moments(u.grad_rows, i, c, C, {0.f, m.count * fmaf(m.mean - mean, factor, constant), 0.5f * factor});
+    const float through = fmaf(m.mean - mean, slope[own], offset[own]);
+    write_moments(u.grad_rows, i, c, C, {0.f, m.count * through, 0.5f * slope[own]});
   };
 #pragma unroll
   for (int k = 0; k < kAhead; ++k) write(first + k * kStep, moments[k]);
@@ -141,19 +127,20 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
     a.eps = b.eps;
     launch_backward<true>(a, s, stream);
 
+    const int C = static_cast<int>(s.C);
+    PartialRows sums0{b.workspace, partial_rows<Pass::kFusedBackward>(s)};
+    const bool is_apart = of_u.grad_rows != nullptr;
+    if (!is_apart) sums0 = merge_sum_rows(sums0, kQuantities<true>, C, stream);
     NormGrad norm0 = norm_grad_of(b.gamma0, b.beta0, b.mean0, b.var0, b.eps, pixels(s), b.grad_gamma0, b.grad_beta0);
-    const int C = static_cast<int>(s.C), num_rows = partial_rows<Pass::kFusedBackward>(s);
-    if (of_u.grad_rows != nullptr) {
-      LAUNCH(merge_sweep_kernel, dim3(ceil_div(C, kMergeChannels), 10), dim3(kThreads), stream, b.workspace, num_rows,
-             C, norm0, b.grad_w, of_u);
-      return;
-    }
-    const PartialRows sums0 = merge_sum_rows({b.workspace, num_rows}, kQuantities<true>, C, stream);
     norm0.rows = sums0.data;
     norm0.num_rows = sums0.count;
     norm0.stride = kQuantities<true>;
     norm0.first = 9;
-    launch_norm_backward<true>(grad_u, u, grad_u, pixels(s), s.C, norm0, b.grad_w, stream);
+    if (is_apart)
+      LAUNCH(merge_sweep_kernel, dim3(ceil_div(C, kMergeChannels), 10), dim3(kThreads), stream, norm0, C, b.grad_w,
+             of_u);
+    else
+      launch_norm_backward<true>(grad_u, u, grad_u, pixels(s), s.C, norm0, b.grad_w, stream);
   });
   return cudaGetLastError();
 }

@@ -14,8 +14,7 @@ namespace fastcifar::cuda {
 template <class T>
 struct PointwiseBackwardArguments {
   const T *grad_v, *y, *w;  // [M, O], [M, C], [O, C]
-  const T* v;               // [M, O], where grad_v lacks what comes through the moments of v
-  ThroughMoments of_v;
+  ThroughMoments of_v;      // [M, O]
   int M, O, C;
   Norm norm;    // its statistics known
   T* grad_z;    // [M, C], masked
@@ -90,7 +89,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
       const int j = threadIdx.x + i * kMain, m = m0 + j / (kOut / 8), c = j % (kOut / 8) * 8;
       const uint32_t place = (static_cast<uint32_t>(m) * a.O + c) * 2;
       next_g[i] = load_if<8>(at_byte(a.grad_v, place), m < a.M && c < a.O);
-      if constexpr (THROUGH) next_v[i] = load_if<8>(at_byte(a.v, place), m < a.M && c < a.O);
+      if constexpr (THROUGH)
+        next_v[i] = load_if<8>(at_byte(static_cast<const T*>(a.of_v.x), place), m < a.M && c < a.O);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kPacksY; ++i) {

@@ -97,7 +97,6 @@ PartialRows launch_in_one(const SeparableBackward& g, const Norm& norm1, int M, 
     a.grad_v = static_cast<const T*>(g.grad_v);
     a.y = static_cast<const T*>(g.block.y);
     a.w = static_cast<const T*>(g.pointwise);
-    a.v = static_cast<const T*>(g.of_v.x);
     a.of_v = g.of_v;
     a.M = M;
     a.O = O;

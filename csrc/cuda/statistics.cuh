@@ -328,18 +328,19 @@ __device__ __forceinline__ void read_channels(const float* from, int C, Lanes<V>
 }
 
 // Writes one tap of grad_w, float [C][9], for the block's channels: the merged rows of partial sums.
+template <int CHANNELS = kBlockChannels>
 __device__ __forceinline__ void write_grad_w(const float* rows, int num_rows, int quantities, int tap, int C,
                                              float* grad_w) {
-  const int c0 = blockIdx.x * kBlockChannels;
+  const int c0 = blockIdx.x * CHANNELS;
   float sum[1];
-  merge_sums(
+  merge_sums<CHANNELS>(
       num_rows,
       [&](int i, int channel, int) {
         return rows[(static_cast<int64_t>(i) * quantities + tap) * C + min(c0 + channel, C - 1)];
       },
       sum);
   const int c = c0 + threadIdx.x;
-  if (threadIdx.x < kBlockChannels && c < C) grad_w[static_cast<int64_t>(c) * 9 + tap] = sum[0];
+  if (threadIdx.x < CHANNELS && c < C) grad_w[static_cast<int64_t>(c) * 9 + tap] = sum[0];
 }
 
 // A BatchNorm's backward: with g the gradient of scale * x + shift, grad_x = scale * g + slope * (x - mean) + offset.
@@ -387,20 +388,21 @@ __device__ __forceinline__ Norm known_norm(const NormGrad& norm) {
   return known_norm(norm.gamma, norm.beta, norm.eps, norm.mean, norm.var);
 }
 
+template <int CHANNELS = kBlockChannels>
 __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scale, float* shift, float* slope,
                                         float* offset) {
-  const int c0 = blockIdx.x * kBlockChannels, c = c0 + threadIdx.x;
-  const bool is_channel = threadIdx.x < kBlockChannels && c < C;
+  const int c0 = blockIdx.x * CHANNELS, c = c0 + threadIdx.x;
+  const bool is_channel = threadIdx.x < CHANNELS && c < C;
   float gamma = 0.f, beta = 0.f, mean = 0.f, var = 0.f;
   if (is_channel) gamma = norm.gamma[c], beta = norm.beta[c], mean = norm.mean[c], var = norm.var[c];  // see above
   float sums[2];  // of g, and of g * (x - mean)
-  merge_sums(
+  merge_sums<CHANNELS>(
       norm.num_rows,
       [&](int i, int channel, int q) {
         return norm.rows[(static_cast<int64_t>(i) * norm.stride + norm.first + q) * C + min(c0 + channel, C - 1)];
       },
       sums);
-  if (threadIdx.x < kBlockChannels) {
+  if (threadIdx.x < CHANNELS) {
     float out[4] = {};
     if (is_channel) {
       const float rstd = 1.f / sqrtf(var + norm.eps);

@@ -4,9 +4,7 @@
 // The numbers are float32 or, where the processor multiplies them, pairs of bfloat16: a pair holds two consecutive steps
 // of a sum. A right factor lies in panels of kPanel columns.
 #pragma once
-#include <utility>
-
-#include "cpu/ahead.h"
+#include "cpu/lines.h"
 #include "cpu/tiles.h"
 #include "cpu/vec.h"
 
@@ -22,11 +20,6 @@ constexpr int kSumRows = 6, kSumVectors = 2;
 constexpr int kPanel = kSumVectors * kLanes;
 // Steps that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
 constexpr int64_t kChain = 256;
-
-// Two bfloat16, the first step in the lower half.
-struct Pair {
-  uint32_t bits;
-};
 
 template <class Number>
 constexpr int kStepsOf = 1;
@@ -47,44 +40,6 @@ FC_INLINE Vec multiply_add(Pair a, Vec b, Vec sum) {
 }
 FC_INLINE Vec load_numbers(const float* p) { return load(p); }
 FC_INLINE Vec load_numbers(const Pair* p) { return load(reinterpret_cast<const float*>(p)); }
-
-FC_INLINE void store(Pair* p, VecBits pairs) { store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(pairs)); }
-FC_INLINE void store(float* p, VecBits numbers) { store(p, reinterpret_cast<Vec>(numbers)); }
-
-// The lanes of two vectors that a sequence names: the second vector's lanes come behind the first one's.
-template <class V, int... lane>
-FC_INLINE V shuffled(V first, V second, std::integer_sequence<int, lane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(first, second, lane...);
-#else
-  return __builtin_shuffle(first, second, V{lane...});  // GCC has the other one from 12 on
-#endif
-}
-
-// The bfloat16 numbers of two steps in pairs.
-FC_INLINE VecBits pair_up(Vec first, Vec second) {
-  return __builtin_convertvector(narrow(first), VecBits) | reinterpret_cast<VecBits>(rounded<bf16>(second));
-}
-
-typedef uint16_t Words __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t WordsInMemory __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
-
-template <int... lane>
-FC_INLINE void pair_up(Words a, Words b, VecBits& low, VecBits& high, std::integer_sequence<int, lane...>) {
-  constexpr int n = 2 * kLanes;
-  low = reinterpret_cast<VecBits>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * n + lane / 2)...>{}));
-  high = reinterpret_cast<VecBits>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * n + lane / 2 + kLanes)...>{}));
-}
-// The same of 2 * kLanes numbers in memory.
-FC_INLINE void pair_up(const bf16* first, const bf16* second, VecBits& low, VecBits& high) {
-  pair_up(*reinterpret_cast<const WordsInMemory*>(first), *reinterpret_cast<const WordsInMemory*>(second), low, high,
-          std::make_integer_sequence<int, 2 * kLanes>{});
-}
-
-// 2 * kLanes bfloat16 numbers that lie one after the other.
-FC_INLINE VecBits load_bits(const bf16* p) {
-  return reinterpret_cast<VecBits>(load(reinterpret_cast<const float*>(p)));
-}
 
 // Exchanges row r's lane l for row l's lane r where they differ in the bit `distance`.
 template <int distance, int... lane>
@@ -171,10 +126,21 @@ FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, tran
 }
 
 #if defined(FASTCIFAR_HAVE_TILES)
+// How often multiply_panel_in_tiles calls its `meanwhile`.
+FC_INLINE int64_t tile_products(int64_t num_rows, int64_t steps) {
+  return (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * (steps / kTileSteps);
+}
+
+// A left factor that is multiplied with one panel after the other (and is too large for the L1 cache), or a part of one
+// that stays there while the panels pass by.
+enum class LeftFactor { passes, stays };
+
 // The same in the tile registers. left [num_rows][pitch] is row by row, `steps` are a multiple of kTileSteps. It reads
-// and writes whole tiles: the rows up to the next multiple of 2 * kTileRows must exist.
+// and writes whole tiles: the rows up to the next multiple of 2 * kTileRows must exist. Calls meanwhile() with every four
+// products, 64 cycles: the vector units work by the side of the tile registers if their instructions come in small pieces.
+template <LeftFactor kind, class Meanwhile>
 FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pair* left, int64_t pitch,
-                                       const Pair* right, float* out, bool add, Ahead& ahead) {
+                                       const Pair* right, float* out, bool add, Meanwhile meanwhile) {
   static_assert(kPanel == 2 * kTileColumns);
   for (int64_t row = 0; row < num_rows; row += 2 * kTileRows) {
     float *upper = out + row * kPanel, *lower = upper + kTileRows * kPanel;
@@ -185,10 +151,16 @@ FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pa
       tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     }
     for (int64_t i = 0; i < steps; i += kTileSteps) {
-      ahead.step();
-      tile_load<4>(left + row * pitch + i, pitch), tile_load<5>(left + (row + kTileRows) * pitch + i, pitch);
+      const Pair *at = left + row * pitch + i, *below = at + kTileRows * pitch;
+      if constexpr (kind == LeftFactor::stays) {
+        meanwhile();
+        tile_load<4>(at, pitch), tile_load<5>(below, pitch);
+      } else {
+        tile_load_once<4>(at, pitch), tile_load_once<5>(below, pitch);
+      }
       tile_load<6>(right + i * kPanel, kPanel), tile_load<7>(right + i * kPanel + kTileColumns, kPanel);
       tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
+      if constexpr (kind == LeftFactor::passes) meanwhile();
     }
     tile_store<0>(upper, kPanel), tile_store<1>(upper + kTileColumns, kPanel);
     tile_store<2>(lower, kPanel), tile_store<3>(lower + kTileColumns, kPanel);

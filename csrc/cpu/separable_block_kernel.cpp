@@ -1,5 +1,6 @@
 #include "cpu/separable_block_kernel.h"
 
+#include "cpu/ahead.h"
 #include "cpu/product.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
@@ -23,17 +24,23 @@ int64_t tile_pitch(int64_t channels) {
   return (kStepsOf<Number> == 1 ? round_up(channels, kPanel) : num_steps<Number>(channels)) + 16;
 }
 
-// The scratch memory of a kernel: a left factor, and a panel of the product.
+// The scratch memory of a kernel: two left factors, and two panels of the product.
 template <class Number>
 struct Tile {
   Number* left;
   float* product;
+  int64_t left_size;
 
-  static int64_t left_size(const PointwiseProduct& p) { return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m); }
-  static int64_t size(const PointwiseProduct& p) { return left_size(p) + kPixels * kPanel; }
+  static int64_t size_of_left(const PointwiseProduct& p) {
+    return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m);
+  }
+  static int64_t size(const PointwiseProduct& p) { return 2 * (size_of_left(p) + kPixels * kPanel); }
 
   Tile(const PointwiseProduct& p, float* memory)
-      : left(reinterpret_cast<Number*>(memory)), product(memory + left_size(p)) {}
+      : left(reinterpret_cast<Number*>(memory)), product(memory + 2 * size_of_left(p)), left_size(size_of_left(p)) {}
+
+  FC_INLINE Number* left_of(int64_t tile) const { return left + tile % 2 * left_size; }
+  FC_INLINE float* product_of(int64_t panel) const { return product + panel % 2 * kPixels * kPanel; }
 };
 
 // The factors of the gradient of W, whose steps are the pixels: the gradient of v as a left factor, row by row of the
@@ -59,67 +66,86 @@ struct Factors {
   int64_t steps() const { return pixels / kStepsOf<Number>; }
 };
 
-// Calls f(first row, number of rows) for each tile.
+// Calls f(i) for i in [first, end), spread evenly over `steps` calls of step().
 template <class F>
-FC_INLINE void for_tiles(int64_t first, int64_t end, F f) {
-  for (int64_t row = first; row < end; row += kPixels) f(row, end - row < kPixels ? end - row : kPixels);
-}
+class Spread {
+ public:
+  FC_INLINE Spread(int64_t first, int64_t end, int64_t steps, F f)
+      : next_(first), count_(end - first), steps_(steps), f_(f) {}
+  FC_INLINE void step() {
+    for (due_ += count_; due_ >= steps_; due_ -= steps_) f_(next_++);
+  }
 
-// Rows of z = relu(bn1(y)), from row `first` on.
+ private:
+  int64_t next_, count_, steps_, due_ = 0;
+  F f_;
+};
+
+// One of `num_columns` panels of the product of one tile of rows. Both are counted.
+struct Panel {
+  int64_t row, num_rows, tile, column, num_columns, panel;
+
+  FC_INLINE bool whole() const { return num_columns - column >= kPanel; }
+  // This panel's share of the work on a tile.
+  FC_INLINE int64_t share(int64_t work, int64_t of) const {
+    return work * of / ((num_columns + kPanel - 1) / kPanel);
+  }
+  FC_INLINE int64_t share_first(int64_t work) const { return share(work, column / kPanel); }
+  FC_INLINE int64_t share_end(int64_t work) const { return share(work, column / kPanel + 1); }
+};
+
+// A row of z = relu(bn1(y)).
 template <class T>
-FC_INLINE auto z_rows(const PointwiseProduct& p, int64_t first) {
-  const int64_t pitch = round_up(p.k, kBlock), channels = p.k;
+FC_INLINE auto z_row(const PointwiseProduct& p, int64_t row) {
+  const int64_t pitch = round_up(p.k, kBlock);
   const float *scales = p.columns1 + kScale * pitch, *shifts = p.columns1 + kShift * pitch;
-  const T* y = static_cast<const T*>(p.y) + first * channels;
-  return [=](int64_t row, int c, auto lanes) FC_LAMBDA {
-    return rounded<T>(relu(load(y + row * channels + c, lanes) * load(scales + c) + load(shifts + c)));
+  const T* y = static_cast<const T*>(p.y) + row * p.k;
+  return [=](int64_t c, auto lanes) FC_LAMBDA {
+    return relu(load(y + c, lanes) * load(scales + c) + load(shifts + c));
   };
 }
 
-// Rows of the gradient of v, from row `first` on.
+// A row of the gradient of v.
 template <class T>
-FC_INLINE auto gradient_rows(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first) {
-  const int64_t pitch = round_up(p.m, kBlock), channels = p.m;
-  const T* grad = static_cast<const T*>(g.grad_v) + first * channels;
-  const T* v = static_cast<const T*>(g.v) + first * channels;
+FC_INLINE auto gradient_row(const PointwiseProduct& p, const GradientOfProduct& g, int64_t row) {
+  const int64_t pitch = round_up(p.m, kBlock);
+  const T *grad = static_cast<const T*>(g.grad_v) + row * p.m, *v = static_cast<const T*>(g.v) + row * p.m;
   const float* columns = g.columns;
-  return [=](int64_t row, int c, auto lanes) FC_LAMBDA {
-    const Vec value = load(grad + row * channels + c, lanes);
+  return [=](int64_t c, auto lanes) FC_LAMBDA {
+    const Vec value = load(grad + c, lanes);
     if (!columns) return value;
     const Vec mean = load(columns + kMean * pitch + c), factor = load(columns + kXFactor * pitch + c),
               constant = load(columns + kConstant * pitch + c);
-    return value + ((load(v + row * channels + c, lanes) - mean) * factor + constant);
+    return value + ((load(v + c, lanes) - mean) * factor + constant);
   };
 }
 
-// A left factor, row by row: its steps are the channels.
-template <class Source>
-void fill_left(float* tile, int64_t num_rows, int64_t channels, Source source) {
-  const int64_t pitch = tile_pitch<float>(channels);
-  for (int64_t r = 0; r < num_rows; ++r, tile += pitch) {
-    for_vectors(static_cast<int>(channels),
-                [&](int c, auto lanes) FC_LAMBDA { store(tile + c, source(r, c, lanes), lanes); });
-  }
+// A row of a left factor, whose steps are the channels: source(c, lanes), rounded to T.
+template <class T, class Source>
+FC_INLINE void fill_left(float* row, int64_t channels, Source source) {
+  for_vectors(static_cast<int>(channels),
+              [&](int c, auto lanes) FC_LAMBDA { store(row + c, rounded<T>(source(c, lanes)), lanes); });
 }
-template <class Source>
-void fill_left(Pair* tile, int64_t num_rows, int64_t channels, Source source) {
-  const int64_t pitch = tile_pitch<Pair>(channels), steps = num_steps<Pair>(channels);
-  for (int64_t r = 0; r < num_rows; ++r, tile += pitch) {
-    bf16* numbers = reinterpret_cast<bf16*>(tile);
-    memset(numbers + channels, 0, (2 * steps - channels) * sizeof(bf16));
-    for_vectors(static_cast<int>(channels),
-                [&](int c, auto lanes) FC_LAMBDA { store(numbers + c, source(r, c, lanes), lanes); });
-  }
+template <class T, class Source>
+FC_INLINE void fill_left(Pair* row, int64_t channels, Source source) {
+  bf16* numbers = reinterpret_cast<bf16*>(row);
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) store(numbers + c, source(c, Full{}), source(c + kLanes, Full{}));
+  if (c == channels) return;
+  memset(numbers + channels, 0, (2 * num_steps<Pair>(channels) - channels) * sizeof(bf16));
+  for_vectors(static_cast<int>(channels - c),
+              [&](int rest, auto lanes) FC_LAMBDA { store(numbers + c + rest, source(c + rest, lanes), lanes); });
 }
 
-// The gradient of v of `num_rows` pixels as a left factor of the gradient of W, from pixel `first` of the factors on, out
-// of the left factor `rows`, which has zeros up to the next multiple of kWhole rows.
+// The gradient of v of kWhole pixels and channels as a left factor of the gradient of W, out of those rows of a left
+// factor.
 FC_INLINE void store_gradient(const PointwiseProduct&, const Factors<float>&, int64_t, int64_t, const float*) {}
-FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& factors, int64_t first, int64_t num_rows,
+FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& factors, int64_t pixel, int64_t channel,
                               const Pair* rows) {
+  static_assert(2 * kLanes <= kWhole);
   const int64_t row_pitch = 2 * tile_pitch<Pair>(p.m);
-  for (int64_t i = 0; i < num_steps<Pair>(num_rows); i += kLanes) {
-    for (int64_t c = 0; c < p.m; c += 2 * kLanes) {
+  for (int64_t i = 0; i < kWhole / 2; i += kLanes) {
+    for (int64_t c = channel; c < channel + kWhole && c < p.m; c += 2 * kLanes) {
       VecBits low[kLanes], high[kLanes];
       for (int j = 0; j < kLanes; ++j) {
         const bf16* row = reinterpret_cast<const bf16*>(rows) + 2 * (i + j) * row_pitch + c;
@@ -127,11 +153,11 @@ FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& fa
       }
       if (p.tiles) {
         transpose(low), transpose(high);
-        Pair* out = factors.gradient + c * factors.steps() + first / 2 + i;
+        Pair* out = factors.gradient + c * factors.steps() + pixel / 2 + i;
         for (int j = 0; j < kLanes; ++j) store(out + j * factors.steps(), low[j]);
         for (int j = 0; j < kLanes; ++j) store(out + (kLanes + j) * factors.steps(), high[j]);
       } else {
-        Pair* out = factors.gradient + (first / 2 + i) * Factors<Pair>::pitch(p) + c;
+        Pair* out = factors.gradient + (pixel / 2 + i) * Factors<Pair>::pitch(p) + c;
         for (int j = 0; j < kLanes; ++j, out += Factors<Pair>::pitch(p)) {
           store(out, low[j]), store(out + kLanes, high[j]);
         }
@@ -140,27 +166,32 @@ FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& fa
   }
 }
 
-// One vector of two rows of z in the panel of the right factor.
-FC_INLINE void store_z(float* panel, int64_t row, int c, Vec first, Vec second) {
-  store(panel + row * kPanel + c, first), store(panel + (row + 1) * kPanel + c, second);
-}
-FC_INLINE void store_z(Pair* panel, int64_t row, int c, Vec first, Vec second) {
-  store(panel + row / 2 * kPanel + c, pair_up(first, second));
+// How often multiply_rows calls its `meanwhile`.
+template <class Number>
+FC_INLINE int64_t num_products(const PointwiseProduct& p, int64_t num_rows, int64_t length) {
+#if defined(FASTCIFAR_HAVE_TILES)
+  if (kStepsOf<Number> == 2 && p.tiles) return tile_products(num_rows, num_steps<Number>(length));
+#endif
+  (void)p, (void)num_rows, (void)length;
+  return 1;
 }
 
-// A panel of a product whose left factor is row by row. Meanwhile asks for what is read and written next.
-template <class Number>
+// A panel of a product whose left factor is row by row.
+template <class Number, class Meanwhile>
 FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_t length, const Number* left,
-                             const float* packed, int64_t column, float* out, Ahead& ahead) {
+                             const float* packed, int64_t column, float* out, Meanwhile meanwhile) {
   const int64_t steps = num_steps<Number>(length), pitch = tile_pitch<Number>(length);
   const Number* right = reinterpret_cast<const Number*>(packed) + column * steps;
 #if defined(FASTCIFAR_HAVE_TILES)
   if constexpr (kStepsOf<Number> == 2) {
-    if (p.tiles) return multiply_panel_in_tiles(num_rows, steps, left, pitch, right, out, /*add=*/false, ahead);
+    if (p.tiles) {
+      return multiply_panel_in_tiles<LeftFactor::passes>(num_rows, steps, left, pitch, right, out, /*add=*/false,
+                                                         meanwhile);
+    }
   }
 #endif
   (void)p;
-  ahead.step();
+  meanwhile();
   multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false);
 }
 
@@ -182,7 +213,8 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
           const Pair* left = factors.gradient + c * factors.steps();
           Ahead ahead;  // of the same channels' next panel
           if (column + kPanel < p.k) ahead.add(out + panel, channels * kPanel * sizeof(float), steps / kTileSteps);
-          multiply_panel_in_tiles(channels, steps, left, factors.steps(), right, out, add, ahead);
+          multiply_panel_in_tiles<LeftFactor::stays>(channels, steps, left, factors.steps(), right, out, add,
+                                                     [&]() FC_LAMBDA { ahead.step(); });
           continue;
         }
       }
@@ -193,152 +225,316 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
   }
 }
 
-// Asks for the next tile, from row `first` on, while this tile is multiplied and used: with each product of tile
-// registers, or of a panel, and with every kUsed rows of a panel that are used.
-template <class Number, class T>
+// Asks for the next tile, from row `first` on, while the panels of this tile are used: with every kUsed rows of each.
+template <class T>
 class AheadOfTiles {
  public:
   static constexpr int64_t kUsed = 4;
 
-  AheadOfTiles(const PointwiseProduct& p, int64_t first, int64_t end, int64_t num_rows, int64_t length, int64_t columns)
-      : first_(first), rows_(end - first < kPixels ? end - first : kPixels) {
-    int64_t products = 1;
-#if defined(FASTCIFAR_HAVE_TILES)
-    if (kStepsOf<Number> == 2 && p.tiles) {
-      products = round_up(num_rows, kWhole) / kWhole * num_steps<Number>(length) / kTileSteps;
-    }
-#endif
-    (void)p, (void)length;
-    steps_ = (products + num_rows / kUsed) * ((columns + kPanel - 1) / kPanel);
-  }
+  AheadOfTiles() = default;
+  // Of `rows` rows from `first` on, while `num_rows` rows of all columns are used.
+  AheadOfTiles(int64_t first, int64_t rows, int64_t num_rows, int64_t columns)
+      : first_(first), rows_(rows),
+        steps_((num_rows + kUsed - 1) / kUsed * ((columns + kPanel - 1) / kPanel)) {}
   // With a tensor of `channels` channels.
   FC_INLINE void add(const void* tensor, int64_t channels) {
     if (rows_ <= 0) return;
-    ahead.add(static_cast<const T*>(tensor) + first_ * channels, rows_ * channels * sizeof(T), steps_);
+    ahead_.add(static_cast<const T*>(tensor) + first_ * channels, rows_ * channels * sizeof(T), steps_);
   }
   FC_INLINE void use(int64_t row) {
-    if (row % kUsed == 0) ahead.step();
+    if (row % kUsed == 0) ahead_.step();
   }
 
-  Ahead ahead;
-
  private:
-  int64_t first_, rows_, steps_;
+  Ahead ahead_;
+  int64_t first_ = 0, rows_ = 0, steps_ = 0;
 };
 
-// Calls f(first column, Full or Tail, Count<vectors>) for the columns of a panel: for all of its vectors at once, because
-// in bfloat16 they share a cache line, or for one after the other.
-template <class F>
-FC_INLINE void for_columns(int64_t columns, F f) {
-  if (columns >= kPanel) return f(0, Full{}, Count<kSumVectors>{});
-  for_vectors(static_cast<int>(columns), [&](int c, auto lanes) FC_LAMBDA { f(c, lanes, Count<1>{}); });
+// The columns of a panel: all of them, or one vector.
+template <class T>
+struct WholePanel {
+  using Numbers = Line<T>;
+  static constexpr int kVectors = 2;
+  static_assert(kPanel == kVectors * kLanes);
+
+  FC_INLINE Numbers of(const float* p) const { return Numbers::of(p); }
+  FC_INLINE Numbers read(const T* p) const { return Numbers::load(p); }
+  // Writes a row of a product, and returns what memory holds then.
+  FC_INLINE Numbers write(T* p, const float* product) const {
+    return Numbers::store(p, load(product), load(product + kLanes));
+  }
+  FC_INLINE void accumulate_to(float* sums, const Numbers& numbers) const { numbers.accumulate_to(sums); }
+};
+template <class T, class Lanes>
+struct PartOfPanel {
+  struct Numbers {
+    Vec vectors[1];
+  };
+  static constexpr int kVectors = 1;
+
+  Lanes lanes;
+
+  FC_INLINE Numbers of(const float* p) const { return {{load(p)}}; }
+  FC_INLINE Numbers read(const T* p) const { return {{load(p, lanes)}}; }
+  FC_INLINE Numbers write(T* p, const float* product) const {
+    const Vec value = load(product);
+    store(p, value, lanes);
+    return {{rounded<T>(value)}};
+  }
+  FC_INLINE void accumulate_to(float* sums, const Numbers& numbers) const { accumulate(sums, numbers.vectors[0]); }
+};
+
+// Writes z of two rows into a panel of a right factor whose steps are the rows.
+FC_INLINE void store_z(float* panel, int64_t row, const Line<float>& first, const Line<float>& second) {
+  store(panel + row * kPanel, first.vectors[0], first.vectors[1]);
+  store(panel + (row + 1) * kPanel, second.vectors[0], second.vectors[1]);
+}
+FC_INLINE void store_z(float* panel, int64_t row, const Line<bf16>& first, const Line<bf16>& second) {
+  store_z(panel, row, Line<float>{{first.vectors[0], first.vectors[1]}},
+          Line<float>{{second.vectors[0], second.vectors[1]}});
+}
+FC_INLINE void store_z(Pair* panel, int64_t row, const Line<bf16>& first, const Line<bf16>& second) {
+  store_pairs(panel + row / 2 * kPanel, first, second);
+}
+template <class Numbers>
+FC_INLINE void store_z(float* panel, int64_t row, const Numbers& first, const Numbers& second) {
+  store(panel + row * kPanel, first.vectors[0]), store(panel + (row + 1) * kPanel, second.vectors[0]);
+}
+template <class Numbers>
+FC_INLINE void store_z(Pair* panel, int64_t row, const Numbers& first, const Numbers& second) {
+  store(panel + row / 2 * kPanel, pair_up(first.vectors[0], second.vectors[0]));
 }
 
+// Multiplies the rows [first, end) of a pass (Forward, Backward), tile by tile and panel by panel. While a panel is
+// multiplied, the panel before it is used, row by row, and this panel's share of the next tile is filled.
+template <class Pass>
+void run(Pass pass, int64_t first, int64_t end) {
+  const auto tile_from = [&](int64_t row, int64_t tile, int64_t panel) FC_LAMBDA {
+    return Panel{row, row < end ? (end - row < kPixels ? end - row : kPixels) : 0, tile, 0, pass.num_columns(), panel};
+  };
+  Panel now = tile_from(first, 0, 0), next = tile_from(first + kPixels, 1, 0), before{-1, 0, 0, 0, 0, 0};
+  for (int64_t row = 0; row < pass.num_rows_of_left(now); ++row) pass.fill(now, row);
+  for (bool ended = false; !ended; before = now, ++now.panel, now.column += kPanel) {
+    if (now.column >= now.num_columns) {
+      now = tile_from(next.row, next.tile, now.panel);
+      next = tile_from(next.row + kPixels, next.tile + 1, 0);
+    }
+    ended = now.num_rows == 0;
+    if (now.column == 0) pass.begin(now, next);
+    const int64_t steps = ended ? 1 : pass.num_products(now), rows = pass.num_rows_of_left(next), kept = pass.kept(now);
+    Spread fill(now.share_first(rows), now.share_end(rows), steps, [&](int64_t row) FC_LAMBDA { pass.fill(next, row); });
+    Spread keep(now.share_first(kept), now.share_end(kept), steps, [&](int64_t i) FC_LAMBDA { pass.keep(now, i); });
+    auto user = pass.user(before, 0, WholePanel<typename Pass::Element>{});
+    Spread use(0, before.whole() ? user.num_uses() : 0, steps, [&](int64_t i) FC_LAMBDA { user.use(i); });
+    const auto meanwhile = [&]() FC_LAMBDA { fill.step(), keep.step(), use.step(); };
+    if (ended) {
+      meanwhile();
+    } else {
+      pass.multiply(now, meanwhile);
+    }
+    if (before.whole()) {
+      user.finish();
+    } else {
+      for_vectors(static_cast<int>(before.num_columns - before.column), [&](int c, auto lanes) FC_LAMBDA {
+        auto part = pass.user(before, c, PartOfPanel<typename Pass::Element, decltype(lanes)>{lanes});
+        for (int64_t i = 0; i < part.num_uses(); ++i) part.use(i);
+        part.finish();
+      });
+    }
+  }
+}
+
+// v = z . W^T, with its moments.
 template <class Number, class T>
-void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, T* v, float* sums,
-                      float* scratch) {
-  const Tile<Number> tile(p, scratch);
-  const int64_t pitch = round_up(p.m, kBlock);
-  float* pivots = sums + kPivotOfV * pitch;
-  for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    fill_left(tile.left, num_rows, p.k, z_rows<T>(p, row));
-    AheadOfTiles<Number, T> next(p, row + kPixels, end, num_rows, p.k, p.m);
-    next.add(p.y, p.k), next.add(v, p.m);
-    for (int64_t column = 0; column < p.m; column += kPanel) {
-      multiply_rows(p, num_rows, p.k, tile.left, packed, column, tile.product, next.ahead);
-      if (row == first) {
-        for (int c = 0; c < kPanel; c += kLanes) store(pivots + column + c, rounded<T>(load(tile.product + c)));
+struct Forward {
+  using Element = T;
+
+  const PointwiseProduct& p;
+  const float* packed;
+  T* v;
+  float* sums;
+  Tile<Number> tile;
+  int64_t first;  // the row that the pivots are taken from
+  AheadOfTiles<T> ahead;
+
+  int64_t num_columns() const { return p.m; }
+  int64_t num_rows_of_left(const Panel& at) const { return at.num_rows; }
+  int64_t num_products(const Panel& at) const { return FASTCIFAR_ISA::num_products<Number>(p, at.num_rows, p.k); }
+  FC_INLINE void begin(const Panel& at, const Panel& next) {
+    ahead = AheadOfTiles<T>(next.row, next.num_rows, at.num_rows, p.m);
+    ahead.add(p.y, p.k), ahead.add(v, p.m);
+  }
+  FC_INLINE void fill(const Panel& at, int64_t row) {
+    fill_left<T>(tile.left_of(at.tile) + row * tile_pitch<Number>(p.k), p.k, z_row<T>(p, at.row + row));
+  }
+  int64_t kept(const Panel&) const { return 0; }
+  FC_INLINE void keep(const Panel&, int64_t) {}
+  template <class Meanwhile>
+  FC_INLINE void multiply(const Panel& at, Meanwhile meanwhile) {
+    multiply_rows(p, at.num_rows, p.k, tile.left_of(at.tile), packed, at.column, tile.product_of(at.panel), meanwhile);
+  }
+
+  template <class Columns>
+  struct User {
+    using Numbers = typename Columns::Numbers;
+
+    Forward& pass;
+    Columns columns;
+    const float* product;
+    T* out;
+    float* sums;
+    int64_t num_rows;
+    Numbers pivot, sum, square;
+
+    FC_INLINE User(Forward& pass, const Panel& at, int64_t c, Columns columns)
+        : pass(pass), columns(columns), product(pass.tile.product_of(at.panel) + c),
+          out(pass.v + at.row * pass.p.m + at.column + c), sums(pass.sums + at.column + c), num_rows(at.num_rows),
+          sum{}, square{} {
+      float* pivots = sums + kPivotOfV * pitch();
+      if (at.row == pass.first) {
+        for (int i = 0; i < Columns::kVectors; ++i) store(pivots + i * kLanes, rounded<T>(load(product + i * kLanes)));
       }
-      for_columns(p.m - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
-        constexpr int V = decltype(vectors)::value;
-        Vec pivot[V], sum[V] = {}, square[V] = {};
-        for (int i = 0; i < V; ++i) pivot[i] = load(pivots + column + c + i * kLanes);
-        T* out = v + row * p.m + column + c;
-        const float* product = tile.product + c;
-        for (int64_t r = 0; r < num_rows; ++r, out += p.m, product += kPanel) {
-          __builtin_prefetch(out + kRowsAhead * p.m, 1, 3);
-          next.use(r);
-          for (int i = 0; i < V; ++i) {
-            const Vec value = load(product + i * kLanes);
-            store(out + i * kLanes, value, lanes);
-            const Vec centred = rounded<T>(value) - pivot[i];
-            sum[i] += centred;
-            square[i] = centred * centred + square[i];
-          }
-        }
-        for (int i = 0; i < V; ++i) {
-          accumulate(sums + kSumOfV * pitch + column + c + i * kLanes, sum[i]);
-          accumulate(sums + kSquareOfV * pitch + column + c + i * kLanes, square[i]);
-        }
-      });
+      pivot = columns.of(pivots);
     }
-  });
-}
+    FC_INLINE int64_t pitch() const { return round_up(pass.p.m, kBlock); }
+    FC_INLINE int64_t num_uses() const { return num_rows; }
+    FC_INLINE void use(int64_t row) {
+      __builtin_prefetch(out + (row + kRowsAhead) * pass.p.m, 1, 3);
+      pass.ahead.use(row);
+      const Numbers values = columns.write(out + row * pass.p.m, product + row * kPanel);
+      for (int i = 0; i < Columns::kVectors; ++i) {
+        const Vec centred = values.vectors[i] - pivot.vectors[i];
+        sum.vectors[i] += centred;
+        square.vectors[i] = centred * centred + square.vectors[i];
+      }
+    }
+    FC_INLINE void finish() const {
+      columns.accumulate_to(sums + kSumOfV * pitch(), sum);
+      columns.accumulate_to(sums + kSquareOfV * pitch(), square);
+    }
+  };
+  template <class Columns>
+  FC_INLINE User<Columns> user(const Panel& at, int64_t c, Columns columns) {
+    return {*this, at, c, columns};
+  }
+};
 
+// The gradient of z out of the gradient of v, and the factors of the gradient of W.
 template <class Number, class T>
-void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
-                       const float* packed, T* grad_z, float* sums, const Factors<Number>& factors,
-                       int64_t first_of_factors, float* scratch) {
-  const Tile<Number> tile(p, scratch);
-  const int64_t pitch = round_up(p.k, kBlock);
-  const T* y = static_cast<const T*>(p.y);
-  for_tiles(first, end, [&](int64_t row, int64_t num_rows) FC_LAMBDA {
-    const int64_t at = row - first_of_factors, whole = round_up(num_rows, kWhole);
-    Number* left = tile.left;
-    if constexpr (kStepsOf<Number> == 1) left = factors.gradient + at * tile_pitch<Number>(p.m);
-    fill_left(left, num_rows, p.m, gradient_rows<T>(p, g, row));
-    if constexpr (kStepsOf<Number> == 2) {
-      const int64_t left_pitch = tile_pitch<Number>(p.m);
-      memset(static_cast<void*>(left + num_rows * left_pitch), 0, (whole - num_rows) * left_pitch * sizeof(Number));
+struct Backward {
+  using Element = T;
+
+  const PointwiseProduct& p;
+  const GradientOfProduct& g;
+  const float* packed;
+  T* grad_z;
+  float* sums;
+  Factors<Number> factors;
+  int64_t first_of_factors;
+  Tile<Number> tile;
+  AheadOfTiles<T> ahead;
+
+  int64_t num_columns() const { return p.k; }
+  // With rows of zeros up to the next multiple of kWhole.
+  int64_t num_rows_of_left(const Panel& at) const {
+    return kStepsOf<Number> == 1 ? at.num_rows : round_up(at.num_rows, kWhole);
+  }
+  int64_t num_products(const Panel& at) const { return FASTCIFAR_ISA::num_products<Number>(p, at.num_rows, p.m); }
+  FC_INLINE void begin(const Panel& at, const Panel& next) {
+    ahead = AheadOfTiles<T>(next.row, next.num_rows, at.num_rows, p.k);
+    ahead.add(g.grad_v, p.m), ahead.add(p.y, p.k), ahead.add(grad_z, p.k);
+    if (g.columns) ahead.add(g.v, p.m);
+  }
+  FC_INLINE Number* left(const Panel& at) const {
+    if constexpr (kStepsOf<Number> == 1) return factors.gradient + (at.row - first_of_factors) * tile_pitch<Number>(p.m);
+    return tile.left_of(at.tile);
+  }
+  FC_INLINE void fill(const Panel& at, int64_t row) {
+    Number* out = left(at) + row * tile_pitch<Number>(p.m);
+    if (row < at.num_rows) {
+      fill_left<T>(out, p.m, gradient_row<T>(p, g, at.row + row));
+    } else {
+      memset(static_cast<void*>(out), 0, num_steps<Number>(p.m) * sizeof(Number));
     }
-    store_gradient(p, factors, at, num_rows, left);
-    AheadOfTiles<Number, T> next(p, row + kPixels, end, num_rows, p.m, p.k);
-    next.add(g.grad_v, p.m), next.add(y, p.k), next.add(grad_z, p.k);
-    if (g.columns) next.add(g.v, p.m);
-    for (int64_t column = 0; column < p.k; column += kPanel) {
-      multiply_rows(p, num_rows, p.m, left, packed, column, tile.product, next.ahead);
-      Number* panel = factors.z + column * factors.steps() + at / kStepsOf<Number> * kPanel;
-      for_columns(p.k - column, [&](int c, auto lanes, auto vectors) FC_LAMBDA {
-        constexpr int V = decltype(vectors)::value;
-        Vec mean[V], scale[V], shift[V], sum[V] = {}, product[V] = {};
-        for (int i = 0; i < V; ++i) {
-          const float* at_channel = p.columns1 + column + c + i * kLanes;
-          mean[i] = load(at_channel + kMean * pitch);
-          scale[i] = load(at_channel + kScale * pitch);
-          shift[i] = load(at_channel + kShift * pitch);
-        }
-        const int64_t first_pixel = row * p.k + column + c;
-        const auto use = [&](int64_t r, Vec* z) FC_LAMBDA {
-          for (int i = 0; i < V; ++i) {
-            const Vec grad = load(tile.product + r * kPanel + c + i * kLanes);
-            const int64_t pixel = first_pixel + r * p.k + i * kLanes;
-            const Vec value = load(y + pixel, lanes), h = value * scale[i] + shift[i];
-            store(grad_z + pixel, grad, lanes);
-            const Vec masked = h > Vec{} ? rounded<T>(grad) : Vec{};
-            sum[i] += masked;
-            product[i] = masked * (value - mean[i]) + product[i];
-            z[i] = relu(h);
-          }
-        };
-        for (int64_t r = 0; r < whole; r += 2) {
-          next.use(r);
-          Vec z[2][V] = {};
-          for (int64_t row_ahead = r + kRowsAhead; row_ahead < r + kRowsAhead + 2; ++row_ahead) {
-            __builtin_prefetch(grad_z + first_pixel + row_ahead * p.k, 1, 3);
-            __builtin_prefetch(y + first_pixel + row_ahead * p.k, 0, 3);
-          }
-          if (r < num_rows) use(r, z[0]);
-          if (r + 1 < num_rows) use(r + 1, z[1]);
-          for (int i = 0; i < V; ++i) store_z(panel, r, c + i * kLanes, z[0][i], z[1][i]);
-        }
-        for (int i = 0; i < V; ++i) {
-          accumulate(sums + column + c + i * kLanes, sum[i]);
-          accumulate(sums + pitch + column + c + i * kLanes, product[i]);
-        }
-      });
+  }
+  // The gradient of v is kept in squares of kWhole pixels and channels.
+  int64_t kept(const Panel& at) const {
+    return kStepsOf<Number> == 1 ? 0 : round_up(at.num_rows, kWhole) / kWhole * (round_up(p.m, kWhole) / kWhole);
+  }
+  FC_INLINE void keep(const Panel& at, int64_t i) {
+    const int64_t down = round_up(at.num_rows, kWhole) / kWhole, row = i % down * kWhole;
+    store_gradient(p, factors, at.row - first_of_factors + row, i / down * kWhole,
+                   left(at) + row * tile_pitch<Number>(p.m));
+  }
+  template <class Meanwhile>
+  FC_INLINE void multiply(const Panel& at, Meanwhile meanwhile) {
+    multiply_rows(p, at.num_rows, p.m, left(at), packed, at.column, tile.product_of(at.panel), meanwhile);
+  }
+
+  template <class Columns>
+  struct User {
+    using Numbers = typename Columns::Numbers;
+
+    Backward& pass;
+    Columns columns;
+    const float* product;
+    const T* y;
+    T* grad_z;
+    Number* z;
+    float* sums;
+    int64_t num_rows, c;
+    Numbers mean, scale, shift, sum, products;
+
+    FC_INLINE User(Backward& pass, const Panel& at, int64_t c, Columns columns)
+        : pass(pass), columns(columns), product(pass.tile.product_of(at.panel) + c),
+          y(static_cast<const T*>(pass.p.y) + at.row * pass.p.k + at.column + c),
+          grad_z(pass.grad_z + at.row * pass.p.k + at.column + c),
+          z(pass.factors.z + at.column * pass.factors.steps() +
+            (at.row - pass.first_of_factors) / kStepsOf<Number> * kPanel + c),
+          sums(pass.sums + at.column + c), num_rows(at.num_rows), c(c), sum{}, products{} {
+      const float* of_channel = pass.p.columns1 + at.column + c;
+      mean = columns.of(of_channel + kMean * pitch());
+      scale = columns.of(of_channel + kScale * pitch());
+      shift = columns.of(of_channel + kShift * pitch());
     }
-  });
-}
+    FC_INLINE int64_t pitch() const { return round_up(pass.p.k, kBlock); }
+    // Two rows at a time, up to the next multiple of kWhole.
+    FC_INLINE int64_t num_uses() const { return round_up(num_rows, kWhole) / 2; }
+    FC_INLINE void use(int64_t i) {
+      const int64_t row = 2 * i;
+      pass.ahead.use(row);
+      for (int64_t ahead = row + kRowsAhead; ahead < row + kRowsAhead + 2; ++ahead) {
+        __builtin_prefetch(grad_z + ahead * pass.p.k, 1, 3);
+        __builtin_prefetch(y + ahead * pass.p.k, 0, 3);
+      }
+      Numbers first{}, second{};
+      if (row < num_rows) first = use_row(row);
+      if (row + 1 < num_rows) second = use_row(row + 1);
+      store_z(z, row, first, second);
+    }
+    FC_INLINE Numbers use_row(int64_t row) {
+      const Numbers values = columns.read(y + row * pass.p.k),
+                    grads = columns.write(grad_z + row * pass.p.k, product + row * kPanel);
+      Numbers result;
+      for (int v = 0; v < Columns::kVectors; ++v) {
+        const Vec value = values.vectors[v], h = value * scale.vectors[v] + shift.vectors[v];
+        const Vec masked = h > Vec{} ? grads.vectors[v] : Vec{};
+        sum.vectors[v] += masked;
+        products.vectors[v] = masked * (value - mean.vectors[v]) + products.vectors[v];
+        result.vectors[v] = relu(h);
+      }
+      return result;
+    }
+    FC_INLINE void finish() const {
+      columns.accumulate_to(sums, sum);
+      columns.accumulate_to(sums + pitch(), products);
+    }
+  };
+  template <class Columns>
+  FC_INLINE User<Columns> user(const Panel& at, int64_t c, Columns columns) {
+    return {*this, at, c, columns};
+  }
+};
 
 // The number of W at p, rounded to T.
 template <class T, class W>
@@ -510,8 +706,9 @@ void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weigh
 void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v, float* sums,
                       float* scratch) {
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
+    using Number = decltype(number);
     using T = decltype(element);
-    multiply_forward<decltype(number)>(p, first, end, packed, static_cast<T*>(v), sums, scratch);
+    run(Forward<Number, T>{p, packed, static_cast<T*>(v), sums, Tile<Number>(p, scratch), first, {}}, first, end);
   });
 }
 
@@ -547,8 +744,9 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
     using Number = decltype(number);
     using T = decltype(element);
-    const Factors<Number> f(p, factors, rows_of_factors);
-    multiply_backward(p, g, first, end, packed, static_cast<T*>(grad_z), sums, f, first_of_factors, scratch);
+    run(Backward<Number, T>{p, g, packed, static_cast<T*>(grad_z), sums,
+                            Factors<Number>(p, factors, rows_of_factors), first_of_factors, Tile<Number>(p, scratch), {}},
+        first, end);
   });
 }
 

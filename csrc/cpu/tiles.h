@@ -27,6 +27,10 @@ void tile_load(const void* p, int64_t pitch) {
     memcpy(emulated_tiles[tile][r], static_cast<const char*>(p) + r * pitch * 4, 64);
 }
 template <int tile>
+void tile_load_once(const void* p, int64_t pitch) {
+  tile_load<tile>(p, pitch);
+}
+template <int tile>
 void tile_store(void* p, int64_t pitch) {
   for (int64_t r = 0; r < kTileRows; ++r) memcpy(static_cast<char*>(p) + r * pitch * 4, emulated_tiles[tile][r], 64);
 }
@@ -56,6 +60,11 @@ FC_INLINE void tile_zero() {
 template <int tile>
 FC_INLINE void tile_load(const void* p, int64_t pitch) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(pitch * 4), "i"(tile) : "memory");
+}
+// Of memory that this pass reads no more: it does not drive out of the L1 cache what is read again.
+template <int tile>
+FC_INLINE void tile_load_once(const void* p, int64_t pitch) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(pitch * 4), "i"(tile) : "memory");
 }
 template <int tile>
 FC_INLINE void tile_store(void* p, int64_t pitch) {

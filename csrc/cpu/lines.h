@@ -72,10 +72,15 @@ struct Line {
   }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(FASTCIFAR_EMULATED)
 FC_INLINE VecBits narrow(Vec low, Vec high) {
-  return reinterpret_cast<VecBits>(
-      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<VecBits>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
+#else
+  bf16 numbers[2 * kLanes];
+  store(numbers, low, Full{}), store(numbers + kLanes, high, Full{});
+  return load_bits(numbers);
+#endif
 }
 FC_INLINE void store(bf16* p, Vec low, Vec high) { store(reinterpret_cast<float*>(p), narrow(low, high)); }
 
@@ -89,8 +94,8 @@ template <int... lane>
 FC_INLINE void merge_parities(Vec even, Vec odd, Vec& low, Vec& high, std::integer_sequence<int, lane...>) {
   const VecBits a = reinterpret_cast<VecBits>(even), b = reinterpret_cast<VecBits>(odd);
   low = reinterpret_cast<Vec>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * kLanes + lane / 2)...>{}));
-  high = reinterpret_cast<Vec>(
-      shuffled(a, b, std::integer_sequence<int, (lane % 2 * kLanes + (lane + kLanes) / 2)...>{}));
+  high =
+      reinterpret_cast<Vec>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * kLanes + (lane + kLanes) / 2)...>{}));
 }
 
 template <>
@@ -123,10 +128,10 @@ template <int... lane>
 FC_INLINE void pair_up_parities(Words even, Words odd, VecBits& low, VecBits& high,
                                 std::integer_sequence<int, lane...>) {
   constexpr int n = kLanes;
-  low = reinterpret_cast<VecBits>(shuffled(
-      even, odd, std::integer_sequence<int, (lane / 2 % 2 * 2 * n + lane % 2 * n + lane / 4)...>{}));
-  high = reinterpret_cast<VecBits>(shuffled(
-      even, odd, std::integer_sequence<int, (lane / 2 % 2 * 2 * n + lane % 2 * n + lane / 4 + n / 2)...>{}));
+  low = reinterpret_cast<VecBits>(
+      shuffled(even, odd, std::integer_sequence<int, (lane / 2 % 2 * 2 * n + lane % 2 * n + lane / 4)...>{}));
+  high = reinterpret_cast<VecBits>(
+      shuffled(even, odd, std::integer_sequence<int, (lane / 2 % 2 * 2 * n + lane % 2 * n + lane / 4 + n / 2)...>{}));
 }
 // Two rows of a line in pairs, as they lie.
 FC_INLINE void store_pairs(Pair* p, const Line<bf16>& first, const Line<bf16>& second) {

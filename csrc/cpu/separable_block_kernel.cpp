@@ -31,9 +31,7 @@ struct Tile {
   float* product;
   int64_t left_size;
 
-  static int64_t size_of_left(const PointwiseProduct& p) {
-    return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m);
-  }
+  static int64_t size_of_left(const PointwiseProduct& p) { return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m); }
   static int64_t size(const PointwiseProduct& p) { return 2 * (size_of_left(p) + kPixels * kPanel); }
 
   Tile(const PointwiseProduct& p, float* memory)
@@ -87,9 +85,7 @@ struct Panel {
 
   FC_INLINE bool whole() const { return num_columns - column >= kPanel; }
   // This panel's share of the work on a tile.
-  FC_INLINE int64_t share(int64_t work, int64_t of) const {
-    return work * of / ((num_columns + kPanel - 1) / kPanel);
-  }
+  FC_INLINE int64_t share(int64_t work, int64_t of) const { return work * of / ((num_columns + kPanel - 1) / kPanel); }
   FC_INLINE int64_t share_first(int64_t work) const { return share(work, column / kPanel); }
   FC_INLINE int64_t share_end(int64_t work) const { return share(work, column / kPanel + 1); }
 };
@@ -100,9 +96,8 @@ FC_INLINE auto z_row(const PointwiseProduct& p, int64_t row) {
   const int64_t pitch = round_up(p.k, kBlock);
   const float *scales = p.columns1 + kScale * pitch, *shifts = p.columns1 + kShift * pitch;
   const T* y = static_cast<const T*>(p.y) + row * p.k;
-  return [=](int64_t c, auto lanes) FC_LAMBDA {
-    return relu(load(y + c, lanes) * load(scales + c) + load(shifts + c));
-  };
+  return [=](int64_t c, auto lanes)
+             FC_LAMBDA { return relu(load(y + c, lanes) * load(scales + c) + load(shifts + c)); };
 }
 
 // A row of the gradient of v.
@@ -234,8 +229,7 @@ class AheadOfTiles {
   AheadOfTiles() = default;
   // Of `rows` rows from `first` on, while `num_rows` rows of all columns are used.
   AheadOfTiles(int64_t first, int64_t rows, int64_t num_rows, int64_t columns)
-      : first_(first), rows_(rows),
-        steps_((num_rows + kUsed - 1) / kUsed * ((columns + kPanel - 1) / kPanel)) {}
+      : first_(first), rows_(rows), steps_((num_rows + kUsed - 1) / kUsed * ((columns + kPanel - 1) / kPanel)) {}
   // With a tensor of `channels` channels.
   FC_INLINE void add(const void* tensor, int64_t channels) {
     if (rows_ <= 0) return;
@@ -289,6 +283,7 @@ FC_INLINE void store_z(float* panel, int64_t row, const Line<float>& first, cons
   store(panel + row * kPanel, first.vectors[0], first.vectors[1]);
   store(panel + (row + 1) * kPanel, second.vectors[0], second.vectors[1]);
 }
+// (Numbers of bfloat16 are multiplied one by one only where their lines lie as in memory.)
 FC_INLINE void store_z(float* panel, int64_t row, const Line<bf16>& first, const Line<bf16>& second) {
   store_z(panel, row, Line<float>{{first.vectors[0], first.vectors[1]}},
           Line<float>{{second.vectors[0], second.vectors[1]}});
@@ -322,7 +317,8 @@ void run(Pass pass, int64_t first, int64_t end) {
     ended = now.num_rows == 0;
     if (now.column == 0) pass.begin(now, next);
     const int64_t steps = ended ? 1 : pass.num_products(now), rows = pass.num_rows_of_left(next), kept = pass.kept(now);
-    Spread fill(now.share_first(rows), now.share_end(rows), steps, [&](int64_t row) FC_LAMBDA { pass.fill(next, row); });
+    Spread fill(now.share_first(rows), now.share_end(rows), steps,
+                [&](int64_t row) FC_LAMBDA { pass.fill(next, row); });
     Spread keep(now.share_first(kept), now.share_end(kept), steps, [&](int64_t i) FC_LAMBDA { pass.keep(now, i); });
     auto user = pass.user(before, 0, WholePanel<typename Pass::Element>{});
     Spread use(0, before.whole() ? user.num_uses() : 0, steps, [&](int64_t i) FC_LAMBDA { user.use(i); });
@@ -446,7 +442,8 @@ struct Backward {
     if (g.columns) ahead.add(g.v, p.m);
   }
   FC_INLINE Number* left(const Panel& at) const {
-    if constexpr (kStepsOf<Number> == 1) return factors.gradient + (at.row - first_of_factors) * tile_pitch<Number>(p.m);
+    if constexpr (kStepsOf<Number> == 1)
+      return factors.gradient + (at.row - first_of_factors) * tile_pitch<Number>(p.m);
     return tile.left_of(at.tile);
   }
   FC_INLINE void fill(const Panel& at, int64_t row) {
@@ -744,8 +741,15 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
     using Number = decltype(number);
     using T = decltype(element);
-    run(Backward<Number, T>{p, g, packed, static_cast<T*>(grad_z), sums,
-                            Factors<Number>(p, factors, rows_of_factors), first_of_factors, Tile<Number>(p, scratch), {}},
+    run(Backward<Number, T>{p,
+                            g,
+                            packed,
+                            static_cast<T*>(grad_z),
+                            sums,
+                            Factors<Number>(p, factors, rows_of_factors),
+                            first_of_factors,
+                            Tile<Number>(p, scratch),
+                            {}},
         first, end);
   });
 }

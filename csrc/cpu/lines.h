@@ -44,7 +44,10 @@ FC_INLINE VecBits pair_up(Vec first, Vec second) {
 
 // 2 * kLanes bfloat16 numbers that lie one after the other.
 FC_INLINE VecBits load_bits(const bf16* p) {
-  return reinterpret_cast<VecBits>(load(reinterpret_cast<const float*>(p)));
+  return reinterpret_cast<VecBits>(*reinterpret_cast<const WordsInMemory*>(p));
+}
+FC_INLINE void store(bf16* p, VecBits numbers) {
+  *reinterpret_cast<WordsInMemory*>(p) = reinterpret_cast<Words>(numbers);
 }
 FC_INLINE void store(Pair* p, VecBits pairs) { store(reinterpret_cast<float*>(p), reinterpret_cast<Vec>(pairs)); }
 FC_INLINE void store(float* p, VecBits numbers) { store(p, reinterpret_cast<Vec>(numbers)); }
@@ -73,6 +76,7 @@ struct Line {
 };
 
 #if defined(__AVX512BF16__) || defined(FASTCIFAR_EMULATED)
+// 2 * kLanes numbers, rounded, one after the other.
 FC_INLINE VecBits narrow(Vec low, Vec high) {
 #if defined(__AVX512BF16__)
   return reinterpret_cast<VecBits>(_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(high), reinterpret_cast<__m512>(low)));
@@ -82,7 +86,7 @@ FC_INLINE VecBits narrow(Vec low, Vec high) {
   return load_bits(numbers);
 #endif
 }
-FC_INLINE void store(bf16* p, Vec low, Vec high) { store(reinterpret_cast<float*>(p), narrow(low, high)); }
+FC_INLINE void store(bf16* p, Vec low, Vec high) { store(p, narrow(low, high)); }
 
 template <int... lane>
 FC_INLINE void part_by_parity(Vec low, Vec high, Vec& even, Vec& odd, std::integer_sequence<int, lane...>) {
@@ -114,7 +118,7 @@ struct Line<bf16> {
   }
   static FC_INLINE Line store(bf16* p, Vec low, Vec high) {
     const VecBits bits = narrow(low, high);
-    FASTCIFAR_ISA::store(reinterpret_cast<float*>(p), bits);
+    FASTCIFAR_ISA::store(p, bits);
     return widened(bits);
   }
   FC_INLINE void accumulate_to(float* sums) const {

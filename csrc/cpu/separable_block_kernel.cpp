@@ -85,7 +85,7 @@ struct Panel {
 
   FC_INLINE bool whole() const { return num_columns - column >= kPanel; }
   // This panel's share of the work on a tile.
-  FC_INLINE int64_t share(int64_t work, int64_t of) const { return work * of / ((num_columns + kPanel - 1) / kPanel); }
+  FC_INLINE int64_t share(int64_t work, int64_t of) const { return work * of / num_panels(num_columns); }
   FC_INLINE int64_t share_first(int64_t work) const { return share(work, column / kPanel); }
   FC_INLINE int64_t share_end(int64_t work) const { return share(work, column / kPanel + 1); }
 };
@@ -220,16 +220,17 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
   }
 }
 
-// Asks for the next tile, from row `first` on, while the panels of this tile are used: with every kUsed rows of each.
+// Asks for the next tile while the panels of this tile are used: with every kUsed rows of each.
 template <class T>
 class AheadOfTiles {
  public:
   static constexpr int64_t kUsed = 4;
 
   AheadOfTiles() = default;
-  // Of `rows` rows from `first` on, while `num_rows` rows of all columns are used.
-  AheadOfTiles(int64_t first, int64_t rows, int64_t num_rows, int64_t columns)
-      : first_(first), rows_(rows), steps_((num_rows + kUsed - 1) / kUsed * ((columns + kPanel - 1) / kPanel)) {}
+  // Of the tile `next`, while `now` is used.
+  AheadOfTiles(const Panel& next, const Panel& now)
+      : first_(next.row), rows_(next.num_rows),
+        steps_((now.num_rows + kUsed - 1) / kUsed * num_panels(now.num_columns)) {}
   // With a tensor of `channels` channels.
   FC_INLINE void add(const void* tensor, int64_t channels) {
     if (rows_ <= 0) return;
@@ -304,6 +305,7 @@ FC_INLINE void store_z(Pair* panel, int64_t row, const Numbers& first, const Num
 // multiplied, the panel before it is used, row by row, and this panel's share of the next tile is filled.
 template <class Pass>
 void run(Pass pass, int64_t first, int64_t end) {
+  using Element = typename Pass::Element;
   const auto tile_from = [&](int64_t row, int64_t tile, int64_t panel) FC_LAMBDA {
     return Panel{row, row < end ? (end - row < kPixels ? end - row : kPixels) : 0, tile, 0, pass.num_columns(), panel};
   };
@@ -316,23 +318,25 @@ void run(Pass pass, int64_t first, int64_t end) {
     }
     ended = now.num_rows == 0;
     if (now.column == 0) pass.begin(now, next);
-    const int64_t steps = ended ? 1 : pass.num_products(now), rows = pass.num_rows_of_left(next), kept = pass.kept(now);
+    const int64_t steps = ended ? 1 : num_products<typename Pass::Multiplied>(pass.p, now.num_rows, pass.length());
+    const int64_t rows = pass.num_rows_of_left(next), kept = pass.kept(now);
     Spread fill(now.share_first(rows), now.share_end(rows), steps,
                 [&](int64_t row) FC_LAMBDA { pass.fill(next, row); });
     Spread keep(now.share_first(kept), now.share_end(kept), steps, [&](int64_t i) FC_LAMBDA { pass.keep(now, i); });
-    auto user = pass.user(before, 0, WholePanel<typename Pass::Element>{});
+    typename Pass::template User<WholePanel<Element>> user(pass, before, 0, {});
     Spread use(0, before.whole() ? user.num_uses() : 0, steps, [&](int64_t i) FC_LAMBDA { user.use(i); });
     const auto meanwhile = [&]() FC_LAMBDA { fill.step(), keep.step(), use.step(); };
     if (ended) {
       meanwhile();
     } else {
-      pass.multiply(now, meanwhile);
+      multiply_rows(pass.p, now.num_rows, pass.length(), pass.left(now), pass.packed, now.column,
+                    pass.tile.product_of(now.panel), meanwhile);
     }
     if (before.whole()) {
       user.finish();
     } else {
       for_vectors(static_cast<int>(before.num_columns - before.column), [&](int c, auto lanes) FC_LAMBDA {
-        auto part = pass.user(before, c, PartOfPanel<typename Pass::Element, decltype(lanes)>{lanes});
+        typename Pass::template User<PartOfPanel<Element, decltype(lanes)>> part(pass, before, c, {lanes});
         for (int64_t i = 0; i < part.num_uses(); ++i) part.use(i);
         part.finish();
       });
@@ -343,6 +347,7 @@ void run(Pass pass, int64_t first, int64_t end) {
 // v = z . W^T, with its moments.
 template <class Number, class T>
 struct Forward {
+  using Multiplied = Number;
   using Element = T;
 
   const PointwiseProduct& p;
@@ -355,20 +360,17 @@ struct Forward {
 
   int64_t num_columns() const { return p.m; }
   int64_t num_rows_of_left(const Panel& at) const { return at.num_rows; }
-  int64_t num_products(const Panel& at) const { return FASTCIFAR_ISA::num_products<Number>(p, at.num_rows, p.k); }
-  FC_INLINE void begin(const Panel& at, const Panel& next) {
-    ahead = AheadOfTiles<T>(next.row, next.num_rows, at.num_rows, p.m);
+  int64_t length() const { return p.k; }
+  FC_INLINE void begin(const Panel& now, const Panel& next) {
+    ahead = {next, now};
     ahead.add(p.y, p.k), ahead.add(v, p.m);
   }
+  FC_INLINE Number* left(const Panel& at) const { return tile.left_of(at.tile); }
   FC_INLINE void fill(const Panel& at, int64_t row) {
-    fill_left<T>(tile.left_of(at.tile) + row * tile_pitch<Number>(p.k), p.k, z_row<T>(p, at.row + row));
+    fill_left<T>(left(at) + row * tile_pitch<Number>(p.k), p.k, z_row<T>(p, at.row + row));
   }
   int64_t kept(const Panel&) const { return 0; }
   FC_INLINE void keep(const Panel&, int64_t) {}
-  template <class Meanwhile>
-  FC_INLINE void multiply(const Panel& at, Meanwhile meanwhile) {
-    multiply_rows(p, at.num_rows, p.k, tile.left_of(at.tile), packed, at.column, tile.product_of(at.panel), meanwhile);
-  }
 
   template <class Columns>
   struct User {
@@ -409,15 +411,12 @@ struct Forward {
       columns.accumulate_to(sums + kSquareOfV * pitch(), square);
     }
   };
-  template <class Columns>
-  FC_INLINE User<Columns> user(const Panel& at, int64_t c, Columns columns) {
-    return {*this, at, c, columns};
-  }
 };
 
 // The gradient of z out of the gradient of v, and the factors of the gradient of W.
 template <class Number, class T>
 struct Backward {
+  using Multiplied = Number;
   using Element = T;
 
   const PointwiseProduct& p;
@@ -435,9 +434,9 @@ struct Backward {
   int64_t num_rows_of_left(const Panel& at) const {
     return kStepsOf<Number> == 1 ? at.num_rows : round_up(at.num_rows, kWhole);
   }
-  int64_t num_products(const Panel& at) const { return FASTCIFAR_ISA::num_products<Number>(p, at.num_rows, p.m); }
-  FC_INLINE void begin(const Panel& at, const Panel& next) {
-    ahead = AheadOfTiles<T>(next.row, next.num_rows, at.num_rows, p.k);
+  int64_t length() const { return p.m; }
+  FC_INLINE void begin(const Panel& now, const Panel& next) {
+    ahead = {next, now};
     ahead.add(g.grad_v, p.m), ahead.add(p.y, p.k), ahead.add(grad_z, p.k);
     if (g.columns) ahead.add(g.v, p.m);
   }
@@ -463,10 +462,6 @@ struct Backward {
     store_gradient(p, factors, at.row - first_of_factors + row, i / down * kWhole,
                    left(at) + row * tile_pitch<Number>(p.m));
   }
-  template <class Meanwhile>
-  FC_INLINE void multiply(const Panel& at, Meanwhile meanwhile) {
-    multiply_rows(p, at.num_rows, p.m, left(at), packed, at.column, tile.product_of(at.panel), meanwhile);
-  }
 
   template <class Columns>
   struct User {
@@ -479,7 +474,7 @@ struct Backward {
     T* grad_z;
     Number* z;
     float* sums;
-    int64_t num_rows, c;
+    int64_t num_rows;
     Numbers mean, scale, shift, sum, products;
 
     FC_INLINE User(Backward& pass, const Panel& at, int64_t c, Columns columns)
@@ -488,7 +483,7 @@ struct Backward {
           grad_z(pass.grad_z + at.row * pass.p.k + at.column + c),
           z(pass.factors.z + at.column * pass.factors.steps() +
             (at.row - pass.first_of_factors) / kStepsOf<Number> * kPanel + c),
-          sums(pass.sums + at.column + c), num_rows(at.num_rows), c(c), sum{}, products{} {
+          sums(pass.sums + at.column + c), num_rows(at.num_rows), sum{}, products{} {
       const float* of_channel = pass.p.columns1 + at.column + c;
       mean = columns.of(of_channel + kMean * pitch());
       scale = columns.of(of_channel + kScale * pitch());
@@ -527,10 +522,6 @@ struct Backward {
       columns.accumulate_to(sums + pitch(), products);
     }
   };
-  template <class Columns>
-  FC_INLINE User<Columns> user(const Panel& at, int64_t c, Columns columns) {
-    return {*this, at, c, columns};
-  }
 };
 
 // The number of W at p, rounded to T.

@@ -116,7 +116,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Writes grad_x, which may be grad itself. MASKED: grad is the gradient of the norm's output times its scale; otherwise
-// that of the ReLU's output. Where grad_w is not null, the rows of blocks also merge its nine taps, sums 0 to 8 of each row of partial sums.
+// that of the ReLU's output. Where grad_w is not null, the rows of blocks also merge its nine taps, sums 0 to 8 of each row
+// of partial sums.
 template <class T, int V, bool MASKED>
 __global__ void __launch_bounds__(kThreads, 2)  // with 64 registers, as ptxas chooses for sm_80, one spills
     norm_backward_kernel(const T* grad, const T* x, T* grad_x, int M, int C, const NormGrad norm, float* grad_w) {

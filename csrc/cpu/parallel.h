@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/range.h"
+#include "cpu/team.h"
 
 namespace fastcifar {
 
@@ -92,7 +93,7 @@ void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   if (total_bytes < 1 << 16) return f(int64_t{0}, parts);
   const int64_t step = (parts + kParts - 1) / kParts, calls = (parts + step - 1) / step;
   std::atomic<bool> taken[kParts] = {};
-  torch::stable::parallel_for(0, calls, 1, [&](int64_t first, int64_t end) {
+  const auto compute = [&](int64_t first, int64_t end) {
     const auto take = [&](int64_t call) {
       if (taken[call].exchange(true, std::memory_order_relaxed)) return;
       const int64_t begin = call * step;
@@ -100,7 +101,13 @@ void parallel(int64_t parts, int64_t total_bytes, const F& f) {
     };
     for (int64_t call = first; call < end; ++call) take(call);
     for (int64_t call = calls; call-- > 0;) take(call);
-  });
+  };
+  const int64_t own = own_threads(), threads = own < calls ? own : calls;
+  if (own == 0) return torch::stable::parallel_for(0, calls, 1, compute);
+  const auto share = [&](int64_t index) { compute(calls * index / threads, calls * (index + 1) / threads); };
+  run_in_team(
+      threads, [](void* context, int64_t index) { (*static_cast<decltype(share)*>(context))(index); },
+      const_cast<void*>(static_cast<const void*>(&share)));
 }
 
 // Calls f(range, number of its part by images) for each part, in several threads.

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from fastcifar.engines.compiled import compilation_explained
 from fastcifar.engines.eager import Engine
 from fastcifar.loaders import Loader, ResidentLoader
+from fastcifar.ops import own_threads
+from fastcifar.run.affinity import are_chosen
+from fastcifar.run.environment import allowed_cores
 from fastcifar.target import Target
 
 
@@ -92,6 +95,7 @@ class LaunchedSteps:
     def __init__(self, engine: Engine, loader: Loader, lrs: NDArray[np.float64], target: Target) -> None:
         self._engine, self._loader, self._lrs, self._config = engine, loader, lrs, target.config
         self._ranks = target.ranks
+        self._threads = own_threads if _computes_in_own_threads(target) else contextlib.nullcontext
         self._first = 0
 
     def warm_up(self) -> float:
@@ -109,7 +113,7 @@ class LaunchedSteps:
         start = time.perf_counter()
         loader.begin(1)
         repeats = 1 if config.compile_mode == "default" else 3
-        with compilation_explained(config.engine):
+        with compilation_explained(config.engine), self._threads():
             batch = loader.batch(0)
             rest = loader.num_images % loader.batch_size if loader.num_batches > 1 else 0
             own = self._ranks.rows(rest)
@@ -123,9 +127,16 @@ class LaunchedSteps:
 
     def take(self, step: int) -> int:
         """Takes a step; see `Steps.take`."""
-        batch = self._loader.batch(step)
-        self._engine.train_step(batch, self._lrs[self._first + step])
+        with self._threads():
+            batch = self._loader.batch(step)
+            self._engine.train_step(batch, self._lrs[self._first + step])
         return min(self._loader.batch_size, self._loader.num_images - step * self._loader.batch_size)
+
+
+def _computes_in_own_threads(target: Target) -> bool:
+    """Whether nearly all work of a step is done by ops of ours on the CPU, in as many threads as there are cores."""
+    on_cpu = target.device.type == "cpu" and target.config.engine == "fused"
+    return on_cpu and torch.get_num_threads() <= len(allowed_cores()) and not are_chosen()
 
 
 class StagedSteps:

@@ -12,6 +12,7 @@ from fastcifar.ops.separable_block import separable_block
 from fastcifar.ops.separable_blocks import separable_blocks
 from fastcifar.ops.sgd import sgd
 from fastcifar.ops.stem import stem
+from fastcifar.ops.threads import own_threads
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "dwconv3x3_affine_relu",
     "fingerprint",
     "mixup_cross_entropy",
+    "own_threads",
     "separable_block",
     "separable_blocks",
     "sgd",

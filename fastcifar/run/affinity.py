@@ -28,6 +28,11 @@ _LEAST_SHARE = 0.2
 """Of a core, for a thread that takes part in steps: beside two busy programs it has a third."""
 
 
+def are_chosen() -> bool:
+    """Whether the user has chosen where threads run."""
+    return not set(VARIABLES).isdisjoint(os.environ)
+
+
 @contextlib.contextmanager
 def kept_apart(note: Callable[[str], None]) -> Iterator[None]:
     """A context in which each thread that computes stays on one core, as long as other programs use the cores too.
@@ -39,8 +44,7 @@ def kept_apart(note: Callable[[str], None]) -> Iterator[None]:
         note: is told the first time that threads are kept apart. Another thread calls it.
     """
     cores, threads, over = sorted(allowed_cores()), torch.get_num_threads(), threading.Event()
-    chosen = not set(VARIABLES).isdisjoint(os.environ)
-    if chosen or threads < 2 or threads != len(cores) or seconds_of_others_on(cores) is None:
+    if are_chosen() or threads < 2 or threads != len(cores) or seconds_of_others_on(cores) is None:
         yield
         return
     watch = threading.Thread(target=_watch, args=(cores, note, over), daemon=True)
@@ -67,9 +71,8 @@ def _watch(cores: list[int], note: Callable[[str], None], over: threading.Event)
         before, places = places, {}
         if others >= _LEAST_OTHERS and len(busiest) == len(cores):
             places = dict(zip(sorted(busiest), cores, strict=True))
-        for thread in sorted(before | places):
-            if before.get(thread) != places.get(thread):
-                _place(thread, [places[thread]] if thread in places else cores)
+        for thread in sorted(before | places):  # each time: a thread that was moved meanwhile may be anywhere
+            _place(thread, [places[thread]] if thread in places else cores)
         if places and not noted:
             note(f"other programs use {others:.1f} of {len(cores)} cores: each thread stays on a core of its own")
             noted = True

@@ -1,0 +1,19 @@
+// Threads of our own that share the parts of an op.
+#pragma once
+#include <cstdint>
+
+namespace fastcifar {
+
+// How many threads compute an op: those of the team, the caller's among them. 0: PyTorch's threads compute it.
+int64_t own_threads();
+
+// Calls share(context, index) in this thread, with index 0, and beside it in threads of the team, with indices from 1 to
+// threads - 1. A call has to do all that is left to do: of the threads of the team only those come that are free at
+// once, and none of them comes within a share or while another thread's shares are computed. What a share throws is
+// thrown here, when no share is computed any more.
+//
+// Beside busy programs a thread waits for its core for milliseconds at times, in the middle of a part, and nothing can go
+// on before that part is done. So a caller that has to wait gives that thread its own core meanwhile (on Linux).
+void run_in_team(int64_t threads, void (*share)(void* context, int64_t index), void* context);
+
+}  // namespace fastcifar

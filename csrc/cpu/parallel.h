@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/own_threads.h"
 #include "cpu/range.h"
 #include "cpu/team.h"
 

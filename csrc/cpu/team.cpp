@@ -1,9 +1,5 @@
 #include "cpu/team.h"
 
-#include "stable.h"
-
-#include <torch/csrc/stable/library.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -283,33 +279,18 @@ class Team {
 
 // Never destroyed: its threads may still wait when the process ends.
 std::atomic<Team*> the_team{nullptr};
-std::atomic<int64_t> num_threads{0};
 
 Team& team() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr); });  // it had no threads
+  static_cast<void>(registered);
   if (Team* team = the_team.load()) return *team;
   auto made = std::make_unique<Team>();
   Team* other = nullptr;
   return the_team.compare_exchange_strong(other, made.get()) ? *made.release() : *other;
 }
 
-int64_t set_own_threads(int64_t threads) {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {  // the new process has no other threads
-    the_team.store(nullptr);
-    num_threads.store(0);
-  });
-  static_cast<void>(registered);
-  return num_threads.exchange(threads);
-}
-
 }  // namespace
-
-int64_t own_threads() { return num_threads.load(std::memory_order_relaxed); }
 
 void run_in_team(int64_t threads, Share share, void* context) { team().run(threads, share, context); }
 
 }  // namespace fastcifar
-
-STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) { m.def("_set_own_threads(int threads) -> int"); }
-STABLE_TORCH_LIBRARY_IMPL(fastcifar, CompositeExplicitAutograd, m) {
-  m.impl("_set_own_threads", TORCH_BOX(&fastcifar::set_own_threads));
-}

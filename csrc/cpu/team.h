@@ -4,9 +4,6 @@
 
 namespace fastcifar {
 
-// How many threads compute an op: those of the team, the caller's among them. 0: PyTorch's threads compute it.
-int64_t own_threads();
-
 // Calls share(context, index) in this thread, with index 0, and beside it in threads of the team, with indices from 1 to
 // threads - 1. A call has to do all that is left to do: of the threads of the team only those come that are free at
 // once, and none of them comes within a share or while another thread's shares are computed. What a share throws is

@@ -2,6 +2,7 @@
 
 from fastcifar.ops._library import available, cpu_isa, fingerprint, why_unavailable
 from fastcifar.ops._modules import Conversion, DepthwiseConv3x3, convert
+from fastcifar.ops._threads import own_threads
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
 from fastcifar.ops.batch_norm_relu_pool import batch_norm_relu_pool
 from fastcifar.ops.depthwise_block import depthwise_block
@@ -12,7 +13,6 @@ from fastcifar.ops.separable_block import separable_block
 from fastcifar.ops.separable_blocks import separable_blocks
 from fastcifar.ops.sgd import sgd
 from fastcifar.ops.stem import stem
-from fastcifar.ops.threads import own_threads
 from fastcifar.ops.training_batch import training_batch
 
 __all__ = [

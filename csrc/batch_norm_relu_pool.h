@@ -27,11 +27,11 @@ inline BatchNormReluPoolForward prepare_batch_norm_relu_pool(Backend backend, co
   const char* op = "batch_norm_relu_pool";
   BatchNormReluPoolForward a;
   a.u = check_map(backend, op, u);
-  const int64_t c = u.size(1), sizes[2] = {u.size(0), c};
+  const int64_t c = u.size(1);
   a.gamma = check_per_channel(op, "gamma", gamma, c, u);
   a.beta = check_per_channel(op, "beta", beta, c, u);
   if (u_rows.has_value()) a.u_rows = check_moments(op, "u_rows", *u_rows, u);
-  a.pooled = torch::stable::empty({sizes, 2}, u.scalar_type(), std::nullopt, u.device());
+  a.pooled = empty({u.size(0), c}, u.scalar_type(), u);
   a.mean = empty_per_channel(u, c);
   a.var = empty_per_channel(u, c);
   return a;
@@ -69,8 +69,7 @@ inline BatchNormReluPoolBackward prepare_batch_norm_relu_pool_backward(Backend b
   a.grad_beta = empty_per_channel(u, c);
   if (u_rows.has_value()) {
     a.u_rows = check_moments(op, "u_rows", *u_rows, u);
-    const int64_t sizes[3] = {u_rows->size(0), 3, c};
-    a.grad_u_rows = torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, u.device());
+    a.grad_u_rows = empty({u_rows->size(0), 3, c}, ScalarType::Float, u);
   } else {
     a.grad_u_rows = no_gradient(gamma);
   }

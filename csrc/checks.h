@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -23,13 +24,15 @@ using torch::stable::Tensor;
 // emulator of tests/ the CUDA kernels run on host memory.)
 enum class Backend { cpu, cuda };
 
-inline std::string shape_text(const Tensor& t) {
+inline std::string shape_text(const int64_t* begin, const int64_t* end) {
   std::ostringstream text;
   text << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  for (const int64_t* n = begin; n < end; ++n) text << (n > begin ? ", " : "") << *n;
   text << ']';
   return text.str();
 }
+
+inline std::string shape_text(const Tensor& t) { return shape_text(t.sizes().begin(), t.sizes().end()); }
 
 // The stable Tensor has no is_contiguous(memory_format); the stride of a dimension of size 1 does not matter.
 inline bool is_channels_last(const Tensor& t) {
@@ -71,15 +74,8 @@ inline Tensor check_matching(const char* op, const char* name, const Tensor& t, 
                              const Tensor& like) {
   bool same = t.dim() == static_cast<int64_t>(shape.size());
   int64_t d = 0;
-  std::ostringstream expected;
-  expected << '[';
-  for (const int64_t n : shape) {
-    expected << (d ? ", " : "") << n;
-    same = same && t.size(d) == n;
-    ++d;
-  }
-  expected << ']';
-  STD_TORCH_CHECK(same, op, ": ", name, " must be ", expected.str(), ", got ", shape_text(t));
+  for (const int64_t n : shape) same = same && t.size(d++) == n;
+  STD_TORCH_CHECK(same, op, ": ", name, " must be ", shape_text(shape.begin(), shape.end()), ", got ", shape_text(t));
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " must be ",
                   torch::headeronly::toString(like.scalar_type()), " like the first argument, got ",
                   torch::headeronly::toString(t.scalar_type()));
@@ -120,26 +116,40 @@ inline DwShape check_stride(const char* op, const Tensor& x, int64_t stride) {
                  static_cast<int>(stride)};
 }
 
-inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  const int64_t sizes[4] = {n, c, h, w};
-  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
+// A new tensor on the device of `like`. (An op allocates dozens, and torch::stable::empty, which goes through the
+// dispatcher, takes several times as long.)
+inline Tensor empty_strided(size_t dims, const int64_t* sizes, const int64_t* strides, ScalarType dtype,
+                            const Tensor& like) {
+  int32_t device, index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(dims), sizes, strides,
+                                                         static_cast<int32_t>(dtype), device, index, &made));
+  return Tensor(made);
+}
+
+// Contiguous, of up to four dimensions.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  int64_t strides[4], stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes.begin()[d] > 1 ? sizes.begin()[d] : 1) strides[d] = stride;
+  return empty_strided(sizes.size(), sizes.begin(), strides, dtype, like);
+}
+
+inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w,
+                                  std::optional<ScalarType> dtype = std::nullopt) {
+  const auto one = [](int64_t size) { return size > 1 ? size : 1; };
+  const int64_t sizes[4] = {n, c, h, w}, strides[4] = {one(h) * one(w) * one(c), 1, one(w) * one(c), one(c)};
+  return empty_strided(4, sizes, strides, dtype.value_or(like.scalar_type()), like);
 }
 
 inline Tensor empty_per_channel(const Tensor& like, int64_t channels) {
-  const int64_t sizes[1] = {channels};
-  return torch::stable::empty({sizes, 1}, ScalarType::Float, std::nullopt, like.device());
+  return empty({channels}, ScalarType::Float, like);
 }
 
 // Stands for a gradient that is not wanted.
-inline Tensor no_gradient(const Tensor& like) {
-  const int64_t sizes[1] = {0};
-  return torch::stable::empty({sizes, 1}, like.scalar_type(), std::nullopt, like.device());
-}
+inline Tensor no_gradient(const Tensor& like) { return empty({0}, like.scalar_type(), like); }
 
-inline Tensor empty_weight(const Tensor& w) {
-  const int64_t sizes[4] = {w.size(0), 1, 3, 3};
-  return torch::stable::empty({sizes, 4}, w.scalar_type(), std::nullopt, w.device());
-}
+inline Tensor empty_weight(const Tensor& w) { return empty({w.size(0), 1, 3, 3}, w.scalar_type(), w); }
 
 }  // namespace fastcifar

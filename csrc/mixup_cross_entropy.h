@@ -73,13 +73,10 @@ inline MixupCrossEntropyForward prepare_mixup_cross_entropy(Backend backend, con
       {},
       {},
       {}};
-  const auto empty = [&](std::initializer_list<int64_t> sizes, ScalarType dtype) {
-    return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, logits.device());
-  };
-  a.loss = empty({}, ScalarType::Float);
-  a.correct = empty({}, ScalarType::Float);
-  a.sums = empty({2}, ScalarType::Double);
-  a.normalizer = empty({a.rows}, ScalarType::Float);
+  a.loss = empty({}, ScalarType::Float, logits);
+  a.correct = empty({}, ScalarType::Float, logits);
+  a.sums = empty({2}, ScalarType::Double, logits);
+  a.normalizer = empty({a.rows}, ScalarType::Float, logits);
   return a;
 }
 
@@ -104,8 +101,7 @@ inline MixupCrossEntropyBackward prepare_mixup_cross_entropy_backward(
       shape_text(normalizer));
   check_device(op, "normalizer", normalizer, logits);
   a.normalizer = dense(normalizer);
-  const int64_t sizes[2] = {a.rows, a.classes};
-  a.grad_logits = torch::stable::empty({sizes, 2}, logits.scalar_type(), std::nullopt, logits.device());
+  a.grad_logits = empty({a.rows, a.classes}, logits.scalar_type(), logits);
   return a;
 }
 

@@ -52,8 +52,8 @@ inline SeparableBlockForward prepare_separable_block(Backend backend, const char
 
 // Partial moments [rows, 3, out_channels] of v, to be written.
 inline Tensor empty_moments_of_v(const SeparableBlockForward& a) {
-  const int64_t sizes[3] = {moment_rows(output_pixels(a.block.shape), a.out_channels), 3, a.out_channels};
-  return torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, a.v.device());
+  const int64_t rows = moment_rows(output_pixels(a.block.shape), a.out_channels);
+  return empty({rows, 3, a.out_channels}, ScalarType::Float, a.v);
 }
 
 // What the gradient of v is made of besides grad_v, where the next op used the moments of v.
@@ -91,8 +91,7 @@ inline SeparableBlockBackward prepare_separable_block_backward(
   }
   if (u_rows.has_value()) {
     a.u_rows = check_moments(op, "u_rows", *u_rows, u);
-    const int64_t sizes[3] = {a.u_rows->size(0), 3, s.C};
-    a.grad_u_rows = torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, u.device());
+    a.grad_u_rows = empty({a.u_rows->size(0), 3, s.C}, ScalarType::Float, u);
   } else {
     a.grad_u_rows = no_gradient(gamma0);
   }

@@ -47,8 +47,7 @@ struct StemForward : Stem {
 inline StemForward prepare_stem(Backend backend, const Tensor& x, const Tensor& w) {
   StemForward a{check_stem(backend, "stem", x, w), {}, {}};
   a.u = empty_channels_last(x, a.N, a.C, a.H, a.W);
-  const int64_t sizes[3] = {moment_rows(a.N * a.H * a.W, a.C), 3, a.C};
-  a.u_rows = torch::stable::empty({sizes, 3}, ScalarType::Float, std::nullopt, x.device());
+  a.u_rows = empty({moment_rows(a.N * a.H * a.W, a.C), 3, a.C}, ScalarType::Float, x);
   return a;
 }
 
@@ -70,9 +69,8 @@ inline StemBackward prepare_stem_backward(Backend backend, const Tensor& grad_u,
     a.u = check_matching(op, "u", *u, {a.N, a.C, a.H, a.W}, x);
     a.u_rows = check_moments(op, "u_rows", *u_rows, grad_u);
   }
-  const int64_t sizes[4] = {a.C, kImageChannels, 3, 3};
   a.grad_w = a.channels_last ? empty_channels_last(w, a.C, kImageChannels, 3, 3)
-                             : torch::stable::empty({sizes, 4}, w.scalar_type(), std::nullopt, w.device());
+                             : empty({a.C, kImageChannels, 3, 3}, w.scalar_type(), w);
   return a;
 }
 

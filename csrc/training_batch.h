@@ -91,14 +91,10 @@ inline TrainingBatch prepare_training_batch(const Tensor& images, const Tensor& 
                   torch::headeronly::toString(table.scalar_type()));
   check_device(op, "table", table, images);
   a.table = dense(table);
-  const int64_t sizes[4] = {rows, 3, a.size, a.size}, partners = partner.has_value() ? rows : 0, none = 0;
-  const auto device = images.device();
-  a.out = torch::stable::empty({sizes, 4}, dtype, std::nullopt, device, std::nullopt, MemoryFormat::ChannelsLast);
-  a.out_labels = torch::stable::empty({&rows, 1}, ScalarType::Long, std::nullopt, device);
-  a.out_partner_labels = torch::stable::empty({&partners, 1}, ScalarType::Long, std::nullopt, device);
-  a.out_lam =
-      torch::stable::empty({&none, static_cast<size_t>(lam.has_value() ? 0 : 1)}, ScalarType::Float, std::nullopt,
-                           device);  // [] or [0]
+  a.out = empty_channels_last(images, rows, 3, a.size, a.size, dtype);
+  a.out_labels = empty({rows}, ScalarType::Long, images);
+  a.out_partner_labels = empty({partner.has_value() ? rows : 0}, ScalarType::Long, images);
+  a.out_lam = lam.has_value() ? empty({}, ScalarType::Float, images) : empty({0}, ScalarType::Float, images);
   return a;
 }
 

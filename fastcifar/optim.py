@@ -64,6 +64,11 @@ class FusedSGD:
         self.param_groups = [{**group, "lr": config.lr} for group in groups]
         self.state: dict[Tensor, dict[str, Tensor]] = {p: {} for group in groups for p in group["params"]}
         self._config, self._rounded = config, rounded
+        self._rows = [
+            (parameter, rounded.get(parameter, parameter.new_empty(0)), group["weight_decay"])
+            for group in groups
+            for parameter in group["params"]
+        ]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients."""
@@ -74,19 +79,18 @@ class FusedSGD:
     @torch.no_grad()
     def step(self) -> None:
         """Updates the parameters that have a gradient."""
-        params = [
-            (p, group["weight_decay"]) for group in self.param_groups for p in group["params"] if p.grad is not None
-        ]
-        if not params:
+        rows = [row for row in self._rows if row[0].grad is not None]
+        if not rows:
             return
-        none, momentum, lr = params[0][0].new_empty(0), self._config.momentum, self.param_groups[0]["lr"]
+        params, copies, decays = zip(*rows, strict=True)
+        momentum, lr = self._config.momentum, self.param_groups[0]["lr"]
         ops.sgd(
-            [p for p, _ in params],
-            [p.grad for p, _ in params],
-            [self.state[p]["momentum_buffer"] for p, _ in params] if momentum else [],
-            [self._rounded.get(p, none) for p, _ in params] if self._rounded else [],
-            lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=none.dtype, device=none.device),
-            [decay for _, decay in params],
+            params,
+            [p.grad for p in params],
+            [self.state[p]["momentum_buffer"] for p in params] if momentum else [],
+            copies if self._rounded else [],
+            lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=params[0].dtype, device=params[0].device),
+            decays,
             momentum,
             self._config.nesterov,
             getattr(self, "grad_scale", None),  # GradScaler sets both for a step, in fp16

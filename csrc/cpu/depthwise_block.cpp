@@ -27,6 +27,12 @@ struct Block {
 
   Scratch columns() const { return Scratch::zeros(kColumns * pitch); }
 
+  // Sets the sums of a part's channels to 0, of its padding too: each thread its own, which its cache then holds.
+  void set_to_zero(float* sums, int64_t count, const Range& r) const {
+    const int64_t channels = round_up(r.c1 - r.c0, kBlock);
+    for (int64_t i = 0; i < count; ++i) std::memset(sums + i * pitch + r.c0, 0, channels * sizeof(float));
+  }
+
   // The same range, counted in rows instead of images.
   static Range rows(const Range& r, int64_t per_image) { return {r.n0 * per_image, r.n1 * per_image, r.c0, r.c1}; }
 };
@@ -74,7 +80,7 @@ void run_depthwise_convolution(const DepthwiseBlockForward& a, double eps, float
   const Scratch columns = b.columns();
   // The rows of each part: two sums for bn0, two for bn1.
   const int64_t size = 4 * b.pitch;
-  const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
+  const Scratch memory(b.parts.image_parts * size);
   const Sums sums0{memory.get(), b.parts.image_parts, size},
       sums1{memory.get() + 2 * b.pitch, b.parts.image_parts, size};
   const void* us = data(a.u);
@@ -86,6 +92,7 @@ void run_depthwise_convolution(const DepthwiseBlockForward& a, double eps, float
   } else {
     FASTCIFAR_KERNEL(set_pivot)(b.element, b.all, middle_row(a.u), columns0);
     parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
+      b.set_to_zero(sums0.part(part), 2, r);
       FASTCIFAR_KERNEL(add_statistics)(b.element, b.rows(r, b.in_rows), s.C, us, columns0, b.pitch, sums0.part(part));
     });
     FASTCIFAR_KERNEL(finish_statistics)(b.all, sums0, s.N * b.in_rows, floats(a.gamma0), floats(a.beta0), eps, columns0,
@@ -94,6 +101,7 @@ void run_depthwise_convolution(const DepthwiseBlockForward& a, double eps, float
   FASTCIFAR_KERNEL(set_output_pivot)(b.element, s, b.all, us, columns0, taps.get(), b.pitch, columns1);
   parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
     const Scratch ring(ring_floats(s.W));
+    b.set_to_zero(sums1.part(part), 2, r);
     FASTCIFAR_KERNEL(depthwise_block_forward)(b.element, s, r, us, columns0, taps.get(), b.pitch, ys, columns1,
                                               sums1.part(part), ring.get());
   });
@@ -107,8 +115,8 @@ void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool th
   const DwShape& s = b.s;
   const Taps taps(a.w, s.C);
   // The rows of each part: two sums for bn0, nine for the weight.
-  const int64_t size = 11 * b.pitch;
-  const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
+  const int64_t num_sums = 11, size = num_sums * b.pitch;
+  const Scratch memory(b.parts.image_parts * size);
   const Sums sums0{memory.get(), b.parts.image_parts, size};
   const void *us = data(a.u), *ys = data(a.y), *grads = data(a.grad_z);
   void* outs = mutable_data(a.grad_u);
@@ -119,6 +127,7 @@ void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool th
   }
   parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
     const Scratch ring(ring_floats(s.Wo));
+    b.set_to_zero(sums0.part(part), num_sums, r);
     FASTCIFAR_KERNEL(depthwise_block_backward)(b.element, s, r, grads, ys, us, columns0, columns1, taps.get(), b.pitch,
                                                outs, sums0.part(part), ring.get());
   });

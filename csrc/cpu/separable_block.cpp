@@ -60,8 +60,7 @@ struct Product {
 
 // The gradient of W out of its sums over the parts.
 Tensor weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, const Tensor& pointwise) {
-  const int64_t sizes[4] = {p.m, p.k, 1, 1};
-  Tensor grad = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, pointwise.device());
+  Tensor grad = empty({p.m, p.k, 1, 1}, pointwise.scalar_type(), pointwise);
   const Element element = element_of(pointwise);
   void* grads = mutable_data(grad);
   parallel(p.m, num_parts * p.m * p.k * 4, [&](int64_t begin, int64_t end) {

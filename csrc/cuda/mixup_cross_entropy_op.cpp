@@ -25,8 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor
   const DeviceStream stream(logits);
   const auto a = prepare_mixup_cross_entropy(Backend::cuda, logits, labels, partner_labels, lam, label_smoothing);
   const auto doubles = [](const Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
-  const int64_t count = mixup_cross_entropy_workspace(a.rows);
-  const Tensor workspace = torch::stable::empty({&count, 1}, ScalarType::Double, std::nullopt, logits.device());
+  const Tensor workspace = empty({mixup_cross_entropy_workspace(a.rows)}, ScalarType::Double, logits);
   check_launch(op, mixup_cross_entropy(dtype_of(logits), a.logits.const_data_ptr(), targets_of(op, a, label_smoothing),
                                        mutable_floats(a.loss), mutable_floats(a.correct), doubles(a.sums),
                                        mutable_floats(a.normalizer), doubles(workspace), stream));

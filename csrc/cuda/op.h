@@ -80,10 +80,7 @@ inline Tensor float_weight(const Tensor& w) {
 inline Tensor weight_gradient(const Tensor& float_gradient, const Tensor& w) {
   return w.scalar_type() == ScalarType::Float ? float_gradient : torch::stable::to(float_gradient, w.scalar_type());
 }
-inline Tensor empty_float_weight(const Tensor& w) {
-  const int64_t sizes[4] = {w.size(0), 1, 3, 3};
-  return torch::stable::empty({sizes, 4}, ScalarType::Float, std::nullopt, w.device());
-}
+inline Tensor empty_float_weight(const Tensor& w) { return empty({w.size(0), 1, 3, 3}, ScalarType::Float, w); }
 
 inline void zero(Tensor t) { torch::stable::zero_(t); }
 

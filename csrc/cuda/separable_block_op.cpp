@@ -76,8 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   const Tensor weight = float_weight(a.w), matrix = readable(op, in_dtype_of(u, prepared.pointwise));
   Tensor masked = empty_channels_last(u, s.N, s.C, s.Ho, s.Wo);
   const Tensor grad_w = empty_float_weight(a.w);
-  const int64_t sizes[4] = {channels, s.C, 1, 1};
-  const Tensor grad_pointwise = torch::stable::empty({sizes, 4}, pointwise.scalar_type(), std::nullopt, u.device());
+  const Tensor grad_pointwise = empty({channels, s.C, 1, 1}, pointwise.scalar_type(), u);
   const Tensor workspace =
       empty_floats(in, separable_block_backward_workspace(dtype_of(in), s, channels, has_tensor_cores()));
   SeparableBackward g{};

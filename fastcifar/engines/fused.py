@@ -1,7 +1,8 @@
-"""The fused engine: the same model computed with the extension's ops, two autograd nodes for each block.
+"""The fused engine: the same model computed with the extension's ops, two autograd nodes for each block on a GPU.
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
-products, or includes the pointwise convolution after it; on the CPU one op may hold all blocks. Tensors named u are raw
+products, or includes the pointwise convolution after it; on the CPU one op holds all blocks, and one node of autograd
+the network (`network`). Tensors named u are raw
 outputs of a convolution; the next op applies BN and ReLU to them as it loads them. The first convolution is an op too,
 so that no convolution of the library is left in a step, and so is the end of the last block. The weights of all
 products have copies in the compute dtype, which the optimizer's step writes; autocast would launch 30 small kernels,
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
+from fastcifar.engines.network import network
 from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
@@ -28,7 +30,6 @@ from fastcifar.ops import (
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
     separable_block,
-    separable_blocks,
     stem,
 )
 from fastcifar.ops.separable_block import suits
@@ -84,6 +85,10 @@ class FusedModel:
         self._weights = [model.stem.weight, model.head.weight, model.head.bias]
         self._weights += [_conv(b.pointwise).weight for b in self._blocks]
         products = [b.pointwise.weight.shape for b in self._blocks]
+        of_blocks = [(*bns, _conv(b.pointwise).weight) for bns, b in zip(self._bns, self._blocks, strict=True)]
+        last = self._norms[-1]
+        self._parameters = [model.stem.weight, *itertools.chain(*of_blocks), last.weight, last.bias]
+        self._parameters += [model.head.weight, model.head.bias]
         self._batches = _lengths_of_runs(list(zip(products, self._strides, strict=True)))
         self._momentum = float(model.norm.momentum or 0.0)
         self.rounded: dict[Tensor, Tensor] = {}
@@ -102,6 +107,14 @@ class FusedModel:
         return self._train(images) if self._model.training else self.folded()(images)
 
     def _train(self, images: Tensor) -> Tensor:
+        if self._fuse_pointwise and images.device.type == "cpu":
+            counts = self._counts(images.shape)
+
+            def see(means: list[Tensor], variances: list[Tensor]) -> None:
+                self._update_statistics(means, variances, counts)
+
+            used = [self.rounded.get(parameter, parameter) for parameter in self._parameters]
+            return network(images, self._parameters, used, self._norms[0].eps, self._strides, see)
         weights = self._weights
         first, head, bias, *products = weights
         if self.rounded or self._side:
@@ -109,8 +122,7 @@ class FusedModel:
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
         u, rows = _stem(images, first)
         counts = self._counts(u.shape)
-        blocks = self._chain if self._fuse_pointwise and u.device.type == "cpu" else self._one_by_one
-        u, last_rows, statistics = blocks(u, rows, products)
+        u, last_rows, statistics = self._one_by_one(u, rows, products)
         norm = self._norms[-1]
         pooled, *of_last = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, last_rows)
         statistics = [*statistics, *of_last]
@@ -118,11 +130,6 @@ class FusedModel:
         with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
         return linear(pooled, head, bias, self._side)
-
-    def _chain(self, u: Tensor, rows: Tensor, products: Sequence[Tensor]) -> _AfterBlocks:
-        """All blocks as one op."""
-        parameters = [tensor for bns, product in zip(self._bns, products, strict=True) for tensor in (*bns, product)]
-        return separable_blocks(u, rows, parameters, self._norms[0].eps, self._strides)
 
     def _one_by_one(self, u: Tensor, rows: Tensor | None, products: Sequence[Tensor]) -> _AfterBlocks:
         """Each block as an op or, where its product does not suit it, as two."""

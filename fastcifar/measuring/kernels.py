@@ -130,7 +130,7 @@ BOOKKEEPING = re.compile(
     r"|aten::(to|view|reshape|permute|transpose|t|as_strided|detach|expand|select|slice|flatten|unsqueeze|squeeze|empty"
     r"|_unsafe_view|_reshape_alias|unbind|narrow|alias|view_as|numel|promote_types|result_type|lift_fresh|chunk|split"
     r"|empty_like|empty_strided|new_empty|new_empty_strided|resize|resolve_conj|resolve_neg|expand_as|_has_compatible.*"
-    r"|set)_?|_Copied|_Linear|_Chain|TorchDynamo.*"
+    r"|set)_?|_Copied|_Linear|_Chain|_Network|fastcifar::_set_own_threads|TorchDynamo.*"
     r"|## Call CompiledFxGraph .*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
 )
 """Names of the framework's own work. The ops inside have kinds of their own."""

@@ -89,21 +89,19 @@ FC_INLINE void multiply_group(Left<Number, transposed> left, int64_t row, const 
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kSumVectors; ++v) sum[r][v] = Vec{};
   }
-  const Number* a[R];
-  for (int r = 0; r < R; ++r) a[r] = left.at(row + r, first);
+  // A pointer for each third row: with one for each row they are more than the registers, and are loaded in each step.
+  constexpr int kRows = transposed ? R : 3;
+  const Number* a[(R + kRows - 1) / kRows];
+  for (int r = 0; r < R; r += kRows) a[r / kRows] = left.at(row + r, first);
   const Number* b = right + first * kPanel;
   for (int64_t i = first; i < end; ++i, b += kPanel) {
     Vec columns[kSumVectors];
     for (int v = 0; v < kSumVectors; ++v) columns[v] = load_numbers(b + v * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Number factor = transposed ? a[0][r] : a[r][0];
+      const Number factor = a[r / kRows][r % kRows * (transposed ? 1 : left.pitch)];
       for (int v = 0; v < kSumVectors; ++v) sum[r][v] = multiply_add(factor, columns[v], sum[r][v]);
     }
-    if constexpr (transposed) {
-      a[0] += left.pitch;
-    } else {
-      for (int r = 0; r < R; ++r) ++a[r];
-    }
+    for (const Number*& p : a) p += transposed ? left.pitch : 1;
   }
   for (int r = 0; r < R; ++r) {
     float* p = out + (row + r) * kPanel;

@@ -2,11 +2,10 @@
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
 products, or includes the pointwise convolution after it; on the CPU one op holds all blocks, and one node of autograd
-the network (`network`). Tensors named u are raw
-outputs of a convolution; the next op applies BN and ReLU to them as it loads them. The first convolution is an op too,
-so that no convolution of the library is left in a step, and so is the end of the last block. The weights of all
-products have copies in the compute dtype, which the optimizer's step writes; autocast would launch 30 small kernels,
-and two more to bring the gradients back.
+the network (`network`). Tensors named u are raw outputs of a convolution; the next op applies BN and ReLU to them as it
+loads them. The first convolution is an op too, so that no convolution of the library is left in a step, and so is the
+end of the last block. The weights of all products have copies in the compute dtype, which the optimizer's step writes;
+autocast would launch 30 small kernels, and two more to bring the gradients back.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
-from fastcifar.engines.network import network
+from fastcifar.engines.network import for_batches, network
 from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
@@ -104,23 +103,29 @@ class FusedModel:
             torch._foreach_copy_(list(self.rounded.values()), list(self.rounded))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self._train(images) if self._model.training else self.folded()(images)
+        if not self._model.training:
+            return self.folded()(images)
+        if self._fuse_pointwise and images.device.type == "cpu":
+            return self._train_as_one(images)
+        return self._train(images)
+
+    def _train_as_one(self, images: Tensor) -> Tensor:
+        """All ops as one node of autograd, all blocks as one op."""
+        counts = self._counts(images.shape)
+        used = [self.rounded.get(parameter, parameter) for parameter in self._parameters]
+
+        def see(means: list[Tensor], variances: list[Tensor]) -> None:
+            self._update_statistics(means, variances, counts)
+
+        return network(images, self._parameters, used, self._norms[0].eps, self._strides, see)
 
     def _train(self, images: Tensor) -> Tensor:
-        if self._fuse_pointwise and images.device.type == "cpu":
-            counts = self._counts(images.shape)
-
-            def see(means: list[Tensor], variances: list[Tensor]) -> None:
-                self._update_statistics(means, variances, counts)
-
-            used = [self.rounded.get(parameter, parameter) for parameter in self._parameters]
-            return network(images, self._parameters, used, self._norms[0].eps, self._strides, see)
         weights = self._weights
         first, head, bias, *products = weights
         if self.rounded or self._side:
             copies = list(self.rounded.values()) or weights
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
-        u, rows = _stem(images, first)
+        u, rows = stem(images, for_batches(first))
         counts = self._counts(u.shape)
         u, last_rows, statistics = self._one_by_one(u, rows, products)
         norm = self._norms[-1]
@@ -166,7 +171,7 @@ class FusedModel:
         first, head, bias, *products = _copies(self._weights, self._dtype)
 
         def evaluate(images: Tensor) -> Tensor:
-            u, _ = _stem(images, first)
+            u, _ = stem(images, for_batches(first))
             for i, (bns, stride, product) in enumerate(zip(self._bns, self._strides, products, strict=True)):
                 before, after, filters = affines[2 * i], affines[2 * i + 1], bns[2]
                 u = pointwise(dwconv3x3_affine_relu(u, *before, filters, *after, stride), product)
@@ -208,15 +213,6 @@ def _lengths_of_runs(items: Sequence[object]) -> list[int]:
 def _conv(module: nn.Module) -> nn.Conv2d:
     assert isinstance(module, nn.Conv2d)
     return module
-
-
-def _stem(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The first convolution and the moments of its output.
-
-    Batches have three channels. A stem of one channel takes the first.
-    """
-    channels = weight.shape[1]
-    return stem(images, weight if channels == 3 else F.pad(weight, (0, 0, 0, 0, 0, 3 - channels)))
 
 
 def _mean_of_map(z: Tensor) -> Tensor:

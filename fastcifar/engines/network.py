@@ -44,6 +44,12 @@ def network(
     return cast(Tensor, _Network.apply(images, used, eps, strides, see, *parameters))  # type: ignore[no-untyped-call]
 
 
+def for_batches(weight: Tensor) -> Tensor:
+    """The stem's weight [C, 1 or 3, 3, 3] for batches, which have three channels: a stem of one takes the first."""
+    channels = weight.shape[1]
+    return weight if channels == 3 else F.pad(weight, (0, 0, 0, 0, 0, 3 - channels))
+
+
 class _Network(torch.autograd.Function):
     """`network`. What its backward needs is kept until then, so that there can be only one."""
 
@@ -58,9 +64,7 @@ class _Network(torch.autograd.Function):
         *_: Tensor,
     ) -> Tensor:
         first, *blocks, gamma, beta, head, bias = used
-        channels = first.shape[1]
-        if channels < images.shape[1]:  # batches have three channels; a stem of one takes the first
-            first = F.pad(first, (0, 0, 0, 0, 0, images.shape[1] - channels))
+        channels, first = first.shape[1], for_batches(first)
         with torch._C._AutoDispatchBelowAutograd():  # past the ops' own gradients, which take time even when unused
             u, u_rows = _ops.stem(images, first)
             v_rows, kept = _ops.separable_blocks(u, u_rows, blocks, eps, strides)

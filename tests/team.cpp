@@ -14,19 +14,13 @@
 
 namespace {
 
+using fastcifar::run_in_team;
 using Clock = std::chrono::steady_clock;
 
 bool failed = false;
 
 void check(bool right, const char* what) {
   if (!right) std::printf("WRONG: %s\n", what), failed = true;
-}
-
-template <class F>
-void run(int64_t threads, const F& f) {
-  fastcifar::run_in_team(
-      threads, [](void* context, int64_t index) { (*static_cast<const F*>(context))(index); },
-      const_cast<void*>(static_cast<const void*>(&f)));
 }
 
 // Waits until `flag` is set, for ten seconds at most.
@@ -42,7 +36,7 @@ void check_parts(int calls) {
     const int64_t parts = call % 37;
     std::vector<int> results(parts);
     std::atomic<int64_t> next{0};
-    run(2 + call % 3, [&](int64_t) {
+    run_in_team(2 + call % 3, [&](int64_t) {
       for (int64_t part; (part = next.fetch_add(1)) < parts;) {
         for (int i = 0; i < 50 * call % 211; ++i) results[part] += i;
         ++results[part];
@@ -62,7 +56,7 @@ void check_errors() {
     std::string caught;
     std::atomic<bool> there{false};
     try {
-      run(2, [&](int64_t index) {
+      run_in_team(2, [&](int64_t index) {
         if (index == 1) there.store(true);
         if (index == 0) check(comes(there), "a second thread comes");
         if (index == thrower) throw std::runtime_error("thrown by " + std::to_string(index));
@@ -77,8 +71,8 @@ void check_errors() {
 
 void check_calls_within_and_beside() {
   int within = 0;
-  run(2, [&](int64_t index) {
-    if (index == 0) run(2, [&](int64_t inner) { within += inner == 0 ? 1 : 100; });
+  run_in_team(2, [&](int64_t index) {
+    if (index == 0) run_in_team(2, [&](int64_t inner) { within += inner == 0 ? 1 : 100; });
   });
   check(within == 1, "a call within a share is computed in one thread");
   std::thread beside([] { check_parts(300); });
@@ -91,7 +85,7 @@ void check_brought() {
   cpu_set_t before, within, after;
   sched_getaffinity(0, sizeof before, &before);
   std::atomic<bool> there{false};
-  run(2, [&](int64_t index) {
+  run_in_team(2, [&](int64_t index) {
     if (index == 0) {
       check(comes(there), "a second thread comes");
     } else {
@@ -102,7 +96,7 @@ void check_brought() {
   });
   check(CPU_COUNT(&within) == 1, "a thread that stands is brought to the caller's core");
   there.store(false);
-  run(2, [&](int64_t index) {
+  run_in_team(2, [&](int64_t index) {
     if (index == 0) {
       check(comes(there), "the thread comes again");
     } else {

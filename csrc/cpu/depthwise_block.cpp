@@ -54,12 +54,13 @@ void run_backward(const DepthwiseBlockBackward& a, double eps) {
   const Block b(a.u, a.shape);
   const Scratch columns0 = b.columns(), columns1 = b.columns();
   const int64_t size = 2 * b.pitch;
-  const Scratch memory = Scratch::zeros(b.parts.image_parts * size);
+  const Scratch memory(b.parts.image_parts * size);
   const Sums sums1{memory.get(), b.parts.image_parts, size};
   const void *ys = data(a.y), *grads = data(a.grad_z);
   FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean1), floats(a.var1), floats(a.gamma1), floats(a.beta1), eps,
                                     columns1.get(), b.pitch);
   parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
+    b.set_to_zero(sums1.part(part), 2, r);
     FASTCIFAR_KERNEL(add_gradient_sums)(b.element, b.rows(r, b.out_rows), b.s.C, grads, ys, columns1.get(), b.pitch,
                                         sums1.part(part));
   });

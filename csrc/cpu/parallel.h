@@ -105,10 +105,7 @@ void parallel(int64_t parts, int64_t total_bytes, const F& f) {
   };
   const int64_t own = own_threads(), threads = own < calls ? own : calls;
   if (own == 0) return torch::stable::parallel_for(0, calls, 1, compute);
-  const auto share = [&](int64_t index) { compute(calls * index / threads, calls * (index + 1) / threads); };
-  run_in_team(
-      threads, [](void* context, int64_t index) { (*static_cast<decltype(share)*>(context))(index); },
-      const_cast<void*>(static_cast<const void*>(&share)));
+  run_in_team(threads, [&](int64_t index) { compute(calls * index / threads, calls * (index + 1) / threads); });
 }
 
 // Calls f(range, number of its part by images) for each part, in several threads.

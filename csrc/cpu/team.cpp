@@ -27,7 +27,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
-using Share = void (*)(void*, int64_t);
+using Share = void (*)(const void*, int64_t);
 
 // A thread of the team waits for the next shares for so long before it sleeps: to be woken takes about 50 us. Where it
 // had to be given another's core lately, others need its core.
@@ -75,9 +75,7 @@ class Member {
     int place = kInside;
     if (place_.compare_exchange_strong(place, kOutside)) return false;
     while (place_.load() != kBrought) pause();
-    cpu_set_t home;
-    CPU_ZERO(&home);
-    CPU_SET(core_, &home);
+    const cpu_set_t home = only(core_);
     sched_setaffinity(0, sizeof home, &home);
     sched_setaffinity(0, sizeof cores_, &cores_);
     place_.store(kOutside);
@@ -92,11 +90,9 @@ class Member {
     if (worked_before_ < 0 || worked() != worked_before_ || !place_.compare_exchange_strong(place, kMoving))
       return false;
     const int here = sched_getcpu();
-    cpu_set_t only;
-    CPU_ZERO(&only);
-    CPU_SET(here, &only);
+    const cpu_set_t callers = only(here);
     if (sched_getaffinity(thread_, sizeof cores_, &cores_) != 0 ||
-        sched_setaffinity(thread_, sizeof only, &only) != 0) {
+        sched_setaffinity(thread_, sizeof callers, &callers) != 0) {
       place_.store(kInside);
       return false;
     }
@@ -113,6 +109,13 @@ class Member {
     timespec time{};
     clock_gettime(clock_, &time);
     return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
+  }
+
+  static cpu_set_t only(int core) {
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    CPU_SET(core, &cores);
+    return cores;
   }
 
   int another_core(int here) const {
@@ -139,7 +142,7 @@ class Member {
 
 class Team {
  public:
-  void run(int64_t threads, Share share, void* context) {
+  void run(int64_t threads, Share share, const void* context) {
     if (threads < 2 || busy_.exchange(true)) return share(context, 0);
     add_members(threads - 1);
     share_ = share, context_ = context, threads_ = threads, error_ = nullptr;
@@ -266,7 +269,7 @@ class Team {
 
   std::vector<std::unique_ptr<Member>> members_;
   Share share_ = nullptr;
-  void* context_ = nullptr;
+  const void* context_ = nullptr;
   int64_t threads_ = 0;
   std::exception_ptr error_;
   std::atomic<bool> busy_{false};
@@ -291,6 +294,6 @@ Team& team() {
 
 }  // namespace
 
-void run_in_team(int64_t threads, Share share, void* context) { team().run(threads, share, context); }
+void run_in_team(int64_t threads, Share share, const void* context) { team().run(threads, share, context); }
 
 }  // namespace fastcifar

@@ -11,6 +11,13 @@ namespace fastcifar {
 //
 // Beside busy programs a thread waits for its core for milliseconds at times, in the middle of a part, and nothing can go
 // on before that part is done. So a caller that has to wait gives that thread its own core meanwhile (on Linux).
-void run_in_team(int64_t threads, void (*share)(void* context, int64_t index), void* context);
+void run_in_team(int64_t threads, void (*share)(const void* context, int64_t index), const void* context);
+
+// The same with share(index).
+template <class Share>
+void run_in_team(int64_t threads, const Share& share) {
+  run_in_team(
+      threads, [](const void* context, int64_t index) { (*static_cast<const Share*>(context))(index); }, &share);
+}
 
 }  // namespace fastcifar

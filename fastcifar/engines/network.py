@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.ops.separable_blocks import KEPT
+from fastcifar.ops.separable_blocks import KEPT, statistics_of
 
 _ops = torch.ops.fastcifar
 
@@ -69,7 +69,7 @@ class _Network(torch.autograd.Function):
             u, u_rows = _ops.stem(images, first)
             v_rows, kept = _ops.separable_blocks(u, u_rows, blocks, eps, strides)
             pooled, *of_last = _ops.batch_norm_relu_pool(kept[-KEPT], gamma, beta, eps, v_rows)
-        statistics = [t for i in range(0, len(kept), KEPT) for t in kept[i + 2 : i + KEPT]] + of_last
+        statistics = [*statistics_of(kept), *of_last]
         see(statistics[0::2], statistics[1::2])
         ctx.kept = images, first, channels, u, u_rows, blocks, v_rows, kept, gamma, beta, of_last, pooled, head
         ctx.eps, ctx.strides = eps, strides

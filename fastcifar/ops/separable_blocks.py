@@ -49,6 +49,11 @@ def separable_blocks(
     return v, v_rows, tuple(statistics)
 
 
+def statistics_of(kept: Sequence[Tensor]) -> list[Tensor]:
+    """mean0, var0, mean1 and var1 of each block, one block after the other, of what the blocks keep."""
+    return [tensor for i in range(0, len(kept), KEPT) for tensor in kept[i + 2 : i + KEPT]]
+
+
 def separable_blocks_ref(
     u: Tensor, u_rows: Tensor | None, parameters: Sequence[Tensor], eps: float, strides: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
@@ -131,7 +136,7 @@ class _Chain(torch.autograd.Function):
         ctx.eps, ctx.strides = eps, strides
         ctx.save_for_backward(u, u_rows, v_rows, *parameters, *kept)
         ctx.set_materialize_grads(False)
-        statistics = [t for i in range(0, len(kept), KEPT) for t in kept[i + 2 : i + KEPT]]
+        statistics = statistics_of(kept)
         ctx.mark_non_differentiable(*statistics)
         return kept[-KEPT], v_rows, *statistics
 

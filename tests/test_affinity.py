@@ -49,6 +49,8 @@ def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_busiest_threads_come_first() -> None:
     before, now = {1: 10.0, 2: 5.0, 3: 0.0}, {1: 10.5, 2: 6.0, 3: 0.1, 4: 0.7}
     assert affinity.busiest_threads(before, now, 0.2) == [2, 4, 1]
+    assert affinity.busiest_threads({}, {1: 0.02, 2: 0.05, 3: 0.0}, 0.2) == [2, 1], "beside many programs all are slow"
+    assert affinity.busiest_threads(now, now, 0.2) == []
 
 
 @is_known
@@ -162,13 +164,14 @@ print("left", sorted(os.sched_getaffinity(0)))
 
 @is_known
 @pytest.mark.skipif(len(allowed_cores()) < 2, reason="one core")
-def test_steps_beside_busy_programs_are_taken_by_threads_apart() -> None:
-    """On two cores, with two busy programs there."""
+@pytest.mark.parametrize("count", [2, 5])
+def test_steps_beside_busy_programs_are_taken_by_threads_apart(count: int) -> None:
+    """On two cores, with so many busy programs there."""
     cores = sorted(allowed_cores())[:2]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
     variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     with contextlib.ExitStack() as programs:
-        for _ in cores:
+        for _ in range(count):
             os.sched_setaffinity(programs.enter_context(busy_process()), cores)
         command = [sys.executable, "-c", _STEPS, *map(str, cores)]
         done = subprocess.run(command, capture_output=True, text=True, env=variables)

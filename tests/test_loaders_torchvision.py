@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_config, tiny_split, weights, write_tiny
+from waiting import until
 
 from fastcifar import trainer
 from fastcifar.config import Config
@@ -118,10 +119,8 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
 
 
 def wait_for_epochs(process: "subprocess.Popen[str]", run: Path, count: int) -> None:
-    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    metrics = run / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= count, process.poll)
 
 
 def is_gone(group: int) -> bool:

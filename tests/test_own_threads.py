@@ -11,9 +11,9 @@ import torch
 from tiny import tiny_config, tiny_session
 
 from fastcifar import ops
+from fastcifar.engines.steps import _computes_in_own_threads
 from fastcifar.ops import own_threads
 from fastcifar.run import affinity
-from fastcifar.run.environment import allowed_cores
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", "-pthread"]
@@ -151,8 +151,9 @@ def test_a_step_of_the_fused_engine_uses_them(
 
 @compiled
 def test_more_threads_than_cores_are_pytorch_s(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    monkeypatch.setattr("fastcifar.engines.steps.allowed_cores", lambda: {0})
-    from fastcifar.engines.steps import _computes_in_own_threads
-
-    assert len(allowed_cores()) > 0
-    assert not _computes_in_own_threads(tiny_session(tiny_config(engine="fused", device="cpu"), 40).target)
+    target = tiny_session(tiny_config(engine="fused", device="cpu"), 40).target
+    for name in affinity.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for cores, own in ((threads, True), (threads - 1, False)):
+        monkeypatch.setattr("fastcifar.engines.steps.allowed_cores", lambda cores=cores: set(range(cores)))
+        assert _computes_in_own_threads(target) is own

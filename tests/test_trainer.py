@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from run_folders import without_digests
 from tiny import tiny_config, weights, write_tiny
+from waiting import until
 
 from fastcifar import session, trainer
 from fastcifar.config import Config
@@ -225,10 +225,7 @@ def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_pat
         torch.set_num_threads(one_thread)
     process = fastcifar("train", *options(config), "--out", tmp_path / "cut")
     metrics = tmp_path / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.01)
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process.poll)
     process.kill()
     process.communicate()
     assert len(records(tmp_path / "cut")) < 7

@@ -18,3 +18,13 @@ def when(condition: Callable[[], Any], action: Callable[[], Any], seconds: float
     thread = threading.Thread(target=wait)
     thread.start()
     return thread
+
+
+def until(condition: Callable[[], Any], ended: Callable[[], Any] = lambda: None, seconds: float = 120) -> None:
+    """Waits for another process's doing. Fails after so many seconds, and once `ended` has an exit code."""
+    end = time.monotonic() + seconds
+    while not condition():
+        code = ended()
+        assert code is None, f"the process has ended with code {code}"
+        assert time.monotonic() < end, f"it has not come in {seconds} s"
+        time.sleep(0.01)

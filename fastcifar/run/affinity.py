@@ -24,8 +24,8 @@ STAT, TASKS = Path("/proc/stat"), Path("/proc/self/task")
 _LOOK_SECONDS = 1.0
 _LEAST_OTHERS = 0.5
 """How many cores other programs must use."""
-_LEAST_SHARE = 0.2
-"""Of a core, for a thread that takes part in steps: beside two busy programs it has a third."""
+_LEAST_SHARE = 0.15
+"""Of the busiest thread's work, for a thread that takes part in steps: beside five busy programs it has a third."""
 
 
 def are_chosen() -> bool:
@@ -66,7 +66,7 @@ def _watch(cores: list[int], note: Callable[[str], None], over: threading.Event)
         if used is None or used_before is None:
             break
         others = max(0.0, (used - used_before) / (end - start))
-        busiest = busiest_threads(own_before, own, _LEAST_SHARE * (end - start))[: len(cores)]
+        busiest = busiest_threads(own_before, own, _LEAST_SHARE)[: len(cores)]
         start, used_before, own_before = end, used, own
         before, places = places, {}
         if others >= _LEAST_OTHERS and len(busiest) == len(cores):
@@ -85,16 +85,17 @@ def _place(thread: int, cores: Collection[int]) -> None:
         os.sched_setaffinity(thread, cores)
 
 
-def busiest_threads(before: dict[int, float], now: dict[int, float], least: float) -> list[int]:
-    """The threads that have worked for `least` seconds or more, the busiest first.
+def busiest_threads(before: dict[int, float], now: dict[int, float], share: float) -> list[int]:
+    """The threads that have worked, and at least for this share of the busiest thread's time; the busiest first.
 
     Args:
         before: by thread the seconds that it had worked before; a thread that is not there had not begun.
         now: the same now.
-        least: in seconds.
+        share: between 0 and 1.
     """
     worked = {thread: seconds - before.get(thread, 0.0) for thread, seconds in now.items()}
-    return sorted((t for t in worked if worked[t] >= least), key=lambda t: -worked[t])
+    least = share * max(worked.values(), default=0.0)
+    return sorted((t for t in worked if worked[t] > 0 and worked[t] >= least), key=lambda t: -worked[t])
 
 
 def seconds_of_threads() -> dict[int, float]:

@@ -9,6 +9,9 @@ import pytest
 from laboratory import EPOCHS, STEPS, Lab, chosen
 from processes import KILL_BEFORE, KILL_INSIDE, Call, Fault
 from tally import Tally
+from waiting import until
+
+from fastcifar.run.names import POINTER
 
 MIDDLE = STEPS + 1
 """The first step of the second epoch: a run that is cut after it goes on amid an epoch."""
@@ -114,8 +117,7 @@ def test_readers_while_a_run_is_trained(lab: Lab, every: bool, tally: Tally) -> 
     """evaluate, report and compare, of a run that saves a checkpoint every few milliseconds."""
     run = lab.new()
     process = lab.forge.start(*lab.train(run, "--epochs", "100000", "--eval-every", "100000"))
-    first = lab.new()
-    lab.forge.run(*lab.train(first)).check(0)  # takes as long as the other run needs to its first checkpoint
+    until((run / POINTER).exists)
     for number in range(40 if every else 2):
         with tally.attempt(f"evaluate {number}"):
             lab.forge.run("evaluate", run).check(0)

@@ -33,8 +33,8 @@ FC_INLINE void pair_up(Words a, Words b, VecBits& low, VecBits& high, std::integ
   low = reinterpret_cast<VecBits>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * n + lane / 2)...>{}));
   high = reinterpret_cast<VecBits>(shuffled(a, b, std::integer_sequence<int, (lane % 2 * n + lane / 2 + kLanes)...>{}));
 }
-FC_INLINE void pair_up(const bf16* first, const bf16* second, VecBits& low, VecBits& high) {
-  pair_up(*reinterpret_cast<const WordsInMemory*>(first), *reinterpret_cast<const WordsInMemory*>(second), low, high,
+FC_INLINE void pair_up(VecBits first, VecBits second, VecBits& low, VecBits& high) {
+  pair_up(reinterpret_cast<Words>(first), reinterpret_cast<Words>(second), low, high,
           std::make_integer_sequence<int, 2 * kLanes>{});
 }
 // The same of numbers that are to be rounded.

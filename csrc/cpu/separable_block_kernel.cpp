@@ -144,7 +144,7 @@ FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& fa
       VecBits low[kLanes], high[kLanes];
       for (int j = 0; j < kLanes; ++j) {
         const bf16* row = reinterpret_cast<const bf16*>(rows) + 2 * (i + j) * row_pitch + c;
-        pair_up(row, row + row_pitch, low[j], high[j]);
+        pair_up(load_bits(row), load_bits(row + row_pitch), low[j], high[j]);
       }
       if (p.tiles) {
         transpose(low), transpose(high);
@@ -594,7 +594,14 @@ void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, f
 }
 template <class T, class W>
 void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, Pair* out) {
-  for (int64_t step = 0; step < num_steps<Pair>(length); ++step) {
+  int64_t step = 0;
+  for (; width == kPanel && 2 * step + 2 <= length; ++step) {
+    const W* at = weight + 2 * step * pitch;
+    VecBits low, high;
+    pair_up(numbers_of<T>(at, Pair{}), numbers_of<T>(at + pitch, Pair{}), low, high);
+    store(out + step * kPanel, low), store(out + step * kPanel + kLanes, high);
+  }
+  for (; step < num_steps<Pair>(length); ++step) {
     for_vectors(static_cast<int>(width), [&](int c, auto lanes) FC_LAMBDA {
       const W* at = weight + 2 * step * pitch + c;
       store(out + step * kPanel + c, pair_up(2 * step < length ? load(at, lanes) : Vec{},

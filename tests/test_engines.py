@@ -1,5 +1,8 @@
 """One step of every engine: the same numbers, nothing read from the device, the memory format kept."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,7 @@ from fastcifar.config import Config
 from fastcifar.engines import Engine
 from fastcifar.engines.compiled import compiled_forward, explain
 from fastcifar.engines.eager import forward_with_loss
-from fastcifar.engines.fused import FusedModel
+from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.loaders import EvalBatches, Loader
 from fastcifar.model import build_model
 from fastcifar.optim import FusedSGD, build_optimizer
@@ -341,6 +344,31 @@ def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
     for name, grad in exact.items():
         error, *others = (float((g[name] - grad).norm()) for g in (fused, without, eager))
         assert error <= 2 * max(others) + 1e-3 * float(grad.norm()), name
+
+
+@pytest.mark.skipif(not ops.available(), reason="the references have no chain of blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.4, "label_smoothing": 0.1}, {"channels": 1}])
+def test_gradients_without_autograd_are_autograds(dtype: torch.dtype, settings: dict[str, Any]) -> None:
+    """To the last bit, with the sums and the running statistics."""
+    config = tiny_config(engine="fused", device="cpu", **settings)
+    batch = build(config)[1].batch(0)
+    batch = replace(batch, images=batch.images.to(dtype))
+
+    def taken(by_hand: bool) -> list[Tensor]:
+        model = build_model(NUM_CLASSES, config.width_mult, config.seed, config.channels)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = FusedModel(model, dtype=dtype, fuse_pointwise=True)
+        if by_hand:
+            sums = fused.take_gradients(batch, config.label_smoothing)
+        else:
+            loss, sums = fused_forward(fused, config.label_smoothing)(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return [sums, *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
+
+    expected, result = taken(by_hand=False), taken(by_hand=True)
+    assert len(result) > 100
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("engine", ["eager", "fused"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastcifar import cpu, machine
 from fastcifar.engines.compiled import compiled_forward
 from fastcifar.engines.eager import Engine, forward_with_loss
@@ -42,13 +44,15 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     average = Average(model, config.epochs, config.average_epochs) if config.average_epochs else None
     forward = forward_with_loss(model, config.label_smoothing)
-    fused = None
+    fused = gradients = None
     if config.engine == "fused":
         wide, in_blocks = target.ranks.size > 1, target.fuses_pointwise
         # Not for launched steps: they wait for the host, which would have more to do.
         side = SideStream(target.device) if captured else None
         fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=in_blocks, wide_gradients=wide, side=side)
         forward = fused_forward(fused, config.label_smoothing)
+        if target.device.type == "cpu" and in_blocks and target.ranks.size == 1:
+            gradients = partial(fused.take_gradients, label_smoothing=config.label_smoothing)
     elif config.engine == "compiled":
         per_process = config.batch_size // target.ranks.size
         forward = compiled_forward(forward, per_process, config.compile_mode, captured=captured)
@@ -64,6 +68,7 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
         average,
         target=target,
         forward=forward,
+        gradients=gradients,
         evaluation=evaluation,
         loaded=loaded,
         aside=fused.aside,

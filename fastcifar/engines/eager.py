@@ -85,6 +85,8 @@ class Engine:
         target: the settled config and its device. `bf16` and `fp16` run under autocast. With `fp16` the loss is scaled,
             and the device decides whether a step overflowed.
         forward: the compiled or fused forward for training; None for the eager forward.
+        gradients: gives each parameter the gradient of a batch's mean loss and returns the sums of `loss_and_sums`, in
+            place of forward and autograd; None: there is no such function. Not with `fp16`, nor in several processes.
         evaluation: makes the function images -> logits of one evaluation; None for the model itself.
         loaded: is called after `load` has overwritten the tensors.
         aside: does work of a step that only the optimizer or the next step needs; joined at the end of backward.
@@ -108,6 +110,7 @@ class Engine:
         *,
         target: Target,
         forward: Forward | None = None,
+        gradients: Callable[[Batch], Tensor] | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
         aside: Aside = in_place,
@@ -115,6 +118,7 @@ class Engine:
         self.model, self.optimizer, self.ema, self.average = model, optimizer, ema, average
         self._target, self._ranks, device = target, target.ranks, target.device
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
+        self._gradients = gradients
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
         self.aside = aside
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
@@ -181,16 +185,23 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self._autocast():
-            loss, sums = self._forward(batch)
-        with self.aside([sums]):
-            self.totals += sums
-        self.scaler.scale(loss).backward(self._weight(batch, loss.dtype))  # type: ignore[no-untyped-call]
+        self._take_gradients(batch, self.totals)
         self.scaler.step(cast(torch.optim.Optimizer, self.optimizer))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
+
+    def _take_gradients(self, batch: Batch, totals: Tensor) -> None:
+        """Forward and backward. Loss and correct predictions are added to `totals`."""
+        if self._gradients is not None:
+            totals += self._gradients(batch)
+            return
+        with self._autocast():
+            loss, sums = self._forward(batch)
+        with self.aside([sums]):
+            totals += sums
+        self.scaler.scale(loss).backward(self._weight(batch, loss.dtype))  # type: ignore[no-untyped-call]
 
     def _weight(self, batch: Batch, dtype: torch.dtype) -> Tensor | None:
         """What the gradient of the loss is multiplied by; None is 1.
@@ -303,9 +314,7 @@ class Engine:
         start = time.perf_counter()
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         for batch in batches:
-            with self._autocast():
-                loss, _ = self._forward(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._take_gradients(batch, torch.zeros_like(self.totals))
             self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():

@@ -1,11 +1,11 @@
 """The fused engine: the same model computed with the extension's ops, two autograd nodes for each block on a GPU.
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
-products, or includes the pointwise convolution after it; on the CPU one op holds all blocks, and one node of autograd
-the network (`network`). Tensors named u are raw outputs of a convolution; the next op applies BN and ReLU to them as it
-loads them. The first convolution is an op too, so that no convolution of the library is left in a step, and so is the
-end of the last block. The weights of all products have copies in the compute dtype, which the optimizer's step writes;
-autocast would launch 30 small kernels, and two more to bring the gradients back.
+products, or includes the pointwise convolution after it; on the CPU one op holds all blocks, and a process alone takes
+its gradients without autograd (`gradients`). Tensors named u are raw outputs of a convolution; the next op applies BN
+and ReLU to them as it loads them. The first convolution is an op too, so that no convolution of the library is left in
+a step, and so is the end of the last block. The weights of all products have copies in the compute dtype, which the
+optimizer's step writes; autocast would launch 30 small kernels, and two more to bring the gradients back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
-from fastcifar.engines.network import for_batches, network
+from fastcifar.engines.gradients import for_batches, gradients
 from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
@@ -29,6 +29,7 @@ from fastcifar.ops import (
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
     separable_block,
+    separable_blocks,
     stem,
 )
 from fastcifar.ops.separable_block import suits
@@ -103,21 +104,27 @@ class FusedModel:
             torch._foreach_copy_(list(self.rounded.values()), list(self.rounded))
 
     def __call__(self, images: Tensor) -> Tensor:
-        if not self._model.training:
-            return self.folded()(images)
-        if self._fuse_pointwise and images.device.type == "cpu":
-            return self._train_as_one(images)
-        return self._train(images)
+        return self._train(images) if self._model.training else self.folded()(images)
 
-    def _train_as_one(self, images: Tensor) -> Tensor:
-        """All ops as one node of autograd, all blocks as one op."""
-        counts = self._counts(images.shape)
+    @torch.no_grad()
+    def take_gradients(self, batch: Batch, label_smoothing: float) -> Tensor:
+        """Gives each parameter its gradient, without autograd, and updates the running statistics.
+
+        For one process on the CPU, with `fuse_pointwise`.
+
+        Args:
+            batch: the training batch.
+            label_smoothing: 0 to 1.
+
+        Returns:
+            What is added up over an epoch, as `loss_and_sums` returns it, in float64.
+        """
         used = [self.rounded.get(parameter, parameter) for parameter in self._parameters]
-
-        def see(means: list[Tensor], variances: list[Tensor]) -> None:
-            self._update_statistics(means, variances, counts)
-
-        return network(images, self._parameters, used, self._norms[0].eps, self._strides, see)
+        taken = gradients(batch, used, self._norms[0].eps, self._strides, label_smoothing)
+        self._update_statistics(taken.statistics[0::2], taken.statistics[1::2], self._counts(batch.images.shape))
+        for parameter, grad in zip(self._parameters, taken.of_parameters, strict=True):
+            parameter.grad = grad
+        return taken.sums
 
     def _train(self, images: Tensor) -> Tensor:
         weights = self._weights
@@ -127,7 +134,8 @@ class FusedModel:
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
         u, rows = stem(images, for_batches(first))
         counts = self._counts(u.shape)
-        u, last_rows, statistics = self._one_by_one(u, rows, products)
+        blocks = self._chain if self._fuse_pointwise and u.device.type == "cpu" else self._one_by_one
+        u, last_rows, statistics = blocks(u, rows, products)
         norm = self._norms[-1]
         pooled, *of_last = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, last_rows)
         statistics = [*statistics, *of_last]
@@ -135,6 +143,11 @@ class FusedModel:
         with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
         return linear(pooled, head, bias, self._side)
+
+    def _chain(self, u: Tensor, rows: Tensor | None, products: Sequence[Tensor]) -> _AfterBlocks:
+        """All blocks as one op."""
+        parameters = [tensor for bns, product in zip(self._bns, products, strict=True) for tensor in (*bns, product)]
+        return separable_blocks(u, rows, parameters, self._norms[0].eps, self._strides)
 
     def _one_by_one(self, u: Tensor, rows: Tensor | None, products: Sequence[Tensor]) -> _AfterBlocks:
         """Each block as an op or, where its product does not suit it, as two."""

@@ -58,17 +58,6 @@ struct Product {
   }
 };
 
-// The gradient of W out of its sums over the parts.
-Tensor weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, const Tensor& pointwise) {
-  Tensor grad = empty({p.m, p.k, 1, 1}, pointwise.scalar_type(), pointwise);
-  const Element element = element_of(pointwise);
-  void* grads = mutable_data(grad);
-  parallel(p.m, num_parts * p.m * p.k * 4, [&](int64_t begin, int64_t end) {
-    FASTCIFAR_KERNEL(write_weight_gradient)(p, sums, num_parts, element, begin, end, grads);
-  });
-  return grad;
-}
-
 // Computes grad_z, the gradients of gamma1 and beta1, bn1's columns, and the gradient of W.
 Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
                             float* columns1) {
@@ -86,6 +75,10 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
   const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);
   const Sums sums{memory.get(), num_parts, size};
   void* grad_zs = mutable_data(block.grad_z);
+  Tensor grad = empty({p.m, p.k, 1, 1}, a.pointwise.scalar_type(), a.pointwise);
+  const auto write_weight_gradient = [&, element = element_of(grad), out = mutable_data(grad)](int64_t c0, int64_t c1) {
+    FASTCIFAR_KERNEL(write_weight_gradient)(p, grad_w.get(), num_sums, element, c0, c1, out);
+  };
   if (few) {
     product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
       const Scratch scratch = product.scratch(), factors(FASTCIFAR_KERNEL(weight_factors)(p, kFactorRows));
@@ -97,6 +90,7 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
                                            grad_w.get() + part * w_size, /*add=*/row > first);
       }
     });
+    parallel(p.m, num_sums * p.m * p.k * 4, write_weight_gradient);
   } else {
     const int64_t room = round_up(product.rows < kFewRows ? product.rows : kFewRows, kBlock);
     const Scratch factors(FASTCIFAR_KERNEL(weight_factors)(p, room));
@@ -107,17 +101,18 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
                           FASTCIFAR_KERNEL(multiply_backward)(p, g, first, end, packed.get(), grad_zs, sums.part(part),
                                                               factors.get(), row, room, product.scratch().get());
                         });
-      const Cut channels{1, p.m, 1, 8};
+      const Cut channels{1, p.m, 1, 32};
       parallel(channels, product.bytes, [&](const Range& r, int64_t) {
         FASTCIFAR_KERNEL(multiply_factors)(p, factors.get(), room, next - row, r.c0, r.c1, grad_w.get(),
                                            /*add=*/row > 0);
+        if (next == product.rows) write_weight_gradient(r.c0, r.c1);  // while the sums are in the cache
       });
     }
   }
   FASTCIFAR_KERNEL(finish_gradient)(all, sums, product.rows, floats(block.gamma1), floats(block.var1), eps, columns1,
                                     product.k_pitch, mutable_floats(block.grad_gamma1),
                                     mutable_floats(block.grad_beta1));
-  return weight_gradient(p, grad_w.get(), num_sums, a.pointwise);
+  return grad;
 }
 
 }  // namespace

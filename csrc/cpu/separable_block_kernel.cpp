@@ -6,8 +6,9 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights.
-constexpr int64_t kPixels = 64;
+// Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights. If the weights alone fill
+// that cache, each tile reads them anew from behind it, so that there are fewer tiles.
+int64_t tile_pixels(const PointwiseProduct& p) { return p.k * p.m > 1 << 18 ? 128 : 64; }
 // Rows from the one that is used to the one that the L1 cache is asked for: the columns of a panel are read with gaps.
 constexpr int64_t kRowsAhead = 8;
 // Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
@@ -29,16 +30,19 @@ template <class Number>
 struct Tile {
   Number* left;
   float* product;
-  int64_t left_size;
+  int64_t left_size, product_size;
 
-  static int64_t size_of_left(const PointwiseProduct& p) { return kPixels * tile_pitch<Number>(p.k > p.m ? p.k : p.m); }
-  static int64_t size(const PointwiseProduct& p) { return 2 * (size_of_left(p) + kPixels * kPanel); }
+  static int64_t size_of_left(const PointwiseProduct& p) {
+    return tile_pixels(p) * tile_pitch<Number>(p.k > p.m ? p.k : p.m);
+  }
+  static int64_t size(const PointwiseProduct& p) { return 2 * (size_of_left(p) + tile_pixels(p) * kPanel); }
 
   Tile(const PointwiseProduct& p, float* memory)
-      : left(reinterpret_cast<Number*>(memory)), product(memory + 2 * size_of_left(p)), left_size(size_of_left(p)) {}
+      : left(reinterpret_cast<Number*>(memory)), product(memory + 2 * size_of_left(p)), left_size(size_of_left(p)),
+        product_size(tile_pixels(p) * kPanel) {}
 
   FC_INLINE Number* left_of(int64_t tile) const { return left + tile % 2 * left_size; }
-  FC_INLINE float* product_of(int64_t panel) const { return product + panel % 2 * kPixels * kPanel; }
+  FC_INLINE float* product_of(int64_t panel) const { return product + panel % 2 * product_size; }
 };
 
 // The factors of the gradient of W, whose steps are the pixels: the gradient of v as a left factor, row by row of the
@@ -306,15 +310,16 @@ FC_INLINE void store_z(Pair* panel, int64_t row, const Numbers& first, const Num
 template <class Pass>
 void run(Pass pass, int64_t first, int64_t end) {
   using Element = typename Pass::Element;
+  const int64_t pixels = tile_pixels(pass.p);
   const auto tile_from = [&](int64_t row, int64_t tile, int64_t panel) FC_LAMBDA {
-    return Panel{row, row < end ? (end - row < kPixels ? end - row : kPixels) : 0, tile, 0, pass.num_columns(), panel};
+    return Panel{row, row < end ? (end - row < pixels ? end - row : pixels) : 0, tile, 0, pass.num_columns(), panel};
   };
-  Panel now = tile_from(first, 0, 0), next = tile_from(first + kPixels, 1, 0), before{-1, 0, 0, 0, 0, 0};
+  Panel now = tile_from(first, 0, 0), next = tile_from(first + pixels, 1, 0), before{-1, 0, 0, 0, 0, 0};
   for (int64_t row = 0; row < pass.num_rows_of_left(now); ++row) pass.fill(now, row);
   for (bool ended = false; !ended; before = now, ++now.panel, now.column += kPanel) {
     if (now.column >= now.num_columns) {
       now = tile_from(next.row, next.tile, now.panel);
-      next = tile_from(next.row + kPixels, next.tile + 1, 0);
+      next = tile_from(next.row + pixels, next.tile + 1, 0);
     }
     ended = now.num_rows == 0;
     if (now.column == 0) pass.begin(now, next);

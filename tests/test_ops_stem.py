@@ -35,6 +35,15 @@ def test_forward_and_backward(device: str, dtype: torch.dtype, shape: Shape) -> 
         check(name, arguments)
 
 
+@kinds
+@pytest.mark.parametrize("shape", [(2, 32, 32, 32), (3, 64, 5, 7), (1, 32, 3, 70)])
+def test_whole_panels_of_channels(device: str, dtype: torch.dtype, shape: Shape) -> None:
+    """Which tile registers multiply, where the processor has them."""
+    torch.manual_seed(0)
+    for name, arguments in stem_calls(shape, dtype, device):
+        check(name, arguments)
+
+
 def test_the_reference_is_pytorchs_convolution() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(2, 3, 5, 7).double(), torch.randn(4, 3, 3, 3).double().requires_grad_()
@@ -120,6 +129,9 @@ def test_what_is_not_finite_stays_so(dtype: torch.dtype) -> None:
     finite = torch.tensor([True, True, False, True, True, True])
     assert torch.equal(merge_rows(rows)[0].isfinite(), finite) and torch.equal(merge_rows(rows)[1].isfinite(), finite)
     assert u[:, finite].isfinite().all() and u[0, 2, 1, 1].isnan()
+    x, w = activation((2, 3, 5, 6), dtype), torch.randn(32, 3, 3, 3).to(dtype)
+    x[0, 1, 2, 3] = float("nan")
+    assert torch.equal(stem(x, w)[0].isnan(), F.conv2d(x.double(), w.double(), padding=1).isnan())
 
 
 @dtypes

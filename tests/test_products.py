@@ -1,4 +1,4 @@
-"""The pointwise products of separable_block for processors that this machine may not be: emulated, and compared."""
+"""The products of separable_block and of the stem for processors that this machine may not be, emulated."""
 
 import subprocess
 from pathlib import Path
@@ -36,7 +36,7 @@ def run(folder: Path, edit: tuple[str, str, str] | None = None) -> subprocess.Co
 def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 0 and "WRONG" not in done.stdout, done.stdout
-    assert done.stdout.count("tiles") == 12 and done.stdout.count("\n") == 36
+    assert done.stdout.count("tiles") == 20 and done.stdout.count("\n") == 64
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,16 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
         ("product.h", "kLanes + lane - distance", "kLanes + lane"),
         ("separable_block_kernel.cpp", "(at.row - pass.first_of_factors)", "(at.row - at.row)"),
         ("separable_block_kernel.cpp", "if (at.row == pass.first) {", "if (at.row >= pass.first) {"),
-        ("separable_block_kernel.cpp", "panel % 2 * kPixels * kPanel", "0 * panel"),
+        ("separable_block_kernel.cpp", "panel % 2 * product_size", "0 * panel"),
         ("separable_block_kernel.cpp", "tile % 2 * left_size", "0 * tile"),
         ("separable_block_kernel.cpp", "due_ >= steps_;", "due_ > steps_;"),
         ("lines.h", "lane % 2 * n + lane / 4)", "(1 - lane % 2) * n + lane / 4)"),
         ("lines.h", "bits << 16), reinterpret_cast<Vec>(bits & 0xffff0000u)", "bits & 0xffff0000u), Vec(bits << 16)"),
+        ("stem_tiles.h", "column = t % kStemRow / 3", "column = t % 3"),
+        ("stem_tiles.h", "std::swap(now, next);", ""),
+        ("stem_tiles.h", "chunks = 0, add = true;", "chunks = 0;"),
+        ("stem_tiles.h", "if (x + 1 < pixels) second", "if (x < pixels) second"),
+        ("stem_tiles.h", "tap(2 * i, c), tap(2 * i + 1, c)", "tap(2 * i + 1, c), tap(2 * i, c)"),
     ],
     ids=[
         "wrong rows",
@@ -78,6 +83,11 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
         "rows of a panel that nobody uses",
         "pairs of a line the wrong way round",
         "even places for odd ones",
+        "the image's channels for its columns",
+        "windows of a chunk that is not the next one",
+        "chunks that overwrite the sums of others",
+        "a pixel beyond the row",
+        "pairs of taps the wrong way round",
     ],
 )
 @pytest.mark.sanitized

@@ -1,5 +1,6 @@
-// Asks for memory before it is read or written, where the caches' prefetchers do not follow: a block of channels is read
-// with gaps, and only all blocks together touch the whole of it.
+// Asks for memory before it is read or written, where the caches' prefetchers do not follow: they stop at the end of a page
+// of 4 KiB; and where a block of channels is read with gaps, only all blocks together touch the whole of it. (Behind the
+// end of a tensor that is memory that nobody needs, or that is not there. Neither is an error.)
 #pragma once
 #include <cstdint>
 
@@ -7,6 +8,13 @@
 
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
+
+// A sweep over contiguous memory that is at p asks for what it will read soon or, with 1, write.
+template <int written = 0>
+FC_INLINE void ask_ahead(const void* p) {
+  constexpr int64_t kBytes = 4096;
+  __builtin_prefetch(static_cast<const char*>(p) + kBytes, written, 2);
+}
 
 class Ahead {
  public:

@@ -232,12 +232,11 @@ class AheadOfTiles {
 
   AheadOfTiles() = default;
   // Of the tile `next`, while `now` is used.
-  AheadOfTiles(const Panel& next, const Panel& now)
-      : first_(next.row), rows_(next.num_rows),
-        steps_((now.num_rows + kUsed - 1) / kUsed * num_panels(now.num_columns)) {}
+  AheadOfTiles(const Panel& next, const Panel& now, int64_t rows)
+      : first_(next.row), rows_(rows), steps_((now.num_rows + kUsed - 1) / kUsed * num_panels(now.num_columns)) {}
   // With a tensor of `channels` channels.
   FC_INLINE void add(const void* tensor, int64_t channels) {
-    if (rows_ <= 0) return;
+    if (steps_ == 0) return;
     ahead_.add(static_cast<const T*>(tensor) + first_ * channels, rows_ * channels * sizeof(T), steps_);
   }
   FC_INLINE void use(int64_t row) {
@@ -367,7 +366,7 @@ struct Forward {
   int64_t num_rows_of_left(const Panel& at) const { return at.num_rows; }
   int64_t length() const { return p.k; }
   FC_INLINE void begin(const Panel& now, const Panel& next) {
-    ahead = {next, now};
+    ahead = {next, now, tile_pixels(p)};
     ahead.add(p.y, p.k), ahead.add(v, p.m);
   }
   FC_INLINE Number* left(const Panel& at) const { return tile.left_of(at.tile); }
@@ -441,7 +440,7 @@ struct Backward {
   }
   int64_t length() const { return p.m; }
   FC_INLINE void begin(const Panel& now, const Panel& next) {
-    ahead = {next, now};
+    ahead = {next, now, tile_pixels(p)};
     ahead.add(g.grad_v, p.m), ahead.add(p.y, p.k), ahead.add(grad_z, p.k);
     if (g.columns) ahead.add(g.v, p.m);
   }

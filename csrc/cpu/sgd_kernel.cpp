@@ -1,5 +1,6 @@
 #include "cpu/sgd_kernel.h"
 
+#include "cpu/ahead.h"
 #include "cpu/vec.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
@@ -24,6 +25,7 @@ void update(const SgdTensor& t, const SgdSettings& s, int64_t begin, int64_t end
   auto* rounded = static_cast<bf16*>(t.rounded);
   for_vectors(static_cast<int>(end - begin), [&](int offset, auto width) FC_LAMBDA {
     const int64_t i = begin + offset;
+    ask_ahead<1>(t.param + i), ask_ahead<1>(t.momentum + i), ask_ahead(grads + i), ask_ahead<1>(rounded + i);
     Vec p = load(t.param + i, width), g = load(grads + i, width);
     if (s.grad_scale) g /= scale;
     if (t.decay != 0.f) g = p * decay + g;

@@ -18,12 +18,14 @@ struct Task {
   StemShape s;
   Element element;
   bool channels_last;    // the weight
+  bool tiles;            // the numbers are what tile registers multiply
   int64_t pitch, bytes;  // bytes of u
   Cut parts;
 
   explicit Task(const Stem& a)
-      : s{a.N, a.C, a.H, a.W}, element(element_of(a.x)), channels_last(a.channels_last), pitch(round_up(a.C, kBlock)),
-        bytes(a.N * a.H * a.W * a.C * static_cast<int64_t>(a.x.element_size())),
+      : s{a.N, a.C, a.H, a.W}, element(element_of(a.x)), channels_last(a.channels_last),
+        tiles(isa() == Isa::amx && element == Element::bf16 && element_of(a.w) == Element::bf16 && a.C % kBlock == 0),
+        pitch(round_up(a.C, kBlock)), bytes(a.N * a.H * a.W * a.C * static_cast<int64_t>(a.x.element_size())),
         parts(cut_by_images(a.N, a.C, bytes / a.N, kPartBytes)) {}
 
   // Where a tap of the kernels, in the order of the image's memory, lies in a channel of the weight.
@@ -53,7 +55,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& w) {
   const int64_t pitch = task.pitch, size = 2 * pitch;
   const Range all{0, s.N, 0, s.C};
   const Scratch taps = Scratch::zeros(kStemTaps * pitch), columns = Scratch::zeros(kColumns * pitch);
-  const Scratch memory = Scratch::zeros(task.parts.image_parts * size), border = Scratch::zeros(s.image());
+  const Scratch memory = Scratch::zeros(task.parts.image_parts * size), border = Scratch::zeros(s.memory());
   const Sums sums{memory.get(), task.parts.image_parts, size};
   element_of(a.w) == Element::f32 ? read_taps(static_cast<const float*>(data(a.w)), task, taps.get())
                                   : read_taps(static_cast<const bf16*>(data(a.w)), task, taps.get());
@@ -61,9 +63,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& w) {
   void* us = mutable_data(a.u);
   FASTCIFAR_KERNEL(set_stem_pivot)(task.element, s, all, xs, taps.get(), pitch, columns.get(), border.get());
   parallel(task.parts, task.bytes, [&](const Range& range, int64_t part) {
-    const Scratch image = Scratch::zeros(s.image());
-    FASTCIFAR_KERNEL(stem_forward)(task.element, s, range, xs, taps.get(), pitch, us, columns.get(), sums.part(part),
-                                   image.get());
+    const Scratch image = Scratch::zeros(s.memory());
+    FASTCIFAR_KERNEL(stem_forward)(task.element, task.tiles, s, range, xs, taps.get(), pitch, us, columns.get(),
+                                   sums.part(part), image.get());
   });
   const int64_t pixels = s.N * s.H * s.W;
   const Scratch zeros = Scratch::zeros(s.C);  // in place of gamma and beta
@@ -85,8 +87,8 @@ Tensor backward(const Tensor& grad_u, const Tensor& x, const Tensor& w, const st
   const float* of_moments = a.grad_u_rows ? columns.get() : nullptr;
   const void *grads = data(a.grad_u), *us = a.grad_u_rows ? data(a.u) : grads, *xs = data(a.x);
   parallel(task.parts, task.bytes, [&](const Range& range, int64_t part) {
-    const Scratch image = Scratch::zeros(task.s.image()), row(task.s.W * task.pitch);
-    FASTCIFAR_KERNEL(stem_backward)(task.element, task.s, range, grads, us, of_moments, xs, task.pitch,
+    const Scratch image = Scratch::zeros(task.s.memory()), row(task.s.W * task.pitch);
+    FASTCIFAR_KERNEL(stem_backward)(task.element, task.tiles, task.s, range, grads, us, of_moments, xs, task.pitch,
                                     sums.get() + part * size, image.get(), row.get());
   });
   FASTCIFAR_KERNEL(sum_parts)(sums.get(), task.parts.image_parts, size, sums.get());

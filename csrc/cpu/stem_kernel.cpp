@@ -1,5 +1,6 @@
 #include "cpu/stem_kernel.h"
 
+#include "cpu/stem_tiles.h"
 #include "cpu/vec.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
@@ -159,16 +160,31 @@ void set_stem_pivot(Element element, const StemShape& s, const Range& range, con
   });
 }
 
-void stem_forward(Element element, const StemShape& s, const Range& range, const void* x, const float* taps,
+void stem_forward(Element element, bool tiles, const StemShape& s, const Range& range, const void* x, const float* taps,
                   int64_t pitch, void* u, const float* columns, float* sums, float* image) {
+#if defined(FASTCIFAR_HAVE_TILES)
+  if (tiles) {
+    return forward_in_tiles(s, range, static_cast<const bf16*>(x), taps, pitch, static_cast<bf16*>(u), columns, sums,
+                            reinterpret_cast<bf16*>(image));
+  }
+#endif
+  (void)tiles;
   with_type(element, [&](auto type) {
     using T = decltype(type);
     forward(s, range, static_cast<const T*>(x), taps, pitch, static_cast<T*>(u), columns, sums, image);
   });
 }
 
-void stem_backward(Element element, const StemShape& s, const Range& range, const void* grad_u, const void* u,
-                   const float* columns, const void* x, int64_t pitch, float* sums, float* image, float* row) {
+void stem_backward(Element element, bool tiles, const StemShape& s, const Range& range, const void* grad_u,
+                   const void* u, const float* columns, const void* x, int64_t pitch, float* sums, float* image,
+                   float* row) {
+#if defined(FASTCIFAR_HAVE_TILES)
+  if (tiles) {
+    return backward_in_tiles(s, range, static_cast<const bf16*>(grad_u), static_cast<const bf16*>(u), columns,
+                             static_cast<const bf16*>(x), pitch, sums, reinterpret_cast<bf16*>(image));
+  }
+#endif
+  (void)tiles;
   with_type(element, [&](auto type) {
     using T = decltype(type);
     backward(s, range, static_cast<const T*>(grad_u), static_cast<const T*>(u), columns, static_cast<const T*>(x),

@@ -1,8 +1,9 @@
-// Runs the kernels of separable_block's product with 16 lanes, with pairs of bfloat16 and with AMX's tile registers, all
-// emulated, and compares them with sums in double. Prints a line for each case; ends with 1 if one is wrong.
+// Runs the kernels of separable_block's product and of the stem with 16 lanes, with pairs of bfloat16 and with AMX's tile
+// registers, all emulated, and compares them with sums in double. Prints a line for each case; ends with 1 if one is wrong.
 #define FASTCIFAR_EMULATED
 #define FASTCIFAR_ISA emulated
 #include "cpu/separable_block_kernel.cpp"
+#include "cpu/stem_kernel.cpp"
 
 #include <cmath>
 #include <cstdio>
@@ -155,10 +156,70 @@ bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, i
   return right;
 }
 
+bool check_stem(Element element, bool tiles, bool moments, const StemShape& s) {
+  const int64_t pitch = round_up(s.C, kBlock), pixels = s.N * s.H * s.W;
+  Numbers x(element, pixels * 3, true), w(element, kStemTaps * s.C, true), u(element, pixels * s.C, false),
+      grad_u(element, pixels * s.C, true), of_moments(element, pixels * s.C, true);
+  std::vector<float> taps(kStemTaps * pitch), columns(kColumns * pitch), sums(2 * pitch), grad_w(kStemTaps * pitch);
+  for (int t = 0; t < kStemTaps; ++t) {
+    for (int64_t c = 0; c < s.C; ++c) taps[t * pitch + c] = static_cast<float>(w[t * s.C + c]);
+  }
+  for (int64_t c = 0; c < s.C; ++c) {
+    for (const int row : {kMean, kXFactor, kConstant}) columns[row * pitch + c] = draw() / 4;
+  }
+  const Range range{0, s.N, 0, s.C};
+  const auto scratch = [&] { return std::vector<float>(s.memory()); };
+  kernels::stem_forward(element, tiles, s, range, x.data(), taps.data(), pitch, u.data(), columns.data(), sums.data(),
+                        scratch().data());
+  std::vector<float> row(s.W * pitch);
+  kernels::stem_backward(element, tiles, s, range, grad_u.data(), of_moments.data(), moments ? columns.data() : nullptr,
+                         x.data(), pitch, grad_w.data(), scratch().data(), row.data());
+
+  Difference in_u, in_sums, in_w;
+  for (int64_t c = 0; c < s.C; ++c) {
+    double sum = 0, square = 0, expected_w[kStemTaps] = {};
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t n = i / (s.H * s.W), y = i / s.W % s.H, column = i % s.W, at = i * s.C + c;
+      double value = 0, grad = grad_u[at];
+      if (moments) {
+        grad += (of_moments[at] - columns[kMean * pitch + c]) * columns[kXFactor * pitch + c] +
+                columns[kConstant * pitch + c];
+      }
+      if (tiles) grad = round_to(element, grad);
+      for (int t = 0; t < kStemTaps; ++t) {
+        const int64_t iy = y + t / kStemRow - 1, ix = column + t % kStemRow / 3 - 1;
+        if (iy < 0 || iy >= s.H || ix < 0 || ix >= s.W) continue;
+        const double pixel = x[((n * s.H + iy) * s.W + ix) * 3 + t % 3];
+        value += pixel * taps[t * pitch + c];
+        expected_w[t] += pixel * grad;
+      }
+      in_u.add(u[at], value);
+      const double offset = u[at] - columns[kMean * pitch + c];
+      sum += offset, square += offset * offset;
+    }
+    in_sums.add(sums[c], sum), in_sums.add(sums[pitch + c], square);
+    for (int t = 0; t < kStemTaps; ++t) in_w.add(grad_w[t * pitch + c], expected_w[t]);
+  }
+  const bool right = in_u.value() < (element == Element::f32 ? 2e-6 : 8e-3) && in_sums.value() < 1e-5 &&
+                     in_w.value() < (tiles ? 1e-4 : 1e-5);  // a number at a tie may be rounded to the other side
+  printf("%s%s%s stem %ld x %ld x %ld -> %ld: u %.1e, its sums %.1e, grad_w %.1e%s\n",
+         element == Element::f32 ? "float32" : "bfloat16", tiles ? " tiles" : "", moments ? " moments" : "",
+         static_cast<long>(s.N), static_cast<long>(s.H), static_cast<long>(s.W), static_cast<long>(s.C), in_u.value(),
+         in_sums.value(), in_w.value(), right ? "" : "  WRONG");
+  return right;
+}
+
 }  // namespace
 
 int main() {
   bool right = true;
+  for (const StemShape& s : {StemShape{1, 32, 1, 1}, {2, 64, 5, 7}, {3, 32, 9, 40}, {1, 32, 20, 32}, {2, 40, 3, 5}}) {
+    for (const bool moments : {false, true}) {
+      right &= check_stem(Element::f32, false, moments, s);
+      right &= check_stem(Element::bf16, false, moments, s);
+      if (s.C % kBlock == 0) right &= check_stem(Element::bf16, true, moments, s);
+    }
+  }
   const int64_t shapes[][3] = {{1, 1, 1}, {5, 3, 7}, {33, 40, 65}, {96, 64, 96}, {131, 129, 33}, {200, 300, 31}};
   for (const auto& s : shapes) {
     for (const bool moments : {false, true}) {

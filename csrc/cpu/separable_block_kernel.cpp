@@ -119,6 +119,13 @@ FC_INLINE auto gradient_row(const PointwiseProduct& p, const GradientOfProduct& 
   };
 }
 
+// Asks for a row of the tile behind the one that is filled with it, of a tensor with `channels` channels.
+template <class T>
+FC_INLINE void ask_for_row(const PointwiseProduct& p, const void* tensor, int64_t row, int64_t channels) {
+  const T* first = static_cast<const T*>(tensor) + (row + tile_pixels(p)) * channels;
+  for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) __builtin_prefetch(first + c, 0, 2);
+}
+
 // A row of a left factor, whose steps are the channels: source(c, lanes), rounded to T.
 template <class T, class Source>
 FC_INLINE void fill_left(float* row, int64_t channels, Source source) {
@@ -224,7 +231,7 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
   }
 }
 
-// Asks for the next tile while the panels of this tile are used: with every kUsed rows of each.
+// Asks for what is used of the next tile while the panels of this tile are used: with every kUsed rows of each.
 template <class T>
 class AheadOfTiles {
  public:
@@ -367,10 +374,11 @@ struct Forward {
   int64_t length() const { return p.k; }
   FC_INLINE void begin(const Panel& now, const Panel& next) {
     ahead = {next, now, tile_pixels(p)};
-    ahead.add(p.y, p.k), ahead.add(v, p.m);
+    ahead.add(v, p.m);
   }
   FC_INLINE Number* left(const Panel& at) const { return tile.left_of(at.tile); }
   FC_INLINE void fill(const Panel& at, int64_t row) {
+    ask_for_row<T>(p, p.y, at.row + row, p.k);
     fill_left<T>(left(at) + row * tile_pitch<Number>(p.k), p.k, z_row<T>(p, at.row + row));
   }
   int64_t kept(const Panel&) const { return 0; }
@@ -441,8 +449,7 @@ struct Backward {
   int64_t length() const { return p.m; }
   FC_INLINE void begin(const Panel& now, const Panel& next) {
     ahead = {next, now, tile_pixels(p)};
-    ahead.add(g.grad_v, p.m), ahead.add(p.y, p.k), ahead.add(grad_z, p.k);
-    if (g.columns) ahead.add(g.v, p.m);
+    ahead.add(p.y, p.k), ahead.add(grad_z, p.k);
   }
   FC_INLINE Number* left(const Panel& at) const {
     if constexpr (kStepsOf<Number> == 1)
@@ -452,6 +459,8 @@ struct Backward {
   FC_INLINE void fill(const Panel& at, int64_t row) {
     Number* out = left(at) + row * tile_pitch<Number>(p.m);
     if (row < at.num_rows) {
+      ask_for_row<T>(p, g.grad_v, at.row + row, p.m);
+      if (g.columns) ask_for_row<T>(p, g.v, at.row + row, p.m);
       fill_left<T>(out, p.m, gradient_row<T>(p, g, at.row + row));
     } else {
       memset(static_cast<void*>(out), 0, num_steps<Number>(p.m) * sizeof(Number));

@@ -65,9 +65,7 @@ struct StatisticsSink {
 
   FC_INLINE void operator()(int64_t row, int64_t column, Vec value) {
     store(y + (row * width + column) * channels, value, lanes);
-    const Vec centred = rounded<T>(value) - pivot;
-    sum += centred;
-    square = centred * centred + square;
+    add_offset(rounded<T>(value), pivot, sum, square);
   }
   FC_INLINE void finish() {
     accumulate(sums, sum);

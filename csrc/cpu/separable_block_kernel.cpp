@@ -413,9 +413,7 @@ struct Forward {
       pass.ahead.use(row);
       const Numbers values = columns.write(out + row * pass.p.m, product + row * kPanel);
       for (int i = 0; i < Columns::kVectors; ++i) {
-        const Vec centred = values.vectors[i] - pivot.vectors[i];
-        sum.vectors[i] += centred;
-        square.vectors[i] = centred * centred + square.vectors[i];
+        add_offset(values.vectors[i], pivot.vectors[i], sum.vectors[i], square.vectors[i]);
       }
     }
     FC_INLINE void finish() const {

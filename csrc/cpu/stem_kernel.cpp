@@ -79,9 +79,7 @@ void forward(const StemShape& s, const Range& range, const T* x, const float* ta
             const Vec pivot = load(columns + kMean * pitch + c + v * kLanes);
             for (int p = 0; p < P; ++p) {
               store(row + (first + p) * s.C + c + v * kLanes, value[p][v], lanes);
-              const Vec offset = rounded<T>(value[p][v]) - pivot;
-              sum[v] += offset;
-              square[v] = offset * offset + square[v];
+              add_offset(rounded<T>(value[p][v]), pivot, sum[v], square[v]);
             }
           }
         });

@@ -11,8 +11,9 @@ namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
 constexpr int kWindow = 2 * kTileSteps;         // of a tile row: the numbers under the weight, and five zeros
-constexpr int64_t kTilePixels = 2 * kTileRows;  // that are multiplied at a time
-constexpr int64_t kChunks = 8, kAtOnce = 16;    // backward: of pixels, before the sums go to memory; numbers copied
+constexpr int64_t kTilePixels = 2 * kTileRows;  // a chunk, which is multiplied at a time
+constexpr int64_t kChunks = 8;                  // whose sums go to memory together, of the weight's gradient
+constexpr int kCopied = 16;                     // numbers at a time, from a row of the image
 static_assert(kStemTaps <= kWindow && kStemTaps <= 2 * kTileRows);
 
 // The border of `image` is zeros already.
@@ -32,7 +33,7 @@ FC_INLINE void pack_taps(const float* taps, int64_t pitch, Pair* packed) {
 // copied with what lies behind them, which the next row overwrites; behind the last window there is room for that.
 FC_INLINE void fill_windows(const StemShape& s, const bf16* image, int64_t pixels, bf16* windows) {
   for (int64_t x = 0; x < pixels; ++x, image += 3, windows += kWindow) {
-    for (int r = 0; r < 3; ++r) memcpy(windows + r * kStemRow, image + r * s.row(), kAtOnce * sizeof(bf16));
+    for (int r = 0; r < 3; ++r) memcpy(windows + r * kStemRow, image + r * s.row(), kCopied * sizeof(bf16));
     memset(windows + kStemTaps, 0, (kWindow - kStemTaps) * sizeof(bf16));
   }
 }
@@ -57,9 +58,7 @@ struct PanelOfStem {
     ask_ahead<1>(out);
     const auto values = Line<bf16>::store(out, load(product), load(product + kLanes));
     for (int i = 0; i < 2; ++i) {
-      const Vec centred = values.vectors[i] - pivot.vectors[i];
-      sum.vectors[i] += centred;
-      square.vectors[i] = centred * centred + square.vectors[i];
+      add_offset(values.vectors[i], pivot.vectors[i], sum.vectors[i], square.vectors[i]);
     }
   }
   FC_INLINE void finish() const { sum.accumulate_to(sums), square.accumulate_to(sums + pitch); }

@@ -139,6 +139,13 @@ void with_type(Element element, F f) {
   element == Element::f32 ? f(float()) : f(bf16());
 }
 
+// Adds x - pivot and its square to sums, for statistics.
+FC_INLINE void add_offset(Vec x, Vec pivot, Vec& sum, Vec& square) {
+  const Vec offset = x - pivot;
+  sum += offset;
+  square = offset * offset + square;
+}
+
 // v as it will be when it is read back from memory of type T.
 template <class T>
 FC_INLINE Vec rounded(Vec v);

@@ -350,7 +350,7 @@ def test_fusing_the_pointwise_convolutions_is_the_same_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.4, "label_smoothing": 0.1}, {"channels": 1}])
 def test_gradients_without_autograd_are_autograds(dtype: torch.dtype, settings: dict[str, Any]) -> None:
-    """To the last bit, with the sums and the running statistics."""
+    """To the last bit, with the sums and the running statistics; and the optimizer takes them."""
     config = tiny_config(engine="fused", device="cpu", **settings)
     batch = build(config)[1].batch(0)
     batch = replace(batch, images=batch.images.to(dtype))
@@ -364,10 +364,12 @@ def test_gradients_without_autograd_are_autograds(dtype: torch.dtype, settings: 
         else:
             loss, sums = fused_forward(fused, config.label_smoothing)(batch)
             loss.backward()  # type: ignore[no-untyped-call]
-        return [sums, *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        build_optimizer(model, config, fused.rounded).step()
+        return [sums, *grads, *model.buffers(), *model.parameters()]
 
     expected, result = taken(by_hand=False), taken(by_hand=True)
-    assert len(result) > 100
+    assert len(result) > 200
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 

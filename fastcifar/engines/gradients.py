@@ -67,7 +67,9 @@ def gradients(
         grad, grad_rows, of_blocks = _ops._separable_blocks_backward(
             grad, grad_rows, v_rows, u, u_rows, blocks, kept, eps, strides
         )
-        of_first = _ops._stem_backward(grad, images, first, grad_rows, u, u_rows)[:, :channels]
+        of_first = _ops._stem_backward(grad, images, first, grad_rows, u, u_rows)
+    if channels < of_first.shape[1]:
+        of_first = of_first[:, :channels].contiguous()  # the optimizer takes no gradient with gaps
     of_parameters = [of_first, *of_blocks, of_gamma, of_beta, of_head, of_bias]
     return Gradients(sums, [*statistics_of(kept), *of_last], of_parameters)
 

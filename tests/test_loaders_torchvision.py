@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_config, tiny_split, weights, write_tiny
-from waiting import until
+from waiting import until_epochs
 
 from fastcifar import trainer
 from fastcifar.config import Config
@@ -118,11 +118,6 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
     )
 
 
-def wait_for_epochs(process: "subprocess.Popen[str]", run: Path, count: int) -> None:
-    metrics = run / "metrics.jsonl"
-    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= count, process.poll)
-
-
 def is_gone(group: int) -> bool:
     """Whether no process of the group is left. After a kill, helper processes take up to 5 s to end."""
     deadline = time.monotonic() + 20
@@ -145,7 +140,7 @@ def test_a_signal_to_all_of_a_runs_processes_leaves_a_state_and_no_process(tmp_p
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         cut = tmp_path / str(number)
         process = start("train", *options, "--out", cut)
-        wait_for_epochs(process, cut, 2)
+        until_epochs(process, cut, 2)
         if number == signal.SIGKILL:
             process.kill()  # only the process itself: its workers must notice its death
         else:

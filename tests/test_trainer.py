@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_folders import without_digests
 from tiny import tiny_config, weights, write_tiny
-from waiting import until
+from waiting import until_epochs
 
 from fastcifar import session, trainer
 from fastcifar.config import Config
@@ -224,8 +224,7 @@ def test_a_killed_process_continues_from_its_last_checkpoint(data: Path, tmp_pat
     finally:
         torch.set_num_threads(one_thread)
     process = fastcifar("train", *options(config), "--out", tmp_path / "cut")
-    metrics = tmp_path / "cut" / "metrics.jsonl"
-    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process.poll)
+    until_epochs(process, tmp_path / "cut", 2)
     process.kill()
     process.communicate()
     assert len(records(tmp_path / "cut")) < 7

@@ -1,8 +1,10 @@
 """Waiting in tests of several processes."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -20,11 +22,16 @@ def when(condition: Callable[[], Any], action: Callable[[], Any], seconds: float
     return thread
 
 
-def until(condition: Callable[[], Any], ended: Callable[[], Any] = lambda: None, seconds: float = 120) -> None:
-    """Waits for another process's doing. Fails after so many seconds, and once `ended` has an exit code."""
+def until(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None, seconds: float = 120) -> None:
+    """Waits for another process. Fails after so many seconds, and with what `process` printed if it has ended."""
     end = time.monotonic() + seconds
     while not condition():
-        code = ended()
-        assert code is None, f"the process has ended with code {code}"
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"it has not come in {seconds} s"
         time.sleep(0.01)
+
+
+def until_epochs(process: "subprocess.Popen[str]", run: Path, count: int) -> None:
+    """Waits until `process` has written `count` epochs of a run."""
+    metrics = run / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= count, process)

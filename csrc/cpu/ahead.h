@@ -9,11 +9,16 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// A sweep over contiguous memory that is at p asks for what it will read soon or, with 1, write.
+// Asks for the line at p, to be read or, with 1, written.
+template <int written = 0>
+FC_INLINE void ask(const void* p) {
+  __builtin_prefetch(p, written, 2);
+}
+
+// A sweep over contiguous memory that is at p asks for what it will come to.
 template <int written = 0>
 FC_INLINE void ask_ahead(const void* p) {
-  constexpr int64_t kBytes = 4096;
-  __builtin_prefetch(static_cast<const char*>(p) + kBytes, written, 2);
+  ask<written>(static_cast<const char*>(p) + 4096);
 }
 
 class Ahead {
@@ -26,7 +31,7 @@ class Ahead {
     for (int i = 0; i < size_; ++i) {
       Part& part = parts_[i];
       const char* stop = part.next + part.step < part.end ? part.next + part.step : part.end;
-      for (; part.next < stop; part.next += 64) __builtin_prefetch(part.next, 0, 2);
+      for (; part.next < stop; part.next += 64) ask(part.next);
     }
   }
 

@@ -1,17 +1,13 @@
 #include "cpu/depthwise_block_kernel.h"
 
+#include "cpu/ahead.h"
 #include "cpu/tile.h"
 
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// While it works on a tile's images, a sweep asks for the next tile's memory, `next` elements further on, pixel by pixel.
-// A block of channels is read with gaps, which the caches' prefetchers do not follow. (Behind the end it asks for memory
-// that it does not need, or that is not there. Neither is an error.)
-template <class T>
-FC_INLINE void ask(const T* p) {
-  __builtin_prefetch(p, 0, 2);
-}
+// While it works on a tile's images, a sweep asks for the next tile's memory, `next` elements further on, pixel by pixel:
+// with the vector of channels that begins a line.
 template <class T>
 FC_INLINE bool begins_line(int offset) {
   return offset * sizeof(T) % 64 == 0;

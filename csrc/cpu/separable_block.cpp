@@ -14,10 +14,10 @@
 namespace {
 using namespace fastcifar;
 
-// If W has at most this many numbers, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all,
-// to which it adds kFactorRows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in
-// memory, and each part of the channels multiplies them.
-constexpr int64_t kFewWeights = 1 << 18, kSums = 1 << 21, kFactorRows = 256, kFewRows = 2048;
+// Unless W is large, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all, to which it adds
+// kFactorRows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in memory, and each
+// part of the channels multiplies them.
+constexpr int64_t kSums = 1 << 21, kFactorRows = 256, kFewRows = 2048;
 
 // The passes of the product.
 struct Product {
@@ -69,7 +69,7 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
                                     floats(block.beta1), eps, columns1, product.k_pitch);
   const GradientOfProduct g{data(a.grad_v), of_moments ? v : data(a.grad_v), of_moments};
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
-  const bool few = p.k * p.m <= kFewWeights;
+  const bool few = !p.is_large();
   const int64_t num_parts = Product::num_parts(product.rows, few ? clamp(kSums / (p.k * p.m), kParts) : kParts);
   const int64_t num_sums = few ? num_parts : 1, size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(weight_sums)(p);
   const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);

@@ -8,7 +8,7 @@ namespace {
 
 // Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights. If the weights alone fill
 // that cache, each tile reads them anew from behind it, so that there are fewer tiles.
-int64_t tile_pixels(const PointwiseProduct& p) { return p.k * p.m > 1 << 18 ? 128 : 64; }
+int64_t tile_pixels(const PointwiseProduct& p) { return p.is_large() ? 128 : 64; }
 // Rows from the one that is used to the one that the L1 cache is asked for: the columns of a panel are read with gaps.
 constexpr int64_t kRowsAhead = 8;
 // Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
@@ -123,7 +123,7 @@ FC_INLINE auto gradient_row(const PointwiseProduct& p, const GradientOfProduct& 
 template <class T>
 FC_INLINE void ask_for_row(const PointwiseProduct& p, const void* tensor, int64_t row, int64_t channels) {
   const T* first = static_cast<const T*>(tensor) + (row + tile_pixels(p)) * channels;
-  for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) __builtin_prefetch(first + c, 0, 2);
+  for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) ask(first + c);
 }
 
 // A row of a left factor, whose steps are the channels: source(c, lanes), rounded to T.

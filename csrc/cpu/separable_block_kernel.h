@@ -14,6 +14,8 @@ struct PointwiseProduct {
   int64_t k, m;
   const void* y;
   const float* columns1;  // [kColumns][round_up(k, kBlock)]
+
+  bool is_large() const { return k * m > 1 << 18; }  // W alone fills the L2 cache, or nearly
 };
 
 // What a part of the pixels leaves for the moments of v: two sums and the pivots.

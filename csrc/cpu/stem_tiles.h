@@ -38,11 +38,14 @@ FC_INLINE void fill_windows(const StemShape& s, const bf16* image, int64_t pixel
   }
 }
 
-// Calls f(row, first pixel, number of pixels) for kTilePixels pixels of an image at a time.
+// How many pixels a chunk has that begins at pixel x of a row.
+FC_INLINE int64_t chunk_from(const StemShape& s, int64_t x) { return s.W - x < kTilePixels ? s.W - x : kTilePixels; }
+
+// Calls f(row, first pixel, number of pixels) for each chunk of an image.
 template <class F>
 FC_INLINE void for_chunks(const StemShape& s, F f) {
   for (int64_t y = 0; y < s.H; ++y) {
-    for (int64_t x = 0; x < s.W; x += kTilePixels) f(y, x, s.W - x < kTilePixels ? s.W - x : kTilePixels);
+    for (int64_t x = 0; x < s.W; x += kTilePixels) f(y, x, chunk_from(s, x));
   }
 }
 
@@ -76,17 +79,14 @@ void forward_in_tiles(const StemShape& s, const Range& range, const bf16* x, con
       copy_image(s, x + n * s.H * s.W * 3, image);
       PanelOfStem panel(columns + c, sums + c, pitch);
       bf16 *now = windows[0], *next = windows[1];
-      fill_windows(s, image, s.W < kTilePixels ? s.W : kTilePixels, now);
+      fill_windows(s, image, chunk_from(s, 0), now);
       for_chunks(s, [&](int64_t y, int64_t first, int64_t pixels) FC_LAMBDA {
         multiply_panel_in_tiles<LeftFactor::stays>(kTilePixels, kTileSteps, reinterpret_cast<const Pair*>(now),
                                                    kTileSteps, packed, product, /*add=*/false, [] {});
         // The next chunk's windows are filled meanwhile.
         const bool same_row = first + pixels < s.W;
         const int64_t next_y = same_row ? y : y + 1, next_x = same_row ? first + pixels : 0;
-        if (next_y < s.H) {
-          fill_windows(s, image + s.pixel(next_y, next_x), s.W - next_x < kTilePixels ? s.W - next_x : kTilePixels,
-                       next);
-        }
+        if (next_y < s.H) fill_windows(s, image + s.pixel(next_y, next_x), chunk_from(s, next_x), next);
         bf16* out = u + ((n * s.H + y) * s.W + first) * s.C + c;
         for (int64_t i = 0; i < pixels; ++i) panel.write(out + i * s.C, product + i * kPanel);
         std::swap(now, next);
@@ -112,7 +112,8 @@ struct GradientOfStem {
   bool of_moments;
   Line<bf16> mean, factor, constant;
 
-  FC_INLINE GradientOfStem(const float* columns, int64_t pitch, int64_t c) : of_moments(columns), mean{}, factor{} {
+  FC_INLINE GradientOfStem(const float* columns, int64_t pitch, int64_t c)
+      : of_moments(columns), mean{}, factor{}, constant{} {
     if (!columns) return;
     mean = Line<bf16>::of(columns + kMean * pitch + c);
     factor = Line<bf16>::of(columns + kXFactor * pitch + c);

@@ -96,6 +96,7 @@ class FusedModel:
             for weight in self._weights:
                 weight.grad_dtype = weight.dtype if wide_gradients else dtype
             self.rounded = {weight: weight.detach().to(dtype) for weight in self._weights}
+        self._used = [self.rounded.get(parameter, parameter) for parameter in self._parameters]
 
     @torch.no_grad()
     def round_weights(self) -> None:
@@ -119,8 +120,7 @@ class FusedModel:
         Returns:
             What is added up over an epoch, as `loss_and_sums` returns it, in float64.
         """
-        used = [self.rounded.get(parameter, parameter) for parameter in self._parameters]
-        taken = gradients(batch, used, self._norms[0].eps, self._strides, label_smoothing)
+        taken = gradients(batch, self._used, self._norms[0].eps, self._strides, label_smoothing)
         self._update_statistics(taken.statistics[0::2], taken.statistics[1::2], self._counts(batch.images.shape))
         for parameter, grad in zip(self._parameters, taken.of_parameters, strict=True):
             parameter.grad = grad

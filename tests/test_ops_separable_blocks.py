@@ -56,9 +56,10 @@ def results(blocks: Any, tensors: list[Tensor], with_rows: bool = True) -> list[
 
 @dtypes
 @pytest.mark.parametrize("with_rows", [True, False])
-def test_it_is_its_blocks_in_turn(dtype: torch.dtype, with_rows: bool) -> None:
+@pytest.mark.parametrize("channels", [(64, 48, 40), (32, 64, 64)], ids=str)
+def test_it_is_its_blocks_in_turn(dtype: torch.dtype, channels: tuple[int, ...], with_rows: bool) -> None:
     """To the last bit, where the number of pixels is a power of two: the moments in between are not divided."""
-    tensors = chain((8, 32, 8, 8), dtype, (64, 48, 40))
+    tensors = chain((8, 32, 8, 8), dtype, channels)
     for own, expected in zip(
         results(separable_blocks, tensors, with_rows), results(in_turn, tensors, with_rows), strict=True
     ):
@@ -103,6 +104,17 @@ def test_its_references_are_the_references_of_its_blocks(dtype: torch.dtype) -> 
         assert own.shape == expected.shape and own.dtype == expected.dtype
         difference = float((own.double() - expected.double()).norm())
         assert difference <= (2e-3 if dtype == torch.float32 else 0.1) * (float(expected.double().norm()) + 1)
+
+
+@dtypes
+def test_the_gradient_that_is_given_keeps_its_numbers(dtype: torch.dtype) -> None:
+    """Within the chain gradients are written over one another, where a block has as many channels after as before."""
+    u, rows, *parameters = [t.requires_grad_() for t in chain((8, 64, 8, 8), dtype, (64, 64, 64))]
+    v, _, _ = separable_blocks(u, rows, parameters, EPS, STRIDES)
+    given = torch.randn(v.shape).to(dtype).to(memory_format=torch.channels_last)
+    kept = given.clone()
+    torch.autograd.grad(v, [u, *parameters], given)
+    assert torch.equal(given, kept)
 
 
 @dtypes

@@ -20,8 +20,9 @@ void run_separable_block(const SeparableBlockForward& a, double eps, float* mean
 
 // Computes every gradient, and returns that of pointwise; the others are in their tensors. `of_moments`: what comes
 // through the moments of v, as its columns kMean, kXFactor and kConstant; the gradient of v is that and grad_v together.
-// Null: nothing comes through them, and v is not read. `through_statistics` and columns0 as above.
+// Null: nothing comes through them, and v is not read. `through_statistics` and columns0 as above. `overwrite_grad_v`:
+// a.grad_v need not keep its numbers.
 Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
-                              bool through_statistics, float* columns0);
+                              bool through_statistics, bool overwrite_grad_v, float* columns0);
 
 }  // namespace fastcifar

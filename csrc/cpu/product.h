@@ -17,6 +17,7 @@ constexpr int kSumRows = 12, kSumVectors = 2;
 #else
 constexpr int kSumRows = 6, kSumVectors = 2;
 #endif
+constexpr int kFewSumRows = kSumRows * 2 / 3;  // still enough sums to keep all units for multiply-adds busy
 constexpr int kPanel = kSumVectors * kLanes;
 // Steps that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
 constexpr int64_t kChain = 256;
@@ -61,14 +62,38 @@ FC_INLINE void transpose(VecBits* rows) {
   if constexpr (distance > 1) transpose<distance / 2>(rows);
 }
 
-// Calls f(first row, Count<n>) for groups of kSumRows rows, then of four, two and one.
-template <class F>
-FC_INLINE void for_row_groups(int64_t num_rows, F f) {
-  int64_t row = 0;
-  for (; row + kSumRows <= num_rows; row += kSumRows) f(row, Count<kSumRows>{});
-  for (; row + 4 <= num_rows; row += 4) f(row, Count<4>{});
-  for (; row + 2 <= num_rows; row += 2) f(row, Count<2>{});
-  if (row < num_rows) f(row, Count<1>{});
+// How many of the rows that are left are multiplied together: kSumRows or, where that leaves a rest, kFewSumRows; at last
+// four, two and one.
+FC_INLINE int64_t rows_of_group(int64_t left) {
+  if (left % kSumRows == 0) return kSumRows;
+  int64_t rows = kFewSumRows;
+  while (rows > left) rows /= 2;
+  return rows;
+}
+FC_INLINE int64_t num_row_groups(int64_t num_rows) {
+  int64_t groups = 0;
+  for (int64_t row = 0; row < num_rows; row += rows_of_group(num_rows - row)) ++groups;
+  return groups;
+}
+
+// Calls f(first row, Count<n>) for each group, and meanwhile() before it.
+template <class Meanwhile, class F>
+FC_INLINE void for_row_groups(int64_t num_rows, Meanwhile meanwhile, F f) {
+  for (int64_t row = 0, rows; row < num_rows; row += rows) {
+    meanwhile();
+    rows = rows_of_group(num_rows - row);
+    if (rows == kSumRows) {
+      f(row, Count<kSumRows>{});
+    } else if (rows == kFewSumRows) {
+      f(row, Count<kFewSumRows>{});
+    } else if (rows == 4) {
+      f(row, Count<4>{});
+    } else if (rows == 2) {
+      f(row, Count<2>{});
+    } else {
+      f(row, Count<1>{});
+    }
+  }
 }
 
 // A left factor: its number of row r at step i is first[r * pitch + i] or, transposed, first[i * pitch + r].
@@ -111,13 +136,21 @@ FC_INLINE void multiply_group(Left<Number, transposed> left, int64_t row, const 
   }
 }
 
+// How often multiply_panel calls its `meanwhile`.
+template <class Number>
+FC_INLINE int64_t group_products(int64_t num_rows, int64_t steps) {
+  return (steps * kStepsOf<Number> + kChain - 1) / kChain * num_row_groups(num_rows);
+}
+
 // One panel of a product: out [num_rows][kPanel] = left [num_rows][steps] . right [steps][kPanel], or with `add` out +=.
-template <class Number, bool transposed>
+// Calls meanwhile() before each group of rows: the processor computes ahead, so that what is small is done while the
+// products before it are still computed.
+template <class Number, bool transposed, class Meanwhile>
 FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, transposed> left, const Number* right,
-                              float* out, bool add) {
+                              float* out, bool add, Meanwhile meanwhile) {
   for (int64_t first = 0; first < steps; first += kChain / kStepsOf<Number>) {
     const int64_t next = first + kChain / kStepsOf<Number>, end = next < steps ? next : steps;
-    for_row_groups(num_rows, [&](int64_t row, auto rows) FC_LAMBDA {
+    for_row_groups(num_rows, meanwhile, [&](int64_t row, auto rows) FC_LAMBDA {
       multiply_group<decltype(rows)::value>(left, row, right, first, end, out, add || first > 0);
     });
   }

@@ -139,11 +139,18 @@ void run_separable_block(const SeparableBlockForward& a, double eps, float* mean
 }
 
 Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
-                              bool through_statistics, float* columns0) {
+                              bool through_statistics, bool overwrite_grad_v, float* columns0) {
   DepthwiseBlockBackward& block = a.block;
   const DwShape& s = block.shape;
   const Scratch columns1 = Scratch::zeros(kColumns * round_up(s.C, kBlock));
-  block.grad_z = empty_channels_last(block.u, s.N, s.C, s.Ho, s.Wo);
+  // A map of gradients is written over the one that it is computed from, where they have the same size and that one is
+  // needed no more: what is written is in the cache then, and need not be read from memory before.
+  if (overwrite_grad_v && a.out_channels == s.C) {
+    block.grad_z = a.grad_v;
+  } else {
+    block.grad_z = s.stride == 1 ? block.grad_u : empty_channels_last(block.u, s.N, s.C, s.Ho, s.Wo);
+  }
+  if (s.stride == 1) block.grad_u = block.grad_z;
   const Tensor grad_pointwise = run_product_backward(a, v, of_moments, eps, columns1.get());
   run_depthwise_backward(block, eps, through_statistics, columns0, columns1.get());
   return grad_pointwise;
@@ -185,7 +192,7 @@ Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const
   if (a.of_moments) read_moments_gradient(a.of_moments->grad_rows, a.of_moments->rows, of_v.get(), v_pitch);
   const Tensor grad_pointwise =
       run_separable_backward(a, a.of_moments ? data(a.of_moments->v) : nullptr, a.of_moments ? of_v.get() : nullptr,
-                             eps, /*through_statistics=*/!a.u_rows, columns0.get());
+                             eps, /*through_statistics=*/!a.u_rows, /*overwrite_grad_v=*/false, columns0.get());
   if (a.u_rows) write_moments_gradient(*a.u_rows, columns0.get(), pitch, a.grad_u_rows);
   return {block.grad_u,      block.grad_gamma0, block.grad_beta0, block.grad_w,
           block.grad_gamma1, block.grad_beta1,  grad_pointwise,   a.grad_u_rows};

@@ -68,18 +68,22 @@ struct Factors {
   int64_t steps() const { return pixels / kStepsOf<Number>; }
 };
 
-// Calls f(i) for i in [first, end), spread evenly over `steps` calls of step().
+// Calls f(first, end) for parts of [first, end), in up to `steps` calls of step(). The parts have one length, but for the
+// last: a loop whose length changes is left by a branch that the processor does not foresee.
 template <class F>
 class Spread {
  public:
   FC_INLINE Spread(int64_t first, int64_t end, int64_t steps, F f)
-      : next_(first), count_(end - first), steps_(steps), f_(f) {}
+      : next_(first), end_(end), length_((end - first + steps - 1) / steps), f_(f) {}
   FC_INLINE void step() {
-    for (due_ += count_; due_ >= steps_; due_ -= steps_) f_(next_++);
+    const int64_t first = next_;
+    if (first >= end_) return;
+    next_ = first + length_ < end_ ? first + length_ : end_;
+    f_(first, next_);
   }
 
  private:
-  int64_t next_, count_, steps_, due_ = 0;
+  int64_t next_, end_, length_;
   F f_;
 };
 
@@ -94,53 +98,75 @@ struct Panel {
   FC_INLINE int64_t share_end(int64_t work) const { return share(work, column / kPanel + 1); }
 };
 
-// A row of z = relu(bn1(y)).
-template <class T>
-FC_INLINE auto z_row(const PointwiseProduct& p, int64_t row) {
-  const int64_t pitch = round_up(p.k, kBlock);
-  const float *scales = p.columns1 + kScale * pitch, *shifts = p.columns1 + kShift * pitch;
-  const T* y = static_cast<const T*>(p.y) + row * p.k;
-  return [=](int64_t c, auto lanes)
-             FC_LAMBDA { return relu(load(y + c, lanes) * load(scales + c) + load(shifts + c)); };
+// z = relu(bn1(y)) of a vector of channels from `row` on: a function of the rows after it.
+template <class T, class Lanes>
+FC_INLINE auto z_rows(const PointwiseProduct& p, int64_t row, int64_t c, Lanes lanes) {
+  const int64_t pitch = round_up(p.k, kBlock), width = p.k;
+  const Vec scale = load(p.columns1 + kScale * pitch + c), shift = load(p.columns1 + kShift * pitch + c);
+  const T* y = static_cast<const T*>(p.y) + row * width + c;
+  return [=](int64_t i) FC_LAMBDA { return relu(load(y + i * width, lanes) * scale + shift); };
 }
 
-// A row of the gradient of v.
-template <class T>
-FC_INLINE auto gradient_row(const PointwiseProduct& p, const GradientOfProduct& g, int64_t row) {
-  const int64_t pitch = round_up(p.m, kBlock);
-  const T *grad = static_cast<const T*>(g.grad_v) + row * p.m, *v = static_cast<const T*>(g.v) + row * p.m;
-  const float* columns = g.columns;
-  return [=](int64_t c, auto lanes) FC_LAMBDA {
-    const Vec value = load(grad + c, lanes);
-    if (!columns) return value;
-    const Vec mean = load(columns + kMean * pitch + c), factor = load(columns + kXFactor * pitch + c),
-              constant = load(columns + kConstant * pitch + c);
-    return value + ((load(v + c, lanes) - mean) * factor + constant);
+// The gradient of v, likewise. `of_moments`: g.columns are given.
+template <class T, bool of_moments, class Lanes>
+FC_INLINE auto gradient_rows(const PointwiseProduct& p, const GradientOfProduct& g, int64_t row, int64_t c,
+                             Lanes lanes) {
+  const int64_t pitch = round_up(p.m, kBlock), width = p.m, at = row * width + c;
+  const T *grad = static_cast<const T*>(g.grad_v) + at, *v = static_cast<const T*>(g.v) + at;
+  Vec mean{}, factor{}, constant{};
+  if constexpr (of_moments) {
+    mean = load(g.columns + kMean * pitch + c), factor = load(g.columns + kXFactor * pitch + c);
+    constant = load(g.columns + kConstant * pitch + c);
+  }
+  return [=](int64_t i) FC_LAMBDA {
+    const Vec value = load(grad + i * width, lanes);
+    if constexpr (!of_moments) return value;
+    return value + ((load(v + i * width, lanes) - mean) * factor + constant);
   };
 }
 
-// Asks for a row of the tile behind the one that is filled with it, of a tensor with `channels` channels.
+// A left factor is filled in pieces: the channels of one line, of a few rows. So all that belongs to a channel is loaded
+// once a piece.
+constexpr int64_t kPieceRows = 8, kPieceChannels = 2 * kLanes;
+
+FC_INLINE int64_t pieces_of_row(int64_t channels) { return (channels + kPieceChannels - 1) / kPieceChannels; }
+
+// Asks for the piece of the tile behind the one that is filled with it, of a tensor with `channels` channels.
 template <class T>
-FC_INLINE void ask_for_row(const PointwiseProduct& p, const void* tensor, int64_t row, int64_t channels) {
-  const T* first = static_cast<const T*>(tensor) + (row + tile_pixels(p)) * channels;
-  for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) ask(first + c);
+FC_INLINE void ask_for_piece(const PointwiseProduct& p, const void* tensor, int64_t row, int64_t rows, int64_t channels,
+                             int64_t c) {
+  const T* first = static_cast<const T*>(tensor) + (row + tile_pixels(p)) * channels + c;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < kPieceChannels; j += 64 / sizeof(T)) ask(first + i * channels + j);
+  }
 }
 
-// A row of a left factor, whose steps are the channels: source(c, lanes), rounded to T.
+// Rows of a left factor, whose steps are the channels, from channel c on: source(c, lanes)(row), rounded to T.
 template <class T, class Source>
-FC_INLINE void fill_left(float* row, int64_t channels, Source source) {
-  for_vectors(static_cast<int>(channels),
-              [&](int c, auto lanes) FC_LAMBDA { store(row + c, rounded<T>(source(c, lanes)), lanes); });
+FC_INLINE void fill_piece(float* out, int64_t rows, int64_t channels, int64_t c, Source source) {
+  const int64_t pitch = tile_pitch<float>(channels),
+                width = channels - c < kPieceChannels ? channels - c : kPieceChannels;
+  for_vectors(static_cast<int>(width), [&](int offset, auto lanes) FC_LAMBDA {
+    const auto numbers = source(c + offset, lanes);
+    for (int64_t i = 0; i < rows; ++i) store(out + i * pitch + c + offset, rounded<T>(numbers(i)), lanes);
+  });
 }
 template <class T, class Source>
-FC_INLINE void fill_left(Pair* row, int64_t channels, Source source) {
-  bf16* numbers = reinterpret_cast<bf16*>(row);
-  int64_t c = 0;
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) store(numbers + c, source(c, Full{}), source(c + kLanes, Full{}));
-  if (c == channels) return;
-  memset(numbers + channels, 0, (2 * num_steps<Pair>(channels) - channels) * sizeof(bf16));
-  for_vectors(static_cast<int>(channels - c),
-              [&](int rest, auto lanes) FC_LAMBDA { store(numbers + c + rest, source(c + rest, lanes), lanes); });
+FC_INLINE void fill_piece(Pair* out, int64_t rows, int64_t channels, int64_t c, Source source) {
+  const int64_t pitch = 2 * tile_pitch<Pair>(channels), rest = channels - c;
+  bf16* first = reinterpret_cast<bf16*>(out) + c;
+  if (rest >= kPieceChannels) {
+    const auto low = source(c, Full{}), high = source(c + kLanes, Full{});
+    for (int64_t i = 0; i < rows; ++i) store(first + i * pitch, low(i), high(i));
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    memset(first + i * pitch + rest, 0, (2 * num_steps<Pair>(channels) - channels) * sizeof(bf16));
+  }
+  for_vectors(static_cast<int>(rest), [&](int offset, auto lanes) FC_LAMBDA {
+    const auto numbers = source(c + offset, lanes);
+    for (int64_t i = 0; i < rows; ++i) store(first + i * pitch + offset, numbers(i), lanes);
+  });
 }
 
 // The gradient of v of kWhole pixels and channels as a left factor of the gradient of W, out of those rows of a left
@@ -178,8 +204,8 @@ FC_INLINE int64_t num_products(const PointwiseProduct& p, int64_t num_rows, int6
 #if defined(FASTCIFAR_HAVE_TILES)
   if (kStepsOf<Number> == 2 && p.tiles) return tile_products(num_rows, num_steps<Number>(length));
 #endif
-  (void)p, (void)num_rows, (void)length;
-  return 1;
+  (void)p;
+  return group_products<Number>(num_rows, num_steps<Number>(length));
 }
 
 // A panel of a product whose left factor is row by row.
@@ -197,8 +223,7 @@ FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_
   }
 #endif
   (void)p;
-  meanwhile();
-  multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false);
+  multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false, meanwhile);
 }
 
 // Rows [c0, c1) of the gradient of W from `num_rows` pixels of the factors, or with `add` added. A block of channels of
@@ -206,10 +231,10 @@ FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_
 template <class Number>
 void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors, int64_t num_rows, int64_t c0,
                       int64_t c1, float* grad_w, bool add) {
-  constexpr int64_t kChannels = kStepsOf<Number> == 1 ? 48 : 32;
-  const int64_t steps = num_steps<Number>(num_rows), panel = round_up(p.m, kWhole) * kPanel;
-  for (int64_t c = c0; c < c1; c += kChannels) {
-    const int64_t channels = c1 - c < kChannels ? c1 - c : kChannels;
+  const int64_t steps = num_steps<Number>(num_rows), panel = round_up(p.m, kWhole) * kPanel,
+                block = p.tiles ? 32 : 48;  // whole tiles, or groups of rows
+  for (int64_t c = c0; c < c1; c += block) {
+    const int64_t channels = c1 - c < block ? c1 - c : block;
     for (int64_t column = 0; column < p.k; column += kPanel) {
       const Number* right = factors.z + column * factors.steps();
       float* out = grad_w + column / kPanel * panel + c * kPanel;
@@ -226,34 +251,21 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
       }
 #endif
       const Left<Number, true> left{factors.gradient + c, Factors<Number>::pitch(p)};
-      multiply_panel(channels, steps, left, right, out, add);
+      multiply_panel(channels, steps, left, right, out, add, [] {});
     }
   }
 }
 
-// Asks for what is used of the next tile while the panels of this tile are used: with every kUsed rows of each.
 template <class T>
-class AheadOfTiles {
- public:
-  static constexpr int64_t kUsed = 4;
-
-  AheadOfTiles() = default;
-  // Of the tile `next`, while `now` is used.
-  AheadOfTiles(const Panel& next, const Panel& now, int64_t rows)
-      : first_(next.row), rows_(rows), steps_((now.num_rows + kUsed - 1) / kUsed * num_panels(now.num_columns)) {}
-  // With a tensor of `channels` channels.
-  FC_INLINE void add(const void* tensor, int64_t channels) {
-    if (steps_ == 0) return;
-    ahead_.add(static_cast<const T*>(tensor) + first_ * channels, rows_ * channels * sizeof(T), steps_);
-  }
-  FC_INLINE void use(int64_t row) {
-    if (row % kUsed == 0) ahead_.step();
-  }
-
- private:
-  Ahead ahead_;
-  int64_t first_ = 0, rows_ = 0, steps_ = 0;
-};
+int64_t lines_of(int64_t numbers) {
+  return (numbers * static_cast<int64_t>(sizeof(T)) + 63) / 64;
+}
+// Asks for the lines [first, end) of a tile's rows of a tensor with `channels` channels.
+template <class T>
+FC_INLINE void ask_for_lines(const T* tensor, int64_t channels, const Panel& tile, int64_t first, int64_t end) {
+  const char* memory = reinterpret_cast<const char*>(tensor + tile.row * channels);
+  for (int64_t line = first; line < end; ++line) ask(memory + 64 * line);
+}
 
 // The columns of a panel: all of them, or one vector.
 template <class T>
@@ -312,7 +324,8 @@ FC_INLINE void store_z(Pair* panel, int64_t row, const Numbers& first, const Num
 }
 
 // Multiplies the rows [first, end) of a pass (Forward, Backward), tile by tile and panel by panel. While a panel is
-// multiplied, the panel before it is used, row by row, and this panel's share of the next tile is filled.
+// multiplied, the panel before it is used, row by row, and this panel's share of the next tile is filled; and what will
+// be used of the next tile is asked for.
 template <class Pass>
 void run(Pass pass, int64_t first, int64_t end) {
   using Element = typename Pass::Element;
@@ -321,22 +334,40 @@ void run(Pass pass, int64_t first, int64_t end) {
     return Panel{row, row < end ? (end - row < pixels ? end - row : pixels) : 0, tile, 0, pass.num_columns(), panel};
   };
   Panel now = tile_from(first, 0, 0), next = tile_from(first + pixels, 1, 0), before{-1, 0, 0, 0, 0, 0};
-  for (int64_t row = 0; row < pass.num_rows_of_left(now); ++row) pass.fill(now, row);
+  // The pieces of a tile, one after the other: kPieceRows rows of each line of channels, then the rows below them.
+  const auto num_pieces = [&](const Panel& tile) FC_LAMBDA {
+    return (pass.num_rows_of_left(tile) + kPieceRows - 1) / kPieceRows * pieces_of_row(pass.length());
+  };
+  int64_t row = 0, channel = 0;
+  const auto fill_pieces = [&](const Panel& tile, int64_t first, int64_t end) FC_LAMBDA {
+    const int64_t all = pass.num_rows_of_left(tile);
+    if (first == 0) row = channel = 0;
+    for (int64_t i = first; i < end; ++i) {
+      pass.fill(tile, row, all - row < kPieceRows ? all - row : kPieceRows, channel);
+      channel += kPieceChannels;
+      if (channel >= pass.length()) channel = 0, row += kPieceRows;
+    }
+  };
+  fill_pieces(now, 0, num_pieces(now));
   for (bool ended = false; !ended; before = now, ++now.panel, now.column += kPanel) {
     if (now.column >= now.num_columns) {
       now = tile_from(next.row, next.tile, now.panel);
       next = tile_from(next.row + pixels, next.tile + 1, 0);
     }
     ended = now.num_rows == 0;
-    if (now.column == 0) pass.begin(now, next);
     const int64_t steps = ended ? 1 : num_products<typename Pass::Multiplied>(pass.p, now.num_rows, pass.length());
-    const int64_t rows = pass.num_rows_of_left(next), kept = pass.kept(now);
-    Spread fill(now.share_first(rows), now.share_end(rows), steps,
-                [&](int64_t row) FC_LAMBDA { pass.fill(next, row); });
-    Spread keep(now.share_first(kept), now.share_end(kept), steps, [&](int64_t i) FC_LAMBDA { pass.keep(now, i); });
+    const int64_t filled = num_pieces(next), kept = pass.kept(now), lines = pass.num_lines(next);
+    Spread fill(now.share_first(filled), now.share_end(filled), steps,
+                [&](int64_t first, int64_t end) FC_LAMBDA { fill_pieces(next, first, end); });
+    Spread keep(now.share_first(kept), now.share_end(kept), steps, [&](int64_t first, int64_t end) FC_LAMBDA {
+      for (int64_t i = first; i < end; ++i) pass.keep(now, i);
+    });
+    Spread ask(now.share_first(lines), now.share_end(lines), steps,
+               [&](int64_t first, int64_t end) FC_LAMBDA { pass.ask(next, first, end); });
     typename Pass::template User<WholePanel<Element>> user(pass, before, 0, {});
-    Spread use(0, before.whole() ? user.num_uses() : 0, steps, [&](int64_t i) FC_LAMBDA { user.use(i); });
-    const auto meanwhile = [&]() FC_LAMBDA { fill.step(), keep.step(), use.step(); };
+    Spread use(0, before.whole() ? user.num_uses() : 0, steps,
+               [&](int64_t first, int64_t end) FC_LAMBDA { user.use(first, end); });
+    const auto meanwhile = [&]() FC_LAMBDA { fill.step(), keep.step(), ask.step(), use.step(); };
     if (ended) {
       meanwhile();
     } else {
@@ -348,7 +379,7 @@ void run(Pass pass, int64_t first, int64_t end) {
     } else {
       for_vectors(static_cast<int>(before.num_columns - before.column), [&](int c, auto lanes) FC_LAMBDA {
         typename Pass::template User<PartOfPanel<Element, decltype(lanes)>> part(pass, before, c, {lanes});
-        for (int64_t i = 0; i < part.num_uses(); ++i) part.use(i);
+        part.use(0, part.num_uses());
         part.finish();
       });
     }
@@ -367,19 +398,17 @@ struct Forward {
   float* sums;
   Tile<Number> tile;
   int64_t first;  // the row that the pivots are taken from
-  AheadOfTiles<T> ahead;
 
   int64_t num_columns() const { return p.m; }
   int64_t num_rows_of_left(const Panel& at) const { return at.num_rows; }
   int64_t length() const { return p.k; }
-  FC_INLINE void begin(const Panel& now, const Panel& next) {
-    ahead = {next, now, tile_pixels(p)};
-    ahead.add(v, p.m);
-  }
+  int64_t num_lines(const Panel& at) const { return lines_of<T>(at.num_rows * p.m); }
+  FC_INLINE void ask(const Panel& at, int64_t first, int64_t end) const { ask_for_lines(v, p.m, at, first, end); }
   FC_INLINE Number* left(const Panel& at) const { return tile.left_of(at.tile); }
-  FC_INLINE void fill(const Panel& at, int64_t row) {
-    ask_for_row<T>(p, p.y, at.row + row, p.k);
-    fill_left<T>(left(at) + row * tile_pitch<Number>(p.k), p.k, z_row<T>(p, at.row + row));
+  FC_INLINE void fill(const Panel& at, int64_t row, int64_t rows, int64_t c) {
+    ask_for_piece<T>(p, p.y, at.row + row, rows, p.k, c);
+    fill_piece<T>(left(at) + row * tile_pitch<Number>(p.k), rows, p.k, c,
+                  [&](int64_t channel, auto lanes) FC_LAMBDA { return z_rows<T>(p, at.row + row, channel, lanes); });
   }
   int64_t kept(const Panel&) const { return 0; }
   FC_INLINE void keep(const Panel&, int64_t) {}
@@ -408,13 +437,19 @@ struct Forward {
     }
     FC_INLINE int64_t pitch() const { return round_up(pass.p.m, kBlock); }
     FC_INLINE int64_t num_uses() const { return num_rows; }
-    FC_INLINE void use(int64_t row) {
-      __builtin_prefetch(out + (row + kRowsAhead) * pass.p.m, 1, 3);
-      pass.ahead.use(row);
-      const Numbers values = columns.write(out + row * pass.p.m, product + row * kPanel);
-      for (int i = 0; i < Columns::kVectors; ++i) {
-        add_offset(values.vectors[i], pivot.vectors[i], sum.vectors[i], square.vectors[i]);
+    FC_INLINE void use(int64_t first, int64_t end) {
+      const int64_t width = pass.p.m;
+      T* to = out + first * width;
+      Numbers sums = sum, squares = square;
+      for (const float *from = product + first * kPanel, *stop = product + end * kPanel; from < stop;
+           from += kPanel, to += width) {
+        __builtin_prefetch(to + kRowsAhead * width, 1, 3);
+        const Numbers values = columns.write(to, from);
+        for (int i = 0; i < Columns::kVectors; ++i) {
+          add_offset(values.vectors[i], pivot.vectors[i], sums.vectors[i], squares.vectors[i]);
+        }
       }
+      sum = sums, square = squares;
     }
     FC_INLINE void finish() const {
       columns.accumulate_to(sums + kSumOfV * pitch(), sum);
@@ -437,7 +472,6 @@ struct Backward {
   Factors<Number> factors;
   int64_t first_of_factors;
   Tile<Number> tile;
-  AheadOfTiles<T> ahead;
 
   int64_t num_columns() const { return p.k; }
   // With rows of zeros up to the next multiple of kWhole.
@@ -445,23 +479,33 @@ struct Backward {
     return kStepsOf<Number> == 1 ? at.num_rows : round_up(at.num_rows, kWhole);
   }
   int64_t length() const { return p.m; }
-  FC_INLINE void begin(const Panel& now, const Panel& next) {
-    ahead = {next, now, tile_pixels(p)};
-    ahead.add(p.y, p.k), ahead.add(grad_z, p.k);
+  int64_t num_lines(const Panel& at) const { return lines_of<T>(at.num_rows * p.k); }
+  FC_INLINE void ask(const Panel& at, int64_t first, int64_t end) const {
+    ask_for_lines(static_cast<const T*>(p.y), p.k, at, first, end);
+    ask_for_lines(grad_z, p.k, at, first, end);
   }
   FC_INLINE Number* left(const Panel& at) const {
     if constexpr (kStepsOf<Number> == 1)
       return factors.gradient + (at.row - first_of_factors) * tile_pitch<Number>(p.m);
     return tile.left_of(at.tile);
   }
-  FC_INLINE void fill(const Panel& at, int64_t row) {
+  FC_INLINE void fill(const Panel& at, int64_t row, int64_t rows, int64_t c) {
     Number* out = left(at) + row * tile_pitch<Number>(p.m);
-    if (row < at.num_rows) {
-      ask_for_row<T>(p, g.grad_v, at.row + row, p.m);
-      if (g.columns) ask_for_row<T>(p, g.v, at.row + row, p.m);
-      fill_left<T>(out, p.m, gradient_row<T>(p, g, at.row + row));
+    const int64_t rest = at.num_rows - row, given = rest < 0 ? 0 : rest < rows ? rest : rows;
+    for (int64_t i = given; c == 0 && i < rows; ++i) {
+      const int64_t pitch = tile_pitch<Number>(p.m);
+      memset(static_cast<void*>(out + i * pitch), 0, num_steps<Number>(p.m) * sizeof(Number));
+    }
+    ask_for_piece<T>(p, g.grad_v, at.row + row, rows, p.m, c);
+    if (g.columns) {
+      ask_for_piece<T>(p, g.v, at.row + row, rows, p.m, c);
+      fill_piece<T>(out, given, p.m, c, [&](int64_t channel, auto lanes) FC_LAMBDA {
+        return gradient_rows<T, true>(p, g, at.row + row, channel, lanes);
+      });
     } else {
-      memset(static_cast<void*>(out), 0, num_steps<Number>(p.m) * sizeof(Number));
+      fill_piece<T>(out, given, p.m, c, [&](int64_t channel, auto lanes) FC_LAMBDA {
+        return gradient_rows<T, false>(p, g, at.row + row, channel, lanes);
+      });
     }
   }
   // The gradient of v is kept in squares of kWhole pixels and channels.
@@ -503,27 +547,35 @@ struct Backward {
     FC_INLINE int64_t pitch() const { return round_up(pass.p.k, kBlock); }
     // Two rows at a time, up to the next multiple of kWhole.
     FC_INLINE int64_t num_uses() const { return round_up(num_rows, kWhole) / 2; }
-    FC_INLINE void use(int64_t i) {
-      const int64_t row = 2 * i;
-      pass.ahead.use(row);
-      for (int64_t ahead = row + kRowsAhead; ahead < row + kRowsAhead + 2; ++ahead) {
-        __builtin_prefetch(grad_z + ahead * pass.p.k, 1, 3);
-        __builtin_prefetch(y + ahead * pass.p.k, 0, 3);
+    FC_INLINE void use(int64_t first, int64_t end) {
+      const int64_t width = pass.p.k;
+      Gradients of_rows{sum, products};
+      for (int64_t row = 2 * first; row < 2 * end; row += 2) {
+        const float* from = product + row * kPanel;
+        const T* values = y + row * width;
+        T* to = grad_z + row * width;
+        for (int64_t ahead = kRowsAhead; ahead < kRowsAhead + 2; ++ahead) {
+          __builtin_prefetch(to + ahead * width, 1, 3);
+          __builtin_prefetch(values + ahead * width, 0, 3);
+        }
+        Numbers one{}, two{};
+        if (row < num_rows) one = use_row(values, from, to, of_rows);
+        if (row + 1 < num_rows) two = use_row(values + width, from + kPanel, to + width, of_rows);
+        store_z(z, row, one, two);
       }
-      Numbers first{}, second{};
-      if (row < num_rows) first = use_row(row);
-      if (row + 1 < num_rows) second = use_row(row + 1);
-      store_z(z, row, first, second);
+      sum = of_rows.sum, products = of_rows.products;
     }
-    FC_INLINE Numbers use_row(int64_t row) {
-      const Numbers values = columns.read(y + row * pass.p.k),
-                    grads = columns.write(grad_z + row * pass.p.k, product + row * kPanel);
+    struct Gradients {
+      Numbers sum, products;
+    };
+    FC_INLINE Numbers use_row(const T* from_y, const float* from, T* to, Gradients& of_rows) const {
+      const Numbers values = columns.read(from_y), grads = columns.write(to, from);
       Numbers result;
       for (int v = 0; v < Columns::kVectors; ++v) {
         const Vec value = values.vectors[v], h = value * scale.vectors[v] + shift.vectors[v];
         const Vec masked = h > Vec{} ? grads.vectors[v] : Vec{};
-        sum.vectors[v] += masked;
-        products.vectors[v] = masked * (value - mean.vectors[v]) + products.vectors[v];
+        of_rows.sum.vectors[v] += masked;
+        of_rows.products.vectors[v] = masked * (value - mean.vectors[v]) + of_rows.products.vectors[v];
         result.vectors[v] = relu(h);
       }
       return result;
@@ -714,7 +766,7 @@ void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, con
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
     using Number = decltype(number);
     using T = decltype(element);
-    run(Forward<Number, T>{p, packed, static_cast<T*>(v), sums, Tile<Number>(p, scratch), first, {}}, first, end);
+    run(Forward<Number, T>{p, packed, static_cast<T*>(v), sums, Tile<Number>(p, scratch), first}, first, end);
   });
 }
 
@@ -750,15 +802,8 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
   for_types(p, [&](auto number, auto element) FC_LAMBDA {
     using Number = decltype(number);
     using T = decltype(element);
-    run(Backward<Number, T>{p,
-                            g,
-                            packed,
-                            static_cast<T*>(grad_z),
-                            sums,
-                            Factors<Number>(p, factors, rows_of_factors),
-                            first_of_factors,
-                            Tile<Number>(p, scratch),
-                            {}},
+    run(Backward<Number, T>{p, g, packed, static_cast<T*>(grad_z), sums, Factors<Number>(p, factors, rows_of_factors),
+                            first_of_factors, Tile<Number>(p, scratch)},
         first, end);
   });
 }

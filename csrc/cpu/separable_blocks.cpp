@@ -81,8 +81,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& grad_v, c
     const Tensor v = chain.check_v(i, own[0], a.grad_v);
     Scratch columns0 = columns_of(block.u);
     const bool through_statistics = i == 0 && !a.u_rows;
-    const Tensor grad_pointwise = run_separable_backward(a, data(v), of_moments ? columns.get() : nullptr, eps,
-                                                         through_statistics, columns0.get());
+    const Tensor grad_pointwise =
+        run_separable_backward(a, data(v), of_moments ? columns.get() : nullptr, eps, through_statistics,
+                               /*overwrite_grad_v=*/i + 1 < chain.size(), columns0.get());
     const Tensor of_block[] = {block.grad_gamma0, block.grad_beta0, block.grad_w,
                                block.grad_gamma1, block.grad_beta1, grad_pointwise};
     std::copy(std::begin(of_block), std::end(of_block), grads.begin() + i * Chain::kParameters);

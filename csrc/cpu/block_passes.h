@@ -18,11 +18,14 @@ void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool th
 // Computes v, y and all statistics that are not given, and the mean and the biased variance of v, [out_channels] each.
 void run_separable_block(const SeparableBlockForward& a, double eps, float* mean, float* var);
 
+// Chooses the memory of grad_z and grad_u. Maps of gradients of one size are written over one another: what is written is
+// in the cache then, and need not be read from memory before. `overwrite_grad_v`: a.grad_v need not keep its numbers.
+void place_gradients(SeparableBlockBackward& a, bool overwrite_grad_v);
+
 // Computes every gradient, and returns that of pointwise; the others are in their tensors. `of_moments`: what comes
 // through the moments of v, as its columns kMean, kXFactor and kConstant; the gradient of v is that and grad_v together.
-// Null: nothing comes through them, and v is not read. `through_statistics` and columns0 as above. `overwrite_grad_v`:
-// a.grad_v need not keep its numbers.
-Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
-                              bool through_statistics, bool overwrite_grad_v, float* columns0);
+// Null: nothing comes through them, and v is not read. `through_statistics` and columns0 as above.
+Tensor run_separable_backward(const SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
+                              bool through_statistics, float* columns0);
 
 }  // namespace fastcifar

@@ -138,21 +138,22 @@ void run_separable_block(const SeparableBlockForward& a, double eps, float* mean
   FASTCIFAR_KERNEL(finish_moments)(product.p, sums, counts.data(), mean, var);
 }
 
-Tensor run_separable_backward(SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
-                              bool through_statistics, bool overwrite_grad_v, float* columns0) {
+void place_gradients(SeparableBlockBackward& a, bool overwrite_grad_v) {
   DepthwiseBlockBackward& block = a.block;
   const DwShape& s = block.shape;
-  const Scratch columns1 = Scratch::zeros(kColumns * round_up(s.C, kBlock));
-  // A map of gradients is written over the one that it is computed from, where they have the same size and that one is
-  // needed no more: what is written is in the cache then, and need not be read from memory before.
   if (overwrite_grad_v && a.out_channels == s.C) {
     block.grad_z = a.grad_v;
   } else {
     block.grad_z = s.stride == 1 ? block.grad_u : empty_channels_last(block.u, s.N, s.C, s.Ho, s.Wo);
   }
   if (s.stride == 1) block.grad_u = block.grad_z;
+}
+
+Tensor run_separable_backward(const SeparableBlockBackward& a, const void* v, const float* of_moments, double eps,
+                              bool through_statistics, float* columns0) {
+  const Scratch columns1 = Scratch::zeros(kColumns * round_up(a.block.shape.C, kBlock));
   const Tensor grad_pointwise = run_product_backward(a, v, of_moments, eps, columns1.get());
-  run_depthwise_backward(block, eps, through_statistics, columns0, columns1.get());
+  run_depthwise_backward(a.block, eps, through_statistics, columns0, columns1.get());
   return grad_pointwise;
 }
 
@@ -186,13 +187,14 @@ Gradients backward(const Tensor& grad_v, const Tensor& u, const Tensor& y, const
   auto a = prepare_separable_block_backward(Backend::cpu, "_separable_block_backward", grad_v, u, y, gamma0, beta0, w,
                                             gamma1, beta1, pointwise, mean0, var0, mean1, var1, stride, u_rows,
                                             grad_v_rows, v, v_rows);
-  DepthwiseBlockBackward& block = a.block;
+  place_gradients(a, /*overwrite_grad_v=*/false);
+  const DepthwiseBlockBackward& block = a.block;
   const int64_t pitch = round_up(block.shape.C, kBlock), v_pitch = round_up(a.out_channels, kBlock);
   const Scratch columns0 = Scratch::zeros(kColumns * pitch), of_v = Scratch::zeros(kColumns * v_pitch);
   if (a.of_moments) read_moments_gradient(a.of_moments->grad_rows, a.of_moments->rows, of_v.get(), v_pitch);
   const Tensor grad_pointwise =
       run_separable_backward(a, a.of_moments ? data(a.of_moments->v) : nullptr, a.of_moments ? of_v.get() : nullptr,
-                             eps, /*through_statistics=*/!a.u_rows, /*overwrite_grad_v=*/false, columns0.get());
+                             eps, /*through_statistics=*/!a.u_rows, columns0.get());
   if (a.u_rows) write_moments_gradient(*a.u_rows, columns0.get(), pitch, a.grad_u_rows);
   return {block.grad_u,      block.grad_gamma0, block.grad_beta0, block.grad_w,
           block.grad_gamma1, block.grad_beta1,  grad_pointwise,   a.grad_u_rows};

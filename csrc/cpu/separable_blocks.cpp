@@ -62,40 +62,46 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& grad_v, c
   const char* op = "_separable_blocks_backward";
   const Chain chain(op, parameters, strides);
   chain.check_length("kept", kept.size(), Chain::kKept);
-  std::vector<Tensor> grads(chain.size() * Chain::kParameters, grad_v);
-  Tensor grad = grad_v, grad_u_rows = no_gradient(v_rows);
+  // From the last block to the first. As in forward, all are checked and allocated at first.
+  std::vector<SeparableBlockBackward> blocks;
+  std::vector<Tensor> vs;  // their outputs
+  blocks.reserve(chain.size());
+  for (size_t i = chain.size(); i-- > 0;) {
+    const Tensor* own = &kept[i * Chain::kKept];
+    const bool is_last = blocks.empty();
+    const Tensor &grad = is_last ? grad_v : blocks.back().block.grad_u,
+                 &input = i == 0 ? u : own[-static_cast<std::ptrdiff_t>(Chain::kKept)];
+    blocks.push_back(chain.prepare_backward(i, grad, input, i == 0 ? u_rows : std::nullopt, own));
+    place_gradients(blocks.back(), /*overwrite_grad_v=*/!is_last);
+    vs.push_back(chain.check_v(i, own[0], blocks.back().grad_v));
+  }
   const auto columns_of = [](const Tensor& map) { return Scratch::zeros(kColumns * round_up(map.size(1), kBlock)); };
   const Tensor& last = kept[kept.size() - Chain::kKept];
-  Scratch columns = columns_of(last);  // what comes through the moments of the map that `grad` is of
+  Scratch columns = columns_of(last);  // what comes through the moments of the block's output
   bool of_moments = grad_v_rows.has_value();
   if (of_moments) {
     read_moments_gradient(check_moments(op, "grad_v_rows", *grad_v_rows, last),
                           check_moments(op, "v_rows", v_rows, last), columns.get(), round_up(last.size(1), kBlock));
   }
-  for (size_t i = chain.size(); i-- > 0;) {
-    const Tensor* own = &kept[i * Chain::kKept];
-    const Tensor input = i == 0 ? u : own[-static_cast<std::ptrdiff_t>(Chain::kKept)];
-    const std::optional<Tensor> rows = i == 0 ? u_rows : std::nullopt;
-    SeparableBlockBackward a = chain.prepare_backward(i, grad, input, rows, own);
-    DepthwiseBlockBackward& block = a.block;
-    const Tensor v = chain.check_v(i, own[0], a.grad_v);
+  std::vector<Tensor> grads(chain.size() * Chain::kParameters, grad_v);
+  for (size_t j = 0, i = chain.size(); i-- > 0; ++j) {
+    const SeparableBlockBackward& a = blocks[j];
+    const DepthwiseBlockBackward& block = a.block;
     Scratch columns0 = columns_of(block.u);
     const bool through_statistics = i == 0 && !a.u_rows;
-    const Tensor grad_pointwise =
-        run_separable_backward(a, data(v), of_moments ? columns.get() : nullptr, eps, through_statistics,
-                               /*overwrite_grad_v=*/i + 1 < chain.size(), columns0.get());
+    const Tensor grad_pointwise = run_separable_backward(a, data(vs[j]), of_moments ? columns.get() : nullptr, eps,
+                                                         through_statistics, columns0.get());
     const Tensor of_block[] = {block.grad_gamma0, block.grad_beta0, block.grad_w,
                                block.grad_gamma1, block.grad_beta1, grad_pointwise};
     std::copy(std::begin(of_block), std::end(of_block), grads.begin() + i * Chain::kParameters);
     columns = std::move(columns0);
     of_moments = true;
-    grad = block.grad_u;
-    if (a.u_rows) {
-      grad_u_rows = a.grad_u_rows;
-      write_moments_gradient(*a.u_rows, columns.get(), round_up(u.size(1), kBlock), grad_u_rows);
-    }
   }
-  return {grad, grad_u_rows, grads};
+  const SeparableBlockBackward& first = blocks.back();
+  if (first.u_rows) {
+    write_moments_gradient(*first.u_rows, columns.get(), round_up(u.size(1), kBlock), first.grad_u_rows);
+  }
+  return {first.block.grad_u, first.grad_u_rows, grads};
 }
 
 }  // namespace

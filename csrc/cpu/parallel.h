@@ -2,6 +2,7 @@
 #pragma once
 #include "stable.h"
 
+#include <sys/mman.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
@@ -35,7 +36,7 @@ class Spare {
       own().bytes_ -= block.bytes;
       return block;
     }
-    void* memory = std::aligned_alloc(64, bytes);
+    void* memory = allocate(bytes);
     if (!memory) throw std::bad_alloc();
     return {memory, bytes};
   }
@@ -50,7 +51,21 @@ class Spare {
   }
 
  private:
-  static constexpr int64_t kMost = 32 << 20;
+  static constexpr int64_t kMost = 32 << 20, kHugePage = 2 << 20;
+
+  // Memory that begins on a cache line. What is not small lies in huge pages, where Linux has them: small ones get, by
+  // chance, some of the same places in the L2 cache, and then a process was up to a tenth slower for all of its life.
+  static void* allocate(int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= kHugePage / 64) {
+      const int64_t whole = round_up(bytes, kHugePage);
+      void* memory = std::aligned_alloc(kHugePage, whole);
+      if (memory) madvise(memory, whole, MADV_HUGEPAGE);
+      return memory;
+    }
+#endif
+    return std::aligned_alloc(64, bytes);
+  }
 
   static Spare& own() {
     thread_local Spare spare;

@@ -28,6 +28,8 @@ class Spare {
   };
 
   static Block take(int64_t bytes) {
+    const bool huge = bytes >= kHugePage / 64;
+    if (huge) bytes = round_up(bytes, kHugePage);
     std::vector<Block>& blocks = own().blocks_;
     for (size_t i = blocks.size(); i-- > 0;) {  // the last one that was used may still be in a cache
       const Block block = blocks[i];
@@ -36,8 +38,11 @@ class Spare {
       own().bytes_ -= block.bytes;
       return block;
     }
-    void* memory = allocate(bytes);
+    void* memory = std::aligned_alloc(huge ? kHugePage : 64, bytes);
     if (!memory) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (huge) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
     return {memory, bytes};
   }
   static void give(Block block) {
@@ -51,21 +56,9 @@ class Spare {
   }
 
  private:
-  static constexpr int64_t kMost = 32 << 20, kHugePage = 2 << 20;
-
-  // Memory that begins on a cache line. What is not small lies in huge pages, where Linux has them: small ones get, by
-  // chance, some of the same places in the L2 cache, and then a process was up to a tenth slower for all of its life.
-  static void* allocate(int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-    if (bytes >= kHugePage / 64) {
-      const int64_t whole = round_up(bytes, kHugePage);
-      void* memory = std::aligned_alloc(kHugePage, whole);
-      if (memory) madvise(memory, whole, MADV_HUGEPAGE);
-      return memory;
-    }
-#endif
-    return std::aligned_alloc(64, bytes);
-  }
+  // What is not small lies in huge pages, where Linux has them: small ones get, by chance, some of the same places in the
+  // L2 cache, and then a process was up to a tenth slower for all of its life.
+  static constexpr int64_t kMost = 64 << 20, kHugePage = 2 << 20;
 
   static Spare& own() {
     thread_local Spare spare;

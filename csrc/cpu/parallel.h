@@ -24,32 +24,32 @@ class Spare {
  public:
   struct Block {
     void* memory;
-    int64_t bytes;
+    int64_t bytes, allocated;
   };
 
   static Block take(int64_t bytes) {
-    const bool huge = bytes >= kHugePage / 64;
-    if (huge) bytes = round_up(bytes, kHugePage);
     std::vector<Block>& blocks = own().blocks_;
     for (size_t i = blocks.size(); i-- > 0;) {  // the last one that was used may still be in a cache
       const Block block = blocks[i];
       if (block.bytes < bytes || block.bytes > 2 * bytes + 4096) continue;
       blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
-      own().bytes_ -= block.bytes;
+      own().allocated_ -= block.allocated;
       return block;
     }
-    void* memory = std::aligned_alloc(huge ? kHugePage : 64, bytes);
+    const bool huge = bytes >= kHugePage / 64;
+    const int64_t allocated = huge ? round_up(bytes, kHugePage) : bytes;
+    void* memory = std::aligned_alloc(huge ? kHugePage : 64, allocated);
     if (!memory) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-    if (huge) madvise(memory, bytes, MADV_HUGEPAGE);
+    if (huge) madvise(memory, allocated, MADV_HUGEPAGE);
 #endif
-    return {memory, bytes};
+    return {memory, bytes, allocated};
   }
   static void give(Block block) {
     Spare& spare = own();
-    if (spare.bytes_ + block.bytes > kMost) return std::free(block.memory);
+    if (spare.allocated_ + block.allocated > kMost) return std::free(block.memory);
     spare.blocks_.push_back(block);
-    spare.bytes_ += block.bytes;
+    spare.allocated_ += block.allocated;
   }
   ~Spare() {
     for (const Block& block : blocks_) std::free(block.memory);
@@ -66,7 +66,7 @@ class Spare {
   }
 
   std::vector<Block> blocks_;
-  int64_t bytes_ = 0;
+  int64_t allocated_ = 0;
 };
 
 // float32 scratch memory that begins on a cache line.

@@ -423,12 +423,15 @@ struct Forward {
     T* out;
     float* sums;
     int64_t num_rows;
-    Numbers pivot, sum, square;
+    Numbers pivot;
+    struct {
+      Numbers sum, square;
+    } moments;
 
     FC_INLINE User(Forward& pass, const Panel& at, int64_t c, Columns columns)
         : pass(pass), columns(columns), product(pass.tile.product_of(at.panel) + c),
           out(pass.v + at.row * pass.p.m + at.column + c), sums(pass.sums + at.column + c), num_rows(at.num_rows),
-          sum{}, square{} {
+          moments{} {
       float* pivots = sums + kPivotOfV * pitch();
       if (at.row == pass.first) {
         for (int i = 0; i < Columns::kVectors; ++i) store(pivots + i * kLanes, rounded<T>(load(product + i * kLanes)));
@@ -440,20 +443,20 @@ struct Forward {
     FC_INLINE void use(int64_t first, int64_t end) {
       const int64_t width = pass.p.m;
       T* to = out + first * width;
-      Numbers sums = sum, squares = square;
+      auto local = moments;  // which no store can change
       for (const float *from = product + first * kPanel, *stop = product + end * kPanel; from < stop;
            from += kPanel, to += width) {
         __builtin_prefetch(to + kRowsAhead * width, 1, 3);
         const Numbers values = columns.write(to, from);
         for (int i = 0; i < Columns::kVectors; ++i) {
-          add_offset(values.vectors[i], pivot.vectors[i], sums.vectors[i], squares.vectors[i]);
+          add_offset(values.vectors[i], pivot.vectors[i], local.sum.vectors[i], local.square.vectors[i]);
         }
       }
-      sum = sums, square = squares;
+      moments = local;
     }
     FC_INLINE void finish() const {
-      columns.accumulate_to(sums + kSumOfV * pitch(), sum);
-      columns.accumulate_to(sums + kSquareOfV * pitch(), square);
+      columns.accumulate_to(sums + kSumOfV * pitch(), moments.sum);
+      columns.accumulate_to(sums + kSquareOfV * pitch(), moments.square);
     }
   };
 };
@@ -491,22 +494,21 @@ struct Backward {
   }
   FC_INLINE void fill(const Panel& at, int64_t row, int64_t rows, int64_t c) {
     Number* out = left(at) + row * tile_pitch<Number>(p.m);
-    const int64_t rest = at.num_rows - row, given = rest < 0 ? 0 : rest < rows ? rest : rows;
+    int64_t given = at.num_rows - row;
+    if (given < 0) given = 0;
+    if (given > rows) given = rows;
     for (int64_t i = given; c == 0 && i < rows; ++i) {
       const int64_t pitch = tile_pitch<Number>(p.m);
       memset(static_cast<void*>(out + i * pitch), 0, num_steps<Number>(p.m) * sizeof(Number));
     }
     ask_for_piece<T>(p, g.grad_v, at.row + row, rows, p.m, c);
-    if (g.columns) {
-      ask_for_piece<T>(p, g.v, at.row + row, rows, p.m, c);
+    if (g.columns) ask_for_piece<T>(p, g.v, at.row + row, rows, p.m, c);
+    const auto fill_given = [&](auto of_moments) FC_LAMBDA {
       fill_piece<T>(out, given, p.m, c, [&](int64_t channel, auto lanes) FC_LAMBDA {
-        return gradient_rows<T, true>(p, g, at.row + row, channel, lanes);
+        return gradient_rows<T, decltype(of_moments)::value>(p, g, at.row + row, channel, lanes);
       });
-    } else {
-      fill_piece<T>(out, given, p.m, c, [&](int64_t channel, auto lanes) FC_LAMBDA {
-        return gradient_rows<T, false>(p, g, at.row + row, channel, lanes);
-      });
-    }
+    };
+    g.columns ? fill_given(std::true_type{}) : fill_given(std::false_type{});
   }
   // The gradient of v is kept in squares of kWhole pixels and channels.
   int64_t kept(const Panel& at) const {
@@ -530,7 +532,10 @@ struct Backward {
     Number* z;
     float* sums;
     int64_t num_rows;
-    Numbers mean, scale, shift, sum, products;
+    Numbers mean, scale, shift;
+    struct OfGradient {
+      Numbers sum, products;
+    } of_gradient;
 
     FC_INLINE User(Backward& pass, const Panel& at, int64_t c, Columns columns)
         : pass(pass), columns(columns), product(pass.tile.product_of(at.panel) + c),
@@ -538,7 +543,7 @@ struct Backward {
           grad_z(pass.grad_z + at.row * pass.p.k + at.column + c),
           z(pass.factors.z + at.column * pass.factors.steps() +
             (at.row - pass.first_of_factors) / kStepsOf<Number> * kPanel + c),
-          sums(pass.sums + at.column + c), num_rows(at.num_rows), sum{}, products{} {
+          sums(pass.sums + at.column + c), num_rows(at.num_rows), of_gradient{} {
       const float* of_channel = pass.p.columns1 + at.column + c;
       mean = columns.of(of_channel + kMean * pitch());
       scale = columns.of(of_channel + kScale * pitch());
@@ -549,7 +554,7 @@ struct Backward {
     FC_INLINE int64_t num_uses() const { return round_up(num_rows, kWhole) / 2; }
     FC_INLINE void use(int64_t first, int64_t end) {
       const int64_t width = pass.p.k;
-      Gradients of_rows{sum, products};
+      OfGradient local = of_gradient;  // which no store can change
       for (int64_t row = 2 * first; row < 2 * end; row += 2) {
         const float* from = product + row * kPanel;
         const T* values = y + row * width;
@@ -559,30 +564,27 @@ struct Backward {
           __builtin_prefetch(values + ahead * width, 0, 3);
         }
         Numbers one{}, two{};
-        if (row < num_rows) one = use_row(values, from, to, of_rows);
-        if (row + 1 < num_rows) two = use_row(values + width, from + kPanel, to + width, of_rows);
+        if (row < num_rows) one = use_row(values, from, to, local);
+        if (row + 1 < num_rows) two = use_row(values + width, from + kPanel, to + width, local);
         store_z(z, row, one, two);
       }
-      sum = of_rows.sum, products = of_rows.products;
+      of_gradient = local;
     }
-    struct Gradients {
-      Numbers sum, products;
-    };
-    FC_INLINE Numbers use_row(const T* from_y, const float* from, T* to, Gradients& of_rows) const {
+    FC_INLINE Numbers use_row(const T* from_y, const float* from, T* to, OfGradient& totals) const {
       const Numbers values = columns.read(from_y), grads = columns.write(to, from);
       Numbers result;
       for (int v = 0; v < Columns::kVectors; ++v) {
         const Vec value = values.vectors[v], h = value * scale.vectors[v] + shift.vectors[v];
         const Vec masked = h > Vec{} ? grads.vectors[v] : Vec{};
-        of_rows.sum.vectors[v] += masked;
-        of_rows.products.vectors[v] = masked * (value - mean.vectors[v]) + of_rows.products.vectors[v];
+        totals.sum.vectors[v] += masked;
+        totals.products.vectors[v] = masked * (value - mean.vectors[v]) + totals.products.vectors[v];
         result.vectors[v] = relu(h);
       }
       return result;
     }
     FC_INLINE void finish() const {
-      columns.accumulate_to(sums, sum);
-      columns.accumulate_to(sums + pitch(), products);
+      columns.accumulate_to(sums, of_gradient.sum);
+      columns.accumulate_to(sums + pitch(), of_gradient.products);
     }
   };
 };

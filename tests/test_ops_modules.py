@@ -168,12 +168,13 @@ def test_compiled_under_autocast() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_timms_compiled_by_inductor(timm: Any, name: str) -> None:
+    """With running statistics: those of a batch multiply each rounding, and gradients in bfloat16 say nothing then."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10, drop_rate=0.0).to(DEVICE, memory_format=torch.channels_last)
-    convert(model)
+    model = timm.create_model(name, num_classes=10).to(DEVICE, memory_format=torch.channels_last).eval()
     x = torch.randn(4, 3, 64, 64, device=DEVICE).to(memory_format=torch.channels_last)
+    truth = outcome(copy.deepcopy(model).double(), x.double())
+    convert(model)
     for enabled in (False, True):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
             got, expected = outcome(torch.compile(model, fullgraph=True), x), outcome(model, x)
-        whole = error(expected, [torch.zeros_like(t) for t in expected])
-        assert error(got, expected) <= (0.3 if enabled else 0.02) * whole
+        assert error(got, truth) <= 1.5 * error(expected, truth)

@@ -69,11 +69,14 @@ def test_shares_are_complete_and_a_thread_without_a_core_is_brought_to_one(tmp_p
     ],
 )
 def test_planted_bugs_are_found(tmp_path: Path, old: str, new: str) -> None:
-    try:
-        done = team(tmp_path, old, new)
-    except subprocess.TimeoutExpired:
-        return
-    assert done.returncode != 0, done.stdout
+    """In one of five runs: beside other programs the threads may not meet where one of them does wrong."""
+    for _ in range(5):
+        try:
+            if team(tmp_path, old, new).returncode != 0:
+                return
+        except subprocess.TimeoutExpired:
+            return
+    pytest.fail("five runs saw nothing")
 
 
 @compiled

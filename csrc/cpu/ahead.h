@@ -21,28 +21,10 @@ FC_INLINE void ask_ahead(const void* p) {
   ask<written>(static_cast<const char*>(p) + 4096);
 }
 
-class Ahead {
- public:
-  // Asks for `bytes` from `first` on, in `steps` steps.
-  FC_INLINE void add(const void* first, int64_t bytes, int64_t steps) {
-    parts_[size_++] = {static_cast<const char*>(first), static_cast<const char*>(first) + bytes, bytes / steps + 1};
-  }
-  FC_INLINE void step() {
-    for (int i = 0; i < size_; ++i) {
-      Part& part = parts_[i];
-      const char* stop = part.next + part.step < part.end ? part.next + part.step : part.end;
-      for (; part.next < stop; part.next += 64) ask(part.next);
-    }
-  }
-
- private:
-  struct Part {
-    const char *next, *end;
-    int64_t step;
-  };
-  Part parts_[4] = {};
-  int size_ = 0;
-};
+// Asks for the lines [first, end) of memory.
+FC_INLINE void ask_for_lines(const void* memory, int64_t first, int64_t end) {
+  for (int64_t line = first; line < end; ++line) ask(static_cast<const char*>(memory) + 64 * line);
+}
 
 }  // namespace
 }  // namespace fastcifar::FASTCIFAR_ISA

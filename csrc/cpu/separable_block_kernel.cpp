@@ -87,6 +87,12 @@ class Spread {
   F f_;
 };
 
+// How many lines of memory hold that many numbers.
+template <class T>
+int64_t lines_of(int64_t numbers) {
+  return (numbers * static_cast<int64_t>(sizeof(T)) + 63) / 64;
+}
+
 // One of `num_columns` panels of the product of one tile of rows. Both are counted.
 struct Panel {
   int64_t row, num_rows, tile, column, num_columns, panel;
@@ -136,9 +142,7 @@ template <class T>
 FC_INLINE void ask_for_piece(const PointwiseProduct& p, const void* tensor, int64_t row, int64_t rows, int64_t channels,
                              int64_t c) {
   const T* first = static_cast<const T*>(tensor) + (row + tile_pixels(p)) * channels + c;
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < kPieceChannels; j += 64 / sizeof(T)) ask(first + i * channels + j);
-  }
+  for (int64_t i = 0; i < rows; ++i) ask_for_lines(first + i * channels, 0, lines_of<T>(kPieceChannels));
 }
 
 // Rows of a left factor, whose steps are the channels, from channel c on: source(c, lanes)(row), rounded to T.
@@ -242,8 +246,10 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
       if constexpr (kStepsOf<Number> == 2) {
         if (p.tiles) {
           const Pair* left = factors.gradient + c * factors.steps();
-          Ahead ahead;  // of the same channels' next panel
-          if (column + kPanel < p.k) ahead.add(out + panel, channels * kPanel * sizeof(float), steps / kTileSteps);
+          // The same channels' next panel is asked for.
+          const int64_t lines = column + kPanel < p.k ? lines_of<float>(channels * kPanel) : 0;
+          Spread ahead(0, lines, steps / kTileSteps,
+                       [&](int64_t first, int64_t end) FC_LAMBDA { ask_for_lines(out + panel, first, end); });
           multiply_panel_in_tiles<LeftFactor::stays>(channels, steps, left, factors.steps(), right, out, add,
                                                      [&]() FC_LAMBDA { ahead.step(); });
           continue;
@@ -254,17 +260,6 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
       multiply_panel(channels, steps, left, right, out, add, [] {});
     }
   }
-}
-
-template <class T>
-int64_t lines_of(int64_t numbers) {
-  return (numbers * static_cast<int64_t>(sizeof(T)) + 63) / 64;
-}
-// Asks for the lines [first, end) of a tile's rows of a tensor with `channels` channels.
-template <class T>
-FC_INLINE void ask_for_lines(const T* tensor, int64_t channels, const Panel& tile, int64_t first, int64_t end) {
-  const char* memory = reinterpret_cast<const char*>(tensor + tile.row * channels);
-  for (int64_t line = first; line < end; ++line) ask(memory + 64 * line);
 }
 
 // The columns of a panel: all of them, or one vector.
@@ -356,14 +351,13 @@ void run(Pass pass, int64_t first, int64_t end) {
     }
     ended = now.num_rows == 0;
     const int64_t steps = ended ? 1 : num_products<typename Pass::Multiplied>(pass.p, now.num_rows, pass.length());
-    const int64_t filled = num_pieces(next), kept = pass.kept(now), lines = pass.num_lines(next);
-    Spread fill(now.share_first(filled), now.share_end(filled), steps,
-                [&](int64_t first, int64_t end) FC_LAMBDA { fill_pieces(next, first, end); });
-    Spread keep(now.share_first(kept), now.share_end(kept), steps, [&](int64_t first, int64_t end) FC_LAMBDA {
+    const auto share = [&](int64_t work, auto f)
+                           FC_LAMBDA { return Spread(now.share_first(work), now.share_end(work), steps, f); };
+    auto fill = share(num_pieces(next), [&](int64_t first, int64_t end) FC_LAMBDA { fill_pieces(next, first, end); });
+    auto keep = share(pass.kept(now), [&](int64_t first, int64_t end) FC_LAMBDA {
       for (int64_t i = first; i < end; ++i) pass.keep(now, i);
     });
-    Spread ask(now.share_first(lines), now.share_end(lines), steps,
-               [&](int64_t first, int64_t end) FC_LAMBDA { pass.ask(next, first, end); });
+    auto ask = share(pass.num_lines(next), [&](int64_t first, int64_t end) FC_LAMBDA { pass.ask(next, first, end); });
     typename Pass::template User<WholePanel<Element>> user(pass, before, 0, {});
     Spread use(0, before.whole() ? user.num_uses() : 0, steps,
                [&](int64_t first, int64_t end) FC_LAMBDA { user.use(first, end); });
@@ -403,7 +397,7 @@ struct Forward {
   int64_t num_rows_of_left(const Panel& at) const { return at.num_rows; }
   int64_t length() const { return p.k; }
   int64_t num_lines(const Panel& at) const { return lines_of<T>(at.num_rows * p.m); }
-  FC_INLINE void ask(const Panel& at, int64_t first, int64_t end) const { ask_for_lines(v, p.m, at, first, end); }
+  FC_INLINE void ask(const Panel& at, int64_t first, int64_t end) const { ask_for_lines(v + at.row * p.m, first, end); }
   FC_INLINE Number* left(const Panel& at) const { return tile.left_of(at.tile); }
   FC_INLINE void fill(const Panel& at, int64_t row, int64_t rows, int64_t c) {
     ask_for_piece<T>(p, p.y, at.row + row, rows, p.k, c);
@@ -484,8 +478,8 @@ struct Backward {
   int64_t length() const { return p.m; }
   int64_t num_lines(const Panel& at) const { return lines_of<T>(at.num_rows * p.k); }
   FC_INLINE void ask(const Panel& at, int64_t first, int64_t end) const {
-    ask_for_lines(static_cast<const T*>(p.y), p.k, at, first, end);
-    ask_for_lines(grad_z, p.k, at, first, end);
+    ask_for_lines(static_cast<const T*>(p.y) + at.row * p.k, first, end);
+    ask_for_lines(grad_z + at.row * p.k, first, end);
   }
   FC_INLINE Number* left(const Panel& at) const {
     if constexpr (kStepsOf<Number> == 1)

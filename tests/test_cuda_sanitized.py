@@ -59,6 +59,16 @@ for size in (4, 8):
     torch.ops.fastcifar_emulated.depthwise_block(u, c, c, torch.zeros(16, 1, 3, 3), c, c, 1e-5, 1)
 print("CORRECT")
 """
+POOL_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+for size in (2, 4):
+    u, c = torch.zeros(33, 16, size, size).bfloat16().contiguous(memory_format=torch.channels_last), torch.ones(16)
+    pooled, mean, var = op.batch_norm_relu_pool(u, c, c, 1e-5)
+    op._batch_norm_relu_pool_backward(pooled, u, c, c, mean, var, 1e-5)
+print("CORRECT")
+"""
 STEM_SCRIPT = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
@@ -92,11 +102,14 @@ OPS_USED = {
     SCRIPT: ("dwconv3x3",),
     STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd"),
     PLANE_SCRIPT: ("depthwise_block",),
+    POOL_SCRIPT: ("batch_norm_relu_pool",),
 }
 SCRIPTS = {
     "pointwise_stream": STREAM_SCRIPT,
     "pointwise_backward": STREAM_SCRIPT,
+    "plane": PLANE_SCRIPT,
     "depthwise_plane": PLANE_SCRIPT,
+    "batch_norm_relu_pool": POOL_SCRIPT,
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
@@ -122,9 +135,14 @@ PLANTED = {
         "taps, 9 * kBlockChannels - 1)",
     ),
     "a pixel behind the last map": (
-        "depthwise_plane.cuh",
+        "plane.cuh",
         "first + i * pixel), is_image",
         "first + (i + 1) * pixel), is_image",
+    ),
+    "a gradient behind the last image": (
+        "batch_norm_relu_pool.cu",
+        "at_byte(grad, at.image * pixel + own), is_image",
+        "at_byte(grad, at.image * pixel + own), true",
     ),
     "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
     "an element of the last parameter's neighbour": (
@@ -177,7 +195,7 @@ BFLOAT16_ONLY = {
 # race -> file, what it says, what it says with the race
 RACES = {
     "sums of a block that another one has not written yet": (
-        "depthwise_plane.cuh",
+        "plane.cuh",
         "  arrive_at_cluster();\n  wait_for_cluster();\n  const int c = threadIdx.x;",
         "  const int c = threadIdx.x;",
     ),
@@ -185,6 +203,11 @@ RACES = {
         "depthwise_plane.cuh",
         "if constexpr (kShared) __syncthreads();",
         "",
+    ),
+    "statistics that every image writes": (
+        "batch_norm_relu_pool.cu",
+        "if (at.writes_results())",
+        "if (is_image)",
     ),
     "taps that are read before they are written": (
         "dwconv3x3_tile.cuh",
@@ -231,7 +254,7 @@ RACES = {
 
 
 def types_of(script: str) -> dict[str, tuple[str, str]]:
-    return BFLOAT16_ONLY if script in (PLANE_SCRIPT, STREAM_SCRIPT) else FLOAT_ONLY
+    return BFLOAT16_ONLY if script in (PLANE_SCRIPT, POOL_SCRIPT, STREAM_SCRIPT) else FLOAT_ONLY
 
 
 needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")

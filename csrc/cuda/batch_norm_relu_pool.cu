@@ -119,7 +119,7 @@ struct PoolPlane : PlaneLanes<1> {
   static constexpr int kPixels = PIXELS;
 };
 
-// Calls f with the PoolPlane, and returns true, where clusters keep the maps: such as 2x2 and 4x4.
+// Calls f with the PoolPlane, and returns true, where clusters keep the maps: 2x2 and 4x4 are what networks have there.
 template <class F>
 bool with_pool_plane(int64_t N, int64_t pixels, int64_t C, F f) {
   const auto offer = [&](auto plane) {
@@ -131,7 +131,7 @@ bool with_pool_plane(int64_t N, int64_t pixels, int64_t C, F f) {
   return offer(PoolPlane<4>()) || offer(PoolPlane<16>());
 }
 
-// Their grid: plane_grid.
+// grid of both: plane_grid
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     pool_plane_forward(const T* x, T* pooled, int N, int C, const Norm norm) {

@@ -101,7 +101,7 @@ __device__ __forceinline__ constexpr int by_columns(int n) {
   return n % ROWS * COLUMNS + n / ROWS;
 }
 
-// Their grid: plane_grid.
+// grid of both: plane_grid
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     depthwise_plane_forward(const BlockForward b, int N, int C) {

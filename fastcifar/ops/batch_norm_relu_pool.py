@@ -1,7 +1,7 @@
 """The end of the network's last block: BN, ReLU and the mean over the whole map.
 
 PyTorch's backward of the pooling alone takes as long as 28 copies of the map on a CPU, and on a GPU longer than
-both kernels of this op's backward. On CUDA there is no gradient of u_rows.
+this op's whole backward. On CUDA there is no gradient of u_rows.
 """
 
 from __future__ import annotations

@@ -121,4 +121,12 @@ struct SgdSettings {
   bool nesterov;
 };
 
+// A mean or a variance of update_statistics: running moves towards batch * factor.
+struct RunningStatistic {
+  float* running;
+  const float* batch;
+  int channels;
+  float factor;
+};
+
 }  // namespace fastcifar

@@ -15,11 +15,12 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fastcifar
 from fastcifar import files, machine, ops
@@ -35,8 +36,10 @@ from fastcifar.ops.cases import (
     check,
     end_calls,
     sgd_arguments,
+    statistics_arguments,
     step_calls,
     stepped,
+    updated,
 )
 from fastcifar.run import environment
 from fastcifar.ui.notes import note
@@ -152,16 +155,19 @@ def failures_of(device: torch.device, shapes: Sequence[Shape] = SHAPES) -> list[
             again = as_tuple(getattr(torch.ops.fastcifar, name)(*arguments))
             if not all(map(torch.equal, first, again)):
                 found.append(f"{name}: other bits in its second run, in {str(dtype).removeprefix('torch.')}")
-        if wrong := _wrong_in_sgd(dtype, device):
-            found.append(f"sgd: {wrong}, in {str(dtype).removeprefix('torch.')}")
+        copied = None if dtype == torch.float32 else dtype
+        step = sgd_arguments([(32, 3, 3, 3), (1024,), (64, 1024)], copied, 0.9, True, str(device))
+        update = statistics_arguments([32, 1024], 0.1, str(device))
+        for name, written, arguments in (("sgd", stepped, step), ("update_statistics", updated, update)):
+            if wrong := _wrong_in_place(name, written, arguments):
+                found.append(f"{name}: {wrong}, in {str(dtype).removeprefix('torch.')}")
     return found
 
 
-def _wrong_in_sgd(dtype: torch.dtype, device: torch.device) -> str:
-    """What is wrong with a step of the optimizer on weights that have copies in `dtype`; empty if nothing is."""
-    sizes, copied = [(32, 3, 3, 3), (1024,), (64, 1024)], None if dtype == torch.float32 else dtype
-    arguments = sgd_arguments(sizes, copied, 0.9, True, str(device))
-    first, again, expected = (sum(stepped(arguments, op), []) for op in (ops.sgd, ops.sgd, references["sgd"]))
+def _wrong_in_place(name: str, written: Callable[..., list[list[Tensor]]], arguments: Arguments) -> str:
+    """What is wrong with the tensors that an op writes in place, which `written` returns; empty if nothing is."""
+    op = getattr(ops, name)
+    first, again, expected = (sum(written(arguments, each), []) for each in (op, op, references[name]))
     for i, (got, wanted) in enumerate(zip(first, expected, strict=True)):
         try:
             torch.testing.assert_close(got, wanted)

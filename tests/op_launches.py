@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from op_cases import Arguments, as_tuple, calls, pool_calls, sgd_arguments, stem_calls, step_calls
+from op_cases import Arguments, as_tuple, calls, pool_calls, sgd_arguments, statistics_arguments, stem_calls, step_calls
 from torch import Tensor
 
 # Vectors and single channels, tiles cut at every border, clusters that keep small maps, more partial sums than are
@@ -43,6 +43,7 @@ def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arg
     yield from step_calls(on_cpu)
     narrow = None if dtype == torch.float32 else on_cpu
     yield "sgd", sgd_arguments([(5,), (0,), (32, 3, 3, 3), (5000,)], narrow, 0.9, True)
+    yield "update_statistics", statistics_arguments([5, 0, 1024], 0.1)
 
 
 def on_device(arguments: Arguments, dtype: torch.dtype, device: str) -> Arguments:

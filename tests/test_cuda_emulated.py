@@ -12,7 +12,16 @@ from typing import Any
 import emulator
 import pytest
 import torch
-from op_cases import CUDA_OPS, pool_calls, rows_of_halves, separable_calls, sgd_arguments, stem_calls
+from op_cases import (
+    CUDA_OPS,
+    pool_calls,
+    rows_of_halves,
+    separable_calls,
+    sgd_arguments,
+    statistics_arguments,
+    stem_calls,
+    updated,
+)
 from torch import Tensor
 
 from fastcifar import ops
@@ -492,6 +501,21 @@ def test_sgd_is_the_same_as_on_the_cpu(emulated: Emulated, narrow: torch.dtype |
     before = many[0][0].clone()
     emulated("sgd", *many, torch.ones(1))
     assert torch.equal(many[0][0], before), "an overflow changes nothing"
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("momentum", [0.1, 0.7])
+def test_update_statistics_is_the_cpus_to_the_last_bit(emulated: Emulated, momentum: float, shift: int) -> None:
+    """Where the CPU has a fused multiply-add, else as close as the reference."""
+    torch.manual_seed(0)
+    arguments = statistics_arguments([1, 0, 100, 256, 257, 1024, *[3] * 30], momentum, shift=shift)
+    exact = ops.cpu_isa() not in ("generic", None)
+    expected = updated(arguments, ops.update_statistics if exact else references["update_statistics"])
+    for got, wanted in zip(sum(updated(arguments, emulated.ops.update_statistics), []), sum(expected, []), strict=True):
+        assert torch.equal(got, wanted) if exact else torch.allclose(got, wanted), "another bit"
+    assert emulated.launches("update_statistics", *statistics_arguments([3] * 27, momentum)) == 1
+    assert emulated.launches("update_statistics", *arguments) == 2
+    assert emulated.launches("update_statistics", *statistics_arguments([0], momentum)) == 0
 
 
 def test_wrong_arguments_are_named(emulated: Emulated) -> None:

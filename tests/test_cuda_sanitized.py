@@ -49,6 +49,8 @@ _, _, _, normalizer = op.mixup_cross_entropy(logits, labels, None, None, 0.1)
 op._mixup_cross_entropy_backward(torch.ones(()), logits, normalizer, labels, None, None, 0.1)
 parameter, grad, buffer = torch.zeros(1030), torch.zeros(1030), torch.zeros(1030)
 op.sgd([parameter], [grad], [buffer], [], torch.zeros(()), [0.1], 0.9, True)
+running_mean, running_var, mean, variance = torch.zeros(4, 301)
+op.update_statistics([running_mean], [running_var], [mean], [variance], [5], 0.1)
 print("CORRECT")
 """
 PLANE_SCRIPT = """
@@ -100,7 +102,7 @@ OPS_USED = {
     STREAM_SCRIPT: ("separable_block", "depthwise_block"),
     STEM_SCRIPT: ("stem",),
     SCRIPT: ("dwconv3x3",),
-    STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd"),
+    STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd", "update_statistics"),
     PLANE_SCRIPT: ("depthwise_block",),
     POOL_SCRIPT: ("batch_norm_relu_pool",),
 }
@@ -114,6 +116,7 @@ SCRIPTS = {
     "training_batch": STEP_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
     "sgd": STEP_SCRIPT,
+    "update_statistics": STEP_SCRIPT,
     "stem": STEM_SCRIPT,
 }
 # bug -> file, what it says, what it says with the bug
@@ -150,6 +153,7 @@ PLANTED = {
         "ps[k] = load_if<V>(t.param + i, i < end)",
         "ps[k] = load_if<V>(t.param + i, true)",
     ),
+    "a channel behind the last": ("update_statistics.cu", "if (c >= s.channels) return;", ""),
     "a number of the images behind the last row": (
         "stem.cu",
         "static_cast<unsigned>(y) < static_cast<unsigned>(H)",
@@ -245,6 +249,7 @@ RACES = {
         "= pack;\n      }\n    }\n    __syncthreads();",
         "= pack;\n      }\n    }",
     ),
+    "channels that two blocks write": ("update_statistics.cu", "blockIdx.x * kThreads + threadIdx.x", "threadIdx.x"),
     "a label that a row of pixels writes": (
         "training_batch.cu",
         "if (row == 0 && column == 0)",

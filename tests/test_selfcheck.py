@@ -100,6 +100,14 @@ def test_a_wrong_optimizer_is_named(step: Any, said: str, monkeypatch: pytest.Mo
     assert said in " ".join(selfcheck.failures_of(torch.device("cpu"), SMALL))
 
 
+@needs_kernels
+def test_wrong_running_statistics_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = ops.update_statistics
+    monkeypatch.setattr(ops, "update_statistics", lambda *a: update(*a[:3], a[2], *a[4:]))
+    found = selfcheck.failures_of(torch.device("cpu"), SMALL)
+    assert len(found) == 2 and all("update_statistics: tensor 2: Tensor-likes are not close" in line for line in found)
+
+
 def test_the_answer_is_remembered_for_this_gpu_torch_and_build(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         selfcheck.why_not.cache_clear()  # as in another process

@@ -6,17 +6,6 @@
 namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
-// A product that is not fused with the addition after it: torch.optim.SGD rounds momentum * buffer.
-FC_INLINE Vec product(Vec a, Vec b) {
-  Vec v = a * b;
-#if defined(__x86_64__)
-  asm("" : "+x"(v));
-#else
-  asm("" : "+m"(v));
-#endif
-  return v;
-}
-
 template <class G>
 void update(const SgdTensor& t, const SgdSettings& s, int64_t begin, int64_t end) {
   const Vec decay = broadcast(t.decay), momentum = broadcast(s.momentum), step = broadcast(-*s.lr);

@@ -60,6 +60,17 @@ FC_INLINE Vec broadcast(float v) { return v - Vec{}; }  // v + Vec{} would turn 
 FC_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
 FC_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }
 
+// A product that is not fused with the addition after it, where PyTorch rounds it.
+FC_INLINE Vec product(Vec a, Vec b) {
+  Vec v = a * b;
+#if defined(__x86_64__)
+  asm("" : "+x"(v));
+#else
+  asm("" : "+m"(v));
+#endif
+  return v;
+}
+
 // Adds a part to a long sum. In float32 it is more exact to sum each part from zero than to sum in one chain.
 FC_INLINE void accumulate(float* sum, Vec part) { store(sum, load(sum) + part); }
 

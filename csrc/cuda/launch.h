@@ -182,4 +182,7 @@ cudaError_t training_batch(Dtype, const EpochBatch&, void* out, cudaStream_t);
 // A step of every tensor. narrow: the type of the rounded copies.
 cudaError_t sgd(Dtype narrow, const std::vector<SgdTensor>& tensors, const SgdSettings& settings, cudaStream_t stream);
 
+// Pointers may lie on any 4 bytes.
+cudaError_t update_statistics(const std::vector<RunningStatistic>& statistics, float momentum, cudaStream_t stream);
+
 }  // namespace fastcifar::cuda

@@ -31,6 +31,7 @@ from fastcifar.ops import (
     separable_block,
     separable_blocks,
     stem,
+    update_statistics,
 )
 from fastcifar.ops.separable_block import suits
 
@@ -196,9 +197,7 @@ class FusedModel:
 
     @torch.no_grad()
     def _update_statistics(self, means: list[Tensor], variances: list[Tensor], counts: list[int]) -> None:
-        """Updates the running statistics of all layers in two calls; layer by layer it would be 54 calls a step."""
-        unbiased = torch._foreach_mul(variances, [n / max(n - 1, 1) for n in counts])
-        torch._foreach_lerp_([*self._means, *self._vars], [*means, *unbiased], self._momentum)
+        update_statistics(self._means, self._vars, means, variances, counts, self._momentum)
 
 
 def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:

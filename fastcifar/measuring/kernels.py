@@ -104,14 +104,13 @@ OPS: tuple[_Rule, ...] = (
     (r"fastcifar::_?depthwise_block(_backward)?", BLOCK),
     (r"fastcifar::_?separable_blocks?(_backward)?", SEPARABLE),
     (r"fastcifar::_?(dwconv3x3|dwconv3x3_affine_relu)(_backward)?", DEPTHWISE),
-    (r"fastcifar::_?batch_norm_relu(_backward)?", NORM),
+    (r"fastcifar::(_?batch_norm_relu(_backward)?|update_statistics)", NORM),
     (r"fastcifar::_?stem(_backward)?", STEM),
     (r"fastcifar::.*(sgd|optimizer|update_weights).*", OPTIMIZER),
     (r"fastcifar::.*(loss|head|cross_entropy|pool).*", HEAD),
     (r"aten::(.*convolution.*|conv2d|_conv_depthwise2d)", Shapes.convolution),
     (r"aten::(linear|matmul|mm|addmm|bmm|mkldnn_linear.*)", Shapes.product),
     (r"aten::(.*batch_norm.*|relu_?|threshold_backward|clamp_min_?)", NORM),
-    (r"aten::_foreach_(lerp|mul|add)_?", NORM),  # running statistics: the optimizer's are inside its range
     (r"aten::(adaptive_)?avg_pool2d(_backward)?|aten::.*(cross_entropy|softmax|nll_loss).*|aten::argmax", HEAD),
     (r"aten::(_to_copy|_foreach_copy_|copy_|clone|contiguous|_reshape_copy|cat|stack)", COPIES),
     (
@@ -143,15 +142,14 @@ OWN_KERNELS: tuple[tuple[str, str], ...] = (
     (r"fastcifar::.*(pointwise|sum_rows)", POINTWISE),
     (r"fastcifar::.*(sgd|optimizer|update_weights)", OPTIMIZER),
     (r"fastcifar::.*(loss|head|cross_entropy|pool)", HEAD),
-    (r"fastcifar::.*(norm|moments|merge|whole_gradient)", NORM),
+    (r"fastcifar::.*(norm|moments|merge|whole_gradient|statistics)", NORM),
     (r"fastcifar::.*(augment|training_batch)", AUGMENTATION),
 )
 """Parts of the names of the extension's kernels -> kind. They count before the op, which may launch several kinds."""
 
 KERNELS: tuple[tuple[str, str], ...] = (
-    (r"multi_tensor_apply.*(sgd|adam)", OPTIMIZER),
     (r"multi_tensor_apply.*copy", COPIES),
-    (r"multi_tensor_apply", NORM),  # running statistics
+    (r"multi_tensor_apply", OPTIMIZER),
     (r"(conv2d|dgrad2d|wgrad2d)_(grouped|c1_k1)|conv_?depthwise|depthwise", DEPTHWISE),
     (rf"{_GENERATED}(log_softmax|nll_loss|argmax|avg_pool|mean_pool)", HEAD),
     (rf"{_GENERATED}(batch_norm|relu|threshold|var_mean|rsqrt)", NORM),

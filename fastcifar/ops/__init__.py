@@ -14,6 +14,7 @@ from fastcifar.ops.separable_blocks import separable_blocks
 from fastcifar.ops.sgd import sgd
 from fastcifar.ops.stem import stem
 from fastcifar.ops.training_batch import training_batch
+from fastcifar.ops.update_statistics import update_statistics
 
 __all__ = [
     "Conversion",
@@ -34,5 +35,6 @@ __all__ = [
     "sgd",
     "stem",
     "training_batch",
+    "update_statistics",
     "why_unavailable",
 ]

@@ -214,13 +214,38 @@ def sgd_arguments(
     return (*on_device, torch.tensor(0.1, device=device), decays, momentum, nesterov, grad_scale)
 
 
-def stepped(arguments: Arguments, op: Callable[..., None]) -> list[list[Tensor]]:
-    """Parameters, momentum buffers and rounded copies after a step of `op` on copies of the arguments of `sgd`."""
+def statistics_arguments(channels: Iterable[int], momentum: float, device: str = "cpu", *, shift: int = 0) -> Arguments:
+    """The arguments of `update_statistics` for BNs of so many channels; the first batch has one pixel.
+
+    A `shift` makes tensors that begin so many elements after the beginning of their memory.
+    """
+    channels = list(channels)
+
+    def tensors() -> list[Tensor]:
+        return [torch.randn(n + shift).to(device)[shift:] for n in channels]
+
+    running_means, means = tensors(), tensors()
+    running_vars, variances = ([t.abs() for t in tensors()] for _ in range(2))
+    return running_means, running_vars, means, variances, [1 + 99 * i for i in range(len(channels))], momentum
+
+
+def written(arguments: Arguments, op: Callable[..., None], places: Iterable[int]) -> list[list[Tensor]]:
+    """The lists of tensors at some places of an op's arguments, after the op has written copies of them."""
     copies: list[Any] = [
         [t.clone() if isinstance(t, Tensor) else t for t in a] if isinstance(a, list) else a for a in arguments
     ]
     op(*copies)
-    return [copies[i] for i in (0, 2, 3)]
+    return [copies[i] for i in places]
+
+
+def stepped(arguments: Arguments, op: Callable[..., None]) -> list[list[Tensor]]:
+    """Parameters, momentum buffers and rounded copies after a step of `op` on copies of the arguments of `sgd`."""
+    return written(arguments, op, (0, 2, 3))
+
+
+def updated(arguments: Arguments, op: Callable[..., None]) -> list[list[Tensor]]:
+    """Running means and variances after `op` on copies of the arguments of `update_statistics`."""
+    return written(arguments, op, (0, 1))
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

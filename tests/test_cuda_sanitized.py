@@ -249,7 +249,11 @@ RACES = {
         "= pack;\n      }\n    }\n    __syncthreads();",
         "= pack;\n      }\n    }",
     ),
-    "channels that two blocks write": ("update_statistics.cu", "blockIdx.x * kThreads + threadIdx.x", "threadIdx.x"),
+    "a channel that two blocks write": (
+        "update_statistics.cu",
+        "blockIdx.x * kThreads +",
+        "blockIdx.x * (kThreads - 1) +",
+    ),
     "a label that a row of pixels writes": (
         "training_batch.cu",
         "if (row == 0 && column == 0)",

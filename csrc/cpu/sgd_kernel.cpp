@@ -19,7 +19,7 @@ void update(const SgdTensor& t, const SgdSettings& s, int64_t begin, int64_t end
     if (s.grad_scale) g /= scale;
     if (t.decay != 0.f) g = p * decay + g;
     if (t.momentum) {
-      const Vec m = product(load(t.momentum + i, width), momentum) + g;
+      const Vec m = product(load(t.momentum + i, width), momentum) + g;  // torch.optim.SGD rounds the product
       store(t.momentum + i, m, width);
       g = s.nesterov ? m * momentum + g : m;
     }

@@ -19,6 +19,14 @@ struct MixupCrossEntropy {
   int64_t rows, classes;
 };
 
+inline Tensor check_number(const char* op, const char* name, const Tensor& t, const Tensor& logits) {
+  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Float, op, ": ", name,
+                  " must be one float32 number, got ", torch::headeronly::toString(t.scalar_type()), " ",
+                  shape_text(t));
+  check_device(op, name, t, logits);
+  return t;
+}
+
 inline MixupCrossEntropy check_targets(Backend backend, const char* op, const Tensor& logits, const Tensor& labels,
                                        const std::optional<Tensor>& partner_labels, const std::optional<Tensor>& lam,
                                        double label_smoothing) {
@@ -50,12 +58,8 @@ inline MixupCrossEntropy check_targets(Backend backend, const char* op, const Te
                   ": partner_labels and lam are given together or not at all");
   if (mixed) {
     STD_TORCH_CHECK(partner_labels.has_value(), op, ": partner_labels and lam are given together or not at all");
-    STD_TORCH_CHECK(lam->numel() == 1 && lam->scalar_type() == ScalarType::Float, op,
-                    ": lam must be one float32 number, got ", torch::headeronly::toString(lam->scalar_type()), " ",
-                    shape_text(*lam));
-    check_device(op, "lam", *lam, logits);
     a.partner_labels = classes("partner_labels", *partner_labels);
-    a.lam = *lam;
+    a.lam = check_number(op, "lam", *lam, logits);
   }
   return a;
 }
@@ -90,11 +94,7 @@ inline MixupCrossEntropyBackward prepare_mixup_cross_entropy_backward(
   const char* op = "_mixup_cross_entropy_backward";
   MixupCrossEntropyBackward a{
       check_targets(backend, op, logits, labels, partner_labels, lam, label_smoothing), {}, {}, {}};
-  STD_TORCH_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == ScalarType::Float, op,
-                  ": grad_loss must be one float32 number, got ", torch::headeronly::toString(grad_loss.scalar_type()),
-                  " ", shape_text(grad_loss));
-  check_device(op, "grad_loss", grad_loss, logits);
-  a.grad_loss = grad_loss;
+  a.grad_loss = check_number(op, "grad_loss", grad_loss, logits);
   STD_TORCH_CHECK(
       normalizer.dim() == 1 && normalizer.size(0) == a.rows && normalizer.scalar_type() == ScalarType::Float, op,
       ": normalizer must be float32 [", a.rows, "], got ", torch::headeronly::toString(normalizer.scalar_type()), " ",

@@ -31,10 +31,10 @@ from fastcifar.ops.cases import (
     Arguments,
     Shape,
     WrongResult,
-    as_tuple,
     calls,
     check,
     end_calls,
+    results,
     sgd_arguments,
     statistics_arguments,
     step_calls,
@@ -152,8 +152,7 @@ def failures_of(device: torch.device, shapes: Sequence[Shape] = SHAPES) -> list[
             except WrongResult as error:
                 found.append(f"{error} in {str(dtype).removeprefix('torch.')}")
                 continue
-            again = as_tuple(getattr(torch.ops.fastcifar, name)(*arguments))
-            if not all(map(torch.equal, first, again)):
+            if not all(map(torch.equal, first, results(name, arguments))):
                 found.append(f"{name}: other bits in its second run, in {str(dtype).removeprefix('torch.')}")
         copied = None if dtype == torch.float32 else dtype
         step = sgd_arguments([(32, 3, 3, 3), (1024,), (64, 1024)], copied, 0.9, True, str(device))

@@ -12,7 +12,7 @@ import torch
 from fastcifar import ops
 from fastcifar.ops._library import device_types_of
 from fastcifar.ops.cases import *  # noqa: F403
-from fastcifar.ops.cases import calls, check, end_calls
+from fastcifar.ops.cases import Arguments, calls, check, end_calls
 
 DEVICES = [d for d in ("cpu", "cuda") if ops.available(d) and (d == "cpu" or torch.cuda.is_available())]
 CUDA_OPS = {name for name, device_types in device_types_of.items() if "cuda" in device_types}
@@ -45,6 +45,20 @@ opcheck_cases = pytest.mark.parametrize(
     ids=str,
 )
 """Seconds each: the quick tests have one for each device."""
+
+
+def loss_arguments(
+    rows: int, classes: int, dtype: torch.dtype, mixed: bool, smoothing: float = 0.1, device: str = "cpu"
+) -> Arguments:
+    """(logits, labels, partner_labels, lam, label_smoothing)"""
+    logits = torch.randn(rows, classes).mul(3).add(5).to(dtype)
+    labels, partner_labels = torch.randint(0, classes, (2, rows))
+    if rows > 2:  # several equal logits are the largest, and the first one is the prediction; both labels are equal
+        logits[0, [classes // 2, classes - 1]] = 30
+        labels[0], partner_labels[0] = classes // 2, classes - 1
+        partner_labels[1] = labels[1]
+    mixing = (partner_labels.to(device), torch.tensor(0.3, device=device)) if mixed else (None, None)
+    return logits.to(device), labels.to(device), *mixing, smoothing
 
 
 def check_all() -> None:

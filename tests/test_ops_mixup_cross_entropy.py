@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_cases import DTYPES, as_tuple, devices, error, in_float64, kinds, needs_kernels
+from op_cases import loss_arguments as arguments
 from torch import Tensor
 
 from fastcifar.batch import Batch
@@ -16,20 +17,6 @@ from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy_backward_ref, 
 
 pytestmark = [needs_kernels, pytest.mark.machine]
 backward = torch.ops.fastcifar._mixup_cross_entropy_backward
-
-
-def arguments(
-    rows: int, classes: int, dtype: torch.dtype, mixed: bool, smoothing: float = 0.1, device: str = "cpu"
-) -> tuple[Any, ...]:
-    """(logits, labels, partner_labels, lam, label_smoothing)"""
-    logits = torch.randn(rows, classes).mul(3).add(5).to(dtype)
-    labels, partner_labels = torch.randint(0, classes, (2, rows))
-    if rows > 2:  # several equal logits are the largest, and the first one is the prediction; both labels are equal
-        logits[0, [classes // 2, classes - 1]] = 30
-        labels[0], partner_labels[0] = classes // 2, classes - 1
-        partner_labels[1] = labels[1]
-    mixing = (partner_labels.to(device), torch.tensor(0.3, device=device)) if mixed else (None, None)
-    return logits.to(device), labels.to(device), *mixing, smoothing
 
 
 def check(name: str, given: tuple[Any, ...]) -> None:

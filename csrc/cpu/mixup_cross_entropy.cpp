@@ -2,34 +2,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <vector>
-
-#include "cpu/data.h"
-#include "cpu/mixup_cross_entropy_kernel.h"
+#include "cpu/loss.h"
 #include "cpu/parallel.h"
 
 namespace {
 using namespace fastcifar;
-
-LossTask task_of(const char* op, const MixupCrossEntropy& a, double label_smoothing) {
-  const auto in_range = [&](const char* name, const Tensor& t) {
-    const auto* values = static_cast<const int64_t*>(data(t));
-    for (int64_t b = 0; b < a.rows; ++b) {
-      STD_TORCH_CHECK(values[b] >= 0 && values[b] < a.classes, op, ": ", name, "[", b, "] must be in [0, ",
-                      a.classes - 1, "], got ", values[b]);
-    }
-    return values;
-  };
-  LossTask task;
-  task.element = element_of(a.logits);
-  task.logits = data(a.logits);
-  task.classes = a.classes;
-  task.labels = in_range("labels", a.labels);
-  task.partner_labels = a.lam ? in_range("partner_labels", *a.partner_labels) : task.labels;
-  task.lam = a.lam ? *floats(*a.lam) : 1.0f;
-  task.smoothing = static_cast<float>(label_smoothing);
-  return task;
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const Tensor& labels,
                                                    const std::optional<Tensor>& partner_labels,
@@ -41,18 +18,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const T
   parallel(a.rows, a.rows * a.classes * 4, [&](int64_t begin, int64_t end) {
     FASTCIFAR_KERNEL(mixup_cross_entropy)(task, begin, end, rows.data(), normalizer);
   });
-  double loss = 0, correct = 0, partner_correct = 0;
-  for (const RowLoss& row : rows) {
-    loss += row.loss;
-    correct += row.correct;
-    partner_correct += row.partner_correct;
-  }
-  correct = partner_correct + task.lam * (correct - partner_correct);
-  *mutable_floats(a.loss) = static_cast<float>(loss / static_cast<double>(a.rows));
-  *mutable_floats(a.correct) = static_cast<float>(correct);
+  const LossSums of_batch = sums_of(rows, task);
+  *mutable_floats(a.loss) = static_cast<float>(of_batch.loss / static_cast<double>(a.rows));
+  *mutable_floats(a.correct) = static_cast<float>(of_batch.correct);
   auto* sums = static_cast<double*>(mutable_data(a.sums));
-  sums[0] = loss;
-  sums[1] = correct;
+  sums[0] = of_batch.loss;
+  sums[1] = of_batch.correct;
   return {a.loss, a.correct, a.sums, a.normalizer};
 }
 

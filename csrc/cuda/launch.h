@@ -159,6 +159,9 @@ cudaError_t mixup_cross_entropy(Dtype, const void* logits, const Targets&, float
                                 float* normalizer, double* workspace, cudaStream_t);
 cudaError_t mixup_cross_entropy_backward(Dtype, const float* grad_loss, const void* logits, const float* normalizer,
                                          const Targets&, void* grad_logits, cudaStream_t);
+// grad_loss: one number. totals [2]: the sums are added. workspace: as for mixup_cross_entropy.
+cudaError_t mixup_cross_entropy_gradient(Dtype, const void* logits, const Targets&, const float* grad_loss,
+                                         void* grad_logits, double* totals, double* workspace, cudaStream_t);
 
 // A batch of an epoch: the draws from position step * batch_size on, `rows` of them. Without a partner, lam and their
 // outputs are null; without a box the two images are mixed. Numbers out of range are clamped.

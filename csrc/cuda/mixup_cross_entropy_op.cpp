@@ -1,21 +1,10 @@
 #include "cuda/op.h"
 
+#include "cuda/targets.h"
 #include "mixup_cross_entropy.h"
 
 namespace fastcifar::cuda {
 namespace {
-
-Targets targets_of(const char* op, const MixupCrossEntropy& a, double label_smoothing) {
-  STD_TORCH_CHECK(a.rows * a.classes < int64_t{1} << 31, op, ": logits of shape ", shape_text(a.logits),
-                  " are 2^31 numbers or more");
-  const auto numbers = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
-  return {numbers(a.labels),
-          numbers(a.partner_labels.value_or(a.labels)),
-          a.lam.has_value() ? floats(*a.lam) : nullptr,
-          static_cast<float>(label_smoothing),
-          static_cast<int>(a.rows),
-          static_cast<int>(a.classes)};
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor& logits, const Tensor& labels,
                                                                     const std::optional<Tensor>& partner_labels,
@@ -24,11 +13,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixup_cross_entropy_cuda(const Tensor
   const char* op = "mixup_cross_entropy";
   const DeviceStream stream(logits);
   const auto a = prepare_mixup_cross_entropy(Backend::cuda, logits, labels, partner_labels, lam, label_smoothing);
-  const auto doubles = [](const Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); };
   const Tensor workspace = empty({mixup_cross_entropy_workspace(a.rows)}, ScalarType::Double, logits);
   check_launch(op, mixup_cross_entropy(dtype_of(logits), a.logits.const_data_ptr(), targets_of(op, a, label_smoothing),
-                                       mutable_floats(a.loss), mutable_floats(a.correct), doubles(a.sums),
-                                       mutable_floats(a.normalizer), doubles(workspace), stream));
+                                       mutable_floats(a.loss), mutable_floats(a.correct), mutable_doubles(a.sums),
+                                       mutable_floats(a.normalizer), mutable_doubles(workspace), stream));
   return {a.loss, a.correct, a.sums, a.normalizer};
 }
 

@@ -70,6 +70,7 @@ inline Tensor readable(const char* op, const Tensor& t) {
 
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 inline float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+inline double* mutable_doubles(const Tensor& t) { return static_cast<double*>(t.mutable_data_ptr()); }
 
 inline Tensor empty_floats(const Tensor& like, int64_t count) { return empty_per_channel(like, count); }
 

@@ -51,7 +51,7 @@ def build_engine(model: MobileNet, target: Target, *, captured: bool = False) ->
         side = SideStream(target.device) if captured else None
         fused = FusedModel(model, dtype=target.dtype, fuse_pointwise=in_blocks, wide_gradients=wide, side=side)
         forward = fused_forward(fused, config.label_smoothing)
-        if target.device.type == "cpu" and in_blocks and target.ranks.size == 1:
+        if target.ranks.size == 1:
             gradients = partial(fused.take_gradients, label_smoothing=config.label_smoothing)
     elif config.engine == "compiled":
         per_process = config.batch_size // target.ranks.size

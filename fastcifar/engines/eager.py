@@ -23,6 +23,10 @@ from fastcifar.target import Target
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 """batch -> what `loss_and_sums` returns."""
 
+Gradients = Callable[[Batch, Tensor, Tensor], None]
+"""(batch, grad_loss, totals): gives each parameter its gradient, where that of the batch's mean loss is `grad_loss`,
+float32 [] on the device, and adds to `totals` what `loss_and_sums` returns beside the loss."""
+
 
 @dataclass(frozen=True)
 class Means:
@@ -85,8 +89,8 @@ class Engine:
         target: the settled config and its device. `bf16` and `fp16` run under autocast. With `fp16` the loss is scaled,
             and the device decides whether a step overflowed.
         forward: the compiled or fused forward for training; None for the eager forward.
-        gradients: gives each parameter the gradient of a batch's mean loss and returns the sums of `loss_and_sums`, in
-            place of forward and autograd; None: there is no such function. Not with `fp16`, nor in several processes.
+        gradients: takes the place of the forward and of autograd from the loss on; None: there is no such function. Not
+            in several processes.
         evaluation: makes the function images -> logits of one evaluation; None for the model itself.
         loaded: is called after `load` has overwritten the tensors.
         aside: does work of a step that only the optimizer or the next step needs; joined at the end of backward.
@@ -110,7 +114,7 @@ class Engine:
         *,
         target: Target,
         forward: Forward | None = None,
-        gradients: Callable[[Batch], Tensor] | None = None,
+        gradients: Gradients | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
         aside: Aside = in_place,
@@ -195,7 +199,7 @@ class Engine:
     def _take_gradients(self, batch: Batch, totals: Tensor) -> None:
         """Forward and backward. Loss and correct predictions are added to `totals`."""
         if self._gradients is not None:
-            totals += self._gradients(batch)
+            self._gradients(batch, self.scaler.scale(self._one), totals)
             return
         with self._autocast():
             loss, sums = self._forward(batch)

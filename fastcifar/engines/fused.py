@@ -28,6 +28,7 @@ from fastcifar.ops import (
     depthwise_block,
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
+    mixup_cross_entropy_gradient,
     separable_block,
     separable_blocks,
     stem,
@@ -43,7 +44,7 @@ class FusedModel:
     """The function of `model` with fused ops: images [N, 3, 32, 32] channels_last -> logits [N, num_classes].
 
     It uses and trains the parameters and running statistics of `model`, and obeys the model's train() and eval(). It
-    computes in `dtype`, with PyTorch's products under autocast; batch statistics are float32.
+    computes in `dtype`, with or without autocast; batch statistics are float32.
 
     Args:
         model: trained in place.
@@ -108,24 +109,28 @@ class FusedModel:
     def __call__(self, images: Tensor) -> Tensor:
         return self._train(images) if self._model.training else self.folded()(images)
 
-    @torch.no_grad()
-    def take_gradients(self, batch: Batch, label_smoothing: float) -> Tensor:
-        """Gives each parameter its gradient, without autograd, and updates the running statistics.
+    def take_gradients(self, batch: Batch, grad_loss: Tensor, totals: Tensor, label_smoothing: float) -> None:
+        """Gives each parameter its gradient, and updates the running statistics. For one process.
 
-        For one process on the CPU, with `fuse_pointwise`.
+        On the CPU, with `fuse_pointwise`, it does without autograd.
 
         Args:
             batch: the training batch.
+            grad_loss: float32 [] on the device, the gradient of the mean loss.
+            totals: float64 [2]; what is added up over an epoch is added to it, as by `mixup_cross_entropy_gradient`.
             label_smoothing: 0 to 1.
-
-        Returns:
-            What is added up over an epoch, as `loss_and_sums` returns it, in float64.
         """
-        taken = gradients(batch, self._used, self._norms[0].eps, self._strides, label_smoothing)
+        if not self._is_chain(batch.images):
+            logits = self._train(batch.images)
+            targets = batch.labels, batch.partner_labels, batch.lam, label_smoothing
+            grad = mixup_cross_entropy_gradient(logits.detach(), *targets, grad_loss, totals)
+            logits.backward(grad)  # type: ignore[no-untyped-call]
+            return
+        eps, strides = self._norms[0].eps, self._strides
+        taken = gradients(batch, self._used, eps, strides, label_smoothing, grad_loss, totals)
         self._update_statistics(taken.statistics[0::2], taken.statistics[1::2], self._counts(batch.images.shape))
         for parameter, grad in zip(self._parameters, taken.of_parameters, strict=True):
             parameter.grad = grad
-        return taken.sums
 
     def _train(self, images: Tensor) -> Tensor:
         weights = self._weights
@@ -135,7 +140,7 @@ class FusedModel:
             first, head, bias, *products = _Copied.apply(self._side, copies, *weights)  # type: ignore[no-untyped-call]
         u, rows = stem(images, for_batches(first))
         counts = self._counts(u.shape)
-        blocks = self._chain if self._fuse_pointwise and u.device.type == "cpu" else self._one_by_one
+        blocks = self._chain if self._is_chain(u) else self._one_by_one
         u, last_rows, statistics = blocks(u, rows, products)
         norm = self._norms[-1]
         pooled, *of_last = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, last_rows)
@@ -144,6 +149,10 @@ class FusedModel:
         with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
         return linear(pooled, head, bias, self._side)
+
+    def _is_chain(self, x: Tensor) -> bool:
+        """Whether all blocks are one op, on the device of x."""
+        return self._fuse_pointwise and x.device.type == "cpu"
 
     def _chain(self, u: Tensor, rows: Tensor | None, products: Sequence[Tensor]) -> _AfterBlocks:
         """All blocks as one op."""

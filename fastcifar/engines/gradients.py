@@ -23,20 +23,23 @@ class Gradients(NamedTuple):
     """What a batch gives.
 
     Attributes:
-        sums: float64 [2], the sum of the losses and the number of correct predictions, as `mixup_cross_entropy` returns
-            them.
         statistics: mean and biased variance of each BN, one BN after the other.
-        of_parameters: the gradient of the mean loss for each parameter.
+        of_parameters: the gradient for each parameter.
     """
 
-    sums: Tensor
     statistics: list[Tensor]
     of_parameters: list[Tensor]
 
 
 @torch.no_grad()
 def gradients(
-    batch: Batch, parameters: Sequence[Tensor], eps: float, strides: Sequence[int], label_smoothing: float
+    batch: Batch,
+    parameters: Sequence[Tensor],
+    eps: float,
+    strides: Sequence[int],
+    label_smoothing: float,
+    grad_loss: Tensor,
+    totals: Tensor,
 ) -> Gradients:
     """The gradients of `stem`, `separable_blocks`, `batch_norm_relu_pool`, the classifier and `mixup_cross_entropy`.
 
@@ -47,19 +50,20 @@ def gradients(
         eps: of every BN.
         strides: of each block.
         label_smoothing: 0 to 1.
+        grad_loss: float32 [], the gradient of the mean loss.
+        totals: float64 [2], to which the sum of the losses and the number of correct predictions are added.
     """
     first, *blocks, gamma, beta, head, bias = parameters
     channels, first = first.shape[1], for_batches(first)
-    images, targets = batch.images, (batch.labels, batch.partner_labels, batch.lam, label_smoothing)
+    images, targets = batch.images, (batch.labels, batch.partner_labels, batch.lam)
     with torch._C._AutoDispatchBelowAutograd():  # past the ops' own gradients, which take time even when unused
         u, u_rows = _ops.stem(images, first)
         v_rows, kept = _ops.separable_blocks(u, u_rows, blocks, eps, strides)
         v = kept[-KEPT]
         pooled, *of_last = _ops.batch_norm_relu_pool(v, gamma, beta, eps, v_rows)
         logits = F.linear(pooled, head, bias)
-        loss, _, sums, normalizer = _ops.mixup_cross_entropy(logits, *targets)
 
-        grad = _ops._mixup_cross_entropy_backward(torch.ones_like(loss), logits, normalizer, *targets)
+        grad = _ops.mixup_cross_entropy_gradient(logits, *targets, label_smoothing, grad_loss, totals)
         of_head, of_bias = grad.t().mm(pooled), grad.sum(0)
         grad, of_gamma, of_beta, grad_rows = _ops._batch_norm_relu_pool_backward(
             grad.mm(head), v, gamma, beta, *of_last, eps, v_rows
@@ -71,7 +75,7 @@ def gradients(
     if channels < of_first.shape[1]:
         of_first = of_first[:, :channels].contiguous()  # the optimizer takes no gradient with gaps
     of_parameters = [of_first, *of_blocks, of_gamma, of_beta, of_head, of_bias]
-    return Gradients(sums, [*statistics_of(kept), *of_last], of_parameters)
+    return Gradients([*statistics_of(kept), *of_last], of_parameters)
 
 
 def for_batches(weight: Tensor) -> Tensor:

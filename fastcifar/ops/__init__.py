@@ -9,6 +9,7 @@ from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
 from fastcifar.ops.mixup_cross_entropy import mixup_cross_entropy
+from fastcifar.ops.mixup_cross_entropy_gradient import mixup_cross_entropy_gradient
 from fastcifar.ops.separable_block import separable_block
 from fastcifar.ops.separable_blocks import separable_blocks
 from fastcifar.ops.sgd import sgd
@@ -29,6 +30,7 @@ __all__ = [
     "dwconv3x3_affine_relu",
     "fingerprint",
     "mixup_cross_entropy",
+    "mixup_cross_entropy_gradient",
     "own_threads",
     "separable_block",
     "separable_blocks",

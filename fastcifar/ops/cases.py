@@ -164,7 +164,7 @@ def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterato
 
 
 def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The ops at both ends of a step: training_batch, mixup_cross_entropy and its backward."""
+    """The ops at both ends of a step: training_batch, mixup_cross_entropy, its backward, and both as one op."""
     for name, arguments in _step_calls(dtype, rows):
         yield name, tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
 
@@ -182,7 +182,9 @@ def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]
         yield "training_batch", (*epoch, *cut, *rest)
     logits, targets = torch.randn(num, classes).to(dtype), (labels, partner_labels, torch.tensor(0.3), 0.1)
     yield "mixup_cross_entropy", (logits, *targets)
-    yield "_mixup_cross_entropy_backward", (torch.tensor(0.7), logits, logits.float().logsumexp(1), *targets)
+    grad_loss, totals = torch.tensor(0.7), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    yield "_mixup_cross_entropy_backward", (grad_loss, logits, logits.float().logsumexp(1), *targets)
+    yield "mixup_cross_entropy_gradient", (logits, *targets, grad_loss, totals)
 
 
 def sgd_arguments(
@@ -252,6 +254,21 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
+def results(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
+    """The outputs of an op, and the tensors that it writes. It is given copies of these.
+
+    Args:
+        name: the op.
+        arguments: its arguments; those that it writes are tensors, not lists of tensors.
+        call: what is called in place of the compiled op.
+    """
+    op = getattr(torch.ops.fastcifar, name)
+    written = [argument.is_write for argument in op.default._schema.arguments]
+    given = [a.clone() if is_written else a for a, is_written in zip(arguments, written, strict=False)]
+    outputs = as_tuple((call or op)(*given))
+    return *outputs, *(a for a, is_written in zip(given, written, strict=False) if is_written)
+
+
 def in_float64(arguments: Arguments) -> list[Any]:
     return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
 
@@ -279,7 +296,7 @@ def block_of(arguments: Arguments) -> Arguments:
 
 
 def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:
-    """Calls an op, and checks that each output is as close to float64 as the output of its PyTorch reference.
+    """Calls an op, and checks that each of its `results` is as close to float64 as its PyTorch reference's.
 
     The reference computes in the op's own dtypes. A tolerance allows for roundings in another order and, in a block,
     for numbers close to 0 that an inner ReLU passes in float32 but not in float64. The backward of a block may also
@@ -291,14 +308,14 @@ def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = Non
         call: what is called in place of the compiled op.
 
     Returns:
-        The outputs.
+        The outputs, and the tensors that the op writes.
 
     Raises:
         WrongResult: an output is of another kind than the reference's, or too far from float64.
     """
-    got = as_tuple((call or getattr(torch.ops.fastcifar, name))(*arguments))
-    reference = as_tuple(references[name](*arguments))
-    truth = as_tuple(references[name](*in_float64(arguments)))
+    got = results(name, arguments, call)
+    reference = results(name, arguments, references[name])
+    truth = results(name, tuple(in_float64(arguments)), references[name])
     slack = 2e-4 if "block" in name else 3e-6
     between = 0.0
     if name in ("_depthwise_block_backward", "_separable_block_backward"):

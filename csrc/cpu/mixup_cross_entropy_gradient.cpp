@@ -1,0 +1,38 @@
+#include "mixup_cross_entropy_gradient.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/loss.h"
+#include "cpu/parallel.h"
+
+namespace {
+using namespace fastcifar;
+
+Tensor gradient(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& partner_labels,
+                const std::optional<Tensor>& lam, double label_smoothing, const Tensor& grad_loss,
+                const Tensor& totals) {
+  const auto a = prepare_mixup_cross_entropy_gradient(Backend::cpu, logits, labels, partner_labels, lam,
+                                                      label_smoothing, grad_loss, totals);
+  const LossTask task = task_of("mixup_cross_entropy_gradient", a, label_smoothing);
+  const float scale = *floats(a.grad_loss) / static_cast<float>(a.rows);
+  std::vector<RowLoss> rows(a.rows);
+  std::vector<float> normalizer(a.rows);
+  void* grad = mutable_data(a.grad_logits);
+  parallel(a.rows, a.rows * a.classes * 8, [&](int64_t begin, int64_t end) {
+    FASTCIFAR_KERNEL(mixup_cross_entropy)(task, begin, end, rows.data(), normalizer.data());
+    FASTCIFAR_KERNEL(mixup_cross_entropy_backward)(task, begin, end, normalizer.data(), scale, grad);
+  });
+  const LossSums sums = sums_of(rows, task);
+  auto* to = static_cast<double*>(mutable_data(a.totals));
+  to[0] += sums.loss;
+  to[1] += sums.correct;
+  return a.grad_logits;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
+  for (const char* schema : kMixupCrossEntropyGradientSchemas) m.def(schema);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) { m.impl("mixup_cross_entropy_gradient", TORCH_BOX(&gradient)); }

@@ -472,6 +472,13 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
         backward_args = (torch.tensor(0.7), logits, first[3], labels, *mixing, smoothing)
         check(emulated, "_mixup_cross_entropy_backward", backward_args)
         assert emulated.launches("_mixup_cross_entropy_backward", *backward_args) == 1
+        [expected] = emulated("_mixup_cross_entropy_backward", *backward_args)
+        for seed in (0, 2):
+            totals = torch.tensor([1000.1, 77.7], dtype=torch.float64)
+            expected_totals, together = totals + first[2], (*args, torch.tensor(0.7), totals)
+            [got] = emulated("mixup_cross_entropy_gradient", *together, seed=seed)
+            assert torch.equal(got, expected) and torch.equal(totals, expected_totals)
+            assert emulated.launches("mixup_cross_entropy_gradient", *together) == (1 if rows <= 1024 else 2)
     wrong = emulated("mixup_cross_entropy", logits, labels - 1, None, None, 0.1)
     assert wrong[0].isnan(), "a label out of range does not pass unseen"
 

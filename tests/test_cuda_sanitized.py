@@ -47,6 +47,8 @@ op.training_batch(*epoch, 3, 3, table, 4, 0, torch.float32)
 logits = torch.zeros(3, 5)
 _, _, _, normalizer = op.mixup_cross_entropy(logits, labels, None, None, 0.1)
 op._mixup_cross_entropy_backward(torch.ones(()), logits, normalizer, labels, None, None, 0.1)
+totals = torch.zeros(2, dtype=torch.float64)
+op.mixup_cross_entropy_gradient(logits, labels, None, None, 0.1, torch.ones(()), totals)
 parameter, grad, buffer = torch.zeros(1030), torch.zeros(1030), torch.zeros(1030)
 op.sgd([parameter], [grad], [buffer], [], torch.zeros(()), [0.1], 0.9, True)
 running_mean, running_var, mean, variance = torch.zeros(4, 301)
@@ -102,7 +104,13 @@ OPS_USED = {
     STREAM_SCRIPT: ("separable_block", "depthwise_block"),
     STEM_SCRIPT: ("stem",),
     SCRIPT: ("dwconv3x3",),
-    STEP_SCRIPT: ("training_batch", "mixup_cross_entropy", "sgd", "update_statistics"),
+    STEP_SCRIPT: (
+        "training_batch",
+        "mixup_cross_entropy",
+        "mixup_cross_entropy_gradient",
+        "sgd",
+        "update_statistics",
+    ),
     PLANE_SCRIPT: ("depthwise_block",),
     POOL_SCRIPT: ("batch_norm_relu_pool",),
 }
@@ -115,6 +123,7 @@ SCRIPTS = {
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
+    "mixup_cross_entropy_gradient": STEP_SCRIPT,
     "sgd": STEP_SCRIPT,
     "update_statistics": STEP_SCRIPT,
     "stem": STEM_SCRIPT,
@@ -178,7 +187,8 @@ PLANTED = {
         "if (channel < a.C)",
     ),
     "a sum behind the last row": ("pointwise_backward.cuh", "r < count && column < width", "column < width"),
-    "a logit beyond the last": ("mixup_cross_entropy.cu", "k < t.classes", "k <= t.classes"),
+    "a logit beyond the last": ("mixup_cross_entropy.cuh", "k < t.classes", "k <= t.classes"),
+    "a gradient beyond the last": ("mixup_cross_entropy_gradient.cu", "k < t.classes", "k <= t.classes"),
 }
 # Types that the script does not use need not be compiled.
 FLOAT_ONLY = {
@@ -254,6 +264,7 @@ RACES = {
         "blockIdx.x * kThreads +",
         "blockIdx.x * (kThreads - 1) +",
     ),
+    "a row that groups without a row write too": ("mixup_cross_entropy.cuh", "if (live) results.row", "results.row"),
     "a label that a row of pixels writes": (
         "training_batch.cu",
         "if (row == 0 && column == 0)",

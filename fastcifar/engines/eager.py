@@ -23,7 +23,7 @@ from fastcifar.target import Target
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 """batch -> what `loss_and_sums` returns."""
 
-Gradients = Callable[[Batch, Tensor, Tensor], None]
+TakeGradients = Callable[[Batch, Tensor, Tensor], None]
 """(batch, grad_loss, totals): gives each parameter its gradient, where that of the batch's mean loss is `grad_loss`,
 float32 [] on the device, and adds to `totals` what `loss_and_sums` returns beside the loss."""
 
@@ -114,7 +114,7 @@ class Engine:
         *,
         target: Target,
         forward: Forward | None = None,
-        gradients: Gradients | None = None,
+        gradients: TakeGradients | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
         aside: Aside = in_place,

@@ -143,6 +143,19 @@ inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int6
   return empty_strided(4, sizes, strides, dtype.value_or(like.scalar_type()), like);
 }
 
+// An output of `like`'s dtype in channels_last memory: in `given`, or in new memory.
+inline Tensor placed(const char* op, const char* name, const std::optional<Tensor>& given,
+                     std::initializer_list<int64_t> shape, const Tensor& like) {
+  const int64_t* n = shape.begin();
+  if (!given.has_value()) return empty_channels_last(like, n[0], n[1], n[2], n[3]);
+  check_matching(op, name, *given, shape, like);
+  STD_TORCH_CHECK(is_channels_last(*given), op, ": ", name, " must be in channels_last memory, got strides ",
+                  shape_text(given->strides().begin(), given->strides().end()));
+  const uintptr_t beyond = reinterpret_cast<uintptr_t>(given->const_data_ptr()) % 16;
+  STD_TORCH_CHECK(beyond == 0, op, ": ", name, " must begin on 16 bytes, got a tensor that begins ", beyond, " beyond");
+  return *given;
+}
+
 inline Tensor empty_per_channel(const Tensor& like, int64_t channels) {
   return empty({channels}, ScalarType::Float, like);
 }

@@ -1,6 +1,8 @@
-// depthwise_block and its backward: what both backends check and allocate.
+// depthwise_block and its backward, and both with memory given for the first output: what both backends check and
+// allocate.
 #pragma once
 #include <optional>
+#include <tuple>
 
 #include "checks.h"
 
@@ -10,9 +12,30 @@ inline constexpr const char* kDepthwiseBlockSchemas[] = {
     "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
     " int stride, Tensor? u_mean=None, Tensor? u_var=None, Tensor? u_rows=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "_depthwise_block_into(Tensor(a!) z, Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1,"
+    " Tensor beta1, float eps, int stride, Tensor? u_mean=None, Tensor? u_var=None, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "_depthwise_block_backward(Tensor grad_z, Tensor u, Tensor y, Tensor gamma0, Tensor beta0, Tensor w,"
     " Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps, int stride)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "_depthwise_block_backward_into(Tensor(a!) grad_u, Tensor grad_z, Tensor u, Tensor y, Tensor gamma0,"
+    " Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1,"
+    " float eps, int stride) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+};
+
+using BlockOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Two ops from a backend's function of the memory for the first output and of an op's arguments: `anew` allocates that
+// memory, `into` is given it.
+template <auto compute>
+struct Placed;
+template <class... Arguments, BlockOutputs (*compute)(const std::optional<Tensor>&, Arguments...)>
+struct Placed<compute> {
+  static BlockOutputs anew(Arguments... arguments) { return compute(std::nullopt, arguments...); }
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> into(const Tensor& first, Arguments... arguments) {
+    const auto [_, a, b, c, d, e] = compute(first, arguments...);
+    return {a, b, c, d, e};
+  }
 };
 
 struct DepthwiseBlockForward {
@@ -85,7 +108,8 @@ inline DepthwiseBlockBackward check_depthwise_block_backward(Backend backend, co
                                                              const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
                                                              const Tensor& w, const Tensor& gamma1, const Tensor& beta1,
                                                              const Tensor& mean0, const Tensor& var0,
-                                                             const Tensor& mean1, const Tensor& var1, int64_t stride) {
+                                                             const Tensor& mean1, const Tensor& var1, int64_t stride,
+                                                             const std::optional<Tensor>& grad_u = std::nullopt) {
   DepthwiseBlockBackward a;
   a.u = check_activation(backend, op, "u", u);
   a.shape = check_stride(op, u, stride);
@@ -100,7 +124,7 @@ inline DepthwiseBlockBackward check_depthwise_block_backward(Backend backend, co
   a.var0 = check_per_channel(op, "var0", var0, s.C, u);
   a.mean1 = check_per_channel(op, "mean1", mean1, s.C, u);
   a.var1 = check_per_channel(op, "var1", var1, s.C, u);
-  a.grad_u = empty_channels_last(u, s.N, s.C, s.H, s.W);
+  a.grad_u = placed(op, "grad_u", grad_u, {s.N, s.C, s.H, s.W}, u);
   a.grad_w = empty_weight(w);
   a.grad_gamma0 = empty_per_channel(u, s.C);
   a.grad_beta0 = empty_per_channel(u, s.C);

@@ -31,6 +31,7 @@ from fastcifar.ops._library import check_schema, references
 from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.cases import calls as calls_of_cases
 from fastcifar.ops.cases import check as check_case
+from fastcifar.ops.cases import check_into
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels"),
@@ -160,6 +161,8 @@ def test_ops_agree_with_their_references(
     torch.manual_seed(0)
     for name, args in calls(shape, dtype, stride):
         check(emulated, name, args)
+        if name in ("depthwise_block", "_depthwise_block_backward"):
+            check_into(name, args, emulated.ops)
 
 
 # All but the last two, whose rows are not whole vectors, run on the (emulated) tensor cores except in float32. The

@@ -73,6 +73,19 @@ for size in (2, 4):
     op._batch_norm_relu_pool_backward(pooled, u, c, c, mean, var, 1e-5)
 print("CORRECT")
 """
+GIVEN_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+u, c, w = torch.zeros(5, 6, 6, 16).bfloat16().permute(0, 3, 1, 2), torch.ones(16), torch.zeros(16, 1, 3, 3)
+z, grad_u = torch.empty_like(u), torch.empty_like(u)
+y, *statistics = op._depthwise_block_into(z, u, c, c, w, c, c, 1e-5, 1)
+op._depthwise_block_backward_into(grad_u, z, u, y, c, c, w, c, c, *statistics, 1e-5, 1)
+try:
+    op._depthwise_block_into(torch.empty_like(u[:4]), u, c, c, w, c, c, 1e-5, 1)
+except RuntimeError:
+    print("CORRECT")
+"""
 STEM_SCRIPT = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
@@ -113,6 +126,7 @@ OPS_USED = {
     ),
     PLANE_SCRIPT: ("depthwise_block",),
     POOL_SCRIPT: ("batch_norm_relu_pool",),
+    GIVEN_SCRIPT: ("depthwise_block",),
 }
 SCRIPTS = {
     "pointwise_stream": STREAM_SCRIPT,
@@ -120,6 +134,7 @@ SCRIPTS = {
     "plane": PLANE_SCRIPT,
     "depthwise_plane": PLANE_SCRIPT,
     "batch_norm_relu_pool": POOL_SCRIPT,
+    "depthwise_block_op": GIVEN_SCRIPT,
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
@@ -155,6 +170,11 @@ PLANTED = {
         "batch_norm_relu_pool.cu",
         "at_byte(grad, at.image * pixel + own), is_image",
         "at_byte(grad, at.image * pixel + own), true",
+    ),
+    "a result behind memory that is given": (
+        "depthwise_block_op.cpp",
+        """a.z = placed(op, "z", z, {""",
+        """a.z = z ? *z : placed(op, "z", z, {""",
     ),
     "a pixel above the image": ("training_batch.cu", "inside = i >= 0 && i < a.size", "inside = i < a.size"),
     "an element of the last parameter's neighbour": (
@@ -274,7 +294,7 @@ RACES = {
 
 
 def types_of(script: str) -> dict[str, tuple[str, str]]:
-    return BFLOAT16_ONLY if script in (PLANE_SCRIPT, POOL_SCRIPT, STREAM_SCRIPT) else FLOAT_ONLY
+    return BFLOAT16_ONLY if script in (PLANE_SCRIPT, POOL_SCRIPT, GIVEN_SCRIPT, STREAM_SCRIPT) else FLOAT_ONLY
 
 
 needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")

@@ -9,6 +9,7 @@ from op_cases import (
     activation,
     backward_arguments,
     check,
+    check_into,
     depthwise_block_arguments,
     devices,
     kinds,
@@ -117,6 +118,9 @@ def test_opcheck(device: str, dtype: torch.dtype, stride: int) -> None:
     *inputs, _, _ = depthwise_block_arguments((2, 8, 6, 5), dtype, stride, device)
     arguments = (*(x.requires_grad_() for x in inputs), EPS, stride)
     torch.library.opcheck(torch.ops.fastcifar.depthwise_block.default, arguments)
+    z = torch.empty_like(depthwise_block(*arguments)[0])
+    given = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+    torch.library.opcheck(torch.ops.fastcifar._depthwise_block_into.default, (z, *given))
 
 
 @kinds
@@ -130,6 +134,39 @@ def test_reruns_are_bitwise_equal(device: str, dtype: torch.dtype) -> None:
             for _ in range(3):
                 assert all(map(torch.equal, first, depthwise_block(*arguments)))
                 assert all(map(torch.equal, first_gradients, backward(*backward_inputs)))
+
+
+@kinds
+@strides
+def test_memory_that_is_given_gets_the_same_bits(device: str, dtype: torch.dtype, stride: int) -> None:
+    torch.manual_seed(0)
+    for shape in (*SHAPES[-4:], (2, 3, 5, 7), (0, 3, 5, 7)):
+        arguments = depthwise_block_arguments(shape, dtype, stride, device)
+        check_into("depthwise_block", arguments)
+        grad = activation(out_shape(shape, stride), dtype, device)
+        check_into("_depthwise_block_backward", backward_arguments("depthwise_block", arguments, grad))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (torch.zeros(2, 4, 5, 4), r"must be \[2, 4, 5, 5\], got \[2, 4, 5, 4\]"),
+        (torch.zeros(2, 4, 5, 5).bfloat16(), "must be Float like the first argument, got BFloat16"),
+        (torch.zeros(2, 4, 5, 5), r"must be in channels_last memory, got strides \[100, 25, 5, 1\]"),
+        (
+            torch.zeros(201)[1:].view(2, 5, 5, 4).permute(0, 3, 1, 2),
+            "must begin on 16 bytes, got a tensor that begins 4 beyond",
+        ),
+    ],
+    ids=["shape", "dtype", "memory format", "alignment"],
+)
+def test_memory_that_does_not_suit_is_refused(given: Tensor, message: str) -> None:
+    arguments = depthwise_block_arguments((2, 4, 5, 5), torch.float32, 1)
+    with pytest.raises(RuntimeError, match=f"_depthwise_block_into: z {message}"):
+        torch.ops.fastcifar._depthwise_block_into(given, *arguments)
+    backward_inputs = backward_arguments("depthwise_block", arguments, activation((2, 4, 5, 5), torch.float32))
+    with pytest.raises(RuntimeError, match=f"_depthwise_block_backward_into: grad_u {message}"):
+        torch.ops.fastcifar._depthwise_block_backward_into(given, *backward_inputs)
 
 
 @pytest.mark.parametrize(

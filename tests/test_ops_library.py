@@ -56,10 +56,8 @@ def test_no_op_lacks_a_part(op: str) -> None:
     assert (ROOT / f"tests/test_ops_{op}.py").exists()
     assert (ROOT / f"bench/test_{op}.py").exists()
     assert op in ops.__all__ and callable(getattr(ops, op))
-    assert references[op].__name__ == f"{op}_ref"
-    own = [name for name in references if name in (op, f"_{op}_backward")]
-    if f"_{op}_backward" in own:
-        assert references[f"_{op}_backward"].__name__ == f"{op}_backward_ref"
+    own = [name for name in references if re.fullmatch(rf"{op}|_{op}(_backward)?(_into)?", name)]
+    assert all(references[name].__name__ == f"{name.removeprefix('_')}_ref" for name in own)
     source = (ROOT / f"fastcifar/ops/{op}.py").read_text()
     assert f"def {op}_ref(" in source
     assert re.search(r"[Ee]qual to\b", getattr(ops, op).__doc__)

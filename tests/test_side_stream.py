@@ -11,7 +11,7 @@ from tiny import NUM_CLASSES, tiny_config
 from torch import Tensor
 
 from fastcifar.batch import Batch
-from fastcifar.engines import build
+from fastcifar.engines import build, fused
 from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.engines.products import SideStream, pointwise
 from fastcifar.model import build_model
@@ -34,9 +34,9 @@ class Late(SideStream):
     def working(self, inputs: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def product(self, a: Tensor, b: Tensor, batch: int = 1) -> Tensor:
-        result = a.new_full((a.shape[0], b.shape[1]), torch.nan)
-        self._waiting.append(lambda: torch.mm(a, b, out=result.detach()))
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        result = a.new_full((*a.shape[:-1], b.shape[-1]), torch.nan)
+        self._waiting.append(lambda: torch.matmul(a, b, out=result.detach()))
         return result
 
     def sum(self, x: Tensor) -> Tensor:
@@ -74,22 +74,25 @@ def test_a_product_is_that_of_the_library(dtype: torch.dtype, shape: tuple[int, 
 
 @DTYPES
 def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
-    """Autograd hands them on as they are, and copies none, although a weight has other strides than its gradient."""
+    """Autograd hands them on as they are, and copies none, although a weight has other strides than its gradient.
+
+    Without a side stream each block is computed by itself, with it five equal ones at once: with the same bits.
+    """
     torch.manual_seed(0)
     images = torch.randn(16, 3, 32, 32).to(dtype).to(memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(NUM_CLASSES, (16,)))
     gradients = []
     for side in (None, Late()):
         model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fused = FusedModel(model, dtype=dtype, side=side)
+        forward = fused_forward(FusedModel(model, dtype=dtype, side=side), 0.0)
         for _ in range(2):
-            loss, _ = fused_forward(fused, 0.0)(batch)
+            loss, _ = forward(batch)
             loss.backward()
-            gradients.append([p.grad for p in model.parameters()])
+            gradients.append([*(p.grad for p in model.parameters()), *(b.clone() for b in model.buffers())])
             for parameter in model.parameters():
                 parameter.grad = None
         if side:
-            assert side.joined == [13 + 2, 13 + 2]  # the head has two
+            assert side.joined == [8 + 1 + 2] * 2  # five blocks have one, the head two
     for plain, beside in zip(gradients[:2], gradients[2:], strict=True):
         assert all(map(torch.equal, plain, beside))
 
@@ -99,46 +102,53 @@ class OnTheCpu(SideStream):
 
     def __init__(self) -> None:
         self._used: list[Tensor] = []
-        self._batch: list[tuple[Tensor, Tensor]] = []
 
     def working(self, inputs: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
         self._used += inputs
         return contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("length, calls", [(64, ["bmm"]), (4097, ["mm"] * 3)], ids=str)
-def test_small_products_of_the_same_shapes_are_one_batch(
-    length: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    for name in ("mm", "bmm"):
-        own = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, own=own, name=name, **k: (seen.append(name), own(*a, **k))[1])
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
+def test_factors_are_kept_until_the_join(batch: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     side = OnTheCpu()
-    for _ in range(2):
-        factors = [(torch.randn(length, 8).t(), torch.randn(length, 16)) for _ in range(3)]
-        results = [side.product(a, b, 3) for a, b in factors]
-        assert seen == calls
-        for (a, b), result in zip(factors, results, strict=True):
-            torch.testing.assert_close(result, a @ b)
-        assert {id(t) for pair in factors for t in pair} <= {id(t) for t in side._used}, "kept until the join"
-        seen.clear()
+    a, b = torch.randn(*batch, 64, 8).mT, torch.randn(*batch, 64, 16)
+    torch.testing.assert_close(side.product(a, b), a @ b)
+    assert all(any(factor is used for used in side._used) for factor in (a, b))
 
 
-def test_a_model_batches_its_five_equal_blocks() -> None:
+@pytest.mark.parametrize("longest, batches", [(32, [5]), (31, [])])
+def test_the_products_of_five_equal_blocks_are_one(
+    longest: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are small. Their factors lie together, in memory of this step alone."""
+    monkeypatch.setattr(fused, "LONGEST", longest)
     model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches: list[int] = []
+    seen: list[list[Tensor]] = []
 
     class Noted(Late):
-        def product(self, a: Tensor, b: Tensor, batch: int = 1) -> Tensor:
-            batches.append(batch)
+        def product(self, a: Tensor, b: Tensor) -> Tensor:
+            seen[-1] += (a.mT, b)
             return super().product(a, b)
 
+    side = Noted()
     images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
-    loss, _ = fused_forward(FusedModel(model, side=Noted()), 0.0)(Batch(images, torch.zeros(2, dtype=torch.int64)))
-    loss.backward()
-    assert batches == [1, 1, 1, 5, 5, 5, 5, 5, 1, 1, 1, 1, 1, 1], "from the head to the first block"
+    for _ in range(2):
+        seen.append([])
+        loss, _ = fused_forward(FusedModel(model, side=side), 0.0)(Batch(images, torch.zeros(2, dtype=torch.int64)))
+        loss.backward()
+    for factors in seen:
+        assert [len(f) for f in factors if f.dim() == 3] == batches * 2
+        assert all(f.is_contiguous() for f in factors)
+        assert len(factors) == 2 * (14 - 4 * len(batches))
+    assert len({f.data_ptr() for factors in seen for f in factors if f.dim() == 3}) == 4 * len(batches)
+
+
+@pytest.mark.parametrize(
+    "blocks, runs", [("abbbc", [1, 3, 1, 1, 1]), ("abbb", [1, 2, 1, 1]), ("aab", [2, 1, 1]), ("a", [1])]
+)
+def test_a_run_of_equal_blocks_ends_before_the_last(blocks: str, runs: list[int]) -> None:
+    assert fused._runs(blocks) == runs
 
 
 @pytest.mark.parametrize("captured", [False, True])

@@ -147,12 +147,11 @@ void run_depthwise_backward(const DepthwiseBlockBackward& a, double eps, bool th
 }  // namespace fastcifar
 
 namespace {
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-                const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
-                const std::optional<Tensor>& u_var, const std::optional<Tensor>& u_rows) {
-  const char* op = "depthwise_block";
+BlockOutputs forward(const std::optional<Tensor>& z, const Tensor& u, const Tensor& gamma0, const Tensor& beta0,
+                     const Tensor& w, const Tensor& gamma1, const Tensor& beta1, double eps, int64_t stride,
+                     const std::optional<Tensor>& u_mean, const std::optional<Tensor>& u_var,
+                     const std::optional<Tensor>& u_rows) {
+  const char* op = z ? "_depthwise_block_into" : "depthwise_block";
   auto a = check_depthwise_block(Backend::cpu, op, u, gamma0, beta0, w, gamma1, beta1, stride);
   if (const auto known = check_statistics(op, u_mean, u_var, u)) {
     a.given_statistics = true;
@@ -161,7 +160,7 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
     a.var0 = torch::stable::clone(known->var);
   }
   const std::optional<Tensor> rows = check_u_rows(op, u_rows, u_mean, u);
-  a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
+  a.z = placed(op, "z", z, {a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo}, u);
   if (a.shape.N == 0) {
     if (!a.given_statistics) zero(a.mean0), zero(a.var0);
     return {a.z, a.y, a.mean0, a.var0, zero(a.mean1), zero(a.var1)};
@@ -174,12 +173,13 @@ Outputs forward(const Tensor& u, const Tensor& gamma0, const Tensor& beta0, cons
   return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
-Outputs backward(const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0,
-                 const Tensor& w, const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0,
-                 const Tensor& mean1, const Tensor& var1, double eps, int64_t stride) {
-  const char* op = "_depthwise_block_backward";
+BlockOutputs backward(const std::optional<Tensor>& grad_u, const Tensor& grad_z, const Tensor& u, const Tensor& y,
+                      const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
+                      const Tensor& beta1, const Tensor& mean0, const Tensor& var0, const Tensor& mean1,
+                      const Tensor& var1, double eps, int64_t stride) {
+  const char* op = grad_u ? "_depthwise_block_backward_into" : "_depthwise_block_backward";
   auto a = check_depthwise_block_backward(Backend::cpu, op, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1,
-                                          var1, stride);
+                                          var1, stride, grad_u);
   const DwShape& s = a.shape;
   a.grad_z = check_matching(op, "grad_z", grad_z, {s.N, s.C, s.Ho, s.Wo}, u);
   if (s.N == 0) {
@@ -196,6 +196,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcifar, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcifar, CPU, m) {
-  m.impl("depthwise_block", TORCH_BOX(&forward));
-  m.impl("_depthwise_block_backward", TORCH_BOX(&backward));
+  m.impl("depthwise_block", TORCH_BOX(&Placed<&forward>::anew));
+  m.impl("_depthwise_block_into", TORCH_BOX(&Placed<&forward>::into));
+  m.impl("_depthwise_block_backward", TORCH_BOX(&Placed<&backward>::anew));
+  m.impl("_depthwise_block_backward_into", TORCH_BOX(&Placed<&backward>::into));
 }

@@ -5,14 +5,14 @@
 namespace fastcifar::cuda {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
-    const Tensor& u, const Tensor& gamma0, const Tensor& beta0, const Tensor& w, const Tensor& gamma1,
-    const Tensor& beta1, double eps, int64_t stride, const std::optional<Tensor>& u_mean,
-    const std::optional<Tensor>& u_var, const std::optional<Tensor>& u_rows) {
-  const char* op = "depthwise_block";
+BlockOutputs depthwise_block_cuda(const std::optional<Tensor>& z, const Tensor& u, const Tensor& gamma0,
+                                  const Tensor& beta0, const Tensor& w, const Tensor& gamma1, const Tensor& beta1,
+                                  double eps, int64_t stride, const std::optional<Tensor>& u_mean,
+                                  const std::optional<Tensor>& u_var, const std::optional<Tensor>& u_rows) {
+  const char* op = z ? "_depthwise_block_into" : "depthwise_block";
   const DeviceStream stream(u);
   DepthwiseBlockForward a = check_depthwise_block(Backend::cuda, op, u, gamma0, beta0, w, gamma1, beta1, stride);
-  a.z = empty_channels_last(u, a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo);
+  a.z = placed(op, "z", z, {a.shape.N, a.shape.C, a.shape.Ho, a.shape.Wo}, u);
   // Given statistics are copied by the kernel that uses them.
   const std::optional<KnownStatistics> known = check_statistics(op, u_mean, u_var, u);
   const std::optional<Tensor> given_rows = check_u_rows(op, u_rows, u_mean, u);
@@ -46,14 +46,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_cuda(
   return {a.z, a.y, a.mean0, a.var0, a.mean1, a.var1};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_block_backward_cuda(
-    const Tensor& grad_z, const Tensor& u, const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
-    const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0, const Tensor& var0, const Tensor& mean1,
-    const Tensor& var1, double eps, int64_t stride) {
-  const char* op = "_depthwise_block_backward";
+BlockOutputs depthwise_block_backward_cuda(const std::optional<Tensor>& grad_u, const Tensor& grad_z, const Tensor& u,
+                                           const Tensor& y, const Tensor& gamma0, const Tensor& beta0, const Tensor& w,
+                                           const Tensor& gamma1, const Tensor& beta1, const Tensor& mean0,
+                                           const Tensor& var0, const Tensor& mean1, const Tensor& var1, double eps,
+                                           int64_t stride) {
+  const char* op = grad_u ? "_depthwise_block_backward_into" : "_depthwise_block_backward";
   const DeviceStream stream(u);
   DepthwiseBlockBackward a = check_depthwise_block_backward(Backend::cuda, op, u, y, gamma0, beta0, w, gamma1, beta1,
-                                                            mean0, var0, mean1, var1, stride);
+                                                            mean0, var0, mean1, var1, stride, grad_u);
   const DwShape& s = a.shape;
   a.grad_z = check_matching(op, "grad_z", grad_z, {s.N, s.C, s.Ho, s.Wo}, u);
   if (a.shape.N == 0) {
@@ -96,6 +97,10 @@ FASTCIFAR_CUDA_SCHEMAS(m) {
 }
 
 FASTCIFAR_CUDA_KERNELS(m) {
-  m.impl("depthwise_block", TORCH_BOX(&fastcifar::cuda::depthwise_block_cuda));
-  m.impl("_depthwise_block_backward", TORCH_BOX(&fastcifar::cuda::depthwise_block_backward_cuda));
+  using Forward = fastcifar::Placed<&fastcifar::cuda::depthwise_block_cuda>;
+  using Backward = fastcifar::Placed<&fastcifar::cuda::depthwise_block_backward_cuda>;
+  m.impl("depthwise_block", TORCH_BOX(&Forward::anew));
+  m.impl("_depthwise_block_into", TORCH_BOX(&Forward::into));
+  m.impl("_depthwise_block_backward", TORCH_BOX(&Backward::anew));
+  m.impl("_depthwise_block_backward_into", TORCH_BOX(&Backward::into));
 }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
+from fastcifar.engines.equal_blocks import LONGEST, equal_blocks
 from fastcifar.engines.gradients import for_batches, gradients
 from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
@@ -91,7 +92,7 @@ class FusedModel:
         last = self._norms[-1]
         self._parameters = [model.stem.weight, *itertools.chain(*of_blocks), last.weight, last.bias]
         self._parameters += [model.head.weight, model.head.bias]
-        self._batches = _lengths_of_runs(list(zip(products, self._strides, strict=True)))
+        self._runs = _runs(list(zip(products, self._strides, strict=True)))
         self._momentum = float(model.norm.momentum or 0.0)
         self.rounded: dict[Tensor, Tensor] = {}
         if dtype != torch.float32:
@@ -160,14 +161,22 @@ class FusedModel:
         return separable_blocks(u, rows, parameters, self._norms[0].eps, self._strides)
 
     def _one_by_one(self, u: Tensor, rows: Tensor | None, products: Sequence[Tensor]) -> _AfterBlocks:
-        """Each block as an op or, where its product does not suit it, as two."""
+        """Each block as an op or, where its product does not suit it, as two; with a side stream equal ones at once."""
         eps, means_and_variances = self._norms[0].eps, []
-        for bns, stride, product, batch in zip(self._bns, self._strides, products, self._batches, strict=True):
+        blocks = zip(self._bns, self._strides, products, self._runs, strict=True)
+        for bns, stride, product, run in blocks:
             if self._fuse_pointwise and suits(u.shape[1], len(product), u.shape[2], u.shape[3]):
                 u, rows, _, *statistics = separable_block(u, *bns, product, eps, stride, rows)
+            elif self._side and run > 1 and u[:, 0].numel() <= LONGEST:
+                parameters = [*bns, product]
+                for others, _, other, _ in itertools.islice(blocks, run - 1):
+                    parameters += [*others, other]
+                after, stride, product, _ = next(blocks)
+                z, *statistics = equal_blocks(u, rows, [*parameters, *after], eps, stride, self._side)
+                u, rows = pointwise(z, product, self._side), None
             else:
                 z, _, *statistics = depthwise_block(u, *bns, eps, stride, u_rows=rows)
-                u, rows = pointwise(z, product, self._side, batch), None
+                u, rows = pointwise(z, product, self._side), None
             means_and_variances += statistics
         return u, rows, means_and_variances
 
@@ -225,10 +234,10 @@ def fused_forward(model: FusedModel, label_smoothing: float) -> Forward:
     return forward
 
 
-def _lengths_of_runs(items: Sequence[object]) -> list[int]:
-    """For each item how many items in a row are equal, it among them."""
-    runs = [len(list(run)) for _, run in itertools.groupby(items)]
-    return [length for length in runs for _ in range(length)]
+def _runs(blocks: Sequence[object]) -> list[int]:
+    """For each block how many equal ones begin with it. Amid a run it is 1, and the last block is in no run."""
+    lengths = [len(list(run)) for _, run in itertools.groupby(blocks[:-1])]
+    return [*(n for length in lengths for n in (length, *[1] * (length - 1))), 1]
 
 
 def _conv(module: nn.Module) -> nn.Conv2d:

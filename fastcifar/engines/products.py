@@ -24,10 +24,6 @@ def in_place(inputs: Sequence[Tensor]) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-_LONGEST_COPIED = 4096
-"""Up to how many pixels products for weights' gradients are batched. Of five of 2048 an H200 took 7 to 9 us less."""
-
-
 class SideStream:
     """A CUDA stream for work whose results are not needed before `join`.
 
@@ -39,7 +35,6 @@ class SideStream:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._used: list[Tensor] = []
-        self._batch: list[tuple[Tensor, Tensor]] = []
 
     @contextlib.contextmanager
     def working(self, inputs: Sequence[Tensor]) -> Iterator[None]:
@@ -54,36 +49,20 @@ class SideStream:
         with torch.cuda.stream(self._stream):
             yield
 
-    def product(self, a: Tensor, b: Tensor, batch: int = 1) -> Tensor:
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, which nothing may read before `join`.
 
         Args:
-            a: [rows, length].
-            b: [length, columns].
-            batch: how many products of these shapes are asked for in a row. If their factors are small enough to be
-                copied, they are computed in one call, when the last of them is asked for: a small product takes as long
-                as a larger one, and meanwhile holds the whole GPU.
+            a: [rows, length], or [batch, rows, length].
+            b: [length, columns], or [batch, length, columns].
 
         Returns:
-            [rows, columns].
+            [rows, columns], or [batch, rows, columns].
         """
-        if batch == 1 or b.shape[0] > _LONGEST_COPIED:
-            result = a.new_empty(a.shape[0], b.shape[1])  # of the current stream's memory, where it is used and freed
-            with self.working((a, b)):
-                return torch.mm(a, b, out=result)
-        if not self._batch:
-            self._results = a.new_empty(batch, a.shape[0], b.shape[1])
-        self._batch.append((a, b))
-        results, result = self._results, self._results[len(self._batch) - 1]
-        if len(self._batch) == batch:
-            lefts, rights = zip(*self._batch, strict=True)
-            with self.working((*lefts, *rights)):
-                # Gradients come as transposes, and are copied as they lie in memory.
-                left = torch.stack([a.t() for a in lefts]).transpose(1, 2)
-                torch.bmm(left, torch.stack(rights), out=results)
-            self._batch.clear()
-            del self._results
-        return result
+        result = a.new_empty(*a.shape[:-1], b.shape[-1])  # of the current stream's memory, where it is used and freed
+        multiply = torch.mm if a.dim() == 2 else torch.bmm
+        with self.working((a, b)):
+            return multiply(a, b, out=result)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of the rows of x, which nothing may read before `join`."""
@@ -98,9 +77,7 @@ class SideStream:
             self._used.clear()
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, side: SideStream | None = None, batch: int = 1
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, side: SideStream | None = None) -> Tensor:
     """`F.linear` over rows.
 
     Args:
@@ -109,24 +86,22 @@ def linear(
         bias: [out_channels], of x's dtype; None: none.
         side: computes the gradients of `weight` and `bias`, which nothing may read before `SideStream.join`; None if
             they are computed like all others.
-        batch: how many layers with the same shapes follow each other, this one among them; for `SideStream.product`.
 
     Returns:
         [rows, out_channels].
     """
     if side is None:
         return F.linear(x, weight, bias)
-    return cast(Tensor, _Linear.apply(x, weight, bias, side, batch))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Linear.apply(x, weight, bias, side))  # type: ignore[no-untyped-call]
 
 
-def pointwise(z: Tensor, weight: Tensor, side: SideStream | None = None, batch: int = 1) -> Tensor:
+def pointwise(z: Tensor, weight: Tensor, side: SideStream | None = None) -> Tensor:
     """A 1x1 convolution computed as a matrix product over channels_last memory.
 
     Args:
         z: [N, C, H, W].
         weight: [out_channels, C, 1, 1], of z's dtype.
         side: as for `linear`.
-        batch: as for `linear`.
 
     Returns:
         [N, out_channels, H, W].
@@ -135,22 +110,22 @@ def pointwise(z: Tensor, weight: Tensor, side: SideStream | None = None, batch: 
         return F.linear(z.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
     n, channels, h, w = z.shape
     pixels = z.permute(0, 2, 3, 1).reshape(-1, channels)
-    return linear(pixels, weight.flatten(1), None, side, batch).view(n, h, w, -1).permute(0, 3, 1, 2)
+    return linear(pixels, weight.flatten(1), None, side).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class _Linear(torch.autograd.Function):
     """`F.linear`, with the same calls of the library as there; of those in backward one is on the current stream."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, side: SideStream, batch: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, side: SideStream) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.side, ctx.batch, ctx.has_bias = side, batch, bias is not None
+        ctx.side, ctx.has_bias = side, bias is not None
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad_x = grad.mm(weight)
         # After it, beside the depthwise kernels: two products at once would each have half of the GPU.
-        grad_weight = ctx.side.product(grad.t(), x, ctx.batch)
-        return grad_x, grad_weight, ctx.side.sum(grad) if ctx.has_bias else None, None, None
+        grad_weight = ctx.side.product(grad.t(), x)
+        return grad_x, grad_weight, ctx.side.sum(grad) if ctx.has_bias else None, None

@@ -101,7 +101,7 @@ _Rule = tuple[str, str | Callable[[Shapes, Dims], "str | None"]]
 OPS: tuple[_Rule, ...] = (
     (r"Optimizer\..*|aten::_(fused_(sgd|adam|adamw)|amp_.*)_", OPTIMIZER),
     (rf"{MAKE_BATCH}|fastcifar::_?(augment|training_batch).*", AUGMENTATION),
-    (r"fastcifar::_?depthwise_block(_backward)?", BLOCK),
+    (r"fastcifar::_?depthwise_block(_backward)?(_into)?", BLOCK),
     (r"fastcifar::_?separable_blocks?(_backward)?", SEPARABLE),
     (r"fastcifar::_?(dwconv3x3|dwconv3x3_affine_relu)(_backward)?", DEPTHWISE),
     (r"fastcifar::(_?batch_norm_relu(_backward)?|update_statistics)", NORM),
@@ -129,7 +129,7 @@ BOOKKEEPING = re.compile(
     r"|aten::(to|view|reshape|permute|transpose|t|as_strided|detach|expand|select|slice|flatten|unsqueeze|squeeze|empty"
     r"|_unsafe_view|_reshape_alias|unbind|narrow|alias|view_as|numel|promote_types|result_type|lift_fresh|chunk|split"
     r"|empty_like|empty_strided|new_empty|new_empty_strided|resize|resolve_conj|resolve_neg|expand_as|_has_compatible.*"
-    r"|set)_?|_Copied|_Linear|_Chain|_Network|fastcifar::_set_own_threads|TorchDynamo.*"
+    r"|set)_?|_Copied|_Linear|_EqualBlocks|_Chain|_Network|fastcifar::_set_own_threads|TorchDynamo.*"
     r"|## Call CompiledFxGraph .*|AOTDispatcher.*|Pregraph.*|.*ProfilerStep.*"
 )
 """Names of the framework's own work. The ops inside have kinds of their own."""

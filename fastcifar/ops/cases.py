@@ -250,6 +250,27 @@ def updated(arguments: Arguments, op: Callable[..., None]) -> list[list[Tensor]]
     return written(arguments, op, (0, 1))
 
 
+def check_into(name: str, arguments: Arguments, library: Any = torch.ops.fastcifar) -> None:
+    """Checks that the op `<name>_into` writes the first output of `name` where it is told to, and nothing beside it.
+
+    Args:
+        name: `depthwise_block` or its backward.
+        arguments: its arguments.
+        library: has both ops.
+
+    Raises:
+        WrongResult: a bit differs from what `name` returns, or the memory beside the first output was written.
+    """
+    first, *others = getattr(library, name)(*arguments)
+    memory = first.new_full((first.numel() + 32,), torch.nan)
+    given = memory[16:-16].view(first.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    got = getattr(library, f"_{name.removeprefix('_')}_into")(given, *arguments)
+    if not all(map(torch.equal, (first, *others), (given, *got))):
+        raise WrongResult(f"{name}: other bits in memory that is given")
+    if not (memory[:16].isnan().all() and memory[-16:].isnan().all()):
+        raise WrongResult(f"{name}: writes beside memory that is given")
+
+
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 

@@ -129,6 +129,28 @@ def depthwise_block_backward_ref(
     return grad_u, grad_gamma0, grad_beta0, grad_w, grad_gamma1, grad_beta1
 
 
+def depthwise_block_into_ref(z: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """`depthwise_block_ref`, whose z goes to memory that is given.
+
+    Args:
+        z: of the shape, dtype and memory format of the op's first output. It begins on 16 bytes.
+        arguments: those of `depthwise_block_ref`.
+
+    Returns:
+        The other outputs.
+    """
+    first, *others = depthwise_block_ref(*arguments)
+    z.copy_(first)
+    return tuple(others)
+
+
+def depthwise_block_backward_into_ref(grad_u: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """`depthwise_block_backward_ref`, whose first gradient goes to `grad_u`; as in `depthwise_block_into_ref`."""
+    first, *others = depthwise_block_backward_ref(*arguments)
+    grad_u.copy_(first)
+    return tuple(others)
+
+
 _forward = define(
     "depthwise_block(Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, float eps,"
     " int stride, Tensor? u_mean=None, Tensor? u_var=None, Tensor? u_rows=None)"
@@ -140,6 +162,18 @@ _backward = define(
     " Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1, float eps, int stride)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     depthwise_block_backward_ref,
+)
+define(
+    "_depthwise_block_into(Tensor(a!) z, Tensor u, Tensor gamma0, Tensor beta0, Tensor w, Tensor gamma1,"
+    " Tensor beta1, float eps, int stride, Tensor? u_mean=None, Tensor? u_var=None, Tensor? u_rows=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    depthwise_block_into_ref,
+)
+define(
+    "_depthwise_block_backward_into(Tensor(a!) grad_u, Tensor grad_z, Tensor u, Tensor y, Tensor gamma0,"
+    " Tensor beta0, Tensor w, Tensor gamma1, Tensor beta1, Tensor mean0, Tensor var0, Tensor mean1, Tensor var1,"
+    " float eps, int stride) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    depthwise_block_backward_into_ref,
 )
 
 

@@ -91,7 +91,7 @@ inline constexpr int kTargetBlocks = 264;
 // all rows of its channels. On an H200 reading 66 rows took a consumer 3 to 4.5 us, and merging them takes 2 to 3.
 inline constexpr int kMaxInlineRows = 40;
 // The most rows of partial moments that an op leaves for the next one.
-inline constexpr int kMaxMomentRows = 72;
+inline constexpr int kMaxMomentRows = 64;
 
 // How many rows of partial moments a stem or a separable_block leaves for the next op, of `pixels` pixels and
 // `channels` channels. On a GPU each block writes one row. The CPU returns as many, all but the first empty: an op has

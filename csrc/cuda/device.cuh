@@ -168,10 +168,10 @@ __device__ __forceinline__ float relu(float v) {
 #endif
 }
 
-// V neighbouring elements, one memory access. They stay whole words until they are used: as single elements the compiler
+// V neighbouring elements, one memory access of up to 16 bytes, or several. They stay whole words until they are used: as single elements the compiler
 // takes them apart where they are loaded, and so waits for them there.
 template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   using Word = std::conditional_t<sizeof(T) * V % 4 == 0, uint32_t, uint16_t>;
   static constexpr int kOfWord = sizeof(Word) / sizeof(T);  // elements
   Word words[V / kOfWord];
@@ -284,6 +284,14 @@ __device__ __forceinline__ const T* at_byte(const T* base, uint32_t offset) {
 template <class T>
 __device__ __forceinline__ T* at_byte(T* base, uint32_t offset) {
   return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + offset);
+}
+
+// p moved by a signed number of bytes. By numbers that all threads of a warp share it costs two additions, where an offset
+// from a kernel argument costs a third to make the offset. The pointer may for a while lie outside of its tensor. (By way
+// of an integer the compiler would forget that it leads to device memory.)
+template <class T>
+__device__ __forceinline__ T* moved(T* p, int64_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::conditional_t<std::is_const_v<T>, const char*, char*>>(p) + bytes);
 }
 
 // How a block's threads share its channels: neighbouring threads take neighbouring groups of V channels; the threads of

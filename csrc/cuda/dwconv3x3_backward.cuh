@@ -13,7 +13,7 @@ struct BackwardArguments {
   T* grad_x;    // fused: gradient of norm0's output, masked by the ReLU, times norm0's scale; null: not wanted
   float* rows;  // partial sums, see kQuantities; null: not wanted
   DwGeometry s;
-  int columns;                                 // of a tile
+  TileGrid tiles;
   NormGrad norm1;                              // fused
   const float *gamma0, *beta0, *mean0, *var0;  // fused
   float eps;
@@ -41,12 +41,13 @@ constexpr int backward_blocks() {
 }
 
 // grid: (channel blocks, rows of partial results)
-template <class T, int V, int S, int R, int PLANE, bool FUSED>
+template <class T, int V, int S, int R, int PLANE, bool WHOLE, bool FUSED>
 __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>()))
     dwconv3x3_backward(const BackwardArguments<T> a) {
   begin_kernel();
   constexpr int kBefore = S == 1 ? 1 : 0, kWindow = kBefore + 2;  // columns and rows of dy that one cell touches
   constexpr int kRows = R - 1 + kWindow, kQ = kQuantities<FUSED>;
+  constexpr int kSide = PLANE ? (PLANE - 1) / S + 1 : 1;  // of a whole map of dy
   const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;
   const int Ho = PLANE ? (PLANE - 1) / S + 1 : a.s.Ho, Wo = PLANE ? (PLANE - 1) / S + 1 : a.s.Wo;
   const Lanes<V> at;
@@ -84,108 +85,76 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
     float w[9][V];
 #pragma unroll
     for (int k = 0; k < 9; ++k) load<V>(taps + k * kBlockChannels + at.channel, w[k]);
-    const uint32_t pixel = C * sizeof(T), line = W * pixel, line_out = Wo * pixel;  // bytes
-    const int across = PLANE ? 1 : ceil_div(Wo, a.columns), down = PLANE ? 1 : ceil_div(Ho, R);
-    for (int t = blockIdx.y * at.kCount + at.lane; t < a.s.N * down * across; t += gridDim.y * at.kCount) {
-      const int n = t / across / down, i0 = t / across % down * R, j0 = PLANE ? 0 : t % across * a.columns;
-      const int end = PLANE ? Wo : min(j0 + a.columns, Wo);
-      const uint32_t x0 = static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * pixel + c * sizeof(T);
-      const uint32_t dy0 =
-          static_cast<uint32_t>((n * Ho + i0 - kBefore) * Wo) * pixel + c * sizeof(T);  // may wrap around
+    const bool wants_dx = FUSED || a.grad_x != nullptr;
+    const int64_t pixel = C * sizeof(T), line = W * pixel, line_out = Wo * pixel;  // bytes
+    for (int t = blockIdx.y * at.kCount + at.lane; t < a.tiles.count; t += gridDim.y * at.kCount) {
+      const TileGrid::Place place = PLANE ? TileGrid::Place{t, 0, 0} : a.tiles.place(t);
+      const int n = place.image, i0 = place.strip * R, j0 = place.column,
+                end = PLANE ? Wo : min(j0 + a.tiles.columns, Wo);
+      // The next column of pixels to be read and to be written, and of gradients: its first row that is inside. From it the
+      // others are reached by distances that all threads share.
+      const uint32_t x0 = (static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * C + c) * sizeof(T);
+      const uint32_t dy0 = (static_cast<uint32_t>((n * Ho + i0) * Wo + j0) * C + c) * sizeof(T);
+      const int64_t before = PLANE == 0 && kBefore ? -pixel : 0;
+      const T *x = at_byte(a.x, x0), *dy = moved(at_byte(a.grad, dy0), before);
+      const T* y = FUSED ? moved(at_byte(a.y, dy0), before) : nullptr;
+      T* dx_out = wants_dx ? at_byte(a.grad_x, x0) : nullptr;
       const auto inside = [&](int i, int ow) {
+        const bool always = WHOLE && i >= kBefore && i < kRows - 1;
         return static_cast<unsigned>(ow) < static_cast<unsigned>(Wo) &&
-               static_cast<unsigned>(i0 - kBefore + i) < static_cast<unsigned>(Ho);
+               (always || static_cast<unsigned>(i0 - kBefore + i) < static_cast<unsigned>(Ho));
       };
-      const auto fetch = [&](const T* from, int ow, Pack<T, V>(&to)[kRows]) {
-#pragma unroll
-        for (int i = 0; i < kRows; ++i)
-          to[i] = load_if<V>(at_byte(from, dy0 + i * line_out + ow * pixel), inside(i, ow));
-      };
-      const auto convert = [&](int ow, const Pack<T, V>(&grad)[kRows], const Pack<T, V>(&ys)[kRows],
-                               float (&to)[kRows][V]) {
+      const auto fetch_dy = [&](int ow, Pack<T, V>(&grads)[kRows], Pack<T, V>(&ys)[kRows]) {
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-          unpack(grad[i], to[i]);
-          if constexpr (FUSED) {
-            float y[V];
-            unpack(ys[i], y);
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-              const float g = fmaf(y[v], scale1[v], shift1[v]) <= 0.f ? 0.f : to[i][v];
-              to[i][v] = kept_if(fmaf(scale1[v], g, fmaf(slope1[v], y[v] - mean1[v], offset1[v])), inside(i, ow));
-            }
-          }
+          const int64_t row = (i - kBefore) * line_out;
+          grads[i] = load_if<V>(moved(dy, row), inside(i, ow));
+          if constexpr (FUSED) ys[i] = load_if<V>(moved(y, row), inside(i, ow));
         }
+        dy = moved(dy, pixel);
+        if constexpr (FUSED) y = moved(y, pixel);
       };
-      // Columns j - kBefore to j + 1 of dy; the last comes in with each column of cells.
-      constexpr int kAhead = PLANE ? (PLANE - 1) / S + 1 : 1;
-      float window[kWindow][kRows][V];
-      Pack<T, V> next[kAhead][kRows], next_y[kAhead][kRows], xs[kAhead][R][S][S];
-      const auto fetch_dy = [&](int ow, int to) {
-        fetch(a.grad, ow, next[to]);
-        if constexpr (FUSED) fetch(a.y, ow, next_y[to]);
+      const auto is_pixel = [&](int r, int p, int j, int q) {
+        return WHOLE || ((i0 + r) * S + p < H && j * S + q < W);
       };
-      const auto fetch_x = [&](int j, int to) {
+      const auto fetch_x = [&](int j, Pack<T, V>(&to)[R][S][S]) {
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
           for (int p = 0; p < S; ++p)
 #pragma unroll
             for (int q = 0; q < S; ++q)
-              xs[to][r][p][q] = load_if<V>(at_byte(a.x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel),
-                                           (i0 + r) * S + p < H && j * S + q < W);
+              to[r][p][q] = load_if<V>(moved(x, (r * S + p) * line + q * pixel), is_pixel(r, p, j, q));
+        x = moved(x, S * pixel);
       };
-      const auto column = [&](int ow, float (&to)[kRows][V]) {
-        if (PLANE == 0) return convert(ow, next[0], next_y[0], to);
-        if (ow >= 0 && ow < Wo) return convert(ow, next[PLANE ? ow : 0], next_y[PLANE ? ow : 0], to);
+      const auto convert = [&](int ow, const Pack<T, V>(&grads)[kRows], const Pack<T, V>(&ys)[kRows],
+                               float (&to)[kRows][V]) {
 #pragma unroll
-        for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kRows; ++i) {
+          unpack(grads[i], to[i]);
+          if constexpr (FUSED) {
+            float own[V];
+            unpack(ys[i], own);
 #pragma unroll
-          for (int v = 0; v < V; ++v) to[i][v] = 0.f;
+            for (int v = 0; v < V; ++v) {
+              const float g = fmaf(own[v], scale1[v], shift1[v]) <= 0.f ? 0.f : to[i][v];
+              to[i][v] = kept_if(fmaf(scale1[v], g, fmaf(slope1[v], own[v] - mean1[v], offset1[v])), inside(i, ow));
+            }
+          }
+        }
       };
-      if constexpr (PLANE > 0) {
-#pragma unroll
-        for (int j = 0; j < kAhead; ++j) {
-          fetch_dy(j, j);
-          fetch_x(j, j);
-        }
-      }
-      constexpr bool kXAhead = PLANE == 0 && S == 1 && sizeof(T) == 2;  // else there are not enough registers
-      if (kXAhead) fetch_x(j0, 0);
-#pragma unroll
-      for (int k = 0; k < kWindow; ++k) {
-        if (PLANE == 0) fetch_dy(j0 - kBefore + k, 0);
-        if (k + 1 < kWindow) column(j0 - kBefore + k, window[k + 1]);
-      }
-#pragma unroll(PLANE ? PLANE : 1)
-      for (int j = j0; j < end; ++j) {
-        const int now = PLANE ? j : 0;
-        if (PLANE == 0 && !kXAhead) fetch_x(j, 0);
-        Pack<T, V> pixels[R][S][S];
-#pragma unroll
-        for (int r = 0; r < R; ++r)
-#pragma unroll
-          for (int p = 0; p < S; ++p)
-#pragma unroll
-            for (int q = 0; q < S; ++q) pixels[r][p][q] = xs[now][r][p][q];
-#pragma unroll
-        for (int k = 0; k + 1 < kWindow; ++k)
-#pragma unroll
-          for (int i = 0; i < kRows; ++i)
-#pragma unroll
-            for (int v = 0; v < V; ++v) window[k][i][v] = window[k + 1][i][v];
-        column(j + 1, window[kWindow - 1]);
-        if (PLANE == 0 && j + 1 < end) {
-          fetch_dy(j + 2, 0);
-          if (kXAhead) fetch_x(j + 1, 0);
-        }
+      // Columns j - kBefore to j + 1 of dy.
+      float window[kWindow][kRows][V];
+      // Computes a column of cells. `which`: where in the window its columns begin.
+      const auto finish = [&](int j, const Pack<T, V>(&pixels)[R][S][S], auto which) {
+        constexpr int first = decltype(which)::value;
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
           for (int p = 0; p < S; ++p)
 #pragma unroll
             for (int q = 0; q < S; ++q) {
-              if ((i0 + r) * S + p >= H || j * S + q >= W) continue;
+              if (!is_pixel(r, p, j, q)) continue;
               float x[V], v0[V], dx[V] = {};
               unpack(pixels[r][p][q], x);
 #pragma unroll
@@ -197,7 +166,8 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll
                 for (int kw = 0; kw < 3; ++kw) {
                   if ((q + 1 - kw) % S != 0) continue;
-                  const float (&g)[V] = window[kBefore + (q + 1 - kw) / S][r + kBefore + (p + 1 - kh) / S];
+                  const float (&g)[V] =
+                      window[(first + kBefore + (q + 1 - kw) / S) % kWindow][r + kBefore + (p + 1 - kh) / S];
 #pragma unroll
                   for (int v = 0; v < V; ++v) {
                     dx[v] = fmaf(g[v], w[kh * 3 + kw][v], dx[v]);
@@ -207,20 +177,70 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
               }
               if constexpr (FUSED) {
 #pragma unroll
-                for (int v = 0; v < V; ++v)
-                  if (v0[v] <= 0.f) dx[v] = 0.f;
-              }
-              if constexpr (FUSED) {
-#pragma unroll
                 for (int v = 0; v < V; ++v) {
+                  if (v0[v] <= 0.f) dx[v] = 0.f;
                   sums[9][v] += dx[v];
                   sums[10][v] = fmaf(dx[v], x[v] - mean0[v], sums[10][v]);
                   dx[v] *= scale0[v];
                 }
               }
-              if (FUSED || a.grad_x != nullptr)
-                store<V>(at_byte(a.grad_x, x0 + (r * S + p) * line + ((j - j0) * S + q) * pixel), dx);
+              if (wants_dx) store<V>(moved(dx_out, (r * S + p) * line + q * pixel), dx);
             }
+        if (wants_dx) dx_out = moved(dx_out, S * pixel);
+      };
+      if constexpr (PLANE > 0) {
+        Pack<T, V> grads[kSide][kRows], ys[kSide][kRows], xs[kSide][R][S][S];
+#pragma unroll
+        for (int j = 0; j < kSide; ++j) {
+          fetch_dy(j, grads[j], ys[j]);
+          fetch_x(j, xs[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < kSide; ++j) {
+#pragma unroll
+          for (int k = 0; k < kWindow; ++k) {
+            const int ow = j - kBefore + k;
+            if (ow >= 0 && ow < kSide) {
+              convert(ow, grads[ow], ys[ow], window[k]);
+              continue;
+            }
+#pragma unroll
+            for (int i = 0; i < kRows; ++i)
+#pragma unroll
+              for (int v = 0; v < V; ++v) window[k][i][v] = 0.f;
+          }
+          finish(j, xs[j], std::integral_constant<int, 0>());
+        }
+      } else {
+        Pack<T, V> grads[kRows], ys[kRows], xs[R][S][S];
+        constexpr bool kXAhead = S == 1 && sizeof(T) == 2;  // else there are not enough registers
+        if (kXAhead) fetch_x(j0, xs);
+#pragma unroll
+        for (int k = 0; k < kWindow; ++k) {
+          fetch_dy(j0 - kBefore + k, grads, ys);
+          if (k + 1 < kWindow) convert(j0 - kBefore + k, grads, ys, window[k]);
+        }
+        int j = j0;
+        // Returns whether the column was the tile's last.
+        const auto take = [&](auto which) {
+          constexpr int turn = decltype(which)::value;
+          if (!kXAhead) fetch_x(j, xs);
+          Pack<T, V> pixels[R][S][S];
+#pragma unroll
+          for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int p = 0; p < S; ++p)
+#pragma unroll
+              for (int q = 0; q < S; ++q) pixels[r][p][q] = xs[r][p][q];
+          convert(j + 1, grads, ys, window[(turn + kWindow - 1) % kWindow]);
+          if (j + 1 < end) {
+            fetch_dy(j + 2, grads, ys);
+            if (kXAhead) fetch_x(j + 1, xs);
+          }
+          finish(j, pixels, which);
+          return ++j == end;
+        };
+        take_in_turns<kWindow>(take);
       }
     }
   }
@@ -232,9 +252,9 @@ void launch_backward(BackwardArguments<T> a, const DwShape& s, cudaStream_t stre
   with_tile<FUSED ? Pass::kFusedBackward : Pass::kBackward>(s, [&](auto tile) {
     using Is = decltype(tile);
     const Plan p = plan<Is>(s, true);
-    a.columns = p.columns;
-    LAUNCH((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, FUSED>), dim3(ceil_div(s.C, kBlockChannels), p.rows),
-           dim3(kThreads), stream, a);
+    a.tiles = p.tiles;
+    LAUNCH((dwconv3x3_backward<T, Is::V, Is::S, Is::R, Is::PLANE, Is::WHOLE, FUSED>),
+           dim3(ceil_div(s.C, kBlockChannels), p.rows), dim3(kThreads), stream, a);
   });
 }
 

@@ -42,11 +42,29 @@ class Taps {
   float own_[kLoads];
 };
 
-// V_ channels, R_ rows a thread.
-template <int V_, int S_, int R_, int PLANE_>
+// V_ channels, R_ rows a thread. WHOLE_: tiles do not hang over the map, whose height is a multiple of R * S and
+// whose width is one of S.
+template <int V_, int S_, int R_, int PLANE_, bool WHOLE_ = false>
 struct Tile {
   static constexpr int V = V_, S = S_, R = R_, PLANE = PLANE_;
+  static constexpr bool WHOLE = WHOLE_;
 };
+
+// Calls take(integral_constant<int, 0>), ... <TURNS - 1>, and again from the first on, until one returns true. A window of
+// TURNS columns that starts one column further with each turn moves no number from register to register.
+template <int TURNS, class Take>
+__device__ __forceinline__ void take_in_turns(Take take) {
+  using std::integral_constant;
+  if constexpr (TURNS == 2) {
+    while (!take(integral_constant<int, 0>()) && !take(integral_constant<int, 1>())) {
+    }
+  } else {
+    static_assert(TURNS == 3);
+    while (!take(integral_constant<int, 0>()) && !take(integral_constant<int, 1>()) &&
+           !take(integral_constant<int, 2>())) {
+    }
+  }
+}
 
 enum class Pass { kForward, kBackward, kFusedBackward };
 
@@ -56,34 +74,66 @@ template <Pass PASS, class F>
 auto with_tile(const DwShape& s, F f) {
   if (s.C % 2 != 0) return s.stride == 1 ? f(Tile<1, 1, 4, 0>()) : f(Tile<1, 2, 2, 0>());
   const bool is4 = s.H == 4 && s.W == 4, is2 = s.H == 2 && s.W == 2;
-  if (s.stride == 2) return is4 ? f(Tile<2, 2, 2, 4>()) : f(Tile<2, 2, 2, 0>());
-  if (is4) return f(Tile<2, 1, 4, 4>());
-  if (is2) return f(Tile<2, 1, 2, 2>());
-  return f(Tile<2, 1, PASS == Pass::kFusedBackward ? 2 : 4, 0>());
+  if (is4) return s.stride == 2 ? f(Tile<2, 2, 2, 4>()) : f(Tile<2, 1, 4, 4>());
+  if (is2 && s.stride == 1) return f(Tile<2, 1, 2, 2>());
+  constexpr int kRows = PASS == Pass::kFusedBackward ? 2 : 4;
+  if (s.stride == 2) return s.H % 4 == 0 && s.W % 2 == 0 ? f(Tile<2, 2, 2, 0, true>()) : f(Tile<2, 2, 2, 0>());
+  return s.H % kRows == 0 ? f(Tile<2, 1, kRows, 0, true>()) : f(Tile<2, 1, kRows, 0>());
 }
+
+// Division of 0 <= n < 2^31 by a number that the host knows: a multiplication, where the hardware divides in 20 steps.
+struct Divisor {
+  uint32_t number, factor, shift;
+
+  FC_HD uint32_t quotient(uint32_t n) const {
+    return (static_cast<uint32_t>(static_cast<uint64_t>(n) * factor >> 32) + n) >> shift;
+  }
+};
+inline Divisor divisor(uint32_t number) {
+  uint32_t shift = 0;
+  while ((uint64_t{1} << shift) < number) ++shift;
+  return {number, static_cast<uint32_t>((((uint64_t{1} << shift) - number) << 32) / number + 1), shift};
+}
+
+// The tiles of a batch: image by image, strip of rows by strip, and in a strip from left to right.
+struct TileGrid {
+  struct Place {
+    int image, strip, column;  // column: the tile's first
+  };
+
+  int columns, count;  // columns: of a tile
+  Divisor across, down;
+
+  FC_HD Place place(int tile) const {
+    const uint32_t strip = across.quotient(tile), image = down.quotient(strip);
+    return {static_cast<int>(image), static_cast<int>(strip - image * down.number),
+            static_cast<int>(tile - strip * across.number) * columns};
+  }
+};
 
 inline DwGeometry geometry(const DwShape& s) {
   return {static_cast<int>(s.N), static_cast<int>(s.C),  static_cast<int>(s.H),
           static_cast<int>(s.W), static_cast<int>(s.Ho), static_cast<int>(s.Wo)};
 }
 
-// How many columns a tile has, and how many blocks share the tiles out along grid.y. They form no clusters: on an H200
-// only 248 of the 264 blocks that run at a time can be in clusters of four, and a few more blocks doubled the time.
+// The tiles, and how many blocks share them out along grid.y. They form no clusters: on an H200 only 248 of the 264 blocks
+// that run at a time can be in clusters of four, and a few more blocks doubled the time.
 struct Plan {
-  int columns, rows;
+  TileGrid tiles;
+  int rows;
 };
 
 // As wide as the map, whose halo then costs least, but narrower while half of the blocks wanted would go without work.
 template <class TILE>
 Plan plan(const DwShape& s, bool reducing) {
   const int channel_blocks = ceil_div(s.C, kBlockChannels);
-  const int64_t strips = s.N * ceil_div(s.Ho, TILE::R);  // Ho x Wo are the outputs and the cells of the inputs
-  Plan p{static_cast<int>(s.Wo), 0};
-  const auto blocks = [&] { return ceil_div(strips * ceil_div(s.Wo, p.columns), Lanes<TILE::V>::kCount); };
-  while (TILE::PLANE == 0 && p.columns > 4 && 2 * blocks() * channel_blocks <= kTargetBlocks)
-    p.columns = (p.columns + 1) / 2;
-  p.rows = std::min(blocks(), reducing ? std::max(1, kTargetBlocks / channel_blocks) : 65535);
-  return p;
+  const int down = ceil_div(s.Ho, TILE::R);  // Ho x Wo are the outputs and the cells of the inputs
+  int columns = static_cast<int>(s.Wo);
+  const auto tiles = [&] { return s.N * down * ceil_div(s.Wo, columns); };
+  const auto blocks = [&] { return ceil_div(tiles(), Lanes<TILE::V>::kCount); };
+  while (TILE::PLANE == 0 && columns > 4 && 2 * blocks() * channel_blocks <= kTargetBlocks) columns = (columns + 1) / 2;
+  const int rows = std::min(blocks(), reducing ? std::max(1, kTargetBlocks / channel_blocks) : 65535);
+  return {{columns, static_cast<int>(tiles()), divisor(ceil_div(s.Wo, columns)), divisor(down)}, rows};
 }
 
 // Rows of partial results of the reducing kernels.

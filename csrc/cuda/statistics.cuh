@@ -44,6 +44,15 @@ struct RunningMoments {
 // again and zeros are added: what is loaded or added under a condition is waited for row by row.
 inline constexpr int kRowsAtOnce = 8;
 
+// Calls f(first row, number of rows, as a type) for groups of a part's rows, which are every PARTS-th from `part` on. Where
+// no part has a second row, a group is one row.
+template <int PARTS, class F>
+__device__ __forceinline__ void for_row_groups(int count, int part, F f) {
+  if (count <= PARTS) return f(part, std::integral_constant<int, 1>());
+  for (int first = part; first < count; first += kRowsAtOnce * PARTS)
+    f(first, std::integral_constant<int, kRowsAtOnce>());
+}
+
 // The channels of a block that does nothing else than merge. They are 32 bytes of a row, which memory gives at once, and
 // few enough that up to 256 rows are all on their way at once.
 inline constexpr int kMergeChannels = 8;
@@ -57,19 +66,20 @@ __device__ __forceinline__ Moments merge_moments(int count, Get get) {
   const int channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
   const float pivot = get(0, channel).mean;
   float n = 0.f, sum = 0.f, squares = 0.f;
-  for (int first = part; first < count; first += kRowsAtOnce * kParts) {
-    Moments rows[kRowsAtOnce];
+  for_row_groups<kParts>(count, part, [&](int first, auto group) {
+    constexpr int kRows = decltype(group)::value;
+    Moments rows[kRows];
 #pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) rows[k] = get(min(first + k * kParts, count - 1), channel);
+    for (int k = 0; k < kRows; ++k) rows[k] = get(min(first + k * kParts, count - 1), channel);
 #pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
+    for (int k = 0; k < kRows; ++k) {
       const bool is_row = first + k * kParts < count;
       const float d = kept_if(rows[k].mean - pivot, is_row), pixels = kept_if(rows[k].count, is_row);
       n += pixels;
       sum += pixels * d;
       squares += kept_if(rows[k].m2, is_row) + pixels * d * d;
     }
-  }
+  });
   __syncthreads();  // the array may still be read from an earlier call
   sums[(part * 3 + 0) * CHANNELS + channel] = n;
   sums[(part * 3 + 1) * CHANNELS + channel] = sum;
@@ -94,19 +104,20 @@ __device__ __forceinline__ void merge_sums(int count, Get get, float (&sums)[Q])
   const int channel = threadIdx.x % CHANNELS, part = threadIdx.x / CHANNELS;
 #pragma unroll
   for (int q = 0; q < Q; ++q) sums[q] = 0.f;
-  for (int first = part; first < count; first += kRowsAtOnce * kParts) {
-    float rows[kRowsAtOnce][Q];
+  for_row_groups<kParts>(count, part, [&](int first, auto group) {
+    constexpr int kRows = decltype(group)::value;
+    float rows[kRows][Q];
 #pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k)
+    for (int k = 0; k < kRows; ++k)
 #pragma unroll
       for (int q = 0; q < Q; ++q) rows[k][q] = get(min(first + k * kParts, count - 1), channel, q);
 #pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
+    for (int k = 0; k < kRows; ++k) {
       const bool is_row = first + k * kParts < count;
 #pragma unroll
       for (int q = 0; q < Q; ++q) sums[q] += kept_if(rows[k][q], is_row);
     }
-  }
+  });
   __syncthreads();  // the array may still be read from an earlier call
 #pragma unroll
   for (int q = 0; q < Q; ++q) of_parts[q * kThreads + threadIdx.x] = sums[q];
@@ -184,6 +195,47 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
     return {from[0], from[CHANNELS], from[2 * CHANNELS]};
   });
   write_cluster_moments<CHANNELS>(m, c0, C, rows);
+}
+
+// The same of the threads of a block that is no part of a cluster. sums: of the deviations from the thread's own pivot, and
+// of their squares. The first lane must have a pixel.
+template <int V>
+__device__ __forceinline__ void write_block_moments(int count, const float (&pivot)[V], float (&sums)[2][V],
+                                                    Lanes<V> at, int c0, int C, float* rows) {
+  constexpr int kGroups = Lanes<V>::kGroups, kWarps = kThreads / 32;
+  SHARED_ARRAY(float, common, kBlockChannels);  // the first lane's pivots
+  SHARED_ARRAY(float, of_warps, kWarps * 3 * kBlockChannels);
+  if (at.lane == 0) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) common[at.channel + v] = pivot[v];
+  }
+  __syncthreads();
+  float own[3][V];  // pixels, and the sums about the common pivot
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const float shift = pivot[v] - common[at.channel + v], pixels = static_cast<float>(count);
+    own[0][v] = pixels;
+    own[1][v] = fmaf(pixels, shift, sums[0][v]);
+    own[2][v] = fmaf(fmaf(pixels, shift, 2.f * sums[0][v]), shift, sums[1][v]);
+  }
+#pragma unroll
+  for (int q = 0; q < 3; ++q)
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int distance = kGroups; distance < 32; distance *= 2) own[q][v] += __shfl_xor_sync(~0u, own[q][v], distance);
+      if (kGroups == 32 || threadIdx.x % 32 < kGroups)
+        of_warps[(threadIdx.x / 32 * 3 + q) * kBlockChannels + at.channel + v] = own[q][v];
+    }
+  __syncthreads();
+  if (threadIdx.x >= kBlockChannels) return;
+  float all[3] = {};
+#pragma unroll
+  for (int q = 0; q < 3; ++q)
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) all[q] += of_warps[(w * 3 + q) * kBlockChannels + threadIdx.x];
+  const float shift = all[1] / all[0], m2 = all[2] - all[1] * shift;
+  write_moments(rows, blockIdx.y, c0 + threadIdx.x, C, {all[0], common[threadIdx.x] + shift, m2 < 0.f ? 0.f : m2});
 }
 
 // Adds up Q sums a channel of the blocks of a cluster, of kClusterBlocks or of one, and writes them as its row of

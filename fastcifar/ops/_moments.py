@@ -13,7 +13,7 @@ from fastcifar.ops._library import accumulate_dtype
 
 def num_rows(pixels: int, channels: int) -> int:
     """How many rows of partial moments an op leaves for its output; csrc/common.h says the same (`moment_rows`)."""
-    return min(-(-pixels // 128), max(1, min(264 // -(-channels // 64), 72)))
+    return min(-(-pixels // 128), max(1, min(264 // -(-channels // 64), 64)))
 
 
 def rows_of(u: Tensor) -> Tensor:

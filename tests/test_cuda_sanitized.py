@@ -250,7 +250,7 @@ RACES = {
     ),
     "one row of partial sums for all blocks": (
         "statistics.cuh",
-        "const int64_t row = static_cast<int>(blockIdx.y) / cluster_blocks();",
+        "const int64_t row = static_cast<int>(blockIdx.y) / (cluster_blocks() == 1 ? 1 : kClusterBlocks);",
         "const int64_t row = 0;",
     ),
     "a tile that is written while it is read": ("stem.cu", "turn * Tiles::kFloats;", "0 * turn;"),

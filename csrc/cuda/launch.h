@@ -141,10 +141,10 @@ struct StemWeight {
 };
 // x: images [N][H][W][3]. u_rows: float [moment_rows][3][C], the partial moments of u.
 cudaError_t stem(Dtype, const void* x, const void* w, StemWeight, void* u, float* u_rows, const StemShape&,
-                 cudaStream_t);
-int64_t stem_backward_workspace(const StemShape&);
+                 bool tensor_cores, cudaStream_t);
+int64_t stem_backward_workspace(Dtype, StemWeight, const StemShape&, bool tensor_cores);
 cudaError_t stem_backward(Dtype, const void* grad_u, const ThroughMoments& of_u, const void* x, StemWeight,
-                          void* grad_w, float* workspace, const StemShape&, cudaStream_t);
+                          void* grad_w, float* workspace, const StemShape&, bool tensor_cores, cudaStream_t);
 
 // The labels that rows of logits are compared with. Without MixUp lam is null, and partner_labels is labels.
 struct Targets {

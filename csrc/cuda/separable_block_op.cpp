@@ -5,17 +5,6 @@
 namespace fastcifar::cuda {
 namespace {
 
-// mma.sync of the shapes and types used begins with sm_80.
-bool has_tensor_cores() {
-#if defined(FASTCIFAR_EMULATED)
-  return true;
-#else
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
-#endif
-}
-
 // A weight in the activations' dtype.
 Tensor in_dtype_of(const Tensor& x, const Tensor& w) {
   return w.scalar_type() == x.scalar_type() ? w : torch::stable::to(w, x.scalar_type());

@@ -242,9 +242,9 @@ __device__ __forceinline__ void write_block_moments(int count, const float (&piv
 // float [rows][Q][C], for the channels from c0 on. get(j) gives the block's sum j / CHANNELS of channel j % CHANNELS.
 template <int Q, int CHANNELS, class Get>
 __device__ __forceinline__ void write_cluster_sums(Get get, int c0, int C, float* rows) {
+  const int64_t row = static_cast<int>(blockIdx.y) / (cluster_blocks() == 1 ? 1 : kClusterBlocks);
   const auto write = [&](int j, float sum) {
     const int c = c0 + j % CHANNELS;
-    const int64_t row = static_cast<int>(blockIdx.y) / cluster_blocks();
     if (c < C) rows[(row * Q + j / CHANNELS) * C + c] = sum;
   };
   SHARED_ARRAY(float, of_block, Q* CHANNELS);

@@ -1,4 +1,5 @@
 // The first convolution, 3x3 over images of three channels, with the moments of its output; and its weight's gradient.
+// Here are the kernels without tensor cores, for float32, for all other shapes and for older GPUs.
 //
 // A block owns 16 channels and goes from tile to tile. A tile of images lies in shared memory as float32 with a border,
 // so that the nine numbers under a row of the weight lie side by side, and no pixel is a special case. While the block
@@ -6,7 +7,8 @@
 // reads each number of the images once for all of them, and has 27 * V weights, or their gradients, in registers.
 #include <algorithm>
 
-#include "cuda/statistics.cuh"
+#include "cuda/stem_tensor.cuh"
+#include "cuda/stem_tiles.cuh"
 
 namespace fastcifar::cuda {
 
@@ -14,52 +16,22 @@ namespace {
 
 constexpr int kStemThreads = 512, kStemChannels = 16;
 constexpr int kStemBlocks = 132;  // one an SM on an H200, whose registers it fills; a constant, as kTargetBlocks is
-constexpr int kTaps = 27, kRowTaps = 9;
-constexpr int kStrip = 8, kAcross = 4, kTileWidth = kStrip * kAcross;  // pixels of a thread; strips and pixels across
+constexpr int kStrip = 8, kAcross = kTileWidth / kStrip;  // pixels of a thread; strips across
 constexpr int kPitch = 104;  // floats of a tile's row in shared memory: 34 pixels, and two floats more
-
-// Taps are in the order of the images' memory: row, column, channel. In a weight that is not channels_last, the channel
-// of the images comes first.
-__device__ __forceinline__ int place_of(int tap) { return tap % 3 * 9 + tap / 3; }
-__device__ __forceinline__ int tap_at(int place) { return place % 9 * 3 + place / 9; }
-
-struct Geometry {
-  int N, C, H, W;
-};
 
 template <int V>
 using StemLanes = Lanes<V, kStemThreads, kStemChannels>;  // a lane is a strip of pixels
 
-// The tiles of a batch of images for a thread, which goes from tile blockIdx.y on in steps of gridDim.y. V numbers a
-// load: with V = 2 the images' width is even.
+// The images' tiles. V numbers a load: with V = 2 the images' width is even.
 template <class T, int V>
-struct ImageTiles {
+struct ImageTiles : Tiles {
   static constexpr int kHeight = StemLanes<V>::kCount / kAcross, kFloats = (kHeight + 2) * kPitch;
   static constexpr int kRowLoads = kPitch / V, kLoads = ceil_div((kHeight + 2) * kRowLoads, kStemThreads);
 
-  // A tile, or a step between tiles: image, and tile down and across.
-  struct Place {
-    int n, y, x;
-  };
-
   const T* x;
-  int N, H, W, across, down;
-  Place at, step;
   Pack<T, V> next[kLoads];
 
-  __device__ __forceinline__ ImageTiles(const T* images, const Geometry& s)
-      : x(images), N(s.N), H(s.H), W(s.W), across(ceil_div(s.W, kTileWidth)), down(ceil_div(s.H, kHeight)),
-        at(place(blockIdx.y)), step(place(gridDim.y)) {}
-  __device__ __forceinline__ Place place(int t) const { return {t / across / down, t / across % down, t % across}; }
-
-  __device__ __forceinline__ bool more() const { return at.n < N; }
-  __device__ __forceinline__ void advance() {
-    at.x += step.x;
-    at.y += step.y;
-    at.n += step.n;
-    if (at.x >= across) at.x -= across, ++at.y;
-    if (at.y >= down) at.y -= down, ++at.n;
-  }
+  __device__ __forceinline__ ImageTiles(const T* images, const Geometry& s) : Tiles(s), x(images) {}
 
   // The first pixel of a lane's strip. It may lie beyond the image.
   __device__ __forceinline__ Place strip(int lane) const {
@@ -290,56 +262,126 @@ auto with_channels(const StemShape& s, F f) {
 template <int V>
 dim3 stem_grid(const StemShape& s) {
   const int64_t tiles =
-      s.N * ceil_div(s.H, StemLanes<V>::kCount / kAcross) * static_cast<int64_t>(ceil_div(s.W, kTileWidth));
+      s.N * ceil_div(s.H, ImageTiles<float, V>::kHeight) * static_cast<int64_t>(ceil_div(s.W, kTileWidth));
   const int channel_blocks = ceil_div(s.C, kStemChannels);
   const int64_t most = std::min<int64_t>(moment_rows(s.N * s.H * s.W, s.C), std::max(1, kStemBlocks / channel_blocks));
   return dim3(channel_blocks, static_cast<unsigned>(std::min(tiles, most)));
 }
 
+// Whether the kernels of stem_tensor.cuh take it. A weight in float32 is not rounded.
+bool is_tensor_work(Dtype dtype, StemWeight weight, const StemShape& s, bool tensor_cores) {
+  return tensor_cores && dtype != Dtype::kFloat32 && !weight.wide && s.C % 8 == 0 && s.W % 2 == 0;
+}
+
+// Of blocks, of which an SM holds three: all of them run at a time, in clusters too.
+constexpr int kTensorBlocks = 256;
+
+struct TensorGrid {
+  dim3 blocks;
+  int cluster, rows;  // of partial results
+};
+
+TensorGrid tensor_grid(const StemShape& s) {
+  const int64_t tiles = s.N * ceil_div(s.H, kTensorHeight) * static_cast<int64_t>(ceil_div(s.W, kTileWidth));
+  const int channel_blocks = ceil_div(s.C, kBlockChannels);
+  int blocks = static_cast<int>(std::min<int64_t>(tiles, std::max(1, kTensorBlocks / channel_blocks)));
+  const int cluster = blocks_a_row(blocks);
+  blocks = std::min(whole_rows(blocks), cluster * static_cast<int>(moment_rows(s.N * s.H * s.W, s.C)));
+  return {dim3(channel_blocks, blocks), cluster, blocks / cluster};
+}
+
+// Calls f with a value of the element type, which has 16 bits.
+template <class F>
+void with_narrow_type(Dtype dtype, F f) {
+  dtype == Dtype::kBFloat16 ? f(bf16()) : f(fp16());
+}
+
+// height: of a tile. blocks: that share out the tiles.
+Geometry geometry(const StemShape& s, int height, unsigned blocks) {
+  const int down = ceil_div(s.H, height), across = ceil_div(s.W, kTileWidth);
+  return {static_cast<int>(s.N),
+          static_cast<int>(s.C),
+          static_cast<int>(s.H),
+          static_cast<int>(s.W),
+          down,
+          across,
+          place_of_tile(blocks, down, across)};
+}
+template <int V>
 Geometry geometry(const StemShape& s) {
-  return {static_cast<int>(s.N), static_cast<int>(s.C), static_cast<int>(s.H), static_cast<int>(s.W)};
+  return geometry(s, ImageTiles<float, V>::kHeight, stem_grid<V>(s).y);
+}
+
+void launch_merge(Dtype dtype, const float* rows, int count, StemWeight weight, void* grad_w, int C,
+                  cudaStream_t stream) {
+  with_type(weight.wide ? Dtype::kFloat32 : dtype, [&](auto t) {
+    using W = decltype(t);
+    LAUNCH(stem_merge_kernel<W>, dim3(ceil_div(C, kMergeChannels), kTaps), dim3(kThreads), stream, rows, count, C,
+           weight.channels_last, static_cast<W*>(grad_w));
+  });
 }
 
 }  // namespace
 
 cudaError_t stem(Dtype dtype, const void* x, const void* w, StemWeight weight, void* u, float* u_rows,
-                 const StemShape& s, cudaStream_t stream) {
+                 const StemShape& s, bool tensor_cores, cudaStream_t stream) {
+  const int num_rows = static_cast<int>(moment_rows(s.N * s.H * s.W, s.C));
+  if (is_tensor_work(dtype, weight, s, tensor_cores)) {
+    with_narrow_type(dtype, [&](auto t) {
+      using T = decltype(t);
+      const TensorGrid grid = tensor_grid(s);
+      LAUNCH_CLUSTERS(stem_tensor_forward_kernel<T>, grid.cluster, grid.blocks, dim3(kThreads), stream,
+                      static_cast<const T*>(x), static_cast<const T*>(w), weight.channels_last, static_cast<T*>(u),
+                      u_rows, num_rows, geometry(s, kTensorHeight, grid.blocks.y));
+    });
+    return cudaGetLastError();
+  }
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     with_channels(s, [&](auto channels) {
       constexpr int V = decltype(channels)::value;
       LAUNCH((stem_forward_kernel<T, V>), stem_grid<V>(s), dim3(kStemThreads), stream, static_cast<const T*>(x), w,
-             weight, static_cast<T*>(u), u_rows, static_cast<int>(moment_rows(s.N * s.H * s.W, s.C)), geometry(s));
+             weight, static_cast<T*>(u), u_rows, num_rows, geometry<V>(s));
     });
   });
   return cudaGetLastError();
 }
 
-int64_t stem_backward_workspace(const StemShape& s) {
-  return with_channels(s, [&](auto channels) { return int64_t{stem_grid<decltype(channels)::value>(s).y}; }) * kTaps *
-         s.C;
+int64_t stem_backward_workspace(Dtype dtype, StemWeight weight, const StemShape& s, bool tensor_cores) {
+  const int64_t rows = is_tensor_work(dtype, weight, s, tensor_cores)
+                           ? tensor_grid(s).rows
+                           : with_channels(s, [&](auto V) { return stem_grid<decltype(V)::value>(s).y; });
+  return rows * kTaps * s.C;
 }
 
 cudaError_t stem_backward(Dtype dtype, const void* grad_u, const ThroughMoments& of_u, const void* x, StemWeight weight,
-                          void* grad_w, float* workspace, const StemShape& s, cudaStream_t stream) {
+                          void* grad_w, float* workspace, const StemShape& s, bool tensor_cores, cudaStream_t stream) {
   const int C = static_cast<int>(s.C);
+  if (is_tensor_work(dtype, weight, s, tensor_cores)) {
+    const TensorGrid grid = tensor_grid(s);
+    with_narrow_type(dtype, [&](auto t) {
+      using T = decltype(t);
+      const auto launch = [&](auto through) {
+        LAUNCH_CLUSTERS((stem_tensor_backward_kernel<T, decltype(through)::value>), grid.cluster, grid.blocks,
+                        dim3(kThreads), stream, static_cast<const T*>(grad_u), of_u, static_cast<const T*>(x),
+                        workspace, geometry(s, kTensorHeight, grid.blocks.y));
+      };
+      of_u.rows != nullptr ? launch(std::true_type()) : launch(std::false_type());
+    });
+    launch_merge(dtype, workspace, grid.rows, weight, grad_w, C, stream);
+    return cudaGetLastError();
+  }
   with_type(dtype, [&](auto t) {
     using T = decltype(t);
     with_channels(s, [&](auto channels) {
       constexpr int V = decltype(channels)::value;
-      const dim3 grid = stem_grid<V>(s), merge(ceil_div(C, kMergeChannels), kTaps);
-      const int rows = static_cast<int>(grid.y);
+      const dim3 grid = stem_grid<V>(s);
       const auto launch = [&](auto through) {
         LAUNCH((stem_backward_kernel<T, V, decltype(through)::value>), grid, dim3(kStemThreads), stream,
-               static_cast<const T*>(grad_u), of_u, static_cast<const T*>(x), workspace, geometry(s));
+               static_cast<const T*>(grad_u), of_u, static_cast<const T*>(x), workspace, geometry<V>(s));
       };
       of_u.rows != nullptr ? launch(std::true_type()) : launch(std::false_type());
-      if (weight.wide)
-        LAUNCH(stem_merge_kernel<float>, merge, dim3(kThreads), stream, workspace, rows, C, weight.channels_last,
-               static_cast<float*>(grad_w));
-      else
-        LAUNCH(stem_merge_kernel<T>, merge, dim3(kThreads), stream, workspace, rows, C, weight.channels_last,
-               static_cast<T*>(grad_w));
+      launch_merge(dtype, workspace, static_cast<int>(grid.y), weight, grad_w, C, stream);
     });
   });
   return cudaGetLastError();

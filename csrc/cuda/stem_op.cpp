@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> stem_cuda(const Tensor& x, const Tensor& w) {
   const Tensor in = readable(op, a.x), weight = readable(op, a.w);
   a.u = readable(op, a.u);  // as large as the kernels can count
   check_launch(op, stem(dtype_of(in), in.const_data_ptr(), weight.const_data_ptr(), layout_of(a),
-                        a.u.mutable_data_ptr(), mutable_floats(a.u_rows), shape_of(a), stream));
+                        a.u.mutable_data_ptr(), mutable_floats(a.u_rows), shape_of(a), has_tensor_cores(), stream));
   return {a.u, a.u_rows};
 }
 
@@ -26,12 +26,15 @@ Tensor stem_backward_cuda(const Tensor& grad_u, const Tensor& x, const Tensor& w
   const DeviceStream stream(x);
   StemBackward a = prepare_stem_backward(Backend::cuda, grad_u, x, w, grad_u_rows, u, u_rows);
   const Tensor in = readable(op, a.x), grad = readable(op, a.grad_u);
-  const Tensor workspace = empty_floats(in, stem_backward_workspace(shape_of(a)));
+  const bool tensor_cores = has_tensor_cores();
+  const Tensor workspace =
+      empty_floats(in, stem_backward_workspace(dtype_of(in), layout_of(a), shape_of(a), tensor_cores));
   const Tensor of_u = a.grad_u_rows ? readable(op, a.u) : grad;
   ThroughMoments moments{};
   if (a.grad_u_rows) moments = {of_u.const_data_ptr(), floats(a.u_rows), floats(*a.grad_u_rows)};
-  check_launch(op, stem_backward(dtype_of(in), grad.const_data_ptr(), moments, in.const_data_ptr(), layout_of(a),
-                                 a.grad_w.mutable_data_ptr(), mutable_floats(workspace), shape_of(a), stream));
+  check_launch(
+      op, stem_backward(dtype_of(in), grad.const_data_ptr(), moments, in.const_data_ptr(), layout_of(a),
+                        a.grad_w.mutable_data_ptr(), mutable_floats(workspace), shape_of(a), tensor_cores, stream));
   return a.grad_w;
 }
 

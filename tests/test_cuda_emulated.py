@@ -12,6 +12,7 @@ from typing import Any
 import emulator
 import pytest
 import torch
+import torch.nn.functional as F
 from op_cases import (
     CUDA_OPS,
     pool_calls,
@@ -214,9 +215,12 @@ def test_pool_agrees_with_its_reference(
         assert all(map(torch.equal, emulated(name, *args, seed=0), emulated(name, *args, seed=2)))
 
 
-# The last three: tiles cut on both sides, and fewer blocks than rows of moments, and far fewer than tiles.
+# The last four: tiles cut on both sides, and fewer blocks than rows of moments, and far fewer than tiles. Where the
+# weight has the images' 16 bits, the second and the last run on the (emulated) tensor cores, and some of SHAPES do.
 @pytest.mark.parametrize(
-    "shape", [*SHAPES, (1, 34, 35, 70), (24, 40, 18, 34), (300, 2, 2, 2)], ids=lambda s: "x".join(map(str, s))
+    "shape",
+    [*SHAPES, (1, 34, 35, 70), (24, 40, 18, 34), (300, 2, 2, 2), (300, 8, 2, 2)],
+    ids=lambda s: "x".join(map(str, s)),
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_stem_agrees_with_its_reference(
@@ -227,11 +231,13 @@ def test_stem_agrees_with_its_reference(
         check(emulated, name, args)
 
 
-def test_every_pixel_of_a_stem_is_in_its_moments(emulated: Emulated) -> None:
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_every_pixel_of_a_stem_is_in_its_moments(emulated: Emulated, dtype: torch.dtype) -> None:
     """Each pixel counts once, the first row is not empty, and rows that no block writes are empty."""
-    for shape in [(2, 3, 5, 7), (300, 2, 2, 2), (9, 48, 33, 31), (72, 34, 16, 16)]:
+    shapes = [(2, 3, 5, 7), (300, 2, 2, 2), (9, 48, 33, 31), (72, 34, 16, 16)]
+    for shape in shapes if dtype == torch.float32 else [(1, 8, 5, 6), (300, 8, 2, 2), (9, 48, 33, 34)]:
         n, c, h, w = shape
-        images, weight = activation(n, 3, h, w), torch.randn(c, 3, 3, 3)
+        images, weight = activation(n, 3, h, w, dtype=dtype), torch.randn(c, 3, 3, 3).to(dtype)
         _, rows = emulated("stem", images, weight)
         assert torch.equal(rows[:, 0].sum(0), torch.full((c,), float(n * h * w))) and (rows[0, 0] > 0).all(), shape
         assert not rows[(rows[:, 0] == 0).all(1)].any(), shape
@@ -273,6 +279,8 @@ def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
         pools = without_gradients_of_moments(pool_calls(shape, dtype))
         for name, args in (*calls(shape, dtype, 1), *pools):
             check(before_hopper, name, args)
+    for name, args in stem_calls((9, 40, 18, 34), dtype):
+        check(before_hopper, name, args)
     u, gamma0, beta0, *_ = block_arguments((150, 2, 16, 8), dtype)
     assert before_hopper.launches("batch_norm_relu", u, gamma0, beta0, EPS) == 3
     small, gamma, beta, *rest = block_arguments((5, 16, 4, 4), dtype)
@@ -327,7 +335,7 @@ def test_bitwise_the_same_in_any_order_of_threads_and_blocks(emulated: Emulated)
     torch.manual_seed(0)
     shape = (2, 34, 5, 6)
     separable = separable_calls(block_arguments(shape, torch.bfloat16), 36, 1)
-    stems = (call for s in (shape, (24, 34, 18, 34)) for call in stem_calls(s, torch.bfloat16))
+    stems = (call for s in (shape, (24, 34, 18, 34), (300, 40, 2, 2)) for call in stem_calls(s, torch.bfloat16))
     planes = (call for s in (1, 2) for call in calls((20, 8, 8, 8), torch.bfloat16, s) if "depthwise" in call[0])
     for name, args in (*calls(shape, torch.bfloat16, 1), *separable, *stems, *planes):
         first = emulated(name, *args, seed=0)
@@ -392,6 +400,27 @@ def test_not_a_number_stays_one(emulated: Emulated) -> None:
         assert emulated(name, x, *args[1:])[0][0, 1].isnan().any(), name
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_stem_keeps_what_is_not_finite_in_its_place(emulated: Emulated, dtype: torch.dtype) -> None:
+    """On tensor cores, too, no pixel outside of a patch and no weight of another channel is multiplied with it."""
+    torch.manual_seed(0)
+    x, w = activation(2, 3, 9, 36, dtype=dtype), torch.randn(16, 3, 3, 3).to(dtype)
+    grad = activation(2, 16, 9, 36, dtype=dtype)
+    assert emulated("_stem_backward", grad, x, w)[0].isfinite().all()
+    for channel, value in enumerate((float("nan"), float("inf"), -float("inf"))):
+        images = x.clone(memory_format=torch.channels_last)
+        images[0, channel, 2, 3::5] = images[1, channel, 8, 0] = value
+        u, exact = emulated("stem", images, w)[0], F.conv2d(images.double(), w.double(), padding=1)
+        assert torch.equal(u.isnan(), exact.isnan()) and torch.equal(u.isinf(), exact.isinf())
+        weight, of_one = w.clone(), grad.clone(memory_format=torch.channels_last)
+        weight[5, channel, 1, 1] = of_one[1, 5, 4, 4] = value
+        others = torch.arange(16) != 5
+        u, rows = emulated("stem", x, weight)
+        assert torch.equal(u.isfinite().all((0, 2, 3)), others) and torch.equal(rows[0].isfinite().all(0), others)
+        grad_w = emulated("_stem_backward", of_one, x, w)[0]
+        assert torch.equal(grad_w.isfinite().all((1, 2, 3)), others)
+
+
 def test_memory_formats_and_views(emulated: Emulated) -> None:
     """Inputs not in channels_last, not contiguous or not aligned to 16 bytes, and bfloat16 weights, are read right."""
     torch.manual_seed(0)
@@ -407,14 +436,16 @@ def test_memory_formats_and_views(emulated: Emulated) -> None:
     half = w.bfloat16()
     assert torch.equal(emulated("dwconv3x3", x, half, 1)[0], emulated("dwconv3x3", x, half.float(), 1)[0])
     assert emulated("_dwconv3x3_backward", expected, x, half, 1, False, True)[1].dtype == torch.bfloat16
-    images, w = activation(2, 3, 5, 8, dtype=torch.bfloat16), torch.randn(35, 3, 3, 3, dtype=torch.bfloat16)[1:]
-    assert w.data_ptr() % 16
-    outputs = emulated("stem", images, w.clone())
-    for x, weight in ((images.contiguous(), w), (images, w.to(memory_format=torch.channels_last))):
-        assert all(map(torch.equal, emulated("stem", x, weight), outputs))
-    for weight in (w, w.to(memory_format=torch.channels_last)):
-        grads = [emulated("_stem_backward", g, images, weight)[0] for g in (outputs[0], outputs[0].contiguous())]
-        assert torch.equal(*grads) and grads[0].dtype == torch.bfloat16 and grads[0].stride() == weight.stride()
+    images = activation(2, 3, 5, 8, dtype=torch.bfloat16)
+    for channels in (34, 40):  # the latter on tensor cores
+        w = torch.randn(channels + 1, 3, 3, 3, dtype=torch.bfloat16)[1:]
+        assert w.data_ptr() % 16
+        outputs = emulated("stem", images, w.clone())
+        for x, weight in ((images.contiguous(), w), (images, w.to(memory_format=torch.channels_last))):
+            assert all(map(torch.equal, emulated("stem", x, weight), outputs))
+        for weight in (w, w.to(memory_format=torch.channels_last)):
+            grads = [emulated("_stem_backward", g, images, weight)[0] for g in (outputs[0], outputs[0].contiguous())]
+            assert torch.equal(*grads) and grads[0].dtype == torch.bfloat16 and grads[0].stride() == weight.stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

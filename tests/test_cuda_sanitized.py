@@ -102,6 +102,22 @@ for a, b in ((u, truth), (grad_w, truth_w)):
     assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-3), "WRONG RESULT"
 print("CORRECT")
 """
+STEM_TENSOR_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+op = torch.ops.fastcifar_emulated
+torch.manual_seed(0)
+x, w = torch.randn(20, 3, 6, 4).bfloat16(), torch.randn(16, 3, 3, 3).bfloat16()  # 20 tiles for 16 blocks
+u, rows = op.stem(x, w)
+grads = op._stem_backward(u, x, w), op._stem_backward(u, x, w, torch.zeros_like(rows), u, rows)
+xd, wd = x.double(), w.double().requires_grad_()
+truth = torch.nn.functional.conv2d(xd, wd, padding=1)
+truth_w, = torch.autograd.grad(truth, wd, u.double())
+assert rows[:, 0].sum(0).eq(20 * 6 * 4).all(), "WRONG RESULT"
+for a, b in ((u, truth), (grads[0], truth_w), (grads[1], truth_w)):
+    assert torch.allclose(a.double(), b, rtol=1e-2, atol=1e-2), "WRONG RESULT"
+print("CORRECT")
+"""
 STREAM_SCRIPT = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
@@ -116,6 +132,7 @@ print("CORRECT")
 OPS_USED = {
     STREAM_SCRIPT: ("separable_block", "depthwise_block"),
     STEM_SCRIPT: ("stem",),
+    STEM_TENSOR_SCRIPT: ("stem",),
     SCRIPT: ("dwconv3x3",),
     STEP_SCRIPT: (
         "training_batch",
@@ -142,6 +159,7 @@ SCRIPTS = {
     "sgd": STEP_SCRIPT,
     "update_statistics": STEP_SCRIPT,
     "stem": STEM_SCRIPT,
+    "stem_tensor": STEM_TENSOR_SCRIPT,
 }
 # bug -> file, what it says, what it says with the bug
 PLANTED = {
@@ -191,6 +209,14 @@ PLANTED = {
     "a gradient behind the last row": ("stem.cu", "c < s.C && y0 < s.H ? s.W - x0 : 0", "c < s.C ? s.W - x0 : 0"),
     "a pixel behind the last": ("stem.cu", "c >= s.C || y0 >= s.H || x0 >= s.W", "c >= s.C || x0 >= s.W"),
     "no room for the last sums": ("stem.cu", "shared, kLanes* kSums)", "shared, kLanes* kSums - 1)"),
+    "two pixels of the images behind the last row": (
+        "stem_tensor.cuh",
+        "static_cast<unsigned>(y) < static_cast<unsigned>(H)",
+        "y >= 0",
+    ),
+    "a gradient of a row behind the last": ("stem_tensor.cuh", "< pixel ? H - y : 0", "< pixel ? H : 0"),
+    "a result in a row behind the last": ("stem_tensor.cuh", "if (y >= s.H) continue;", ""),
+    "no room for the last pixel of a tile": ("stem_tensor.cuh", "tile, Tile::kAllWords)", "tile, Tile::kAllWords - 8)"),
     "a pixel behind the last one": (
         "pointwise_stream.cuh",
         "m < a.M && block * 32 + q * 8 < a.K",
@@ -259,6 +285,26 @@ RACES = {
         "__syncthreads();  // the tiles, or the sums before, may still be read",
         "",
     ),
+    "a tile of pairs that is written while it is read": (
+        "stem_tensor.cuh",
+        "__syncthreads();  // the tile before may still be read",
+        "",
+    ),
+    "a tile of pairs that is read before it is there": (
+        "stem_tensor.cuh",
+        "gradient.put(pixels.at, parts, of_grad);\n    __syncthreads();",
+        "gradient.put(pixels.at, parts, of_grad);",
+    ),
+    "taps that are read before they are there": (
+        "stem_tensor.cuh",
+        "__syncthreads();\n  Fragment weight",
+        "Fragment weight",
+    ),
+    "sums that lie over a tile while it is read": (
+        "stem_tensor.cuh",
+        "__syncthreads();  // the last tile may still be read",
+        "",
+    ),
     "a weight that is read before it is there": (
         "pointwise_stream.cuh",
         "of_weight.put(weight);\n  __syncthreads();",
@@ -294,7 +340,8 @@ RACES = {
 
 
 def types_of(script: str) -> dict[str, tuple[str, str]]:
-    return BFLOAT16_ONLY if script in (PLANE_SCRIPT, POOL_SCRIPT, GIVEN_SCRIPT, STREAM_SCRIPT) else FLOAT_ONLY
+    in_16_bits = (PLANE_SCRIPT, POOL_SCRIPT, GIVEN_SCRIPT, STREAM_SCRIPT, STEM_TENSOR_SCRIPT)
+    return BFLOAT16_ONLY if script in in_16_bits else FLOAT_ONLY
 
 
 needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")

@@ -214,7 +214,7 @@ PLANTED = {
         "static_cast<unsigned>(y) < static_cast<unsigned>(H)",
         "y >= 0",
     ),
-    "a gradient of a row behind the last": ("stem_tensor.cuh", "< pixel ? H - y : 0", "< pixel ? H : 0"),
+    "a gradient of a row behind the last": ("stem_tensor.cuh", "c < C ? H - y : 0", "c < C ? kTensorHeight : 0"),
     "a result in a row behind the last": ("stem_tensor.cuh", "if (y >= s.H) continue;", ""),
     "no room for the last pixel of a tile": ("stem_tensor.cuh", "tile, Tile::kAllWords)", "tile, Tile::kAllWords - 8)"),
     "a pixel behind the last one": (

@@ -1,17 +1,17 @@
-// The first convolution and its weight's gradient on tensor cores: for 16-bit types, weights of that type, channels in
-// whole vectors of four and images of even width.
+// The first convolution and its weight's gradient on tensor cores: for 16-bit types whose rows are whole 16-byte
+// vectors, a weight of that type and images of even width.
 //
-// A block owns 32 channels and goes from tile to tile. Each of its warps has a row of the tile forward, and in the
-// backward half of two rows. With g = lane / 4 and q = lane % 4, a lane has channels 4g to 4g + 3: they are rows g and
-// g + 8 of two fragments. An operand's word is a pair of 16-bit numbers, which differ in what is summed over; the
-// images lie in shared memory in such pairs, so that a lane reads a word at once:
+// A block owns 32 channels and goes from tile to tile. While it works on a tile, the next one is on its way to
+// registers. A word of an operand is a pair of 16-bit numbers, neighbours in what is summed over: the images lie in
+// shared memory in such pairs. Below, g is lane / 4 and q is lane % 4.
 //
-// Forward, the sum is over taps, and pairs are numbers of a patch. A pixel's red and green are one. Blue is paired with
-// the blue of the next pixel, which serves the first two columns of a patch; of the third column the second number is
-// masked. Fifteen pairs hold the 27 numbers; the sixteenth is zero, and so is its weight.
+// Forward, the sum is over taps, and a pair is two numbers of a patch. Red and green of a pixel are one. Blue is paired
+// with the next pixel's, which serves the first two columns of a patch; in the third, the second number is masked.
+// Fifteen pairs hold the 27 numbers; the sixteenth is zero. A warp has a row of the tile, and a lane channels 4g to
+// 4g + 3, which are rows g and g + 8 of two fragments.
 //
-// In the backward the sum is over pixels, and a pair is the same channel of two pixels: one of the upper and one of the
-// lower half of the tile.
+// In the backward the sum is over pixels, and a pair is two pixels of one color: one of the upper and one of the lower
+// half of the tile. The gradient of u passes through shared memory, and each warp has eight of the taps.
 #pragma once
 #include "cuda/stem_tiles.cuh"
 #include "cuda/tensor_cores.cuh"
@@ -19,14 +19,13 @@
 namespace fastcifar::cuda {
 
 inline constexpr int kTensorHeight = kThreads / 32;  // of a tile
-inline constexpr int kTensorVector = kBlockChannels / 8;
 
 // The pixels of a tile and of its border, on their way from device memory: a thread has two neighbours. The tile lies
 // in PARTS, above each other, each with its own border.
 template <class T, int PARTS>
 struct PixelPairs : Tiles {
   static constexpr int kHeight = kTensorHeight / PARTS, kRows = kHeight + 2;  // of a part
-  static constexpr int kPairs = kTileWidth / 2 + 2, kColumns = 2 * kPairs;    // from column -2 of the tile on
+  static constexpr int kPairs = kTileWidth / 2 + 2;                           // of a row, from column -2 of the tile on
   static_assert(PARTS * kRows * kPairs <= kThreads, "two pixels a thread");
 
   const T* x;
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     stem_tensor_forward_kernel(const T* x, const T* w, bool channels_last, T* u, float* rows, int num_rows,
                                const Geometry s) {
   begin_kernel();
-  constexpr int V = kTensorVector;
+  constexpr int V = kBlockChannels / 8;  // channels of a lane
   SHARED_ARRAY(uint32_t, tile, Patches::kWords);
   SHARED_ARRAY(Fragment, taps, 4 * 32);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
@@ -166,32 +165,32 @@ struct HalvesOfTile {
 };
 
 // The gradient of u for a thread: eight channels of a column of a tile, of every second row, on their way from device
-// memory. THROUGH: with the part that comes through the moments of u, which is constant + u * factor: parts is float
-// [2][kBlockChannels]. What float32 loses of a large mean so is far less than a number of 16 bits has lost of it.
+// memory. THROUGH: with the part that comes through the moments of u, which is u * factor + constant: parts has both,
+// float [2][kBlockChannels]. Beside a large mean float32 so loses far less than the 16 bits of u have lost.
 template <class T, bool THROUGH>
 struct GradOfTile {
   static constexpr int kPacks = 4;
   const T *grad, *u;
-  int N, H, W, row, column, channel;
-  uint32_t pixel;  // bytes
+  int C, H, W, row, column, channel;  // the thread's: in a tile, in the block
   Pack<T, 8> next[kPacks], next_u[THROUGH ? kPacks : 1];
 
   __device__ __forceinline__ GradOfTile(const T* grad, const void* u, const Geometry& s)
-      : grad(grad), u(static_cast<const T*>(u)), N(s.N), H(s.H), W(s.W), row(threadIdx.x / 128),
-        column(threadIdx.x / 4 % kTileWidth), channel(threadIdx.x % 4 * 8), pixel(s.C * sizeof(T)) {}
+      : grad(grad), u(static_cast<const T*>(u)), C(s.C), H(s.H), W(s.W), row(threadIdx.x / (kTileWidth * 4)),
+        column(threadIdx.x / 4 % kTileWidth), channel(threadIdx.x % 4 * 8) {}
 
-  __device__ __forceinline__ void fetch(const Place& tile, int c0) {
+  __device__ __forceinline__ void fetch(const Place& tile) {
     const int y = tile.y * kTensorHeight + row, x = tile.x * kTileWidth + column;
-    const uint32_t first = static_cast<uint32_t>((tile.n * H + y) * W + x) * pixel + (c0 + channel) * sizeof(T);
-    const int rows = x < W && (c0 + channel) * sizeof(T) < pixel ? H - y : 0;
-    const T *of_grad = at_byte(grad, first), *of_u = at_byte(u, first);
+    const int c = blockIdx.x * kBlockChannels + channel, rows = x < W && c < C ? H - y : 0;
+    const uint32_t first = (static_cast<uint32_t>((tile.n * H + y) * W + x) * C + c) * sizeof(T);
+    const uint32_t step = 2 * W * C * sizeof(T);
+    fetch(at_byte(grad, first), step, rows, next);
+    if constexpr (THROUGH) fetch(at_byte(u, first), step, rows, next_u);
+  }
+  __device__ __forceinline__ static void fetch(const T* from, uint32_t step, int rows, Pack<T, 8> (&to)[kPacks]) {
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
-      next[i] = load_if<8>(of_grad, 2 * i < rows);
-      of_grad = at_byte(of_grad, 2 * W * pixel);
-      if (!THROUGH) continue;
-      next_u[i] = load_if<8>(of_u, 2 * i < rows);
-      of_u = at_byte(of_u, 2 * W * pixel);
+      to[i] = load_if<8>(from, 2 * i < rows);
+      from = at_byte(from, step);
     }
   }
   __device__ __forceinline__ void put(const Place& tile, const float* parts, uint16_t* to) {
@@ -245,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   PixelPairs<T, 2> pixels(x, s);
   GradOfTile<T, THROUGH> gradient(grad, of_u.x, s);
   pixels.fetch();
-  gradient.fetch(pixels.at, c0);
+  gradient.fetch(pixels.at);
   if (THROUGH && threadIdx.x < kBlockChannels) {
     const PartThroughMoments part = part_through(of_u, c0 + threadIdx.x, s.C);
     parts[threadIdx.x] = part.factor;
@@ -265,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     pixels.advance();
     if (pixels.more()) {
       pixels.fetch();
-      gradient.fetch(pixels.at, c0);
+      gradient.fetch(pixels.at);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r)

@@ -22,8 +22,9 @@ FC_HD Place place_of_tile(unsigned tile, unsigned down, unsigned across) {
 }
 
 struct Geometry {
-  int N, C, H, W, down, across;  // tiles of an image
-  Place step;                    // from a block's tile to its next one
+  int N, C, H, W;
+  int down, across;  // tiles of an image
+  Place step;        // from a block's tile to its next one
 };
 
 // The tiles of a batch of images for a block, which goes from tile blockIdx.y on in steps of gridDim.y.

@@ -130,8 +130,8 @@ run final 240 final
 run speedrun 90 speedrun
 bench ops 100 bench/test_separable_block.py bench/test_depthwise_block.py bench/test_dwconv3x3.py \
   bench/test_batch_norm_relu.py bench/test_dwconv3x3_affine_relu.py bench/test_mixup_cross_entropy.py \
-  bench/test_mixup_cross_entropy_gradient.py bench/test_training_batch.py bench/test_stem.py \
-  bench/test_batch_norm_relu_pool.py bench/test_sgd.py bench/test_update_statistics.py
+  bench/test_mixup_cross_entropy_gradient.py bench/test_classifier_gradient.py bench/test_training_batch.py \
+  bench/test_stem.py bench/test_batch_norm_relu_pool.py bench/test_sgd.py bench/test_update_statistics.py
 stage profile 60 "$python" -m fastcifar profile --engine fused --out "runs/gpu/$name-profile-$(date +%H%M%S)"
 stage sanitize 120 bash -c sanitize
 stage ablate 900 "$python" -m fastcifar ablate --out "runs/gpu/$name-ablate-$(date +%H%M%S)"

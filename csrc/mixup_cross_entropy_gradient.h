@@ -13,10 +13,12 @@ struct MixupCrossEntropyGradient : MixupCrossEntropy {
   Tensor grad_loss, totals, grad_logits;
 };
 
-inline MixupCrossEntropyGradient prepare_mixup_cross_entropy_gradient(
-    Backend backend, const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& partner_labels,
-    const std::optional<Tensor>& lam, double label_smoothing, const Tensor& grad_loss, const Tensor& totals) {
-  const char* op = "mixup_cross_entropy_gradient";
+inline MixupCrossEntropyGradient prepare_mixup_cross_entropy_gradient(Backend backend, const char* op,
+                                                                      const Tensor& logits, const Tensor& labels,
+                                                                      const std::optional<Tensor>& partner_labels,
+                                                                      const std::optional<Tensor>& lam,
+                                                                      double label_smoothing, const Tensor& grad_loss,
+                                                                      const Tensor& totals) {
   MixupCrossEntropyGradient a{
       check_targets(backend, op, logits, labels, partner_labels, lam, label_smoothing), {}, {}, {}};
   a.grad_loss = check_number(op, "grad_loss", grad_loss, logits);

@@ -6,6 +6,8 @@ the tests start this program once for each instruction set.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -59,6 +61,22 @@ def loss_arguments(
         partner_labels[1] = labels[1]
     mixing = (partner_labels.to(device), torch.tensor(0.3, device=device)) if mixed else (None, None)
     return logits.to(device), labels.to(device), *mixing, smoothing
+
+
+def classifier_arguments(
+    rows: int, channels: int, classes: int, dtype: torch.dtype, mixed: bool, **more: Any
+) -> Arguments:
+    """The arguments of `classifier_gradient`. Of the first row several logits are the largest; see `loss_arguments`."""
+    logits, *targets = loss_arguments(rows, classes, dtype, mixed, **more)
+    device = logits.device
+    pooled, weight = torch.rand(rows, channels).to(dtype), torch.randn(classes, channels).mul(channels**-0.5).to(dtype)
+    bias = torch.randn(classes).to(dtype)
+    if rows > 2:
+        pooled[0] = 0
+        bias[[classes // 2, classes - 1]] = 9
+    totals = torch.tensor([1000.1, 77.7], dtype=torch.float64)
+    grad_loss = torch.tensor(1024.0)
+    return *(t.to(device) for t in (pooled, weight, bias)), *targets, grad_loss.to(device), totals.to(device)
 
 
 def check_all() -> None:

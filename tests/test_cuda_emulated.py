@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from op_cases import (
     CUDA_OPS,
+    classifier_arguments,
     pool_calls,
     rows_of_halves,
     separable_calls,
@@ -518,6 +519,48 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
     assert wrong[0].isnan(), "a label out of range does not pass unseen"
 
 
+# Batches of one block and several, of one cluster and several, whose last blocks may have no image
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(
+    "rows, channels, classes",
+    [(1, 128, 2), (5, 1024, 10), (16, 128, 100), (20, 384, 128), (128, 256, 100), (130, 128, 100), (3, 2048, 1)],
+)
+def test_classifier_gradient_agrees_with_its_reference(
+    emulated: Emulated, dtype: torch.dtype, rows: int, channels: int, classes: int
+) -> None:
+    torch.manual_seed(0)
+    for mixed, smoothing in ((True, 0.1), (False, 0.0)):
+        given = classifier_arguments(rows, channels, classes, dtype, mixed, smoothing=smoothing)
+        check_classifier(emulated, given)
+        assert emulated.launches("classifier_gradient", *given) == (1 if rows <= 128 else 2)
+    labels, totals = given[3].clone(), given[-1].clone()
+    labels[-1] = classes
+    emulated("classifier_gradient", *given[:3], labels, *given[4:-1], totals)
+    assert totals.isnan().tolist() == [True, False], "a label out of range does not pass unseen"
+
+
+@pytest.mark.parametrize("rows", [16, 40])
+def test_classifier_gradient_before_hopper(before_hopper: Emulated, rows: int) -> None:
+    torch.manual_seed(0)
+    given = classifier_arguments(rows, 128, 100, torch.bfloat16, True)
+    check_classifier(before_hopper, given)
+    assert before_hopper.launches("classifier_gradient", *given) == (1 if rows <= 16 else 2)
+
+
+def check_classifier(emulated: Emulated, given: tuple[Any, ...]) -> None:
+    """As `check_case`, and that of the logits that come out the gradient is `mixup_cross_entropy_gradient`'s."""
+    pooled, weight, bias, *targets, _ = given
+    check_case("classifier_gradient", given, emulated.ops.classifier_gradient)
+    got, again = ([t := given[-1].clone(), *emulated("classifier_gradient", *given[:-1], t, seed=s)] for s in (0, 2))
+    assert all(map(torch.equal, got, again))
+    totals, _, grad_logits = got
+    logits, expected_totals = (pooled.double() @ weight.double().T + bias.double()).to(pooled.dtype), given[-1].clone()
+    [expected] = emulated("mixup_cross_entropy_gradient", logits, *targets, expected_totals)
+    # A sum at a tie may be rounded to another logit.
+    assert (grad_logits != expected).float().mean() < 0.02
+    torch.testing.assert_close(totals, expected_totals, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("narrow", [None, torch.bfloat16, torch.float16], ids=str)
 def test_sgd_is_the_same_as_on_the_cpu(emulated: Emulated, narrow: torch.dtype | None) -> None:
     """To the last bit where the CPU has a kernel with fused multiply-add, else as close as the reference."""
@@ -573,6 +616,13 @@ def test_wrong_arguments_are_named(emulated: Emulated) -> None:
     with pytest.raises(RuntimeError, match=r"u_rows must be \[rows, 3, 4\], got \[1, 3, 5\]"):
         block = block_arguments((1, 4, 4, 4), torch.float32)
         emulated("depthwise_block", *block, EPS, 1, None, None, torch.ones(1, 3, 5))
+    for dtype, channels, classes, got in (
+        (torch.float32, 128, 10, "got Float, 128 channels and 10 classes"),
+        (torch.bfloat16, 64, 10, "a multiple of 128 channels .*; got BFloat16, 64 channels"),
+        (torch.float16, 128, 129, "up to 128 classes; got Half, 128 channels and 129 classes"),
+    ):
+        with pytest.raises(RuntimeError, match=f"classifier_gradient: on CUDA it takes .*{got}"):
+            emulated("classifier_gradient", *classifier_arguments(2, channels, classes, dtype, False))
     with pytest.raises(RuntimeError, match=r"w must be \[C, 3, 3, 3\], got \[4, 1, 3, 3\]"):
         emulated("stem", x[:, :3], torch.randn(4, 1, 3, 3))
 

@@ -129,7 +129,20 @@ u_rows = torch.ones(1, 3, 16)
 op._separable_block_backward(v, u, y, c, c, w, c, c, pointwise, *statistics, 1e-5, 1, u_rows, rows, v, rows)
 print("CORRECT")
 """
+CLASSIFIER_SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+torch.manual_seed(0)
+totals = torch.zeros(2, dtype=torch.float64)
+pooled, weight, bias = torch.rand(20, 128).bfloat16(), torch.randn(10, 128).bfloat16(), torch.zeros(10).bfloat16()
+labels = torch.arange(20) % 10
+op = torch.ops.fastcifar_emulated.classifier_gradient
+grad_pooled, grad = op(pooled, weight, bias, labels, None, None, 0.1, torch.ones(()), totals)
+assert torch.allclose(grad_pooled, grad @ weight, rtol=0.02, atol=1e-3), "WRONG RESULT"
+print("CORRECT")
+"""
 OPS_USED = {
+    CLASSIFIER_SCRIPT: ("classifier_gradient",),
     STREAM_SCRIPT: ("separable_block", "depthwise_block"),
     STEM_SCRIPT: ("stem",),
     STEM_TENSOR_SCRIPT: ("stem",),
@@ -154,6 +167,7 @@ SCRIPTS = {
     "depthwise_block_op": GIVEN_SCRIPT,
     "dwconv3x3_forward": SCRIPT,
     "training_batch": STEP_SCRIPT,
+    "classifier_gradient": CLASSIFIER_SCRIPT,
     "mixup_cross_entropy": STEP_SCRIPT,
     "mixup_cross_entropy_gradient": STEP_SCRIPT,
     "sgd": STEP_SCRIPT,
@@ -161,6 +175,14 @@ SCRIPTS = {
     "stem": STEM_SCRIPT,
     "stem_tensor": STEM_TENSOR_SCRIPT,
 }
+BFLOAT16_SCRIPTS = (
+    PLANE_SCRIPT,
+    POOL_SCRIPT,
+    GIVEN_SCRIPT,
+    STREAM_SCRIPT,
+    STEM_TENSOR_SCRIPT,
+    CLASSIFIER_SCRIPT,
+)
 # bug -> file, what it says, what it says with the bug
 PLANTED = {
     "a load beyond the last column": (
@@ -234,6 +256,13 @@ PLANTED = {
     ),
     "a sum behind the last row": ("pointwise_backward.cuh", "r < count && column < width", "column < width"),
     "a logit beyond the last": ("mixup_cross_entropy.cuh", "k < t.classes", "k <= t.classes"),
+    "an image behind the last": ("classifier_gradient.cu", "inside && m < t.rows", "inside"),
+    "a class behind the last": (
+        "classifier_gradient.cu",
+        "n < t.classes && channel < a.channels",
+        "channel < a.channels",
+    ),
+    "a result behind the last image": ("classifier_gradient.cu", "      if (m < t.rows)\n", ""),
     "a gradient beyond the last": ("mixup_cross_entropy_gradient.cu", "k < t.classes", "k <= t.classes"),
 }
 # Types that the script does not use need not be compiled.
@@ -325,6 +354,16 @@ RACES = {
         "= pack;\n      }\n    }\n    __syncthreads();",
         "= pack;\n      }\n    }",
     ),
+    "gradients that are read before they are there": (
+        "classifier_gradient.cu",
+        "  __syncthreads();\n  arrive_at_cluster();",
+        "  arrive_at_cluster();",
+    ),
+    "losses that are read before their block is done": (
+        "classifier_gradient.cu",
+        "  wait_for_cluster();\n  const int blocks",
+        "  const int blocks",
+    ),
     "a channel that two blocks write": (
         "update_statistics.cu",
         "blockIdx.x * kThreads +",
@@ -340,8 +379,7 @@ RACES = {
 
 
 def types_of(script: str) -> dict[str, tuple[str, str]]:
-    in_16_bits = (PLANE_SCRIPT, POOL_SCRIPT, GIVEN_SCRIPT, STREAM_SCRIPT, STEM_TENSOR_SCRIPT)
-    return BFLOAT16_ONLY if script in in_16_bits else FLOAT_ONLY
+    return BFLOAT16_ONLY if script in BFLOAT16_SCRIPTS else FLOAT_ONLY
 
 
 needs_setarch = pytest.mark.skipif(not shutil.which("setarch"), reason="needs setarch (apt install util-linux)")

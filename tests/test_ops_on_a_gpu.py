@@ -39,8 +39,7 @@ def every_call(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Arguments
         shape = (16, channels, size, size)
         yield from calls(shape, dtype, stride, device)
     yield from stem_calls((16, 32, 32, 32), dtype, device)
-    for name, arguments in step_calls(dtype):
-        yield name, op_launches.on_device(arguments, dtype, device)
+    yield from step_calls(dtype, device=device)
 
 
 def run(name: str, arguments: Arguments) -> tuple[Tensor, ...]:

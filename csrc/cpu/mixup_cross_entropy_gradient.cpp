@@ -11,9 +11,10 @@ using namespace fastcifar;
 Tensor gradient(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& partner_labels,
                 const std::optional<Tensor>& lam, double label_smoothing, const Tensor& grad_loss,
                 const Tensor& totals) {
-  const auto a = prepare_mixup_cross_entropy_gradient(Backend::cpu, logits, labels, partner_labels, lam,
+  const char* op = "mixup_cross_entropy_gradient";
+  const auto a = prepare_mixup_cross_entropy_gradient(Backend::cpu, op, logits, labels, partner_labels, lam,
                                                       label_smoothing, grad_loss, totals);
-  const LossTask task = task_of("mixup_cross_entropy_gradient", a, label_smoothing);
+  const LossTask task = task_of(op, a, label_smoothing);
   const float scale = *floats(a.grad_loss) / static_cast<float>(a.rows);
   std::vector<RowLoss> rows(a.rows);
   std::vector<float> normalizer(a.rows);

@@ -21,12 +21,6 @@ FC_INLINE Vec exponential(Vec x) {
   return x < broadcast(-87.f) ? Vec{} : p * reinterpret_cast<Vec>(power);
 }
 
-FC_INLINE float sum_of(Vec v) {
-  float sum = 0.f;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
-}
-
 template <class T>
 RowLoss row_loss(const T* row, const LossTask& t, int64_t b, float* normalizer) {
   const int classes = static_cast<int>(t.classes), whole = classes / kLanes * kLanes;

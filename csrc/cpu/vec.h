@@ -56,6 +56,12 @@ FC_INLINE void for_vectors(int channels, F f) {
   if (offset < channels) f(offset, Tail{channels - offset});
 }
 
+FC_INLINE float sum_of(Vec v) {
+  float sum = 0.f;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
 FC_INLINE Vec broadcast(float v) { return v - Vec{}; }  // v + Vec{} would turn -0 into 0
 FC_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecInMemory*>(p); }
 FC_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecInMemory*>(p) = v; }

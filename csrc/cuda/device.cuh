@@ -275,6 +275,16 @@ __device__ __forceinline__ void store(T* p, float (&v)[V]) {
 // v, or zero. Never a branch around what computes v: the load behind it would not be under way before the branch.
 __device__ __forceinline__ float kept_if(float v, bool is_kept) { return float_of(bits_of(v) & (is_kept ? ~0u : 0u)); }
 
+// What is computed from v in a loop is computed there: kept from turn to turn, sums with v fill the registers.
+template <class I>
+__device__ __forceinline__ void as_it_is(I& v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(v));
+#else
+  (void)v;
+#endif
+}
+
 // base + offset bytes. A 32-bit offset from a kernel argument has an addressing mode of its own and costs one addition;
 // 64-bit indexing took a third of the depthwise kernels' instructions. This is why tensors must be smaller than 4 GiB.
 template <class T>

@@ -39,6 +39,16 @@ __device__ __forceinline__ RowTargets targets_of(const Targets& t, int b) {
   return {t.labels[b], t.partner_labels[b], t.lam != nullptr ? *t.lam : 1.f};
 }
 
+// Results::batch of an op that adds the sums to an epoch's totals.
+struct LossTotals {
+  double* totals;
+
+  __device__ __forceinline__ void batch(double loss, double correct, int) const {
+    totals[0] += loss;
+    totals[1] += correct;
+  }
+};
+
 template <class Results>
 __device__ __forceinline__ void write_results(const Results& results, const LossSums& sums, const Targets& t) {
   const double lam = t.lam != nullptr ? *t.lam : 1.f;
@@ -63,8 +73,52 @@ __device__ __forceinline__ T logit_gradient(T value, int k, float normalizer, co
   return round_to<T>((probability - target) * scale);
 }
 
-// kRowLanes neighbouring threads work on a row. They read it twice, the second time from the L1 cache, and give it with
-// its log-sum-exp to Results::row. If there is one block it gives the sums to Results::batch; otherwise each block writes
+// What the sums get from a row, and its log-sum-exp.
+struct RowLoss {
+  float log_sum_exp;
+  LossSums sums;
+};
+
+// LANES neighbouring threads work on a row. They read it twice, the second time from the L1 cache or from shared memory,
+// and each gets the result.
+template <int LANES, class T>
+__device__ __forceinline__ RowLoss row_loss(const T* row, int lane, const RowTargets& targets, const Targets& t) {
+  const auto [label, partner, lam] = targets;
+  const float own = logit(row, label, t.classes), others = logit(row, partner, t.classes);
+
+  float most = -INFINITY;
+  int predicted = t.classes;
+#pragma unroll 4
+  for (int k = lane; k < t.classes; k += LANES) {
+    const float v = load_f32(row[k]);
+    if (v > most || predicted == t.classes) most = v, predicted = k;
+  }
+#pragma unroll
+  for (int distance = LANES / 2; distance > 0; distance /= 2) {
+    const float v = __shfl_xor_sync(~0u, most, distance);
+    const int k = __shfl_xor_sync(~0u, predicted, distance);
+    if (v > most || (v == most && k < predicted)) most = v, predicted = k;  // of equal ones the first
+  }
+  float exponentials = 0.f, sum = 0.f;
+#pragma unroll 4
+  for (int k = lane; k < t.classes; k += LANES) {
+    const float x = load_f32(row[k]) - most;
+    exponentials += expf(x);
+    sum += x;
+  }
+#pragma unroll
+  for (int distance = LANES / 2; distance > 0; distance /= 2) {
+    exponentials += __shfl_xor_sync(~0u, exponentials, distance);
+    sum += __shfl_xor_sync(~0u, sum, distance);
+  }
+  const float log_sum = logf(exponentials);
+  const float target = lam == 1.f ? own - most : lam * (own - most) + (1.f - lam) * (others - most);
+  float loss = log_sum - (1.f - t.smoothing) * target;
+  if (t.smoothing > 0.f) loss -= t.smoothing / static_cast<float>(t.classes) * sum;  // 0 * -infinity is no number
+  return {most + log_sum, {loss, predicted == label ? 1. : 0., predicted == partner ? 1. : 0.}};
+}
+
+// kRowLanes neighbouring threads work on a row, and give it with its log-sum-exp to Results::row. If there is one block it gives the sums to Results::batch; otherwise each block writes
 // its sums into a row of `partials`. The order of sums is fixed.
 template <class T, class Results>
 __global__ void __launch_bounds__(kLossThreads)
@@ -78,42 +132,9 @@ __global__ void __launch_bounds__(kLossThreads)
     const int b = live ? first + group : t.rows - 1;  // all lanes of a warp take part in its exchanges
     const T* row = logits + static_cast<int64_t>(b) * t.classes;
     const RowTargets targets = targets_of(t, b);
-    const auto [label, partner, lam] = targets;
-    const float own = logit(row, label, t.classes), others = logit(row, partner, t.classes);
-
-    float most = -INFINITY;
-    int predicted = t.classes;
-#pragma unroll 4
-    for (int k = lane; k < t.classes; k += kRowLanes) {
-      const float v = load_f32(row[k]);
-      if (v > most || predicted == t.classes) most = v, predicted = k;
-    }
-#pragma unroll
-    for (int distance = kRowLanes / 2; distance > 0; distance /= 2) {
-      const float v = __shfl_xor_sync(~0u, most, distance);
-      const int k = __shfl_xor_sync(~0u, predicted, distance);
-      if (v > most || (v == most && k < predicted)) most = v, predicted = k;  // of equal ones the first
-    }
-    float exponentials = 0.f, sum = 0.f;
-#pragma unroll 4
-    for (int k = lane; k < t.classes; k += kRowLanes) {
-      const float x = load_f32(row[k]) - most;
-      exponentials += expf(x);
-      sum += x;
-    }
-#pragma unroll
-    for (int distance = kRowLanes / 2; distance > 0; distance /= 2) {
-      exponentials += __shfl_xor_sync(~0u, exponentials, distance);
-      sum += __shfl_xor_sync(~0u, sum, distance);
-    }
-    const float log_sum = logf(exponentials);
-    if (live) results.row(b, lane, row, most + log_sum, targets, t);
-    if (live && lane == 0) {
-      const float target = lam == 1.f ? own - most : lam * (own - most) + (1.f - lam) * (others - most);
-      float loss = log_sum - (1.f - t.smoothing) * target;
-      if (t.smoothing > 0.f) loss -= t.smoothing / static_cast<float>(t.classes) * sum;  // 0 * -infinity is no number
-      total.add({loss, predicted == label ? 1. : 0., predicted == partner ? 1. : 0.});
-    }
+    const RowLoss of_row = row_loss<kRowLanes>(row, lane, targets, t);
+    if (live) results.row(b, lane, row, of_row.log_sum_exp, targets, t);
+    if (live && lane == 0) total.add(of_row.sums);
   }
   if (lane == 0) shared[group] = total;
   __syncthreads();

@@ -5,10 +5,9 @@ namespace fastcifar::cuda {
 namespace {
 
 template <class T>
-struct LossGradient {
+struct LossGradient : LossTotals {
   const float* grad_loss;
   T* grad;
-  double* totals;
 
   __device__ __forceinline__ void row(int b, int lane, const T* logits, float log_sum_exp, const RowTargets& row,
                                       const Targets& t) const {
@@ -16,10 +15,6 @@ struct LossGradient {
     const float scale = *grad_loss / static_cast<float>(t.rows);
 #pragma unroll 4
     for (int k = lane; k < t.classes; k += kRowLanes) to[k] = logit_gradient(logits[k], k, log_sum_exp, row, t, scale);
-  }
-  __device__ __forceinline__ void batch(double loss, double correct, int) const {
-    totals[0] += loss;
-    totals[1] += correct;
   }
 };
 
@@ -29,7 +24,7 @@ cudaError_t mixup_cross_entropy_gradient(Dtype dtype, const void* logits, const 
                                          void* grad_logits, double* totals, double* workspace, cudaStream_t stream) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const LossGradient<T> results{grad_loss, static_cast<T*>(grad_logits), totals};
+    const LossGradient<T> results{{totals}, grad_loss, static_cast<T*>(grad_logits)};
     launch_loss(static_cast<const T*>(logits), t, results, workspace, stream);
   });
   return cudaGetLastError();

@@ -11,7 +11,7 @@ Tensor mixup_cross_entropy_gradient_cuda(const Tensor& logits, const Tensor& lab
                                          double label_smoothing, const Tensor& grad_loss, const Tensor& totals) {
   const char* op = "mixup_cross_entropy_gradient";
   const DeviceStream stream(logits);
-  const auto a = prepare_mixup_cross_entropy_gradient(Backend::cuda, logits, labels, partner_labels, lam,
+  const auto a = prepare_mixup_cross_entropy_gradient(Backend::cuda, op, logits, labels, partner_labels, lam,
                                                       label_smoothing, grad_loss, totals);
   const Tensor workspace = empty({mixup_cross_entropy_workspace(a.rows)}, ScalarType::Double, logits);
   check_launch(

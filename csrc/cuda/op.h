@@ -47,6 +47,17 @@ class DeviceStream {
   cudaStream_t stream_ = nullptr;
 };
 
+// mma.sync of the shapes and types used begins with sm_80.
+inline bool has_tensor_cores() {
+#if defined(FASTCIFAR_EMULATED)
+  return true;
+#else
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
+#endif
+}
+
 inline void check_launch(const char* op, cudaError_t error) {
 #if !defined(FASTCIFAR_EMULATED)
   STD_TORCH_CHECK(error == cudaSuccess, op, ": launching its CUDA kernels failed: ", cudaGetErrorString(error));

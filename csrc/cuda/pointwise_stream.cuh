@@ -87,16 +87,6 @@ __device__ __forceinline__ int sum_over_lanes(float (&v)[COUNT]) {
   return first;
 }
 
-// What is computed from v in a loop is computed there: kept from turn to turn, sums with v fill the registers.
-template <class I>
-__device__ __forceinline__ void as_it_is(I& v) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(v));
-#else
-  (void)v;
-#endif
-}
-
 // grid: (blocks of columns, blocks that share out the rows)
 template <class T, class Tile>
 __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const StreamArguments<T> a) {

@@ -26,6 +26,7 @@ from fastcifar.engines.products import Aside, SideStream, in_place, linear, poin
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
     batch_norm_relu_pool,
+    classifier_gradient,
     depthwise_block,
     dwconv3x3_affine_relu,
     mixup_cross_entropy,
@@ -35,6 +36,7 @@ from fastcifar.ops import (
     stem,
     update_statistics,
 )
+from fastcifar.ops.classifier_gradient import suits as suits_classifier
 from fastcifar.ops.separable_block import suits
 
 _AfterBlocks = tuple[Tensor, Tensor | None, Sequence[Tensor]]
@@ -122,10 +124,14 @@ class FusedModel:
             label_smoothing: 0 to 1.
         """
         if not self._is_chain(batch.images):
-            logits = self._train(batch.images)
             targets = batch.labels, batch.partner_labels, batch.lam, label_smoothing
-            grad = mixup_cross_entropy_gradient(logits.detach(), *targets, grad_loss, totals)
-            logits.backward(grad)  # type: ignore[no-untyped-call]
+            pooled, head, bias = self._pooled(batch.images)
+            if suits_classifier(pooled, len(bias)):
+                given = pooled.detach(), head.detach(), bias.detach()
+                self._backward_from_pooled(pooled, *classifier_gradient(*given, *targets, grad_loss, totals))
+            else:
+                logits = linear(pooled, head, bias, self._side)
+                logits.backward(mixup_cross_entropy_gradient(logits.detach(), *targets, grad_loss, totals))  # type: ignore[no-untyped-call]
             return
         eps, strides = self._norms[0].eps, self._strides
         taken = gradients(batch, self._used, eps, strides, label_smoothing, grad_loss, totals)
@@ -133,7 +139,19 @@ class FusedModel:
         for parameter, grad in zip(self._parameters, taken.of_parameters, strict=True):
             parameter.grad = grad
 
+    def _backward_from_pooled(self, pooled: Tensor, grad_pooled: Tensor, grad_logits: Tensor) -> None:
+        """Backward from the classifier's input on. The classifier gets its gradients here."""
+        x, side, head = pooled.detach(), self._side, self._model.head
+        of_weight = side.product(grad_logits.t(), x) if side else grad_logits.t().mm(x)
+        of_bias = side.sum(grad_logits) if side else grad_logits.sum(0)
+        pooled.backward(grad_pooled)  # type: ignore[no-untyped-call]
+        head.weight.grad, head.bias.grad = of_weight, of_bias
+
     def _train(self, images: Tensor) -> Tensor:
+        return linear(*self._pooled(images), self._side)
+
+    def _pooled(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The classifier's input in training, and its weight and bias."""
         weights = self._weights
         first, head, bias, *products = weights
         if self.rounded or self._side:
@@ -149,7 +167,7 @@ class FusedModel:
         means, variances = statistics[0::2], statistics[1::2]
         with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
-        return linear(pooled, head, bias, self._side)
+        return pooled, head, bias
 
     def _is_chain(self, x: Tensor) -> bool:
         """Whether all blocks are one op, on the device of x."""
@@ -250,15 +268,19 @@ def _mean_of_map(z: Tensor) -> Tensor:
 
 
 class _Copied(torch.autograd.Function):
-    """Copies of weights in place of the weights, which get the copies' gradients as they are, when all are computed."""
+    """Copies of weights in place of the weights, which get the copies' gradients as they are, when all are computed.
+
+    A weight whose copy has none gets none.
+    """
 
     @staticmethod
     def forward(ctx: Any, side: SideStream | None, copies: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.side = side
+        ctx.set_materialize_grads(False)
         return tuple(copy.detach() for copy in copies)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.side is not None:
             ctx.side.join()
         return None, None, *grads

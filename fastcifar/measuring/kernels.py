@@ -107,7 +107,7 @@ OPS: tuple[_Rule, ...] = (
     (r"fastcifar::(_?batch_norm_relu(_backward)?|update_statistics)", NORM),
     (r"fastcifar::_?stem(_backward)?", STEM),
     (r"fastcifar::.*(sgd|optimizer|update_weights).*", OPTIMIZER),
-    (r"fastcifar::.*(loss|head|cross_entropy|pool).*", HEAD),
+    (r"fastcifar::.*(loss|head|classifier|cross_entropy|pool).*", HEAD),
     (r"aten::(.*convolution.*|conv2d|_conv_depthwise2d)", Shapes.convolution),
     (r"aten::(linear|matmul|mm|addmm|bmm|mkldnn_linear.*)", Shapes.product),
     (r"aten::(.*batch_norm.*|relu_?|threshold_backward|clamp_min_?)", NORM),

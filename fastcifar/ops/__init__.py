@@ -5,6 +5,7 @@ from fastcifar.ops._modules import Conversion, DepthwiseConv3x3, convert
 from fastcifar.ops._threads import own_threads
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
 from fastcifar.ops.batch_norm_relu_pool import batch_norm_relu_pool
+from fastcifar.ops.classifier_gradient import classifier_gradient
 from fastcifar.ops.depthwise_block import depthwise_block
 from fastcifar.ops.dwconv3x3 import dwconv3x3
 from fastcifar.ops.dwconv3x3_affine_relu import dwconv3x3_affine_relu
@@ -23,6 +24,7 @@ __all__ = [
     "available",
     "batch_norm_relu",
     "batch_norm_relu_pool",
+    "classifier_gradient",
     "convert",
     "cpu_isa",
     "depthwise_block",

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcifar.ops._library import references
 from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.batch_norm_relu import batch_statistics, normalize, normalize_backward
+from fastcifar.ops.classifier_gradient import suits as suits_classifier
 from fastcifar.ops.separable_block import separable_block_ref
 
 EPS = 1e-5
@@ -164,9 +165,11 @@ def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterato
 
 
 def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The ops at both ends of a step: training_batch, mixup_cross_entropy, its backward, and both as one op."""
+    """The ops at both ends of a step: training_batch, those of the loss, and the classifier's where a device has it."""
     for name, arguments in _step_calls(dtype, rows):
-        yield name, tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
+        given = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
+        if name != "classifier_gradient" or device == "cpu" or suits_classifier(given[0], len(given[1])):
+            yield name, given
 
 
 def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]]:
@@ -185,6 +188,8 @@ def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]
     grad_loss, totals = torch.tensor(0.7), torch.tensor([1.0, 2.0], dtype=torch.float64)
     yield "_mixup_cross_entropy_backward", (grad_loss, logits, logits.float().logsumexp(1), *targets)
     yield "mixup_cross_entropy_gradient", (logits, *targets, grad_loss, totals)
+    pooled, weight = torch.rand(num, 256).to(dtype), torch.randn(classes, 256).div(16).to(dtype)
+    yield "classifier_gradient", (pooled, weight, torch.randn(classes).to(dtype), *targets, grad_loss, totals)
 
 
 def sgd_arguments(

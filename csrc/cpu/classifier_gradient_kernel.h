@@ -1,0 +1,23 @@
+// Kernels of classifier_gradient: rows [b0, b1) of the batch, in one thread. The loss between them is
+// mixup_cross_entropy's.
+#pragma once
+#include "common.h"
+#include "cpu/isa.h"
+#include "cpu/range.h"
+
+namespace fastcifar {
+
+struct ClassifierTask {
+  Element element;
+  const void *pooled, *weight, *bias;  // [B][channels], [classes][channels], [classes]
+  int64_t channels, classes;
+};
+
+}  // namespace fastcifar
+
+FASTCIFAR_DECLARE_KERNELS(
+    // logits: [B][classes]
+    void classifier_logits(const ClassifierTask& task, int64_t b0, int64_t b1, void* logits);
+    // grad_logits: [B][classes]; grad_pooled: like pooled
+    void classifier_grad_pooled(const ClassifierTask& task, int64_t b0, int64_t b1, const void* grad_logits,
+                                void* grad_pooled);)

@@ -1,0 +1,151 @@
+"""The classifier, its loss and the gradients of its input and logits as one op."""
+
+from typing import Any
+
+import machines
+import pytest
+import torch
+import torch.nn.functional as F
+from op_cases import check, classifier_arguments, devices, kinds, needs_kernels, results
+from torch import Tensor
+
+from fastcifar.ops import classifier_gradient, mixup_cross_entropy_gradient
+from fastcifar.ops.classifier_gradient import suits
+
+pytestmark = [needs_kernels, pytest.mark.machine]
+
+NAME = "classifier_gradient"
+
+
+def skip_without_kernel(device: str, dtype: torch.dtype) -> None:
+    if device == "cuda" and not suits(torch.empty(1, 128, dtype=dtype, device="cuda:0"), 1):
+        pytest.skip(f"this GPU has no kernel for {dtype}")
+
+
+@kinds
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(
+    "rows, channels, classes",
+    [(1, 128, 1), (3, 256, 2), (128, 1024, 100), (7, 384, 10), (130, 128, 128), (300, 2048, 20)],
+)
+def test_the_reference(device: str, dtype: torch.dtype, mixed: bool, rows: int, channels: int, classes: int) -> None:
+    skip_without_kernel(device, dtype)
+    torch.manual_seed(rows)
+    for smoothing in (0.0, 0.1):
+        given = classifier_arguments(rows, channels, classes, dtype, mixed, smoothing=smoothing, device=device)
+        grad_pooled, grad_logits, _ = check(NAME, given)
+        assert grad_pooled.is_contiguous() and grad_logits.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows, channels, classes", [(0, 8, 3), (5, 1, 1), (13, 37, 131), (9, 130, 7)])
+def test_the_cpu_takes_all_shapes(dtype: torch.dtype, rows: int, channels: int, classes: int) -> None:
+    torch.manual_seed(rows)
+    given = classifier_arguments(rows, channels, classes, dtype, True)
+    if rows:
+        check(NAME, given)
+    else:
+        grad_pooled, grad_logits, totals = results(NAME, given)
+        assert grad_pooled.shape == (0, channels) and grad_logits.shape == (0, classes)
+        assert torch.equal(totals, given[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_is_mixup_cross_entropys_to_the_last_bit(dtype: torch.dtype) -> None:
+    """Where the sums are exact, and so the logits are the library's."""
+    pooled, weight, bias, *targets, totals = classifier_arguments(40, 64, 10, dtype, True)
+    pooled, weight, bias = (x.mul(4).round().div(4) for x in (pooled, weight, bias))
+    expected_totals = totals.clone()
+    expected = mixup_cross_entropy_gradient(F.linear(pooled, weight, bias), *targets, expected_totals)
+    _, grad_logits = classifier_gradient(pooled, weight, bias, *targets, totals)
+    assert torch.equal(grad_logits, expected) and torch.equal(totals, expected_totals)
+
+
+@devices
+def test_views_and_empty_tensors(device: str) -> None:
+    skip_without_kernel(device, torch.bfloat16)
+    given = classifier_arguments(6, 128, 9, torch.bfloat16, True, device=device)
+    pooled, weight, bias, labels, partner_labels, lam, *rest = given
+
+    def shifted(x: Tensor) -> Tensor:
+        return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+
+    views = (pooled.T.contiguous().T, shifted(weight), shifted(bias), labels.repeat(2, 1).T[:, 0], partner_labels)
+    plain, empty = (
+        (pooled, weight, bias, labels, *none, *rest) for none in ((None, None), (labels[:0], lam.new_empty(0)))
+    )
+    for one, other in ((given, (*views, lam.expand(1), *rest)), (plain, empty)):
+        assert all(map(torch.equal, *(results(NAME, a) for a in (one, other))))
+
+
+@devices
+@pytest.mark.parametrize("mixed", [False, True])
+def test_opcheck(device: str, mixed: bool) -> None:
+    skip_without_kernel(device, torch.bfloat16)
+    given = classifier_arguments(6, 128, 4, torch.bfloat16, mixed, device=device)
+    torch.library.opcheck(torch.ops.fastcifar.classifier_gradient.default, given)
+
+
+@devices
+def test_number_of_threads_does_not_matter(device: str) -> None:
+    skip_without_kernel(device, torch.bfloat16)
+    given = classifier_arguments(150, 256, 100, torch.bfloat16, True, device=device)
+    first, threads = results(NAME, given), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert all(map(torch.equal, first, results(NAME, given)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "capability, dtype, channels, classes, expected",
+    [
+        ((9, 0), torch.bfloat16, 1024, 100, True),
+        ((8, 0), torch.float16, 128, 128, True),
+        ((7, 5), torch.float16, 1024, 100, False),
+        ((9, 0), torch.float32, 1024, 100, False),
+        ((9, 0), torch.bfloat16, 1088, 100, False),
+        ((9, 0), torch.bfloat16, 1024, 129, False),
+    ],
+)
+def test_the_kernel_suits_a_step_on_a_gpu_that_has_it(
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    channels: int,
+    classes: int,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machines.be_on(monkeypatch, "avx2", capability)
+
+    class OnTheGpu:
+        device, shape = torch.device("cuda", 0), (8, channels)
+
+    OnTheGpu.dtype = dtype  # type: ignore[attr-defined]
+    assert suits(OnTheGpu(), classes) == expected  # type: ignore[arg-type]
+    assert not suits(torch.empty(8, channels, dtype=dtype), classes)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({0: torch.zeros(4)}, r"pooled must be \[B, K\], K at least 1, got \[4\]"),
+        ({0: torch.zeros(4, 0)}, r"pooled must be \[B, K\], K at least 1, got \[4, 0\]"),
+        ({0: torch.zeros(4, 8).double()}, "must be float32 or bfloat16, got Double"),
+        ({1: torch.zeros(9, 7)}, r"weight must be \[classes, 8\], at least one class, got \[9, 7\]"),
+        ({1: torch.zeros(9, 8).bfloat16()}, "weight must be Float like pooled, got BFloat16"),
+        ({2: torch.zeros(8)}, r"bias must be \[9\], got \[8\]"),
+        ({2: torch.zeros(9).bfloat16()}, "bias must be Float like pooled, got BFloat16"),
+        ({3: torch.tensor([0, 1, 9, 0])}, r"labels\[2\] must be in \[0, 8\], got 9"),
+        ({3: torch.zeros(3, dtype=torch.int64)}, r"labels must be \[4\], got \[3\]"),
+        ({5: None}, "partner_labels and lam are given together or not at all"),
+        ({6: 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ({7: torch.zeros(4)}, r"grad_loss must be one float32 number, got Float \[4\]"),
+        ({8: torch.zeros(2)}, r"totals must be float64 \[2\], got Float \[2\]"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[int, Any], message: str) -> None:
+    given = [change.get(i, value) for i, value in enumerate(classifier_arguments(4, 8, 9, torch.float32, True))]
+    with pytest.raises(RuntimeError, match=f"classifier_gradient: .*{message}"):
+        classifier_gradient(*given)

@@ -10,6 +10,7 @@ import torch
 from tiny import NUM_CLASSES, tiny_config
 from torch import Tensor
 
+from fastcifar import ops
 from fastcifar.batch import Batch
 from fastcifar.engines import build, fused
 from fastcifar.engines.fused import FusedModel, fused_forward
@@ -95,6 +96,33 @@ def test_a_step_reads_no_gradient_before_the_join(dtype: torch.dtype) -> None:
             assert side.joined == [8 + 1 + 2] * 2  # five blocks have one, the head two
     for plain, beside in zip(gradients[:2], gradients[2:], strict=True):
         assert all(map(torch.equal, plain, beside))
+
+
+@pytest.mark.skipif(not ops.available(), reason="without kernels the references compute both")
+@DTYPES
+def test_a_step_with_the_classifier_as_one_op(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the op the gradients are those without it; and beside the rest of backward they have the same bits.
+
+    On the CPU no step takes the op: its kernels stand for those of a GPU.
+    """
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 32, 32).to(dtype).to(memory_format=torch.channels_last)
+    batch = Batch(images, *torch.randint(NUM_CLASSES, (2, 16)), torch.tensor(0.3))
+    taken, loss = [], fused.mixup_cross_entropy_gradient
+    for op, side in ((False, None), (True, None), (True, Late())):
+        monkeypatch.setattr(fused, "suits_classifier", lambda pooled, classes, op=op: op)
+        monkeypatch.setattr(fused, "mixup_cross_entropy_gradient", None if op else loss)
+        model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        totals = torch.zeros(2, dtype=torch.float64)
+        FusedModel(model, dtype=dtype, side=side).take_gradients(batch, torch.tensor(8.0), totals, 0.1)
+        taken.append([totals, *(p.grad for p in model.parameters())])
+        if side:
+            assert side.joined == [8 + 1 + 2]
+    apart, op, beside = taken
+    assert all(map(torch.equal, op, beside))
+    for got, expected in zip(op, apart, strict=True):
+        assert got.dtype == expected.dtype
+        assert (got - expected).norm() <= (1e-3 if dtype == torch.float32 else 0.1) * expected.norm() + 1e-5
 
 
 class OnTheCpu(SideStream):

@@ -126,12 +126,16 @@ class FusedModel:
         if not self._is_chain(batch.images):
             targets = batch.labels, batch.partner_labels, batch.lam, label_smoothing
             pooled, head, bias = self._pooled(batch.images)
-            if suits_classifier(pooled, len(bias)):
-                given = pooled.detach(), head.detach(), bias.detach()
-                self._backward_from_pooled(pooled, *classifier_gradient(*given, *targets, grad_loss, totals))
-            else:
+            if not suits_classifier(pooled, len(bias)):
                 logits = linear(pooled, head, bias, self._side)
-                logits.backward(mixup_cross_entropy_gradient(logits.detach(), *targets, grad_loss, totals))  # type: ignore[no-untyped-call]
+                grad = mixup_cross_entropy_gradient(logits.detach(), *targets, grad_loss, totals)
+                logits.backward(grad)  # type: ignore[no-untyped-call]
+                return
+            x, weight, bias = pooled.detach(), head.detach(), bias.detach()
+            grad_pooled, grad = classifier_gradient(x, weight, bias, *targets, grad_loss, totals)
+            of_head = self._gradients_of_head(x, grad)
+            pooled.backward(grad_pooled)  # type: ignore[no-untyped-call]
+            self._model.head.weight.grad, self._model.head.bias.grad = of_head
             return
         eps, strides = self._norms[0].eps, self._strides
         taken = gradients(batch, self._used, eps, strides, label_smoothing, grad_loss, totals)
@@ -139,13 +143,11 @@ class FusedModel:
         for parameter, grad in zip(self._parameters, taken.of_parameters, strict=True):
             parameter.grad = grad
 
-    def _backward_from_pooled(self, pooled: Tensor, grad_pooled: Tensor, grad_logits: Tensor) -> None:
-        """Backward from the classifier's input on. The classifier gets its gradients here."""
-        x, side, head = pooled.detach(), self._side, self._model.head
-        of_weight = side.product(grad_logits.t(), x) if side else grad_logits.t().mm(x)
-        of_bias = side.sum(grad_logits) if side else grad_logits.sum(0)
-        pooled.backward(grad_pooled)  # type: ignore[no-untyped-call]
-        head.weight.grad, head.bias.grad = of_weight, of_bias
+    def _gradients_of_head(self, pooled: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the classifier's weight and bias; with a side stream they are there after its `join`."""
+        if self._side is None:
+            return grad.t().mm(pooled), grad.sum(0)
+        return self._side.product(grad.t(), pooled), self._side.sum(grad)
 
     def _train(self, images: Tensor) -> Tensor:
         return linear(*self._pooled(images), self._side)

@@ -88,6 +88,9 @@ def check_all() -> None:
                     check(name, arguments)
             for name, arguments in end_calls(shape, dtype) if shape[0] else ():
                 check(name, arguments)
+    for dtype in DTYPES["cpu"]:
+        for numbers in ((13, 37, 131), (40, 256, 100)):
+            check("classifier_gradient", classifier_arguments(*numbers, dtype, True))
 
 
 if __name__ == "__main__":

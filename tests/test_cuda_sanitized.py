@@ -428,7 +428,7 @@ def options(subset: str) -> list[str]:
     [
         pytest.param(
             "agree and bfloat16 and (2x65x5x7 or 2x34x4x4 or 20x32x4x4 or 5x16x8x8 or 136)"
-            " or last_bit or views or entropy",
+            " or last_bit or views or entropy or classifier_gradient_before",
             id="some",
         ),
         pytest.param("", id="all", marks=pytest.mark.slow),

@@ -1,12 +1,12 @@
-// The classifier and its loss in one kernel: logits, what mixup_cross_entropy_gradient does with them, and the gradient of
-// the pooled activations, in place of four kernels that wait for each other.
+// The classifier and its loss in one kernel: logits, what mixup_cross_entropy_gradient does with them, and the gradient
+// of the pooled activations, in place of four kernels that wait for each other.
 //
-// A block has 16 images, which are the rows of a fragment of the tensor cores, and all classes. Both products take their
-// operands from device memory in an order in which a lane's part is 16 neighbouring bytes; see pointwise_stream.cuh for
-// g and q. Of each 32 channels that the logits are summed over the lane has those from 8q on, of a row and of a class g
-// of eight. For the gradient of the pooled activations it has eight channels from 8g on, of classes 2q and 2q + 1 of
-// eight: of each channel a pair, for a fragment of its own. So of the results it has 16 neighbouring channels from 16q on,
-// of rows g and g + 8.
+// A block has 16 images, which are the rows of a fragment of the tensor cores, and all classes. Both products take
+// their operands from device memory in an order in which a lane's part is 16 neighbouring bytes; see
+// pointwise_stream.cuh for g and q. Of each 32 channels that the logits are summed over the lane has those from 8q on,
+// of a row and of a class g of eight. For the gradient of the pooled activations it has eight channels from 8g on, of
+// classes 2q and 2q + 1 of eight: of each channel a pair, for a fragment of its own. So of the results it has 16
+// neighbouring channels from 16q on, of rows g and g + 8.
 #include <algorithm>
 
 #include "cuda/mixup_cross_entropy.cuh"

@@ -79,8 +79,8 @@ struct RowLoss {
   LossSums sums;
 };
 
-// LANES neighbouring threads work on a row. They read it twice, the second time from the L1 cache or from shared memory,
-// and each gets the result.
+// LANES neighbouring threads work on a row. They read it twice, the second time from the L1 cache, and each gets the
+// result.
 template <int LANES, class T>
 __device__ __forceinline__ RowLoss row_loss(const T* row, int lane, const RowTargets& targets, const Targets& t) {
   const auto [label, partner, lam] = targets;
@@ -118,8 +118,9 @@ __device__ __forceinline__ RowLoss row_loss(const T* row, int lane, const RowTar
   return {most + log_sum, {loss, predicted == label ? 1. : 0., predicted == partner ? 1. : 0.}};
 }
 
-// kRowLanes neighbouring threads work on a row, and give it with its log-sum-exp to Results::row. If there is one block it gives the sums to Results::batch; otherwise each block writes
-// its sums into a row of `partials`. The order of sums is fixed.
+// kRowLanes neighbouring threads work on a row, and give it with its log-sum-exp to Results::row. If there is one block
+// it gives the sums to Results::batch; otherwise each block writes its sums into a row of `partials`. The order of sums
+// is fixed.
 template <class T, class Results>
 __global__ void __launch_bounds__(kLossThreads)
     loss_kernel(const T* logits, const Targets t, LossSums* partials, const Results results) {

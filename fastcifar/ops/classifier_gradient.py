@@ -54,7 +54,8 @@ def classifier_gradient(
 def suits(pooled: Tensor, classes: int) -> bool:
     """Whether a training step gains by the op: on a GPU that has a kernel for it.
 
-    The kernel is for 16-bit types on tensor cores. On the CPU the library's products are as fast.
+    The kernel is for 16-bit types on tensor cores. On the CPU, where the op's kernels are plain loops, a step keeps the
+    library's products.
 
     Args:
         pooled: [B, K], the classifier's input.

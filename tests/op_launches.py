@@ -13,7 +13,17 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from op_cases import Arguments, as_tuple, calls, pool_calls, sgd_arguments, statistics_arguments, stem_calls, step_calls
+from op_cases import (
+    Arguments,
+    as_tuple,
+    calls,
+    out_shape,
+    pool_calls,
+    sgd_arguments,
+    statistics_arguments,
+    stem_calls,
+    step_calls,
+)
 from torch import Tensor
 
 # Vectors and single channels, tiles cut at every border, clusters that keep small maps, more partial sums than are
@@ -38,6 +48,10 @@ def launches(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, Arg
                     # The gradient of v's moments: of its size here, a sum of 20,000 pixels is infinite in float16.
                     arguments = (*arguments[:16], arguments[16] / 100, *arguments[17:])
                 yield name, arguments
+                if name in ("depthwise_block", "_depthwise_block_backward"):
+                    result = out_shape(shape, stride) if name == "depthwise_block" else shape
+                    given = torch.empty(result, dtype=on_cpu, memory_format=torch.channels_last)
+                    yield f"_{name.removeprefix('_')}_into", (given, *arguments)
         ends = [*stem_calls(shape, on_cpu), *pool_calls(shape, on_cpu)]
         yield from ((name, args) for name, args in ends if device == "cpu" or len(args) != 8)
     for name, arguments in step_calls(on_cpu):

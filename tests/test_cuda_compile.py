@@ -113,9 +113,9 @@ def check(arch: str) -> None:
     # product of 128 by 128 channels keeps 64 sums a thread, and 12 vectors of its next tile on their way.
     assert all(k.shared_bytes <= 49152 for k in found)
     cramped = [k for k in found if k.registers * 512 > REGISTERS_AN_SM]
-    allowed = "dwconv3x3_backward.*Li2ELi1ELi4ELi4ELb1E" if arch == "90" else "dwconv3x3_backward.*ELi4ELb[01]E"
+    allowed = "dwconv3x3_backward.*Li2ELi1ELi4ELi4ELb0ELb1E" if arch == "90" else "dwconv3x3_backward.*ELi4ELb0ELb[01]E"
     allowed += "|depthwise_plane|pointwise_backward_kernel.*ILi128ELi128ELi64ELi256ELi1E"
-    allowed += "|backwardIfLi2ELi2ELi2ELi0ELb1E" * (arch == "120")
+    allowed += "|backwardIfLi2ELi1ELi2ELi0ELb0ELb1E" + "|backwardIfLi2ELi2ELi2ELi0ELb[01]ELb1E" * (arch == "120")
     assert all(re.search(allowed, k.name) for k in cramped), cramped
 
 

@@ -27,7 +27,7 @@ struct Matrix {
 Sums add_up(const Matrix& m, const Tensor& x, const Scratch& columns, const Scratch& memory) {
   const Sums total{memory.get(), m.parts.image_parts, 2 * m.pitch};
   const void* xs = data(x);
-  FASTCIFAR_KERNEL(set_pivot)(m.element, m.all, middle_row(x), columns.get());
+  FASTCIFAR_KERNEL(set_pivot)(m.element, m.all, m.rows, m.channels, xs, columns.get());
   parallel(m.parts, m.bytes, [&](const Range& range, int64_t part) {
     FASTCIFAR_KERNEL(add_statistics)(m.element, range, m.channels, xs, columns.get(), m.pitch, total.part(part));
   });

@@ -165,18 +165,26 @@ FC_INLINE void for_totals(const Range& range, const Sums& sums, int64_t pitch, F
   }
 }
 
+// One row may lie far from the mean, and the sums lose as many digits as the square of its distance has. The number of rows
+// is a power of two, so that the mean of equal numbers is exact.
 template <class T>
-void set_pivot(const Range& range, const T* x, float* columns) {
-  for (int64_t c = range.c0; c < range.c1; ++c) columns[c] = to_f32(x[c]);
+void set_pivot(const Range& range, int64_t rows, int64_t channels, const T* x, float* columns) {
+  int64_t count = 8;
+  while (count > rows) count /= 2;
+  for (int64_t c = range.c0; c < range.c1; ++c) {
+    float sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += to_f32(x[(2 * i + 1) * rows / (2 * count) * channels + c]);
+    columns[c] = sum / static_cast<float>(count);
+  }
 }
 
 }  // namespace
 
-void set_pivot(Element element, const Range& range, const void* x, float* columns) {
+void set_pivot(Element element, const Range& range, int64_t rows, int64_t channels, const void* x, float* columns) {
   if (element == Element::f32) {
-    set_pivot(range, static_cast<const float*>(x), columns);
+    set_pivot(range, rows, channels, static_cast<const float*>(x), columns);
   } else {
-    set_pivot(range, static_cast<const bf16*>(x), columns);
+    set_pivot(range, rows, channels, static_cast<const bf16*>(x), columns);
   }
 }
 

@@ -30,8 +30,8 @@ struct Sums {
 }  // namespace fastcifar
 
 FASTCIFAR_DECLARE_KERNELS(
-    // Takes the row that x points to as the pivots.
-    void set_pivot(Element element, const Range& range, const void* x, float* columns);
+    // Takes the mean of up to eight rows of x as the pivots.
+    void set_pivot(Element element, const Range& range, int64_t rows, int64_t channels, const void* x, float* columns);
 
     // Adds the sums of x - pivot and of its square to sums [2][pitch].
     void add_statistics(Element element, const Range& range, int64_t channels, const void* x, const float* columns,

@@ -14,12 +14,6 @@ inline void* mutable_data(const Tensor& t) { return t.mutable_data_ptr(); }
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 inline float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
-// The channels of the pixel in the middle of the first image of x, which lies in channels_last memory.
-inline const void* middle_row(const Tensor& x) {
-  const int64_t pixel = x.size(2) / 2 * x.size(3) + x.size(3) / 2;
-  return static_cast<const char*>(data(x)) + pixel * x.size(1) * static_cast<int64_t>(x.element_size());
-}
-
 inline Tensor zero(Tensor t) { return torch::stable::zero_(t); }
 
 }  // namespace fastcifar

@@ -91,7 +91,7 @@ void run_depthwise_convolution(const DepthwiseBlockForward& a, double eps, float
     FASTCIFAR_KERNEL(fold_statistics)(b.all, floats(a.mean0), floats(a.var0), floats(a.gamma0), floats(a.beta0), eps,
                                       columns0, b.pitch);
   } else {
-    FASTCIFAR_KERNEL(set_pivot)(b.element, b.all, middle_row(a.u), columns0);
+    FASTCIFAR_KERNEL(set_pivot)(b.element, b.all, s.N * b.in_rows, s.C, us, columns0);
     parallel(b.parts, b.bytes, [&](const Range& r, int64_t part) {
       b.set_to_zero(sums0.part(part), 2, r);
       FASTCIFAR_KERNEL(add_statistics)(b.element, b.rows(r, b.in_rows), s.C, us, columns0, b.pitch, sums0.part(part));

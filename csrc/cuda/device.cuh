@@ -296,14 +296,6 @@ __device__ __forceinline__ T* at_byte(T* base, uint32_t offset) {
   return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + offset);
 }
 
-// p moved by a signed number of bytes. By numbers that all threads of a warp share it costs two additions, where an offset
-// from a kernel argument costs a third to make the offset. The pointer may for a while lie outside of its tensor. (By way
-// of an integer the compiler would forget that it leads to device memory.)
-template <class T>
-__device__ __forceinline__ T* moved(T* p, int64_t bytes) {
-  return reinterpret_cast<T*>(reinterpret_cast<std::conditional_t<std::is_const_v<T>, const char*, char*>>(p) + bytes);
-}
-
 // How a block's threads share its channels: neighbouring threads take neighbouring groups of V channels; the threads of
 // one group are its lanes.
 template <int V, int THREADS = kThreads, int CHANNELS = kBlockChannels>

@@ -27,10 +27,11 @@ inline constexpr int kQuantities = FUSED ? 11 : 9;
 // only, so that the gradient of y alone has a halo: one pixel around the tile, for S = 2 only below and to the right.
 //
 // Two blocks an SM, 128 registers; a whole 4x4 map fits those only as ptxas allocates them for sm_90, and not fused; the
-// fused sweep with stride 2 in float32 not on sm_120. One block an SM is then enough up to batch 128, where there are no
-// more blocks.
-template <class T, int S, int PLANE, bool FUSED>
+// fused sweep with stride 2 in float32 not on sm_120, and with stride 1 not where tiles hang over the map. One block an SM
+// is then enough up to batch 128, where there are no more blocks.
+template <class T, int S, int PLANE, bool WHOLE, bool FUSED>
 constexpr int backward_blocks() {
+  if (sizeof(T) == 4 && S == 1 && PLANE == 0 && !WHOLE && FUSED) return 1;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
   return PLANE == 4 || (S == 2 && FUSED && sizeof(T) == 4) ? 1 : 2;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
@@ -42,12 +43,13 @@ constexpr int backward_blocks() {
 
 // grid: (channel blocks, rows of partial results)
 template <class T, int V, int S, int R, int PLANE, bool WHOLE, bool FUSED>
-__global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>()))
+__global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, WHOLE, FUSED>()))
     dwconv3x3_backward(const BackwardArguments<T> a) {
   begin_kernel();
   constexpr int kBefore = S == 1 ? 1 : 0, kWindow = kBefore + 2;  // columns and rows of dy that one cell touches
   constexpr int kRows = R - 1 + kWindow, kQ = kQuantities<FUSED>;
-  constexpr int kSide = PLANE ? (PLANE - 1) / S + 1 : 1;  // of a whole map of dy
+  constexpr bool kFast = WHOLE && std::is_same_v<T, bf16>;  // else there are not enough registers
+  constexpr int kSide = PLANE ? (PLANE - 1) / S + 1 : 1;    // of a whole map of dy
   const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;
   const int Ho = PLANE ? (PLANE - 1) / S + 1 : a.s.Ho, Wo = PLANE ? (PLANE - 1) / S + 1 : a.s.Wo;
   const Lanes<V> at;
@@ -93,12 +95,11 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
                 end = PLANE ? Wo : min(j0 + a.tiles.columns, Wo);
       // The next column of pixels to be read and to be written, and of gradients: its first row that is inside. From it the
       // others are reached by distances that all threads share.
-      const uint32_t x0 = (static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * C + c) * sizeof(T);
-      const uint32_t dy0 = (static_cast<uint32_t>((n * Ho + i0) * Wo + j0) * C + c) * sizeof(T);
-      const int64_t before = PLANE == 0 && kBefore ? -pixel : 0;
-      const T *x = at_byte(a.x, x0), *dy = moved(at_byte(a.grad, dy0), before);
-      const T* y = FUSED ? moved(at_byte(a.y, dy0), before) : nullptr;
-      T* dx_out = wants_dx ? at_byte(a.grad_x, x0) : nullptr;
+      const uint32_t first_cell = (static_cast<uint32_t>((n * H + i0 * S) * W + j0 * S) * C + c) * sizeof(T);
+      const uint32_t first_dy = (static_cast<uint32_t>((n * Ho + i0) * Wo + j0) * C + c) * sizeof(T);
+      Cursor<const T, kFast> cells(a.x, first_cell), dy(a.grad, first_dy), y(FUSED ? a.y : nullptr, first_dy);
+      Cursor<T, kFast> dx_out(a.grad_x, first_cell);
+      if (PLANE == 0 && kBefore) dy.move(-pixel), y.move(FUSED ? -pixel : 0);
       const auto inside = [&](int i, int ow) {
         const bool always = WHOLE && i >= kBefore && i < kRows - 1;
         return static_cast<unsigned>(ow) < static_cast<unsigned>(Wo) &&
@@ -108,11 +109,11 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const int64_t row = (i - kBefore) * line_out;
-          grads[i] = load_if<V>(moved(dy, row), inside(i, ow));
-          if constexpr (FUSED) ys[i] = load_if<V>(moved(y, row), inside(i, ow));
+          grads[i] = load_if<V>(dy.at(row), inside(i, ow));
+          if constexpr (FUSED) ys[i] = load_if<V>(y.at(row), inside(i, ow));
         }
-        dy = moved(dy, pixel);
-        if constexpr (FUSED) y = moved(y, pixel);
+        dy.move(pixel);
+        if constexpr (FUSED) y.move(pixel);
       };
       const auto is_pixel = [&](int r, int p, int j, int q) {
         return WHOLE || ((i0 + r) * S + p < H && j * S + q < W);
@@ -124,8 +125,8 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
           for (int p = 0; p < S; ++p)
 #pragma unroll
             for (int q = 0; q < S; ++q)
-              to[r][p][q] = load_if<V>(moved(x, (r * S + p) * line + q * pixel), is_pixel(r, p, j, q));
-        x = moved(x, S * pixel);
+              to[r][p][q] = load_if<V>(cells.at((r * S + p) * line + q * pixel), is_pixel(r, p, j, q));
+        cells.move(S * pixel);
       };
       const auto convert = [&](int ow, const Pack<T, V>(&grads)[kRows], const Pack<T, V>(&ys)[kRows],
                                float (&to)[kRows][V]) {
@@ -184,9 +185,9 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
                   dx[v] *= scale0[v];
                 }
               }
-              if (wants_dx) store<V>(moved(dx_out, (r * S + p) * line + q * pixel), dx);
+              if (wants_dx) store<V>(dx_out.at((r * S + p) * line + q * pixel), dx);
             }
-        if (wants_dx) dx_out = moved(dx_out, S * pixel);
+        if (wants_dx) dx_out.move(S * pixel);
       };
       if constexpr (PLANE > 0) {
         Pack<T, V> grads[kSide][kRows], ys[kSide][kRows], xs[kSide][R][S][S];
@@ -221,6 +222,7 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
           if (k + 1 < kWindow) convert(j0 - kBefore + k, grads, ys, window[k]);
         }
         int j = j0;
+        constexpr int kTurns = kFast ? kWindow : 1;
         // Returns whether the column was the tile's last.
         const auto take = [&](auto which) {
           constexpr int turn = decltype(which)::value;
@@ -238,9 +240,10 @@ __global__ void __launch_bounds__(kThreads, (backward_blocks<T, S, PLANE, FUSED>
             if (kXAhead) fetch_x(j + 1, xs);
           }
           finish(j, pixels, which);
+          if constexpr (kTurns == 1) move_columns(window);
           return ++j == end;
         };
-        take_in_turns<kWindow>(take);
+        take_in_turns<kTurns>(take);
       }
     }
   }

@@ -26,8 +26,10 @@ struct ForwardArguments {
 template <class T, int V, int S, int R, int PLANE, bool WHOLE, Forward MODE>
 __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardArguments<T> a) {
   begin_kernel();
-  constexpr int kRows = (R - 1) * S + 3;  // of inputs
-  constexpr int kTurns = S == 1 ? 3 : 2;  // columns of outputs until a column of inputs has the same registers
+  constexpr int kRows = (R - 1) * S + 3;           // of inputs
+  constexpr int kTurns = S == 1 ? 3 : 2;           // columns of outputs until a column of inputs has the same registers
+  constexpr bool kFast = WHOLE && sizeof(T) == 2;  // else there are not enough registers
+  constexpr int kAhead = kFast ? kTurns : 1;       // columns of outputs whose inputs are on their way
   const int C = a.s.C, H = PLANE ? PLANE : a.s.H, W = PLANE ? PLANE : a.s.W;
   const int Ho = PLANE ? (PLANE - 1) / S + 1 : a.s.Ho, Wo = PLANE ? (PLANE - 1) / S + 1 : a.s.Wo;
   const Lanes<V> at;
@@ -61,9 +63,9 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
                 end = PLANE ? Wo : min(ow0 + a.tiles.columns, Wo);
       // The next pixel to be read of row 1, which is inside, and the next to be written of row 0. From them all others are
       // reached by distances that all threads share.
-      const T* x = at_byte(a.x, (static_cast<uint32_t>((n * H + oh0 * S) * W + ow0 * S) * C + c) * sizeof(T));
-      T* y = at_byte(a.y, (static_cast<uint32_t>((n * Ho + oh0) * Wo + ow0) * C + c) * sizeof(T));
-      if (PLANE == 0) x = moved(x, -pixel);
+      Cursor<const T, kFast> x(a.x, (static_cast<uint32_t>((n * H + oh0 * S) * W + ow0 * S) * C + c) * sizeof(T));
+      Cursor<T, kFast> y(a.y, (static_cast<uint32_t>((n * Ho + oh0) * Wo + ow0) * C + c) * sizeof(T));
+      if (PLANE == 0) x.move(-pixel);
       count += (end - ow0) * (WHOLE ? R : min(R, Ho - oh0));
       const auto inside = [&](int i, int iw) {
         const bool always = WHOLE && i > 0 && (S == 2 || i < kRows - 1);
@@ -72,8 +74,8 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
       };
       const auto fetch = [&](int iw, Pack<T, V>(&to)[kRows]) {
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) to[i] = load_if<V>(moved(x, (i - 1) * line), inside(i, iw));
-        x = moved(x, pixel);
+        for (int i = 0; i < kRows; ++i) to[i] = load_if<V>(x.at((i - 1) * line), inside(i, iw));
+        x.move(pixel);
       };
       const auto convert = [&](int iw, const Pack<T, V>(&from)[kRows], float (&to)[kRows][V]) {
 #pragma unroll
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
 #pragma unroll
             for (int v = 0; v < V; ++v) out[v] = relu(fmaf(out[v], scale1[v], shift1[v]));
           }
-          store<V>(moved(y, r * line_out), out);
+          store<V>(y.at(r * line_out), out);
           if constexpr (MODE == Forward::kTrain) {
 #pragma unroll
             for (int v = 0; v < V; ++v) {
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
           }
         }
         if (turn == 0) is_first = false;
-        y = moved(y, pixel);
+        y.move(pixel);
       };
       float window[3][kRows][V];
       if constexpr (PLANE > 0) {
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
           finish(ow, window[0], window[1], window[2]);
         }
       } else {
-        Pack<T, V> first[3 - S][kRows], next[kTurns][S][kRows];
+        Pack<T, V> first[3 - S][kRows], next[kAhead][S][kRows];
         const auto fetch_new = [&](int ow, Pack<T, V>(&to)[S][kRows]) {
 #pragma unroll
           for (int k = 0; k < S; ++k) fetch(ow * S + 2 - S + k, to[k]);
@@ -145,8 +147,8 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
 #pragma unroll
         for (int k = 0; k < 3 - S; ++k) fetch(ow0 * S - 1 + k, first[k]);
 #pragma unroll
-        for (int turn = 0; turn < kTurns; ++turn)
-          if (ow0 + turn < end) fetch_new(ow0 + turn, next[turn]);
+        for (int k = 0; k < kAhead; ++k)
+          if (ow0 + k < end) fetch_new(ow0 + k, next[k]);
 #pragma unroll
         for (int k = 0; k < 3 - S; ++k) convert(ow0 * S - 1 + k, first[k], window[k]);
         int ow = ow0;
@@ -155,9 +157,10 @@ __global__ void __launch_bounds__(kThreads, 2) dwconv3x3_forward(const ForwardAr
           constexpr int turn = decltype(which)::value;
           constexpr int left = S == 1 ? turn : turn * 2, here = S == 1 ? (turn + 1) % 3 : 1;
           constexpr int right = S == 1 ? (turn + 2) % 3 : 2 - left;
-          if constexpr (S == 2) convert(ow * S, next[turn][0], window[here]);
-          convert(ow * S + 1, next[turn][S - 1], window[right]);
-          if (ow + kTurns < end) fetch_new(ow + kTurns, next[turn]);
+          Pack<T, V>(&own)[S][kRows] = next[turn % kAhead];
+          if constexpr (S == 2) convert(ow * S, own[0], window[here]);
+          convert(ow * S + 1, own[S - 1], window[right]);
+          if (ow + kAhead < end) fetch_new(ow + kAhead, own);
           finish(turn, window[left], window[here], window[right]);
           return ++ow == end;
         };

@@ -50,12 +50,55 @@ struct Tile {
   static constexpr bool WHOLE = WHOLE_;
 };
 
+// A place in a tensor, from which others are reached by distances in bytes that all threads share. AS_POINTER: it takes
+// two registers, and each access two additions; otherwise it is a 32-bit offset from the tensor, which takes one, and each
+// access three. It may for a while lie outside of the tensor.
+template <class T, bool AS_POINTER>
+class Cursor {
+ public:
+  __device__ __forceinline__ Cursor(T* tensor, uint32_t first) : tensor_(tensor), place_(place(tensor, first)) {}
+  __device__ __forceinline__ T* at(int64_t distance) const {
+    if constexpr (AS_POINTER)
+      return reinterpret_cast<T*>(place_ + distance);
+    else
+      return at_byte(tensor_, place_ + static_cast<uint32_t>(distance));
+  }
+  __device__ __forceinline__ void move(int64_t distance) { place_ += distance; }
+
+ private:
+  // Of characters and not a number: by way of a number the compiler forgets that it leads to device memory.
+  using Bytes = std::conditional_t<std::is_const_v<T>, const char*, char*>;
+  using Place = std::conditional_t<AS_POINTER, Bytes, uint32_t>;
+  __device__ __forceinline__ static Place place(T* tensor, uint32_t first) {
+    if constexpr (AS_POINTER)
+      return tensor == nullptr ? nullptr : reinterpret_cast<Bytes>(tensor) + first;
+    else
+      return first;
+  }
+  T* tensor_;
+  Place place_;
+};
+
+// Moves a window by a column.
+template <int COLUMNS, int ROWS, int V>
+__device__ __forceinline__ void move_columns(float (&window)[COLUMNS][ROWS][V]) {
+#pragma unroll
+  for (int k = 0; k + 1 < COLUMNS; ++k)
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+      for (int v = 0; v < V; ++v) window[k][i][v] = window[k + 1][i][v];
+}
+
 // Calls take(integral_constant<int, 0>), ... <TURNS - 1>, and again from the first on, until one returns true. A window of
 // TURNS columns that starts one column further with each turn moves no number from register to register.
 template <int TURNS, class Take>
 __device__ __forceinline__ void take_in_turns(Take take) {
   using std::integral_constant;
-  if constexpr (TURNS == 2) {
+  if constexpr (TURNS == 1) {
+    while (!take(integral_constant<int, 0>())) {
+    }
+  } else if constexpr (TURNS == 2) {
     while (!take(integral_constant<int, 0>()) && !take(integral_constant<int, 1>())) {
     }
   } else {

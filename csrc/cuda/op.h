@@ -65,17 +65,6 @@ inline void check_launch(const char* op, cudaError_t error) {
   (void)op, (void)error;
 }
 
-// mma.sync of the shapes and types used begins with sm_80.
-inline bool has_tensor_cores() {
-#if defined(FASTCIFAR_EMULATED)
-  return true;
-#else
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
-#endif
-}
-
 inline Dtype dtype_of(ScalarType t) {
   return t == ScalarType::Float ? Dtype::kFloat32 : t == ScalarType::BFloat16 ? Dtype::kBFloat16 : Dtype::kFloat16;
 }

@@ -98,7 +98,11 @@ def test_the_next_block_starts_from_the_moments_of_this_one(device: str, dtype: 
     assert rows.shape == (num_rows(4 * 6 * 6, 80), 3, 80)
     second = next(calls((4, 80, 6, 6), dtype, 1, device))[1]
     own, given = separable_block(v, *second[1:]), separable_block(v, *second[1:], rows)
-    torch.testing.assert_close(own, given, rtol=1e-3, atol=2e-2 if dtype != torch.float32 else 1e-4)
+    if dtype == torch.float32:
+        torch.testing.assert_close(own, given, rtol=1e-3, atol=1e-4)
+    else:  # statistics that differ in their last bits round some numbers to their neighbours
+        torch.testing.assert_close(own, given, rtol=torch.finfo(dtype).eps, atol=2e-2)
+        assert (own[0] != given[0]).double().mean() < 0.005
     shifted = rows.clone()
     shifted[:, 1] += 1
     assert not torch.equal(own[0], separable_block(v, *second[1:], shifted)[0])

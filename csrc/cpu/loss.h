@@ -4,7 +4,7 @@
 
 #include "cpu/data.h"
 #include "cpu/mixup_cross_entropy_kernel.h"
-#include "mixup_cross_entropy.h"
+#include "mixup_cross_entropy_gradient.h"
 
 namespace fastcifar {
 
@@ -41,5 +41,32 @@ inline LossSums sums_of(const std::vector<RowLoss>& rows, const LossTask& task) 
   }
   return {loss, partner_correct + task.lam * (correct - partner_correct)};
 }
+
+// The loss of a batch and its gradient, rows at a time.
+class LossGradient {
+ public:
+  const LossTask task;
+
+  LossGradient(const char* op, const MixupCrossEntropyGradient& a, double label_smoothing)
+      : task(task_of(op, a, label_smoothing)), scale_(*floats(a.grad_loss) / static_cast<float>(a.rows)),
+        grad_(mutable_data(a.grad_logits)), rows_(a.rows), normalizer_(a.rows) {}
+
+  void take(int64_t begin, int64_t end) {
+    FASTCIFAR_KERNEL(mixup_cross_entropy)(task, begin, end, rows_.data(), normalizer_.data());
+    FASTCIFAR_KERNEL(mixup_cross_entropy_backward)(task, begin, end, normalizer_.data(), scale_, grad_);
+  }
+  void add_sums(const Tensor& totals) const {
+    const LossSums sums = sums_of(rows_, task);
+    auto* to = static_cast<double*>(mutable_data(totals));
+    to[0] += sums.loss;
+    to[1] += sums.correct;
+  }
+
+ private:
+  float scale_;
+  void* grad_;
+  std::vector<RowLoss> rows_;
+  std::vector<float> normalizer_;
+};
 
 }  // namespace fastcifar

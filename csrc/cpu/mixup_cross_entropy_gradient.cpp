@@ -14,19 +14,9 @@ Tensor gradient(const Tensor& logits, const Tensor& labels, const std::optional<
   const char* op = "mixup_cross_entropy_gradient";
   const auto a = prepare_mixup_cross_entropy_gradient(Backend::cpu, op, logits, labels, partner_labels, lam,
                                                       label_smoothing, grad_loss, totals);
-  const LossTask task = task_of(op, a, label_smoothing);
-  const float scale = *floats(a.grad_loss) / static_cast<float>(a.rows);
-  std::vector<RowLoss> rows(a.rows);
-  std::vector<float> normalizer(a.rows);
-  void* grad = mutable_data(a.grad_logits);
-  parallel(a.rows, a.rows * a.classes * 8, [&](int64_t begin, int64_t end) {
-    FASTCIFAR_KERNEL(mixup_cross_entropy)(task, begin, end, rows.data(), normalizer.data());
-    FASTCIFAR_KERNEL(mixup_cross_entropy_backward)(task, begin, end, normalizer.data(), scale, grad);
-  });
-  const LossSums sums = sums_of(rows, task);
-  auto* to = static_cast<double*>(mutable_data(a.totals));
-  to[0] += sums.loss;
-  to[1] += sums.correct;
+  LossGradient gradient(op, a, label_smoothing);
+  parallel(a.rows, a.rows * a.classes * 8, [&](int64_t begin, int64_t end) { gradient.take(begin, end); });
+  gradient.add_sums(a.totals);
   return a.grad_logits;
 }
 

@@ -125,8 +125,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
   StreamWeight<T, Tile> of_weight;
   of_weight.fetch(a.b, n0, a.N, a.K);
   resolve<Tile::kK>(a.norm, a.K, 0, blockIdx.x == 0 && blockIdx.y == 0, scale, shift);
-  for (int r = gridDim.y / cluster_blocks() + blockIdx.y; r < a.num_rows; r += gridDim.y)
-    if (threadIdx.x < kColumns) write_moments(a.rows, r, n0 + threadIdx.x, a.N, {0.f, 0.f, 0.f});
+  leave_other_rows_empty<kColumns>(a.num_rows, n0, a.N, a.rows);
   of_weight.put(weight);
   __syncthreads();
 

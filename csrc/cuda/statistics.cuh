@@ -142,6 +142,13 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
+// Leaves the rows of partial moments empty that no block or cluster of the grid writes, of the CHANNELS channels from c0 on.
+template <int CHANNELS>
+__device__ __forceinline__ void leave_other_rows_empty(int num_rows, int c0, int C, float* rows) {
+  for (int row = gridDim.y / cluster_blocks() + blockIdx.y; row < num_rows; row += gridDim.y)
+    if (threadIdx.x < CHANNELS) write_moments(rows, row, c0 + threadIdx.x, C, {0.f, 0.f, 0.f});
+}
+
 // Merges the moments of the blocks of a cluster, of kClusterBlocks or of one, and writes them as its row, for the
 // channels from c0 on. m: of channel threadIdx.x of the block, for the first threads.
 template <int CHANNELS>

@@ -151,8 +151,7 @@ __global__ void __launch_bounds__(kStemThreads, 1)
     }
   }
   write_block_moments(moments, at, c0, s.C, rows);
-  for (int row = blockIdx.y + gridDim.y; row < num_rows; row += gridDim.y)
-    if (threadIdx.x < kStemChannels) write_moments(rows, row, c0 + threadIdx.x, s.C, {0.f, 0.f, 0.f});
+  leave_other_rows_empty<kStemChannels>(num_rows, c0, s.C, rows);
 }
 
 // Partial sums of the weight's gradient, float [rows][27][C]. THROUGH: grad lacks what comes through the moments of u.

@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   PixelPairs<T, 1> pixels(x, s);
   pixels.fetch();
   put_taps(w, channels_last, s.C, taps);
-  for (int row = gridDim.y / cluster_blocks() + blockIdx.y; row < num_rows; row += gridDim.y)
-    if (threadIdx.x < kBlockChannels) write_moments(rows, row, c0 + threadIdx.x, s.C, {0.f, 0.f, 0.f});
+  leave_other_rows_empty<kBlockChannels>(num_rows, c0, s.C, rows);
   __syncthreads();
   Fragment weight[2][2];
 #pragma unroll

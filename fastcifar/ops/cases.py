@@ -300,7 +300,7 @@ def in_float64(arguments: Arguments) -> list[Any]:
 
 
 def error(value: Tensor, truth: Tensor) -> float:
-    return float((value.double() - truth).norm())
+    return float((value.detach().double() - truth).norm())
 
 
 def rounding_between_passes(arguments: Arguments) -> float:

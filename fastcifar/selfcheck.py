@@ -46,7 +46,7 @@ from fastcifar.run import environment
 from fastcifar.ui.notes import note
 
 SHAPES: tuple[Shape, ...] = ((16, 128, 16, 16), (70, 64, 8, 8), (70, 64, 4, 4), (70, 64, 2, 2))
-"""Of a large map, and of three that clusters of eight blocks keep, as at batch 128; the last blocks have no image."""
+"""Of a large map, and of three that clusters of blocks keep, as at batch 128; the last blocks have no image."""
 
 _SECONDS = 300
 """A check that takes longer hangs: it takes about a second, and a few more to start."""

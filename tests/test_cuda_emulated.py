@@ -83,9 +83,17 @@ def emulated() -> Iterator[Emulated]:
 @pytest.fixture
 def before_hopper(emulated: Emulated) -> Iterator[Emulated]:
     """The same on a GPU whose blocks cannot form clusters."""
-    emulated.knobs.emu_set_clusters(False)
+    emulated.knobs.emu_set_cluster_limit(1)
     yield emulated
-    emulated.knobs.emu_set_clusters(True)
+    emulated.knobs.emu_set_cluster_limit(16)
+
+
+@pytest.fixture
+def portable_clusters(emulated: Emulated) -> Iterator[Emulated]:
+    """The same on a GPU whose clusters have no more blocks than every GPU's with clusters."""
+    emulated.knobs.emu_set_cluster_limit(8)
+    yield emulated
+    emulated.knobs.emu_set_cluster_limit(16)
 
 
 def activation(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -288,6 +296,17 @@ def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
     small, gamma, beta, *rest = block_arguments((5, 16, 4, 4), dtype)
     assert before_hopper.launches("depthwise_block", small, gamma, beta, *rest, EPS, 1) == 3
     assert before_hopper.launches("batch_norm_relu_pool", small, gamma, beta, EPS) == 2
+
+
+def test_where_clusters_have_eight_blocks(portable_clusters: Emulated) -> None:
+    """Maps of 8x8 pixels, which are for clusters of sixteen, take three kernels."""
+    torch.manual_seed(0)
+    for side, launches in ((8, 3), (4, 1)):
+        shape = (70, 16, side, side)
+        for name, args in calls(shape, torch.bfloat16, 1):
+            check(portable_clusters, name, args)
+        block = block_arguments(shape, torch.bfloat16)
+        assert portable_clusters.launches("depthwise_block", *block, EPS, 1) == launches
 
 
 def test_no_more_kernels_than_planned(emulated: Emulated) -> None:

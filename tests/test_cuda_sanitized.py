@@ -285,9 +285,10 @@ BFLOAT16_ONLY = {
 RACES = {
     "sums of a block that another one has not written yet": (
         "plane.cuh",
-        "  arrive_at_cluster();\n  wait_for_cluster();\n  const int c = threadIdx.x;",
-        "  const int c = threadIdx.x;",
+        "  arrive_at_cluster();\n  wait_for_cluster();\n  // A channel's blocks",
+        "  // A channel's blocks",
     ),
+    "statistics that two lanes write": ("plane.cuh", "if (first == 0) {", "{"),
     "pixels of half a map that its thread has not written yet": (
         "depthwise_plane.cuh",
         "if constexpr (kShared) __syncthreads();",

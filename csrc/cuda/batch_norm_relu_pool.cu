@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     sums[0][i] = g[i] * passed[i];
     sums[1][i] = g[i] * deviations[i];
   }
-  const PlaneNormGrad through(plane_sums<P>(sums), affine, of_x, norm.eps, N * P::kPixels, at, norm.grad_gamma,
-                              norm.grad_beta);
+  const PlaneNormGrad through(plane_sums<P>(sums, [](int, float) {}), affine, of_x, norm.eps, N * P::kPixels, at,
+                              norm.grad_gamma, norm.grad_beta);
   keep_packed(packs);
   if (is_image) {
 #pragma unroll
@@ -235,8 +235,8 @@ cudaError_t batch_norm_relu_pool(Dtype dtype, const void* x, PartialRows moments
     const int images = static_cast<int>(N), channels = static_cast<int>(C);
     const auto keep = [&](auto plane) {
       using P = decltype(plane);
-      LAUNCH_CLUSTERS((pool_plane_forward<T, P>), plane_blocks(N), plane_grid<P>(N, C), dim3(kPlaneThreads), stream, in,
-                      out, images, channels, norm_of(gamma, beta, eps, {}, mean, var));
+      LAUNCH_CLUSTERS((pool_plane_forward<T, P>), plane_blocks<P>(N), plane_grid<P>(N, C), dim3(kPlaneThreads), stream,
+                      in, out, images, channels, norm_of(gamma, beta, eps, {}, mean, var));
     };
     if (moments.data == nullptr) {
       if (with_pool_plane(N, pixels, C, keep)) return;
@@ -269,7 +269,7 @@ cudaError_t batch_norm_relu_pool_backward(Dtype dtype, const void* grad, const v
     const int images = static_cast<int>(N), channels = static_cast<int>(C);
     const auto keep = [&](auto plane) {
       using P = decltype(plane);
-      LAUNCH_CLUSTERS((pool_plane_backward<T, P>), plane_blocks(N), plane_grid<P>(N, C), dim3(kPlaneThreads), stream,
+      LAUNCH_CLUSTERS((pool_plane_backward<T, P>), plane_blocks<P>(N), plane_grid<P>(N, C), dim3(kPlaneThreads), stream,
                       grads, in, out, images, channels, norm);
     };
     if (with_pool_plane(N, pixels, C, keep)) return;

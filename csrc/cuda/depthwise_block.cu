@@ -47,7 +47,7 @@ cudaError_t depthwise_block(Dtype dtype, const BlockForward& b, PartialRows u_ro
                             cudaStream_t stream) {
   const bool done = with_plane(dtype, s, [&](auto t, auto plane) {
     using P = decltype(plane);
-    LAUNCH_CLUSTERS((depthwise_plane_forward<decltype(t), P>), plane_blocks(s.N), plane_grid<P>(s.N, s.C),
+    LAUNCH_CLUSTERS((depthwise_plane_forward<decltype(t), P>), plane_blocks<P>(s.N), plane_grid<P>(s.N, s.C),
                     dim3(kPlaneThreads), stream, b, static_cast<int>(s.N), static_cast<int>(s.C));
   });
   if (done) return cudaGetLastError();
@@ -149,7 +149,7 @@ cudaError_t depthwise_sweep(Dtype dtype, const BlockBackward& b, PartialRows sum
 cudaError_t depthwise_block_backward(Dtype dtype, const BlockBackward& b, const DwShape& s, cudaStream_t stream) {
   const bool done = with_plane(dtype, s, [&](auto t, auto plane) {
     using P = decltype(plane);
-    LAUNCH_CLUSTERS((depthwise_plane_backward<decltype(t), P>), plane_blocks(s.N), plane_grid<P>(s.N, s.C),
+    LAUNCH_CLUSTERS((depthwise_plane_backward<decltype(t), P>), plane_blocks<P>(s.N), plane_grid<P>(s.N, s.C),
                     dim3(kPlaneThreads), stream, b, static_cast<int>(s.N), static_cast<int>(s.C));
   });
   if (done) return cudaGetLastError();

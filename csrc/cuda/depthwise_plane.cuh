@@ -214,8 +214,8 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
   }
   float w[9][V];
   load_plane_taps(b.w, c, w);
-  PlaneNormGrad grad1(plane_sums<P>(sums1), norm1, of_y, b.eps, N * P::kStrips * P::kOut, at, b.grad_gamma1,
-                      b.grad_beta1);
+  PlaneNormGrad grad1(plane_sums<P>(sums1, [](int, float) {}), norm1, of_y, b.eps, N * P::kStrips * P::kOut, at,
+                      b.grad_gamma1, b.grad_beta1);
   if (!is_image) {  // its gradients are zeros, and stay so
 #pragma unroll
     for (int v = 0; v < V; ++v) grad1.slope[v] = grad1.offset[v] = 0.f;
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
   // The gradient of norm0's output waits in registers for norm0's sums; of a strip's many pixels rounded, as in memory.
   using Kept = std::conditional_t<(P::kStrips > 1), T, float>;
   Pack<Kept, V> kept[P::kIn];
-  float sums[11][V] = {};  // the taps of grad_w, norm0's two
+  float sums[11][V] = {};  // norm0's two, the taps of grad_w
 #pragma unroll
   for (int n = 0; n < P::kIn; ++n) {
     const int i = by_columns<P::kRows, P::kSide>(n);
@@ -251,25 +251,22 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         dx[v] = fmaf(g[v], w[k][v], dx[v]);
-        sums[k][v] = fmaf(g[v], h[v], sums[k][v]);
+        sums[2 + k][v] = fmaf(g[v], h[v], sums[2 + k][v]);
       }
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       if (h[v] <= 0.f) dx[v] = 0.f;
-      sums[9][v] += dx[v];
-      sums[10][v] = fmaf(dx[v], x[v] - of_u.mean[v], sums[10][v]);
+      sums[0][v] += dx[v];
+      sums[1][v] = fmaf(dx[v], x[v] - of_u.mean[v], sums[1][v]);
     }
     kept[i] = rounded<Kept>(dx);
   }
   keep_packed(packs);
   wait_for_cluster();
-  const float* totals = plane_sums<P>(sums);
-  if (blockIdx.y == 0)
-    for (int i = threadIdx.x; i < 9 * P::kChannels; i += kPlaneThreads)
-      b.grad_w[(c - at.own + i % P::kChannels) * 9 + i / P::kChannels] = totals[i];
-  const PlaneNormGrad grad0(totals + 9 * P::kChannels, norm0, of_u, b.eps, N * P::kStrips * P::kIn, at, b.grad_gamma0,
-                            b.grad_beta0);
+  const float* totals = plane_sums<P>(
+      sums, [&](int i, float sum) { b.grad_w[(c - at.own + i % P::kChannels) * 9 + i / P::kChannels - 2] = sum; });
+  const PlaneNormGrad grad0(totals, norm0, of_u, b.eps, N * P::kStrips * P::kIn, at, b.grad_gamma0, b.grad_beta0);
   if (is_image) {
 #pragma unroll
     for (int i = 0; i < P::kIn; ++i) {

@@ -85,18 +85,21 @@ __device__ __forceinline__ const T* in_block(T* array, int rank) {
 #endif
 }
 
-// Whether the code that the current device runs was compiled for Hopper or later: it has clusters, and begin_kernel's
-// instructions, without which a kernel that starts early would not wait.
-inline bool is_from_hopper_on() {
+// The most blocks that form a cluster on the current device, 1 if there are no clusters. More than 8 are not portable: the
+// large chips of capability 9 and 10 take 16.
+inline int most_cluster_blocks() {
   int device = 0, major = 0, minor = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
-    return false;
+    return 1;
   for (const int arch : {__CUDA_ARCH_LIST__})
-    if (arch >= 900 && arch <= major * 100 + minor * 10) return true;
-  return false;
+    if (arch >= 900 && arch <= major * 100 + minor * 10) return major <= 10 ? 16 : 8;
+  return 1;
 }
+// Whether the code that the current device runs was compiled for Hopper or later: it has clusters, and begin_kernel's
+// instructions, without which a kernel that starts early would not wait.
+inline bool is_from_hopper_on() { return most_cluster_blocks() > 1; }
 
 // cluster: the number of blocks along y that form one.
 template <class... Parameters, class... Arguments>
@@ -113,6 +116,7 @@ void launch(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block, c
   config.blockDim = block;
   config.stream = stream;
   config.attrs = attributes;
+  if (cluster > kClusterBlocks) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   config.numAttrs = !is_from_hopper_on() ? 0 : cluster > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }

@@ -8,7 +8,6 @@
 namespace fastcifar::cuda {
 
 inline constexpr int kPlaneVector = 2, kPlaneThreads = 128;
-inline constexpr int kPlaneImages = 16;  // of a block
 // Blocks an SM, as many as its registers hold without spilling; ptxas needs more of them for later architectures. Of
 // one larger block an SM, in clusters of four, an H200 runs 124 at a time, and the last four of 128 took as long again.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
@@ -24,32 +23,35 @@ inline constexpr bool kHasPlanes = false;
 inline constexpr bool kHasPlanes = true;
 #endif
 
-// How a block's threads share what it owns of maps that are cut into STRIPS strips of rows, each of another thread. A
-// block has the same number of images whatever their size: of larger ones it owns fewer channels.
+// How the threads of a cluster share what it owns: 128 images at most, of maps that are cut into STRIPS strips of rows,
+// each of another thread; and 16 channels, of which a pixel has 32 bytes in 16 bits: a memory sector. With eight
+// channels the L2 moved twice as much.
 template <int STRIPS>
 struct PlaneLanes {
-  static constexpr int kStrips = STRIPS;
-  static constexpr int kLanes = kPlaneImages * kStrips, kGroups = kPlaneThreads / kLanes;
-  static constexpr int kChannels = kGroups * kPlaneVector;  // of a cluster
+  static constexpr int kStrips = STRIPS, kBlocks = kClusterBlocks * kStrips;  // of a cluster, at most
+  static constexpr int kImages = 128 / kBlocks;                               // of a block
+  static constexpr int kLanes = kImages * kStrips, kGroups = kPlaneThreads / kLanes;
+  static constexpr int kChannels = kGroups * kPlaneVector;
 };
 
 // Whether clusters can keep the maps of N images, C channels each.
 template <class P>
 bool keeps(int64_t N, int64_t C) {
-  return N <= kPlaneImages * kClusterBlocks && C % P::kChannels == 0 && is_from_hopper_on();
+  return N <= P::kImages * P::kBlocks && C % P::kChannels == 0 && P::kBlocks <= most_cluster_blocks();
 }
 
 // The blocks of a cluster for N images: a power of two.
-inline int plane_blocks(int64_t N) {
+template <class P>
+int plane_blocks(int64_t N) {
   int blocks = 1;
-  while (blocks * kPlaneImages < N) blocks *= 2;
+  while (blocks * P::kImages < N) blocks *= 2;
   return blocks;
 }
 
 // The grid of these kernels: (groups of kChannels channels, the blocks of one cluster).
 template <class P>
 dim3 plane_grid(int64_t N, int64_t C) {
-  return dim3(ceil_div(C, P::kChannels), plane_blocks(N));
+  return dim3(ceil_div(C, P::kChannels), plane_blocks<P>(N));
 }
 
 // A thread's image, which there may not be, its strip of the image, and its channels, the kPlaneVector from `channel`
@@ -59,7 +61,7 @@ struct PlaneThread {
   int image, strip, own, channel;  // own: channel within the cluster's
   __device__ __forceinline__ PlaneThread() {
     const int lane = static_cast<int>(threadIdx.x) / P::kGroups;
-    image = static_cast<int>(blockIdx.y) * kPlaneImages + lane / P::kStrips;
+    image = static_cast<int>(blockIdx.y) * P::kImages + lane / P::kStrips;
     strip = lane % P::kStrips;
     own = static_cast<int>(threadIdx.x) % P::kGroups * kPlaneVector;
     channel = static_cast<int>(blockIdx.x) * P::kChannels + own;
@@ -114,20 +116,34 @@ __device__ __forceinline__ void sum_block(float (&own)[Q][kPlaneVector], F to) {
   }
 }
 
-// Sums over the cluster: float [Q][kChannels] in shared memory. To be called once in a kernel for each Q. The thread has
-// arrived at the cluster's barrier again when it returns: who calls it must wait there before it ends.
-template <class P, int Q>
-__device__ __forceinline__ const float* plane_sums(float (&own)[Q][kPlaneVector]) {
+// Sums over the cluster of Q numbers of each of a thread's channels. Those of the first two are returned, float
+// [2][kChannels] in shared memory; of the others each goes to to(i, sum) in one thread of the cluster, i = q * kChannels +
+// channel, while the first are still on their way. To be called once in a kernel for each Q. The thread has arrived at the
+// cluster's barrier again when it returns: who calls it must wait there before it ends.
+template <class P, int Q, class F>
+__device__ __forceinline__ const float* plane_sums(float (&own)[Q][kPlaneVector], F to) {
+  constexpr int kTotals = 2 * P::kChannels, kOthers = kPlaneThreads - kTotals;
+  static_assert(kTotals % 32 == 0, "no warp does both");
   SHARED_ARRAY(float, of_block, Q* P::kChannels);
-  SHARED_ARRAY(float, totals, Q* P::kChannels);
+  SHARED_ARRAY(float, totals, kTotals);
   sum_block<P>(own, [&](int i, float sum) { of_block[i] = sum; });
   arrive_at_cluster();
   wait_for_cluster();
-  for (int i = threadIdx.x; i < Q * P::kChannels; i += kPlaneThreads) {
-    float sum = 0.f;
-    for (int b = 0; b < cluster_blocks(); ++b) sum += IN_BLOCK(of_block, b)[i];
-    totals[i] = sum;
-  }
+  const int thread = threadIdx.x, blocks = cluster_blocks();
+  const auto of_cluster = [&](int i) {
+    float parts[P::kBlocks], sum = 0.f;  // all loads are under way at once: each goes to another multiprocessor
+#pragma unroll
+    for (int b = 0; b < P::kBlocks; ++b) parts[b] = IN_BLOCK(of_block, min(b, blocks - 1))[i];
+#pragma unroll
+    for (int b = 0; b < P::kBlocks; ++b) sum += b < blocks ? parts[b] : 0.f;
+    return sum;
+  };
+  if (thread < kTotals)
+    totals[thread] = of_cluster(thread);
+  else
+    for (int i = kTotals + (thread - kTotals) * blocks + static_cast<int>(blockIdx.y); i < Q * P::kChannels;
+         i += kOthers * blocks)
+      to(i, of_cluster(i));
   arrive_at_cluster();
   __syncthreads();
   return totals;
@@ -168,27 +184,39 @@ __device__ __forceinline__ PlaneStatistics plane_statistics(const float (&x)[COU
   sum_block<P>(sums, [&](int i, float sum) { of_block[P::kChannels + i] = sum; });
   arrive_at_cluster();
   wait_for_cluster();
-  const int c = threadIdx.x;
-  if (c < P::kChannels) {
-    float parts[kClusterBlocks][3];  // all loads are under way at once: each goes to another multiprocessor
+  // A channel's blocks are shared by kShares lanes of the first warp. All loads are under way at once: each goes to another
+  // multiprocessor.
+  constexpr int kShares = P::kBlocks / kClusterBlocks;
+  static_assert(kShares == 1 || kShares * P::kChannels == 32, "whole warps meet");
+  const int thread = threadIdx.x, c = thread % P::kChannels, first = thread / P::kChannels * kClusterBlocks;
+  if (thread < kShares * P::kChannels) {
+    float parts[kClusterBlocks][3];
 #pragma unroll
     for (int b = 0; b < kClusterBlocks; ++b)
 #pragma unroll
-      for (int q = 0; q < 3; ++q) parts[b][q] = IN_BLOCK(of_block, min(b, cluster_blocks() - 1))[q * P::kChannels + c];
-    const float pivot = parts[0][0];
-    float sum = 0.f, squares = 0.f;
+      for (int q = 0; q < 3; ++q)
+        parts[b][q] = IN_BLOCK(of_block, min(first + b, cluster_blocks() - 1))[q * P::kChannels + c];
+    float pivot = parts[0][0], sum = 0.f, squares = 0.f;
+    if constexpr (kShares > 1) pivot = __shfl_sync(~0u, pivot, c);
 #pragma unroll
     for (int b = 0; b < kClusterBlocks; ++b) {
-      const float count = static_cast<float>(max(0, min(kPlaneImages, N - b * kPlaneImages)) * P::kStrips * COUNT);
+      const float count =
+          static_cast<float>(max(0, min(P::kImages, N - (first + b) * P::kImages)) * P::kStrips * COUNT);
       if (count == 0.f) continue;  // the block has no image, or there is no such block
       const float shift = parts[b][0] - pivot;
       sum += fmaf(count, shift, parts[b][1]);
       squares += fmaf(fmaf(count, shift, 2.f * parts[b][1]), shift, parts[b][2]);
     }
+    if constexpr (kShares > 1) {
+      sum += __shfl_xor_sync(~0u, sum, P::kChannels);
+      squares += __shfl_xor_sync(~0u, squares, P::kChannels);
+    }
     const float inverse = 1.f / static_cast<float>(N * P::kStrips * COUNT), shift = sum * inverse;
     const float m2 = squares - sum * shift;
-    mean[c] = pivot + shift;
-    var[c] = (m2 < 0.f ? 0.f : m2) * inverse;
+    if (first == 0) {
+      mean[c] = pivot + shift;
+      var[c] = (m2 < 0.f ? 0.f : m2) * inverse;
+    }
   }
   arrive_at_cluster();
   __syncthreads();

@@ -112,9 +112,11 @@ inline bool& idle() {
   return value;
 }
 
-// Whether there are clusters, as from Hopper on.
-inline bool& clusters() {
-  static bool value = true;
+inline constexpr unsigned kMostBlocks = 16;  // of a cluster
+
+// The most blocks that a cluster may have: 1 before Hopper, 8 where no more are possible than are portable.
+inline unsigned& cluster_limit() {
+  static unsigned value = kMostBlocks;
   return value;
 }
 
@@ -295,9 +297,8 @@ EMU_UNSEEN void launch(unsigned cluster, dim3 grid, dim3 block, const std::funct
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64) die("a block has 1 to 1024 threads");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) die("an empty or too large grid");
-  if (cluster > 1 && !clusters()) die("there are no clusters before Hopper");
-  if (cluster == 0 || cluster > 8 || grid.y % cluster != 0)
-    die("a cluster has 1 to 8 blocks, and grid.y whole clusters");
+  if (cluster == 0 || cluster > cluster_limit() || grid.y % cluster != 0)
+    die("a cluster has more blocks than it may have, or grid.y no whole clusters");
   if (cluster > 1 && threads % 32 != 0) die("a block of a cluster has whole warps here");
   ++m.launches;
   if (idle()) return;
@@ -360,7 +361,7 @@ class SharedArray {
     std::unique_ptr<char[], FreeAligned> data;
     uint64_t serial = 0;
   };
-  Array arrays_[8];
+  Array arrays_[kMostBlocks];
 };
 
 // Every thread of the warp leaves a letter; afterwards each may read all of them through `read(lane)`.
@@ -449,7 +450,8 @@ inline void __syncthreads() { emu::park(emu::State::kAtBlock); }
 #endif
 namespace fastcifar::cuda {
 inline int cluster_blocks() { return static_cast<int>(emu::cluster_size()); }
-inline bool is_from_hopper_on() { return emu::clusters(); }
+inline int most_cluster_blocks() { return static_cast<int>(emu::cluster_limit()); }
+inline bool is_from_hopper_on() { return emu::cluster_limit() > 1; }
 }  // namespace fastcifar::cuda
 namespace fastcifar::cuda {
 inline void arrive_at_cluster() { emu::arrive_at_cluster(); }
@@ -465,6 +467,11 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emu::exchange(value, [&](auto letter_of) { return letter_of(emu::lane() ^ mask); });
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emu::exchange(value, [&](auto letter_of) { return letter_of(lane); });
 }
 
 #define SHARED_ARRAY(type, name, count)     \

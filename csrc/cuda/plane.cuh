@@ -18,7 +18,7 @@ inline constexpr int kPlaneResident = 3;
 
 // Nobody launches these kernels where clusters of `blocks` are not possible: there is nothing to compile. See
 // most_cluster_blocks.
-constexpr bool has_planes([[maybe_unused]] int blocks) {
+FC_HD constexpr bool has_planes([[maybe_unused]] int blocks) {
 #if defined(__CUDA_ARCH__)
   return __CUDA_ARCH__ >= 900 && (blocks <= kClusterBlocks || __CUDA_ARCH__ < 1100);
 #else

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.batch import Batch
-from fastcifar.engines.products import Aside, InPlace
+from fastcifar.engines.products import Aside, in_place
 from fastcifar.engines.synchronised import apart
 from fastcifar.optim import Average, Ema, FusedSGD
 from fastcifar.run.clock import wait
@@ -93,8 +93,7 @@ class Engine:
             in several processes.
         evaluation: makes the function images -> logits of one evaluation; None for the model itself.
         loaded: is called after `load` has overwritten the tensors.
-        aside: does work of a step that only the optimizer or the next step needs; joined at the end of backward. None:
-            such work is done in place.
+        aside: does work of a step that only the optimizer or the next step needs; joined at the end of backward.
 
     Attributes:
         model: the argument.
@@ -103,7 +102,7 @@ class Engine:
         average: the argument.
         scaler: scales the loss with `fp16`, and does nothing otherwise.
         totals: float64 [2] on the device: the sum of losses and the correct predictions of the epoch so far.
-        aside: the argument, or what stands for it.
+        aside: the argument.
     """
 
     def __init__(
@@ -118,14 +117,14 @@ class Engine:
         gradients: TakeGradients | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
         loaded: Callable[[], None] = lambda: None,
-        aside: Aside | None = None,
+        aside: Aside = in_place,
     ) -> None:
         self.model, self.optimizer, self.ema, self.average = model, optimizer, ema, average
         self._target, self._ranks, device = target, target.ranks, target.device
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
         self._gradients = gradients
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
-        self.aside = aside or InPlace()
+        self.aside = aside
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -204,7 +203,7 @@ class Engine:
             return
         with self._autocast():
             loss, sums = self._forward(batch)
-        with self.aside.working([sums]):
+        with self.aside([sums]):
             totals += sums
         self.scaler.scale(loss).backward(self._weight(batch, loss.dtype))  # type: ignore[no-untyped-call]
 

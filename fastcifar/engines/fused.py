@@ -23,7 +23,7 @@ from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward
 from fastcifar.engines.equal_blocks import LONGEST, equal_blocks
 from fastcifar.engines.gradients import for_batches, gradients
-from fastcifar.engines.products import Aside, InPlace, SideStream, linear, pointwise
+from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
 from fastcifar.ops import (
     batch_norm_relu_pool,
@@ -65,7 +65,7 @@ class FusedModel:
     Attributes:
         rounded: the copies in `dtype` of the weights of products, which training computes with; empty for float32.
             Whoever writes such a weight has to write its copy: the optimizer does, and else `round_weights`.
-        aside: `side`, or what stands for it.
+        aside: does work on `side`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FusedModel:
         side: SideStream | None = None,
     ) -> None:
         self._model, self._dtype, self._fuse_pointwise, self._side = model, dtype, fuse_pointwise, side
-        self.aside: Aside = side or InPlace()
+        self.aside: Aside = side.working if side else in_place
         self._blocks = [b for b in model.blocks if isinstance(b, DepthwiseSeparable)]
         self._strides = [_conv(b.depthwise).stride[0] for b in self._blocks]
         self._norms = [model.norm, *(norm for b in self._blocks for norm in (b.norm1, b.norm2))]
@@ -168,7 +168,7 @@ class FusedModel:
         pooled, *of_last = batch_norm_relu_pool(u, norm.weight, norm.bias, norm.eps, last_rows)
         statistics = [*statistics, *of_last]
         means, variances = statistics[0::2], statistics[1::2]
-        with self.aside.working(means + variances):
+        with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
         return pooled, head, bias
 

@@ -15,17 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Aside = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
+"""Makes a context for work that only the optimizer or the next step needs, from the tensors that the work reads."""
 
-class InPlace:
-    """What stands for a `SideStream` where there is none: work is done where it stands."""
 
-    def working(self, inputs: Sequence[Tensor]) -> AbstractContextManager[object]:
-        """A context whose work is done at once."""
-        return contextlib.nullcontext()
-
-    def with_next(self, inputs: Sequence[Tensor], work: Callable[[], object]) -> None:
-        """Does the work."""
-        work()
+def in_place(inputs: Sequence[Tensor]) -> AbstractContextManager[object]:
+    """An `Aside` whose work is done where it stands."""
+    return contextlib.nullcontext()
 
 
 class SideStream:
@@ -39,7 +35,6 @@ class SideStream:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._used: list[Tensor] = []
-        self._waiting: list[Callable[[], object]] = []
 
     @contextlib.contextmanager
     def working(self, inputs: Sequence[Tensor]) -> Iterator[None]:
@@ -52,23 +47,7 @@ class SideStream:
         self._used += inputs
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            for work in self._waiting:
-                work()
-            self._waiting.clear()
             yield
-
-    def with_next(self, inputs: Sequence[Tensor], work: Callable[[], object]) -> None:
-        """Does work on this stream right before the next work that comes to it, or at `join`.
-
-        In the profile of a captured step that left the main stream right behind its first kernel for such small work,
-        the second kernel began 8 us after the first had ended (H100, H200).
-
-        Args:
-            inputs: as for `working`.
-            work: is called then.
-        """
-        self._used += inputs
-        self._waiting.append(work)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, which nothing may read before `join`.
@@ -93,16 +72,9 @@ class SideStream:
 
     def join(self) -> None:
         """Makes the current stream wait for all work so far."""
-        if self._waiting:
-            with self.working(()):
-                pass
         if self._used:  # else a captured stream would wait for one that is not captured
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             self._used.clear()
-
-
-Aside = SideStream | InPlace
-"""Does work that only the optimizer or the next step needs."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, side: SideStream | None = None) -> Tensor:

@@ -229,13 +229,10 @@ class ReplayedSteps:
 
     def _step(self, rows: int) -> None:
         batch = self._loader.batch_at(self._counters[0], rows)
-        self._engine.aside.with_next([self._counters], self._advance)
+        with self._engine.aside([self._counters]):
+            torch.index_select(self._lrs, 0, self._counters[1:], out=self._lr)
+            self._counters += 1
         self._engine.train_step(batch, self._lr)
-
-    def _advance(self) -> None:
-        """Sets the step's learning rate, which the optimizer reads, and counts the step."""
-        torch.index_select(self._lrs, 0, self._counters[1:], out=self._lr)
-        self._counters += 1
 
     def _captured(self, sizes: Iterable[int]) -> dict[int, Callable[[], None]]:
         """For each size the function that takes a step: the replay of a graph or, on the CPU, the step itself."""

@@ -67,5 +67,5 @@ def cases(full: bool) -> list[Case]:
     """The cases to run: every layer at each batch size and dtype of the full run, or of the short run."""
     batches = {dtype: (128, 512) if full else (128,) for dtype in DTYPES}
     if DEVICE == "cuda" and not full:
-        batches = {torch.bfloat16: (128, 512), torch.float32: (128,)}
+        batches = {torch.bfloat16: (128,)}
     return [Case(n, *layer, dtype) for dtype, sizes in batches.items() for n in sizes for layer in LAYERS]

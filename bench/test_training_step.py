@@ -1,28 +1,30 @@
 """The training step at width 1.0: untuned PyTorch against each engine, each variant in its own process.
 
-Compare only medians of the same run. On CUDA a step is one CUDA graph, and batches of 1024 are measured too; what is
-likely to be asked for first comes first. On the CPU the step is also measured beside one busy process. `--full` adds,
-on CUDA, the compiled engine in every precision and mode.
+Compare only medians of the same run. On CUDA a step is one CUDA graph, and batches of 1024 are measured too. There the
+processes start together, and take turns when all are ready. On the CPU there is one process at a time, and the step is
+also measured beside one busy process. `--full` adds, on CUDA, the compiled engine in every precision and mode.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
-from workers import training_step, worker
+from workers import Worker, training_step, worker, workers
 
 from fastcifar import ops
 from fastcifar.measuring.neighbour import busy_process
 from fastcifar.target import fast_precisions, find_device
 
 CUDA = torch.cuda.is_available()
-STEPS = 50 if CUDA else 2
-ROUNDS = 10 if CUDA else 6
+ROUNDS = 7 if CUDA else 6
 NUM_IMAGES = 40_960 if CUDA else 4096  # so that epochs, at whose start the draws are copied, are as rare as in training
+START_SECONDS = 100  # to start all processes on CUDA takes about 15, and up to a minute more if torch.compile compiles
 
 STOCK: dict[str, Any] = {"engine": "eager", "tuned": False}
 EAGER: dict[str, Any] = {"engine": "eager"}
@@ -44,11 +46,9 @@ def variants(full: bool) -> dict[str, dict[str, Any]]:
     engines = [EAGER, *([FUSED] if ops.available("cuda") else [])]
     precisions = list(dict.fromkeys([fast[-1], "fp16", "fp32"]))
     without_products = [FUSED | {"fuse_pointwise": False}] if ops.available("cuda") and fast[-1] == "bf16" else []
-    # To compile takes up to a minute: after what comes first, before the other precisions
-    rounds = [(precisions[:1], [*engines, *without_products]), (precisions[: None if full else 1], [COMPILED])]
-    rounds.append((precisions[1:], engines))
-    for some, of in rounds:
-        for precision, batch, engine in itertools.product(some, (128, 1024), of):
+    for precision, batch in itertools.product(precisions, (128, 1024)):
+        first = precision == precisions[0]
+        for engine in (*engines, *(without_products if first else []), *([COMPILED] if first or full else [])):
             settings = engine | {"precision": precision, "batch_size": batch}
             also = ", products apart" if "fuse_pointwise" in engine else ""
             found[f"{engine['engine']} {precision}{also}, batch {batch}"] = settings
@@ -63,13 +63,65 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("variant", list(variants(metafunc.config.getoption("--full"))))
 
 
+def steps_of(variant: Mapping[str, Any]) -> int:
+    """The steps of a round. On CUDA they are an epoch, so that each round has one start of an epoch."""
+    return NUM_IMAGES // variant.get("batch_size", 128) if CUDA else 2
+
+
+@pytest.fixture(scope="module")
+def rounds(request: pytest.FixtureRequest) -> dict[str, list[float] | Exception]:
+    """On CUDA: the seconds of each round of every variant that is asked for, or why there are none."""
+    if not CUDA:
+        return {}
+    full = request.config.getoption("--full")
+    asked = [item.callspec.params["variant"] for item in request.session.items if item.parent is request.node]
+    return take_turns({name: variants(full)[name] for name in asked}, START_SECONDS * (10 if full else 1))
+
+
+def take_turns(settings: Mapping[str, Mapping[str, Any]], start_seconds: float) -> dict[str, list[float] | Exception]:
+    """Times variants in turns, so that a change of the GPU's clocks affects all of them alike.
+
+    All processes start at the same time. A process that is not asked for steps launches nothing on the GPU. An
+    interruption ends the turns; what was timed before it counts.
+
+    Args:
+        settings: the settings of each variant by its name.
+        start_seconds: how long a process may take until it is ready.
+
+    Returns:
+        Name -> the seconds of each round after the first, or the error that ended the variant's process.
+    """
+    arguments = {name: (how, NUM_IMAGES) for name, how in settings.items()}
+    with workers(training_step, arguments, start_seconds) as ready:
+        found = {name: run if isinstance(run, Exception) else [] for name, run in ready.items()}
+        with suppress(KeyboardInterrupt):
+            for turn, (name, run) in itertools.product(range(ROUNDS + 1), ready.items()):
+                taken = found[name]
+                if isinstance(run, Worker) and not isinstance(taken, Exception):
+                    try:
+                        taken.append(run(steps_of(settings[name])))
+                    except RuntimeError as error:
+                        found[name] = error
+    return {name: taken if isinstance(taken, Exception) else taken[1:] for name, taken in found.items()}
+
+
 @pytest.mark.benchmark(group="training step, width 1.0")
-def test_training_step(benchmark: Any, request: pytest.FixtureRequest, variant: str) -> None:
+def test_training_step(
+    benchmark: Any, request: pytest.FixtureRequest, variant: str, rounds: Mapping[str, list[float] | Exception]
+) -> None:
     settings = variants(request.config.getoption("--full"))[variant]
+    steps = steps_of(settings)
+    benchmark.extra_info["images"] = settings.get("batch_size", 128) * steps
+    if CUDA:
+        taken = rounds[variant]
+        if isinstance(taken, Exception):
+            raise taken
+        assert taken, "interrupted before the second round"
+        benchmark.pedantic(lambda: None)
+        benchmark.stats.stats.data[:] = taken
+        return
     with worker(training_step, settings, NUM_IMAGES) as run:
-        benchmark.extra_info["images"] = settings.get("batch_size", 128) * STEPS
-        benchmark.pedantic(run, args=(STEPS,), rounds=ROUNDS, warmup_rounds=1)
-        if not CUDA:
-            with busy_process():
-                beside = statistics.median(run(STEPS) for _ in range(ROUNDS // 2))
-            benchmark.extra_info["share_of_quiet"] = benchmark.stats.stats.median / beside
+        benchmark.pedantic(run, args=(steps,), rounds=ROUNDS, warmup_rounds=1)
+        with busy_process():
+            beside = statistics.median(run(steps) for _ in range(ROUNDS // 2))
+        benchmark.extra_info["share_of_quiet"] = benchmark.stats.stats.median / beside

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +65,58 @@ def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Worker]:
     Raises:
         RuntimeError: an error in the process, or its end.
     """
-    with Process([sys.executable, __file__]) as process:
+    with Process(_COMMAND) as process:
+        yield _started_in(process, start, arguments)
 
-        def ask(question: dict[str, Any]) -> Any:
-            answer = process.ask(question)
-            if isinstance(answer, Death):
-                raise RuntimeError(answer.message)
-            if "error" in answer:
-                raise RuntimeError(answer["error"])
-            return answer["seconds"]
 
-        ask({"start": start.__name__, "arguments": arguments})
-        yield Worker(process.pid, lambda count: float(ask({"count": count})))
+@contextmanager
+def workers(
+    start: Callable[..., Run], arguments: Mapping[str, Sequence[Any]], seconds: float
+) -> Iterator[dict[str, Worker | Exception]]:
+    """Starts a new process for each of several measurements, all at the same time. The context ends the processes.
+
+    Args:
+        start: a function of this file, which each process calls to prepare its work.
+        arguments: name of a measurement -> the arguments for `start`, in values that JSON can hold.
+        seconds: how long to wait. A process that is not ready by then is killed, so that it disturbs no other.
+
+    Yields:
+        Name -> the process, ready to work, or the error that kept it from that.
+    """
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(arguments)))
+        processes = {name: stack.enter_context(Process(_COMMAND)) for name in arguments}
+        starts = {name: pool.submit(_started_in, processes[name], start, given) for name, given in arguments.items()}
+        wait(starts.values(), seconds)
+        ready: dict[str, Worker | Exception] = {}
+        for name, started in starts.items():
+            if not started.done():
+                os.kill(processes[name].pid, signal.SIGKILL)
+                ready[name] = TimeoutError(f"the process was not ready after {seconds:g} s")
+            elif error := started.exception():
+                assert isinstance(error, Exception)
+                ready[name] = error
+            else:
+                ready[name] = started.result()
+        yield ready
+
+
+_COMMAND = [sys.executable, __file__]
+
+
+def _started_in(process: Process, start: Callable[..., Run], arguments: Sequence[Any]) -> Worker:
+    """Waits until a process has prepared its work."""
+
+    def ask(question: dict[str, Any]) -> Any:
+        answer = process.ask(question)
+        if isinstance(answer, Death):
+            raise RuntimeError(answer.message)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["seconds"]
+
+    ask({"start": start.__name__, "arguments": arguments})
+    return Worker(process.pid, lambda count: float(ask({"count": count})))
 
 
 _started: list[Run] = []

@@ -340,6 +340,14 @@ def test_cuda_is_built_for_every_architecture_where_there_is_no_gpu(project: Pro
     assert project.libraries == ["_C.abi3.so"]
 
 
+def test_what_takes_longest_is_compiled_first_and_both_libraries_share_the_cores(project: Project) -> None:
+    project.feign_nvcc("13.0")
+    output = project.build(FASTCIFAR_CUDA="1", MAX_JOBS="1")
+    order = [source.rpartition(".")[2] for source in re.findall(r"(\S+) \[\w+\] [\d.]+ s", output)]
+    assert order[0] == "cu" and len(order) > 2, output
+    assert output.index("fastcifar._C:") > output.index("csrc/schemas.cpp [cpu]"), output
+
+
 def test_cuda_is_built_for_the_gpu_that_is_there(project: Project) -> None:
     project.feign_torch("2.13.0+cu130", cuda="13.0")
     project.feign_nvcc("13.0")

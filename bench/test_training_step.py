@@ -10,12 +10,11 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
-from workers import Worker, training_step, worker, workers
+from workers import take_turns, training_step, worker, workers
 
 from fastcifar import ops
 from fastcifar.measuring.neighbour import busy_process
@@ -74,35 +73,11 @@ def rounds(request: pytest.FixtureRequest) -> dict[str, list[float] | Exception]
     if not CUDA:
         return {}
     full = request.config.getoption("--full")
-    asked = [item.callspec.params["variant"] for item in request.session.items if item.parent is request.node]
-    return take_turns({name: variants(full)[name] for name in asked}, START_SECONDS * (10 if full else 1))
-
-
-def take_turns(settings: Mapping[str, Mapping[str, Any]], start_seconds: float) -> dict[str, list[float] | Exception]:
-    """Times variants in turns, so that a change of the GPU's clocks affects all of them alike.
-
-    All processes start at the same time. A process that is not asked for steps launches nothing on the GPU. An
-    interruption ends the turns; what was timed before it counts.
-
-    Args:
-        settings: the settings of each variant by its name.
-        start_seconds: how long a process may take until it is ready.
-
-    Returns:
-        Name -> the seconds of each round after the first, or the error that ended the variant's process.
-    """
-    arguments = {name: (how, NUM_IMAGES) for name, how in settings.items()}
-    with workers(training_step, arguments, start_seconds) as ready:
-        found = {name: run if isinstance(run, Exception) else [] for name, run in ready.items()}
-        with suppress(KeyboardInterrupt):
-            for turn, (name, run) in itertools.product(range(ROUNDS + 1), ready.items()):
-                taken = found[name]
-                if isinstance(run, Worker) and not isinstance(taken, Exception):
-                    try:
-                        taken.append(run(steps_of(settings[name])))
-                    except RuntimeError as error:
-                        found[name] = error
-    return {name: taken if isinstance(taken, Exception) else taken[1:] for name, taken in found.items()}
+    names = [item.callspec.params["variant"] for item in request.session.items if item.parent is request.node]
+    asked = {name: variants(full)[name] for name in names}
+    arguments = {name: (settings, NUM_IMAGES) for name, settings in asked.items()}
+    with workers(training_step, arguments, START_SECONDS * (10 if full else 1)) as ready:
+        return take_turns(ready, {name: steps_of(settings) for name, settings in asked.items()}, ROUNDS)
 
 
 @pytest.mark.benchmark(group="training step, width 1.0")

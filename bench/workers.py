@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from fastcifar.measuring.process import Death, Process, memory_of, seconds_of, serve
@@ -99,6 +100,33 @@ def workers(
             else:
                 ready[name] = started.result()
         yield ready
+
+
+def take_turns(
+    ready: Mapping[str, Worker | Exception], counts: Mapping[str, int], rounds: int
+) -> dict[str, list[float] | Exception]:
+    """Measures in turns, so that a change of the device's clocks affects all alike.
+
+    A process that is not asked does nothing on the device. An interruption ends the turns; what was measured counts.
+
+    Args:
+        ready: as of `workers`.
+        counts: the units of work of a turn.
+        rounds: how many turns each has after a first one, which does not count.
+
+    Returns:
+        Name -> the seconds of each turn, or the error that kept the process from them.
+    """
+    found = {name: run if isinstance(run, Exception) else [] for name, run in ready.items()}
+    with suppress(KeyboardInterrupt):
+        for _, (name, run) in product(range(rounds + 1), ready.items()):
+            seconds = found[name]
+            if isinstance(run, Worker) and not isinstance(seconds, Exception):
+                try:
+                    seconds.append(run(counts[name]))
+                except RuntimeError as error:
+                    found[name] = error
+    return {name: seconds if isinstance(seconds, Exception) else seconds[1:] for name, seconds in found.items()}
 
 
 _COMMAND = [sys.executable, __file__]

@@ -1,4 +1,4 @@
-"""bench/gpu.sh with a stand-in for Python: what it runs, and in which order; what fails or takes too long; its times."""
+"""bench/gpu.sh with a stand-in for Python: what runs, and in which order; what fails or takes too long; the times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ esac
 echo "begin $*" >>calls
 trap 'echo "interrupted $*" >>calls; exit 130' INT
 [[ -z "$SLOW" || "$*" != *$SLOW* ]] || for _ in {1..100}; do sleep 0.1; done
-[[ "$*" != *fp16* ]] || sleep 0.5
+[[ "$*" != *"epochs 2" ]] || sleep 0.5
 echo "end $*" >>calls
 [[ -z "$FAILS" || "$*" != *$FAILS* ]]
 """

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -267,3 +268,34 @@ def test_layers_are_timed_in_graphs_of_their_own(engine: str) -> None:
     """The bug: a result that was kept bound the gradients' accumulation to a stream that no capture can wait for."""
     done = start([sys.executable, "-W", "ignore", "-c", LAYERS.format(engine=engine)])
     assert "TIMED" in done.stdout and "VIOLATION" not in done.stderr, done.stdout + done.stderr[-6000:]
+
+
+def benchmarks(tmp_path: Path, files: list[str], which: str) -> list[dict[str, Any]]:
+    """Runs benchmarks of bench/; returns what pytest-benchmark keeps of each. The times mean nothing."""
+    results = tmp_path / "found.json"
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--benchmark-only", f"--benchmark-json={results}"]
+    options += ["--rootdir", str(fake_gpu.ROOT), "-k", which]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)  # with it there are no benchmarks
+        done = start([sys.executable, "-m", "pytest", *options, *(str(fake_gpu.ROOT / name) for name in files)])
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "VIOLATION" not in done.stderr + done.stdout
+    found: list[dict[str, Any]] = json.loads(results.read_text())["benchmarks"]
+    return found
+
+
+def test_engines_are_timed_in_turns(tmp_path: Path) -> None:
+    """Their processes start together on a GPU."""
+    found = benchmarks(tmp_path, ["bench/test_training_step.py"], "bf16 and not 1024 and not compiled")
+    assert [one["params"]["variant"].partition(",")[0] for one in found] == ["eager bf16", "fused bf16", "fused bf16"]
+    assert all(one["stats"]["rounds"] == 7 and one["extra_info"]["images"] == 40_960 for one in found)
+
+
+def test_ops_are_timed_beside_their_peers(tmp_path: Path) -> None:
+    """As bench/gpu.sh does, without what torch.compile compiles. The bug: a peer's step could not be captured."""
+    script = (fake_gpu.ROOT / "bench/gpu.sh").read_text()
+    files = re.findall(r"bench/test_\w+\.py", script.partition("bench ops")[2].partition("stage profile")[0])
+    files.remove("bench/test_separable_block.py")
+    found = benchmarks(tmp_path, files, "not torch.float32 and not torch.float16")
+    assert len(found) > 100
+    assert all({"seconds", "seconds_cold"} <= one["extra_info"].keys() for one in found)

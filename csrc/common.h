@@ -129,4 +129,20 @@ struct RunningStatistic {
   float factor;
 };
 
+// The counters [2] of advance_step, the learning rates of all steps, and the place for that of the next step.
+struct StepOfRun {
+  int64_t* counters;
+  const float* lrs;
+  float* lr;
+  int64_t steps;
+};
+
+// One function for both backends: the learning rate of the run's step counters[1], clamped; then both are one more.
+FC_HD void advance_step(const StepOfRun& s) {
+  const int64_t step = s.counters[1], last = s.steps - 1;
+  *s.lr = s.lrs[step < 0 ? 0 : step > last ? last : step];
+  s.counters[0] += 1;
+  s.counters[1] = step + 1;
+}
+
 }  // namespace fastcifar

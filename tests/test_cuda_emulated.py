@@ -33,7 +33,7 @@ from fastcifar.ops._library import check_schema, references
 from fastcifar.ops._moments import merge_rows
 from fastcifar.ops.cases import calls as calls_of_cases
 from fastcifar.ops.cases import check as check_case
-from fastcifar.ops.cases import check_into
+from fastcifar.ops.cases import check_into, results
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ to build the emulated kernels"),
@@ -620,6 +620,16 @@ def test_update_statistics_is_the_cpus_to_the_last_bit(emulated: Emulated, momen
     assert emulated.launches("update_statistics", *statistics_arguments([3] * 27, momentum)) == 1
     assert emulated.launches("update_statistics", *arguments) == 2
     assert emulated.launches("update_statistics", *statistics_arguments([0], momentum)) == 0
+
+
+def test_advance_step_is_the_reference_to_the_last_bit(emulated: Emulated) -> None:
+    """Also for numbers that no step has."""
+    lrs, lr = torch.rand(5), torch.zeros(1)
+    for step in (-1, 0, 3, 4, 5, 2**62):
+        arguments = (torch.tensor([7, step]), lrs, lr)
+        expected = results("advance_step", arguments, references["advance_step"])
+        assert all(map(torch.equal, results("advance_step", arguments, emulated.ops.advance_step), expected))
+    assert emulated.launches("advance_step", torch.tensor([0, 0]), lrs, lr) == 1
 
 
 def test_wrong_arguments_are_named(emulated: Emulated) -> None:

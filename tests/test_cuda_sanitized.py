@@ -53,6 +53,7 @@ parameter, grad, buffer = torch.zeros(1030), torch.zeros(1030), torch.zeros(1030
 op.sgd([parameter], [grad], [buffer], [], torch.zeros(()), [0.1], 0.9, True)
 running_mean, running_var, mean, variance = torch.zeros(4, 301)
 op.update_statistics([running_mean], [running_var], [mean], [variance], [5], 0.1)
+op.advance_step(torch.arange(2), torch.zeros(2), torch.zeros(1))
 print("CORRECT")
 """
 PLANE_SCRIPT = """
@@ -153,6 +154,7 @@ OPS_USED = {
         "mixup_cross_entropy_gradient",
         "sgd",
         "update_statistics",
+        "advance_step",
     ),
     PLANE_SCRIPT: ("depthwise_block",),
     POOL_SCRIPT: ("batch_norm_relu_pool",),
@@ -172,6 +174,7 @@ SCRIPTS = {
     "mixup_cross_entropy_gradient": STEP_SCRIPT,
     "sgd": STEP_SCRIPT,
     "update_statistics": STEP_SCRIPT,
+    "advance_step": STEP_SCRIPT,
     "stem": STEM_SCRIPT,
     "stem_tensor": STEM_TENSOR_SCRIPT,
 }
@@ -370,6 +373,7 @@ RACES = {
         "blockIdx.x * kThreads +",
         "blockIdx.x * (kThreads - 1) +",
     ),
+    "a step that two threads count": ("advance_step.cu", "dim3(1), dim3(1)", "dim3(1), dim3(2)"),
     "a row that groups without a row write too": ("mixup_cross_entropy.cuh", "if (live) results.row", "results.row"),
     "a label that a row of pixels writes": (
         "training_batch.cu",

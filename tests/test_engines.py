@@ -366,7 +366,7 @@ def test_taken_gradients_are_autograds(dtype: torch.dtype, settings: dict[str, A
             totals += sums
             loss.backward(grad_loss)  # type: ignore[no-untyped-call]
         else:
-            fused.take_gradients(batch, grad_loss, totals, config.label_smoothing)
+            fused.take_gradients(batch, grad_loss, totals, label_smoothing=config.label_smoothing)
         grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         build_optimizer(model, config, fused.rounded).step()
         return [totals, *grads, *model.buffers(), *model.parameters()]

@@ -202,6 +202,7 @@ def test_kernels_of_a_replayed_graph_have_the_kind_of_their_name() -> None:
         "void fastcifar::cuda::dwconv3x3_forward<__nv_bfloat16, 4, 2>(Arguments)": DEPTHWISE,
         "void fastcifar::cuda::(anonymous namespace)::moments_kernel<float>(float const*, int)": NORM,
         "fastcifar::cuda::update_statistics_kernel(fastcifar::cuda::(anonymous namespace)::StatisticsTable)": NORM,
+        "fastcifar::cuda::advance_step_kernel(fastcifar::StepOfRun)": OPTIMIZER,
         "fastcifar::cuda::augment_kernel<__nv_bfloat16>(AugmentArguments, __nv_bfloat16*)": AUGMENTATION,
         "nvjet_hsh_64x8_64x16_4x1_v_bz_TNT": POINTWISE,
         "sm90_xmma_gemm_bf16bf16_bf16f32_f32_nn_n_tilesize64x64x64": POINTWISE,

@@ -114,7 +114,7 @@ def test_a_step_with_the_classifier_as_one_op(dtype: torch.dtype, monkeypatch: p
         monkeypatch.setattr(fused, "mixup_cross_entropy_gradient", None if op else loss)
         model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         totals = torch.zeros(2, dtype=torch.float64)
-        FusedModel(model, dtype=dtype, side=side).take_gradients(batch, torch.tensor(8.0), totals, 0.1)
+        FusedModel(model, dtype=dtype, side=side).take_gradients(batch, torch.tensor(8.0), totals, label_smoothing=0.1)
         taken.append([totals, *(p.grad for p in model.parameters())])
         if side:
             assert side.joined == [8 + 1 + 2]

@@ -200,4 +200,6 @@ cudaError_t sgd(Dtype narrow, const std::vector<SgdTensor>& tensors, const SgdSe
 // Pointers may lie on any 4 bytes.
 cudaError_t update_statistics(const std::vector<RunningStatistic>& statistics, float momentum, cudaStream_t stream);
 
+cudaError_t advance_step(const StepOfRun& step, cudaStream_t stream);
+
 }  // namespace fastcifar::cuda

@@ -23,9 +23,14 @@ from fastcifar.target import Target
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 """batch -> what `loss_and_sums` returns."""
 
-TakeGradients = Callable[[Batch, Tensor, Tensor], None]
-"""(batch, grad_loss, totals): gives each parameter its gradient, where that of the batch's mean loss is `grad_loss`,
-float32 [] on the device, and adds to `totals` what `loss_and_sums` returns beside the loss."""
+TakeGradients = Callable[[Batch, Tensor, Tensor, Callable[[], None]], None]
+"""(batch, grad_loss, totals, meanwhile): gives each parameter its gradient, where that of the batch's mean loss is
+`grad_loss`, float32 [] on the device, and adds to `totals` what `loss_and_sums` returns beside the loss. It calls
+`meanwhile` once, see `Engine.train_step`."""
+
+
+def nothing() -> None:
+    """No work."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,6 @@ class Engine:
         average: the argument.
         scaler: scales the loss with `fp16`, and does nothing otherwise.
         totals: float64 [2] on the device: the sum of losses and the correct predictions of the epoch so far.
-        aside: the argument.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ class Engine:
         self._forward = forward or forward_with_loss(model, target.config.label_smoothing)
         self._gradients = gradients
         self._evaluation, self._loaded = evaluation or (lambda: model), loaded
-        self.aside = aside
+        self._aside = aside
         self.scaler = torch.amp.GradScaler(device.type, enabled=target.dtype == torch.float16)
         self._one = torch.ones((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -178,7 +182,7 @@ class Engine:
         assert self.average is not None
         self.load(self.tensors() | {f"model.{name}": tensor for name, tensor in self.average.tensors.items()})
 
-    def train_step(self, batch: Batch, lr: float | Tensor) -> None:
+    def train_step(self, batch: Batch, lr: float | Tensor, meanwhile: Callable[[], None] = nothing) -> None:
         """Takes one step: forward, backward, update. Loss and correct predictions are added to `totals`.
 
         It reads nothing from the device, so that a CUDA graph can hold the whole step.
@@ -186,24 +190,27 @@ class Engine:
         Args:
             batch: the training batch.
             lr: the learning rate; in a CUDA graph, a float32 tensor on the device.
+            meanwhile: is called once, to launch work that only the optimizer or the next step needs. An engine with a
+                stream for such work does it there, with its own.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._take_gradients(batch, self.totals)
+        self._take_gradients(batch, self.totals, meanwhile)
         self.scaler.step(cast(torch.optim.Optimizer, self.optimizer))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
 
-    def _take_gradients(self, batch: Batch, totals: Tensor) -> None:
+    def _take_gradients(self, batch: Batch, totals: Tensor, meanwhile: Callable[[], None] = nothing) -> None:
         """Forward and backward. Loss and correct predictions are added to `totals`."""
         if self._gradients is not None:
-            self._gradients(batch, self.scaler.scale(self._one), totals)
+            self._gradients(batch, self.scaler.scale(self._one), totals, meanwhile)
             return
+        meanwhile()
         with self._autocast():
             loss, sums = self._forward(batch)
-        with self.aside([sums]):
+        with self._aside([sums]):
             totals += sums
         self.scaler.scale(loss).backward(self._weight(batch, loss.dtype))  # type: ignore[no-untyped-call]
 

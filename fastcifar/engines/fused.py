@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.batch import Batch
-from fastcifar.engines.eager import Forward
+from fastcifar.engines.eager import Forward, nothing
 from fastcifar.engines.equal_blocks import LONGEST, equal_blocks
 from fastcifar.engines.gradients import for_batches, gradients
 from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
@@ -113,7 +113,15 @@ class FusedModel:
     def __call__(self, images: Tensor) -> Tensor:
         return self._train(images) if self._model.training else self.folded()(images)
 
-    def take_gradients(self, batch: Batch, grad_loss: Tensor, totals: Tensor, label_smoothing: float) -> None:
+    def take_gradients(
+        self,
+        batch: Batch,
+        grad_loss: Tensor,
+        totals: Tensor,
+        meanwhile: Callable[[], None] = nothing,
+        *,
+        label_smoothing: float,
+    ) -> None:
         """Gives each parameter its gradient, and updates the running statistics. For one process.
 
         On the CPU, with `fuse_pointwise`, it does without autograd.
@@ -122,11 +130,12 @@ class FusedModel:
             batch: the training batch.
             grad_loss: float32 [] on the device, the gradient of the mean loss.
             totals: float64 [2]; what is added up over an epoch is added to it, as by `mixup_cross_entropy_gradient`.
+            meanwhile: is called once, with `side` beside the rest, where the running statistics are updated.
             label_smoothing: 0 to 1.
         """
         if not self._is_chain(batch.images):
             targets = batch.labels, batch.partner_labels, batch.lam, label_smoothing
-            pooled, head, bias = self._pooled(batch.images)
+            pooled, head, bias = self._pooled(batch.images, meanwhile)
             if not suits_classifier(pooled, len(bias)):
                 logits = linear(pooled, head, bias, self._side)
                 grad = mixup_cross_entropy_gradient(logits.detach(), *targets, grad_loss, totals)
@@ -138,6 +147,7 @@ class FusedModel:
             pooled.backward(grad_pooled)  # type: ignore[no-untyped-call]
             self._model.head.weight.grad, self._model.head.bias.grad = of_head
             return
+        meanwhile()
         eps, strides = self._norms[0].eps, self._strides
         taken = gradients(batch, self._used, eps, strides, label_smoothing, grad_loss, totals)
         self._update_statistics(taken.statistics[0::2], taken.statistics[1::2], self._counts(batch.images.shape))
@@ -153,7 +163,7 @@ class FusedModel:
     def _train(self, images: Tensor) -> Tensor:
         return linear(*self._pooled(images), self._side)
 
-    def _pooled(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _pooled(self, images: Tensor, meanwhile: Callable[[], None] = nothing) -> tuple[Tensor, Tensor, Tensor]:
         """The classifier's input in training, and its weight and bias."""
         weights = self._weights
         first, head, bias, *products = weights
@@ -170,6 +180,7 @@ class FusedModel:
         means, variances = statistics[0::2], statistics[1::2]
         with self.aside(means + variances):
             self._update_statistics(means, variances, counts)
+            meanwhile()
         return pooled, head, bias
 
     def _is_chain(self, x: Tensor) -> bool:

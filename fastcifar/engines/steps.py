@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastcifar.engines.compiled import compilation_explained
 from fastcifar.engines.eager import Engine
 from fastcifar.loaders import Loader, ResidentLoader
-from fastcifar.ops import own_threads
+from fastcifar.ops import advance_step, own_threads
 from fastcifar.run.affinity import are_chosen
 from fastcifar.run.environment import allowed_cores
 from fastcifar.target import Target
@@ -229,10 +229,7 @@ class ReplayedSteps:
 
     def _step(self, rows: int) -> None:
         batch = self._loader.batch_at(self._counters[0], rows)
-        with self._engine.aside([self._counters]):
-            torch.index_select(self._lrs, 0, self._counters[1:], out=self._lr)
-            self._counters += 1
-        self._engine.train_step(batch, self._lr)
+        self._engine.train_step(batch, self._lr, partial(advance_step, self._counters, self._lrs, self._lr))
 
     def _captured(self, sizes: Iterable[int]) -> dict[int, Callable[[], None]]:
         """For each size the function that takes a step: the replay of a graph or, on the CPU, the step itself."""

@@ -3,6 +3,7 @@
 from fastcifar.ops._library import available, cpu_isa, fingerprint, why_unavailable
 from fastcifar.ops._modules import Conversion, DepthwiseConv3x3, convert
 from fastcifar.ops._threads import own_threads
+from fastcifar.ops.advance_step import advance_step
 from fastcifar.ops.batch_norm_relu import batch_norm_relu
 from fastcifar.ops.batch_norm_relu_pool import batch_norm_relu_pool
 from fastcifar.ops.classifier_gradient import classifier_gradient
@@ -21,6 +22,7 @@ from fastcifar.ops.update_statistics import update_statistics
 __all__ = [
     "Conversion",
     "DepthwiseConv3x3",
+    "advance_step",
     "available",
     "batch_norm_relu",
     "batch_norm_relu_pool",

@@ -165,7 +165,10 @@ def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterato
 
 
 def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The ops at both ends of a step: training_batch, those of the loss, and the classifier's where a device has it."""
+    """The ops at both ends of a step: training_batch, those of the loss, and the classifier's where a device has it.
+
+    And advance_step.
+    """
     for name, arguments in _step_calls(dtype, rows):
         given = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
         if name != "classifier_gradient" or device == "cpu" or suits_classifier(given[0], len(given[1])):
@@ -190,6 +193,7 @@ def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]
     yield "mixup_cross_entropy_gradient", (logits, *targets, grad_loss, totals)
     pooled, weight = torch.rand(num, 256).to(dtype), torch.randn(classes, 256).div(16).to(dtype)
     yield "classifier_gradient", (pooled, weight, torch.randn(classes).to(dtype), *targets, grad_loss, totals)
+    yield "advance_step", (torch.tensor([1, 4]), torch.rand(9), torch.zeros(1))
 
 
 def sgd_arguments(
@@ -276,8 +280,8 @@ def check_into(name: str, arguments: Arguments, library: Any = torch.ops.fastcif
         raise WrongResult(f"{name}: writes beside memory that is given")
 
 
-def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+def as_tuple(outputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs or ())
 
 
 def results(name: str, arguments: Arguments, call: Callable[..., Any] | None = None) -> tuple[Tensor, ...]:

@@ -6,11 +6,11 @@ namespace fastcifar {
 
 inline constexpr const char* kClassifierGradientSchemas[] = {
     "classifier_gradient(Tensor pooled, Tensor weight, Tensor bias, Tensor labels, Tensor? partner_labels, Tensor? lam,"
-    " float label_smoothing, Tensor grad_loss, Tensor(a!) totals) -> (Tensor, Tensor)",
+    " float label_smoothing, Tensor grad_loss, Tensor(a!) totals) -> (Tensor, Tensor, Tensor)",
 };
 
-struct ClassifierGradient : MixupCrossEntropyGradient {  // its logits are room for them, which only the CPU uses
-  Tensor pooled, weight, bias, grad_pooled;
+struct ClassifierGradient : MixupCrossEntropyGradient {  // its logits and their gradient: room that the CPU uses
+  Tensor pooled, weight, bias, grad_pooled, grad_weight, grad_bias;
   int64_t channels;
 };
 
@@ -42,6 +42,8 @@ inline ClassifierGradient prepare_classifier_gradient(Backend backend, const Ten
           like_pooled("weight", weight),
           like_pooled("bias", bias),
           empty({rows, channels}, dtype, pooled),
+          empty({classes, channels}, dtype, pooled),
+          empty({classes}, dtype, pooled),
           channels};
 }
 

@@ -558,26 +558,23 @@ def test_classifier_gradient_agrees_with_its_reference(
     assert totals.isnan().tolist() == [True, False], "a label out of range does not pass unseen"
 
 
-@pytest.mark.parametrize("rows", [16, 40])
-def test_classifier_gradient_before_hopper(before_hopper: Emulated, rows: int) -> None:
-    torch.manual_seed(0)
-    given = classifier_arguments(rows, 128, 100, torch.bfloat16, True)
-    check_classifier(before_hopper, given)
-    assert before_hopper.launches("classifier_gradient", *given) == (1 if rows <= 16 else 2)
+def test_classifier_gradient_needs_clusters(before_hopper: Emulated) -> None:
+    with pytest.raises(RuntimeError, match="classifier_gradient: on CUDA it takes .* compute capability 9.0"):
+        before_hopper("classifier_gradient", *classifier_arguments(3, 128, 2, torch.bfloat16, False))
 
 
 def check_classifier(emulated: Emulated, given: tuple[Any, ...]) -> None:
-    """As `check_case`, and that of the logits that come out the gradient is `mixup_cross_entropy_gradient`'s."""
-    pooled, weight, bias, *targets, _ = given
+    """As `check_case`. Of logits without a sum the gradient is `mixup_cross_entropy_gradient`'s to the last bit."""
     check_case("classifier_gradient", given, emulated.ops.classifier_gradient)
     got, again = ([t := given[-1].clone(), *emulated("classifier_gradient", *given[:-1], t, seed=s)] for s in (0, 2))
     assert all(map(torch.equal, got, again))
-    totals, _, grad_logits = got
-    logits, expected_totals = (pooled.double() @ weight.double().T + bias.double()).to(pooled.dtype), given[-1].clone()
-    [expected] = emulated("mixup_cross_entropy_gradient", logits, *targets, expected_totals)
-    # A sum at a tie may be rounded to another logit.
-    assert (grad_logits != expected).float().mean() < 0.02
-    torch.testing.assert_close(totals, expected_totals, rtol=1e-4, atol=0)
+    pooled, weight, bias, *targets, totals = given
+    expected_totals, weight = totals.clone(), torch.eye(*weight.shape, dtype=weight.dtype)
+    [expected] = emulated("mixup_cross_entropy_gradient", F.linear(pooled, weight, bias), *targets, expected_totals)
+    grad_pooled, _, grad_bias = emulated("classifier_gradient", pooled, weight, bias, *targets, totals)
+    assert torch.equal(grad_pooled[:, : len(bias)], expected)
+    torch.testing.assert_close(grad_bias, expected.sum(0))
+    torch.testing.assert_close(totals, expected_totals)
 
 
 @pytest.mark.parametrize("narrow", [None, torch.bfloat16, torch.float16], ids=str)

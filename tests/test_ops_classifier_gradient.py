@@ -1,5 +1,6 @@
-"""The classifier, its loss and the gradients of its input and logits as one op."""
+"""The classifier, its loss and the gradients of its input, weight and bias as one op."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import machines
@@ -10,7 +11,8 @@ from op_cases import check, classifier_arguments, devices, kinds, needs_kernels,
 from torch import Tensor
 
 from fastcifar.ops import classifier_gradient, mixup_cross_entropy_gradient
-from fastcifar.ops.classifier_gradient import suits
+from fastcifar.ops.cases import WrongResult, in_float64, rounding_of_logits
+from fastcifar.ops.classifier_gradient import classifier_gradient_ref, suits
 
 pytestmark = [needs_kernels, pytest.mark.machine]
 
@@ -33,8 +35,8 @@ def test_the_reference(device: str, dtype: torch.dtype, mixed: bool, rows: int, 
     torch.manual_seed(rows)
     for smoothing in (0.0, 0.1):
         given = classifier_arguments(rows, channels, classes, dtype, mixed, smoothing=smoothing, device=device)
-        grad_pooled, grad_logits, _ = check(NAME, given)
-        assert grad_pooled.is_contiguous() and grad_logits.is_contiguous()
+        *gradients, _ = check(NAME, given)
+        assert all(grad.is_contiguous() for grad in gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -45,20 +47,57 @@ def test_the_cpu_takes_all_shapes(dtype: torch.dtype, rows: int, channels: int, 
     if rows:
         check(NAME, given)
     else:
-        grad_pooled, grad_logits, totals = results(NAME, given)
-        assert grad_pooled.shape == (0, channels) and grad_logits.shape == (0, classes)
-        assert torch.equal(totals, given[-1])
+        grad_pooled, grad_weight, grad_bias, totals = results(NAME, given)
+        assert grad_pooled.shape == (0, channels) and torch.equal(totals, given[-1])
+        assert torch.equal(grad_weight, torch.zeros_like(given[1])) and torch.equal(grad_bias, torch.zeros_like(given[2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_loss_is_mixup_cross_entropys_to_the_last_bit(dtype: torch.dtype) -> None:
-    """Where the sums are exact, and so the logits are the library's."""
-    pooled, weight, bias, *targets, totals = classifier_arguments(40, 64, 10, dtype, True)
-    pooled, weight, bias = (x.mul(4).round().div(4) for x in (pooled, weight, bias))
-    expected_totals = totals.clone()
+    """Where the sums are exact, and so the logits are the library's, and their gradient is that of the first channels."""
+    pooled, _, bias, *targets, totals = classifier_arguments(40, 64, 10, dtype, True)
+    weight, expected_totals = torch.eye(10, 64, dtype=dtype), totals.clone()
     expected = mixup_cross_entropy_gradient(F.linear(pooled, weight, bias), *targets, expected_totals)
-    _, grad_logits = classifier_gradient(pooled, weight, bias, *targets, totals)
-    assert torch.equal(grad_logits, expected) and torch.equal(totals, expected_totals)
+    grad_pooled, _, grad_bias = classifier_gradient(pooled, weight, bias, *targets, totals)
+    assert torch.equal(grad_pooled[:, :10], expected) and torch.equal(totals, expected_totals)
+    torch.testing.assert_close(grad_bias, expected.sum(0))
+
+
+TRAINING_SHAPES = pytest.mark.parametrize("rows, channels, classes", [(128, 1024, 100), (300, 2048, 20)])
+
+
+@TRAINING_SHAPES
+def test_the_totals_are_as_far_from_float64_as_is_derived(rows: int, channels: int, classes: int) -> None:
+    errors = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        given = classifier_arguments(rows, channels, classes, torch.bfloat16, True)
+        of_loss, of_correct = rounding_of_logits(given)
+        totals, truth = (classifier_totals(a) for a in (given, in_float64(given)))
+        loss, correct = (totals - truth).abs().tolist()
+        assert loss < of_loss and correct <= of_correct
+        errors.append(loss / of_loss)
+    assert 0.5 < 4 * torch.tensor(errors).square().mean().sqrt() < 1.5, "four standard deviations are allowed"
+
+
+def classifier_totals(arguments: Sequence[Any]) -> Tensor:
+    totals: Tensor = results(NAME, tuple(arguments), classifier_gradient_ref)[-1]
+    return totals
+
+
+@TRAINING_SHAPES
+def test_a_row_that_the_totals_lack_is_seen(rows: int, channels: int, classes: int) -> None:
+    torch.manual_seed(0)
+    given = classifier_arguments(rows, channels, classes, torch.bfloat16, True)
+
+    def planted(*arguments: Any) -> tuple[Tensor, ...]:
+        pooled, weight, bias, labels, partner_labels, *rest, totals = arguments
+        gradients = classifier_gradient(*arguments[:-1], totals.clone())
+        classifier_gradient(pooled[1:], weight, bias, labels[1:], partner_labels[1:], *rest, totals)
+        return gradients
+
+    with pytest.raises(WrongResult, match="classifier_gradient, output 3: error"):
+        check(NAME, given, planted)
 
 
 @devices
@@ -102,8 +141,9 @@ def test_number_of_threads_does_not_matter(device: str) -> None:
     "capability, dtype, channels, classes, expected",
     [
         ((9, 0), torch.bfloat16, 1024, 100, True),
-        ((8, 0), torch.float16, 128, 128, True),
-        ((7, 5), torch.float16, 1024, 100, False),
+        ((10, 0), torch.float16, 128, 128, True),
+        ((8, 0), torch.float16, 1024, 100, False),
+        ((12, 0), torch.bfloat16, 1024, 100, False),
         ((9, 0), torch.float32, 1024, 100, False),
         ((9, 0), torch.bfloat16, 1088, 100, False),
         ((9, 0), torch.bfloat16, 1024, 129, False),

@@ -11,26 +11,34 @@
 namespace {
 using namespace fastcifar;
 
-constexpr int64_t kRows = 8;  // of a part: what the kernels take at once
+constexpr int64_t kGroup = 8;  // rows or classes of a part: what the kernels take at once
 
-std::tuple<Tensor, Tensor> gradient(const Tensor& pooled, const Tensor& weight, const Tensor& bias,
-                                    const Tensor& labels, const std::optional<Tensor>& partner_labels,
-                                    const std::optional<Tensor>& lam, double label_smoothing, const Tensor& grad_loss,
-                                    const Tensor& totals) {
+std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& pooled, const Tensor& weight, const Tensor& bias,
+                                            const Tensor& labels, const std::optional<Tensor>& partner_labels,
+                                            const std::optional<Tensor>& lam, double label_smoothing,
+                                            const Tensor& grad_loss, const Tensor& totals) {
   const auto a = prepare_classifier_gradient(Backend::cpu, pooled, weight, bias, labels, partner_labels, lam,
                                              label_smoothing, grad_loss, totals);
   LossGradient loss("classifier_gradient", a, label_smoothing);
-  const ClassifierTask task{loss.task.element, data(a.pooled), data(a.weight), data(a.bias), a.channels, a.classes};
-  void *logits = mutable_data(a.logits), *to = mutable_data(a.grad_pooled);
+  const ClassifierTask task{loss.task.element, data(a.pooled), data(a.weight), data(a.bias), a.rows,
+                            a.channels,        a.classes};
+  void *logits = mutable_data(a.logits), *grad_pooled = mutable_data(a.grad_pooled);
+  void *grad_weight = mutable_data(a.grad_weight), *grad_bias = mutable_data(a.grad_bias);
   const void* grad = data(a.grad_logits);
-  parallel((a.rows + kRows - 1) / kRows, a.rows * a.channels * a.classes, [&](int64_t begin, int64_t end) {
-    const int64_t b0 = begin * kRows, b1 = std::min(end * kRows, a.rows);
+  const auto in_groups = [&](int64_t count, auto part) {
+    parallel((count + kGroup - 1) / kGroup, a.rows * a.channels * a.classes,
+             [&](int64_t begin, int64_t end) { part(begin * kGroup, std::min(end * kGroup, count)); });
+  };
+  in_groups(a.rows, [&](int64_t b0, int64_t b1) {
     FASTCIFAR_KERNEL(classifier_logits)(task, b0, b1, logits);
     loss.take(b0, b1);
-    FASTCIFAR_KERNEL(classifier_grad_pooled)(task, b0, b1, grad, to);
+    FASTCIFAR_KERNEL(classifier_grad_pooled)(task, b0, b1, grad, grad_pooled);
+  });
+  in_groups(a.classes, [&](int64_t n0, int64_t n1) {
+    FASTCIFAR_KERNEL(classifier_grad_weight)(task, n0, n1, grad, grad_weight, grad_bias);
   });
   loss.add_sums(a.totals);
-  return {a.grad_pooled, a.grad_logits};
+  return {a.grad_pooled, a.grad_weight, a.grad_bias};
 }
 
 }  // namespace

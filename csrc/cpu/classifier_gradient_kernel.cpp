@@ -29,16 +29,17 @@ FC_INLINE void logits_of(const T* rows, const T* weight, const T* bias, const Cl
   }
 }
 
-// The gradient of R rows of the pooled activations.
+// R rows of a product with `count` rows of channels: to[r] is the sum of factors[r * of_row + i * of_step] * from[i].
 template <int R, class T>
-FC_INLINE void grad_pooled_of(const T* grads, const T* weight, const ClassifierTask& t, T* grad_pooled) {
-  for_vectors(static_cast<int>(t.channels), [&](int k, auto lanes) FC_LAMBDA {
+FC_INLINE void weighted_sums(const T* factors, int64_t of_row, int64_t of_step, const T* from, int64_t count,
+                             int64_t channels, T* to) {
+  for_vectors(static_cast<int>(channels), [&](int k, auto lanes) FC_LAMBDA {
     Vec sum[R] = {};
-    for (int64_t n = 0; n < t.classes; ++n) {
-      const Vec of_class = load(weight + n * t.channels + k, lanes);
-      for (int r = 0; r < R; ++r) sum[r] = broadcast(to_f32(grads[r * t.classes + n])) * of_class + sum[r];
+    for (int64_t i = 0; i < count; ++i) {
+      const Vec values = load(from + i * channels + k, lanes);
+      for (int r = 0; r < R; ++r) sum[r] = broadcast(to_f32(factors[r * of_row + i * of_step])) * values + sum[r];
     }
-    for (int r = 0; r < R; ++r) store(grad_pooled + r * t.channels + k, sum[r], lanes);
+    for (int r = 0; r < R; ++r) store(to + r * channels + k, sum[r], lanes);
   });
 }
 
@@ -63,10 +64,27 @@ void classifier_grad_pooled(const ClassifierTask& t, int64_t b0, int64_t b1, con
   with_type(t.element, [&](auto type) {
     using T = decltype(type);
     for_groups<8>(b0, b1, [&](int64_t b, auto rows) FC_LAMBDA {
-      grad_pooled_of<decltype(rows)::value>(static_cast<const T*>(grad_logits) + b * t.classes,
-                                            static_cast<const T*>(t.weight), t,
-                                            static_cast<T*>(grad_pooled) + b * t.channels);
+      weighted_sums<decltype(rows)::value>(static_cast<const T*>(grad_logits) + b * t.classes, t.classes, 1,
+                                           static_cast<const T*>(t.weight), t.classes, t.channels,
+                                           static_cast<T*>(grad_pooled) + b * t.channels);
     });
+  });
+}
+
+void classifier_grad_weight(const ClassifierTask& t, int64_t n0, int64_t n1, const void* grad_logits, void* grad_weight,
+                            void* grad_bias) {
+  with_type(t.element, [&](auto type) {
+    using T = decltype(type);
+    const T* grads = static_cast<const T*>(grad_logits);
+    for_groups<8>(n0, n1, [&](int64_t n, auto classes) FC_LAMBDA {
+      weighted_sums<decltype(classes)::value>(grads + n, 1, t.classes, static_cast<const T*>(t.pooled), t.rows,
+                                              t.channels, static_cast<T*>(grad_weight) + n * t.channels);
+    });
+    for (int64_t n = n0; n < n1; ++n) {
+      float sum = 0;
+      for (int64_t b = 0; b < t.rows; ++b) sum += to_f32(grads[b * t.classes + n]);
+      static_cast<T*>(grad_bias)[n] = from_f32<T>(sum);
+    }
   });
 }
 

@@ -135,7 +135,7 @@ bool with_pool_plane(int64_t N, int64_t pixels, int64_t C, F f) {
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     pool_plane_forward(const T* x, T* pooled, int N, int C, const Norm norm) {
-  if constexpr (!has_planes(P::kBlocks)) return;
+  if constexpr (!has_clusters(P::kBlocks)) return;
   begin_kernel();
   constexpr int V = kPlaneVector;
   const PlaneThread<P> at;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     pool_plane_backward(const T* grad, const T* x, T* grad_x, int N, int C, const NormGrad norm) {
-  if constexpr (!has_planes(P::kBlocks)) return;
+  if constexpr (!has_clusters(P::kBlocks)) return;
   begin_kernel();
   constexpr int V = kPlaneVector;
   const PlaneThread<P> at;

@@ -1,14 +1,16 @@
-// The classifier and its loss in one kernel: logits, what mixup_cross_entropy_gradient does with them, and the gradient
-// of the pooled activations, in place of four kernels that wait for each other.
+// The classifier, its loss and all gradients in one kernel, in place of six kernels of which most wait for each other.
 //
-// A block has 16 images, which are the rows of a fragment of the tensor cores, and all classes. Both products take
-// their operands from device memory in an order in which a lane's part is 16 neighbouring bytes; see
-// pointwise_stream.cuh for g and q. Of each 32 channels that the logits are summed over the lane has those from 8q on,
-// of a row and of a class g of eight. For the gradient of the pooled activations it has eight channels from 8g on, of
-// classes 2q and 2q + 1 of eight: of each channel a pair, for a fragment of its own. So of the results it has 16
-// neighbouring channels from 16q on, of rows g and g + 8.
-#include <algorithm>
-
+// A cluster has up to 128 images and all classes, and each of its blocks every eighth slice of 128 channels, of images
+// and of classes. Four steps, between which a block reads what the other blocks have:
+//   the logits, summed over its own channels;
+//   of 16 images the sums over all channels, the loss and the gradient of the logits;
+//   the gradients of all images;
+//   the gradient of its slice of the pooled activations, or of the weight.
+// Both last products have their operands in shared memory already. Two clusters take the same images, and one of these
+// two products each: a product takes longer than all else that they do twice.
+//
+// In shared memory a row's channels are in an order in which a lane's results of four fragments are neighbours: of each
+// 32, words (pairs) 0, 4, 8 and 12 come first. For the sum over channels the order does not matter.
 #include "cuda/mixup_cross_entropy.cuh"
 #include "cuda/tensor_cores.cuh"
 
@@ -16,130 +18,146 @@ namespace fastcifar::cuda {
 
 namespace {
 
-constexpr int kImages = 16, kWarps = kImages;  // of a block; the loss of an image is a warp's
-constexpr int kMostClasses = 128, kLaneClasses = kMostClasses / 32;
-constexpr int kParts = 4;  // of the sum over the channels. The warps of a part share the classes, eight at a time.
-constexpr int kPartWarps = kWarps / kParts, kTiles = kMostClasses / 8 / kPartWarps;
-constexpr int kWarpChannels = 64, kSteps = kMostClasses / 16;  // of the gradient of the pooled activations
-constexpr int kDepth = 2;                                      // parts of a sum whose operands are on their way
-// Of a row in shared memory: so that neither the stores of pairs nor ldmatrix meet a bank twice.
-constexpr int kPartPitch = kMostClasses + 8, kGradPitch = kMostClasses + 8;
+constexpr int kTile = 128;                                         // images of a cluster, classes, channels of a slice
+constexpr int kImages = kTile / kClusterBlocks, kWarps = kImages;  // of a block; the loss of an image is a warp's
+constexpr int kLaneClasses = kTile / 32, kPacks = kTile * kTile / (8 * 32 * kWarps);  // of a thread
+constexpr int kPitch = kTile + 8;  // so that neither ldmatrix nor the stores meet a bank twice
 
 template <class T>
 struct ClassifierArguments {
   const T *pooled, *weight, *bias;
   int channels;
   const float* grad_loss;
-  T *grad_pooled, *grad_logits;
+  T *grad_pooled, *grad_weight, *grad_bias;
+  // Where there are several clusters of images, theirs: [clusters], and [clusters][classes * channels + kTile], of
+  // grad_weight and grad_bias.
+  LossSums* losses;
+  float* parts;
 };
 
-// The first (0) or second (1) elements of two words.
-__device__ __forceinline__ uint32_t pair_of(uint32_t a, uint32_t b, int which) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(a, b, which == 0 ? 0x5410 : 0x7632);
-#else
-  return which == 0 ? (a & 0xffffu) | b << 16 : a >> 16 | (b & 0xffff0000u);
-#endif
+template <class T>
+struct ClassifierShared {
+  uint16_t pooled[kTile * kPitch], weight[kTile * kPitch], grads[kTile * kPitch];  // grads: [image][class]
+  float sums[kTile * kPitch];                                                      // over the block's own channels
+  T logits[kImages * kTile];
+  LossSums losses[kImages];
+};
+
+// acc += a . b for rows m0 to m0 + 31 of a and columns n0 to n0 + 31 of b. a lies as [m][k] or, turned, as [k][m]; b as
+// [n][k] or, turned, as [k][n].
+template <class T, bool A_TURNED, bool B_TURNED>
+__device__ __forceinline__ void multiply(const uint16_t* a, int m0, const uint16_t* b, int n0, float (&acc)[2][4][4]) {
+  const int lane = threadIdx.x % 32, in = lane % 8, first = lane / 8 % 2 * 8, second = lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < kTile; k += 16) {
+    Fragment left[2], right[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int m = m0 + 16 * i, n = n0 + 16 * i;
+      // matrices (m, k), (m + 8, k), (m, k + 8), (m + 8, k + 8)
+      left[i] = load_matrices<A_TURNED>(A_TURNED ? a + (k + second + in) * kPitch + m + first
+                                                 : a + (m + first + in) * kPitch + k + second);
+      // matrices (k, n), (k + 8, n), (k, n + 8), (k + 8, n + 8)
+      right[i] = load_matrices<B_TURNED>(B_TURNED ? b + (k + first + in) * kPitch + n + second
+                                                  : b + (n + second + in) * kPitch + k + first);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        multiply_add<T>(acc[i][j], left[i], right[j / 2].at[j % 2 * 2], right[j / 2].at[j % 2 * 2 + 1]);
+  }
 }
 
 }  // namespace
 
-// grid: (1, blocks of kImages), in clusters. A cluster adds its sums to the totals, or writes them into its row of
-// `partials` if there are others.
+// grid: (2, clusters of images times kClusterBlocks). x: 0 for the gradient of the pooled activations and the losses, 1
+// for those of weight and bias.
 template <class T>
-__global__ void __launch_bounds__(32 * kWarps) classifier_loss_kernel(const ClassifierArguments<T> a, const Targets t,
-                                                                      LossSums* partials, const LossTotals totals) {
+__global__ void __launch_bounds__(32 * kWarps)
+    classifier_loss_kernel(const ClassifierArguments<T> a, const Targets t, const LossTotals totals) {
+  if constexpr (!has_clusters()) return;
   begin_kernel();
-  SHARED_ARRAY(float, parts, kParts * kImages * kPartPitch);
-  SHARED_ARRAY(T, logits, kImages * kMostClasses);
-  SHARED_ARRAY(uint16_t, grads, kImages* kGradPitch);
-  SHARED_ARRAY(LossSums, of_rows, kImages);
+  LARGE_SHARED(ClassifierShared<T>, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  const int first_row = blockIdx.y * kImages;
+  const int m0 = warp % 4 * 32, n0 = warp / 4 * 32;  // of a product a warp has 32 x 32 results
+  const int cluster = blockIdx.y / kClusterBlocks, rank = blockIdx.y % kClusterBlocks;
+  const int first_image = cluster * kTile, own = rank * kImages + warp;  // own: the warp's image, and its class
+  const bool of_pooled = blockIdx.x == 0, is_alone = gridDim.y == kClusterBlocks;
   constexpr uint32_t kBytes = sizeof(T);
   const uint32_t pitch = a.channels * kBytes;
 
   // What the loss needs of device memory.
-  const int b = first_row + warp;
-  const bool is_row = b < t.rows;
+  const int b = first_image + own;
+  const bool is_image = b < t.rows;
   const RowTargets targets = targets_of(t, min(b, t.rows - 1));
   const float grad_loss = *a.grad_loss;
   Pack<T, 1> bias[kLaneClasses];
 #pragma unroll
-  for (int i = 0; i < kLaneClasses; ++i) bias[i] = load_if<1>(a.bias + lane + 32 * i, lane + 32 * i < t.classes);
-
-  const int part = warp / kPartWarps, part_warp = warp % kPartWarps, part_channels = a.channels / kParts;
-  float of_part[kTiles][4] = {};
-  {
-    Pack<T, 8> rows[kDepth][2], classes[kDepth][kTiles];
-    const auto fetch = [&](int d, int k) {  // k: the first of 32 channels of the part
-      as_it_is(k);
-      const uint32_t column = (part * part_channels + k + q * 8) * kBytes;
-      const bool inside = k < part_channels;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int m = first_row + g + 8 * i;
-        rows[d][i] = load_if<8>(at_byte(a.pooled, m * pitch + column), inside && m < t.rows);
-      }
-#pragma unroll
-      for (int f = 0; f < kTiles; ++f) {
-        const int n = (f * kPartWarps + part_warp) * 8 + g;
-        classes[d][f] = load_if<8>(at_byte(a.weight, n * pitch + column), inside && n < t.classes);
-      }
-    };
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) fetch(d, d * 32);
-#pragma unroll 1
-    for (int k = 0; k < part_channels; k += kDepth * 32) {
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          const Fragment two{rows[d][0].words[2 * s], rows[d][1].words[2 * s], rows[d][0].words[2 * s + 1],
-                             rows[d][1].words[2 * s + 1]};
-#pragma unroll
-          for (int f = 0; f < kTiles; ++f)
-            multiply_add<T>(of_part[f], two, classes[d][f].words[2 * s], classes[d][f].words[2 * s + 1]);
-        }
-        fetch(d, k + (d + kDepth) * 32);
-      }
-    }
-  }
-
-  // The weight's rows for the second product are on their way while the loss is computed.
-  int k0 = warp * kWarpChannels;
-  Pack<T, 8> next[kDepth][4];
-  const auto fetch = [&](Pack<T, 8>(&to)[4], int channel, int step) {
-    as_it_is(channel);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int n = step * 16 + i / 2 * 8 + 2 * q + i % 2;
-      to[i] =
-          load_if<8>(at_byte(a.weight, n * pitch + (channel + g * 8) * kBytes), n < t.classes && channel < a.channels);
-    }
-  };
-#pragma unroll
-  for (int d = 0; d < kDepth; ++d) fetch(next[d], k0, d);
-
-#pragma unroll
-  for (int f = 0; f < kTiles; ++f)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      *reinterpret_cast<Pack<float, 2>*>(parts + (part * kImages + 8 * e + g) * kPartPitch +
-                                         (f * kPartWarps + part_warp) * 8 +
-                                         2 * q) = {{bits_of(of_part[f][2 * e]), bits_of(of_part[f][2 * e + 1])}};
-  __syncthreads();
-
-  T* const row = logits + warp * kMostClasses;
-#pragma unroll
   for (int i = 0; i < kLaneClasses; ++i) {
-    const int k = lane + 32 * i;
-    float value = 0.f, of_bias[1];
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) value += parts[(p * kImages + warp) * kPartPitch + k];
-    unpack(bias[i], of_bias);
-    row[k] = round_to<T>(value + of_bias[0]);
+    const int k = lane * kLaneClasses + i;
+    bias[i] = load_if<1>(a.bias + k, k < t.classes);
   }
+
+  int there = -1;  // the slice in shared memory
+  const auto bring = [&](int slice) {
+    if (slice == there) return;
+    there = slice;
+    Pack<T, 8> images[kPacks], classes[kPacks];
+    const auto row = [](int i) { return static_cast<int>(threadIdx.x) / 8 + i % 2 * (kTile / 2); };
+    const auto channel = [](int i) { return static_cast<int>(threadIdx.x) % 8 * 8 + i / 2 * (kTile / 2); };
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const uint32_t column = (slice * kTile + channel(i)) * kBytes;
+      const int m = first_image + row(i), n = row(i);
+      images[i] = load_if<8>(at_byte(a.pooled, m * pitch + column), m < t.rows);
+      classes[i] = load_if<8>(at_byte(a.weight, n * pitch + column), n < t.classes);
+    }
+    __syncthreads();  // the slice before may still be read
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int place = (row(i) * kPitch + channel(i) / 32 * 32) / 2 + channel(i) / 8 % 4;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        reinterpret_cast<uint32_t*>(shared->pooled)[place + 4 * k] = images[i].words[k];
+        reinterpret_cast<uint32_t*>(shared->weight)[place + 4 * k] = classes[i].words[k];
+      }
+    }
+    __syncthreads();
+  };
+
+  float of_slices[2][4][4] = {};
+  for (int slice = rank; slice < a.channels / kTile; slice += kClusterBlocks) {
+    bring(slice);
+    multiply<T, false, false>(shared->pooled, m0, shared->weight, n0, of_slices);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        *reinterpret_cast<Pack<float, 2>*>(shared->sums + (m0 + 16 * i + 8 * e + g) * kPitch + n0 + 8 * j + 2 * q) = {
+            {bits_of(of_slices[i][j][2 * e]), bits_of(of_slices[i][j][2 * e + 1])}};
+  arrive_at_cluster();
+  wait_for_cluster();
+
+  Pack<float, kLaneClasses> sums[kClusterBlocks];  // all loads are under way at once
+#pragma unroll
+  for (int i = 0; i < kClusterBlocks; ++i)
+    sums[i] = *reinterpret_cast<const Pack<float, kLaneClasses>*>(IN_BLOCK(shared, i)->sums + own * kPitch +
+                                                                  lane * kLaneClasses);
+  float value[kLaneClasses] = {};
+#pragma unroll
+  for (int k = 0; k < kLaneClasses; ++k) {
+    float of_bias[1];
+    unpack(bias[k], of_bias);
+#pragma unroll
+    for (int i = 0; i < kClusterBlocks; ++i) value[k] += float_of(sums[i].words[k]);
+    value[k] += of_bias[0];
+  }
+  T* const row = shared->logits + warp * kTile;
+  store<kLaneClasses>(row + lane * kLaneClasses, value);
   __syncwarp();
   const RowLoss of_row = row_loss<32>(row, lane, targets, t);  // also where there is no image: all lanes take part
   const float scale = grad_loss / static_cast<float>(t.rows);
@@ -147,72 +165,127 @@ __global__ void __launch_bounds__(32 * kWarps) classifier_loss_kernel(const Clas
   for (int i = 0; i < kLaneClasses; ++i) {
     const int k = lane + 32 * i;
     T grad{};
-    if (is_row && k < t.classes) {
-      grad = logit_gradient(row[k], k, of_row.log_sum_exp, targets, t, scale);
-      a.grad_logits[static_cast<int64_t>(b) * t.classes + k] = grad;
-    }
-    grads[warp * kGradPitch + k] = grad.bits;
+    if (is_image && k < t.classes) grad = logit_gradient(row[k], k, of_row.log_sum_exp, targets, t, scale);
+    shared->grads[own * kPitch + k] = grad.bits;
   }
-  if (lane == 0) of_rows[warp] = is_row ? of_row.sums : LossSums{0, 0, 0};
+  if (lane == 0) shared->losses[warp] = is_image ? of_row.sums : LossSums{0, 0, 0};
+  arrive_at_cluster();
+  wait_for_cluster();
+
+  Pack<T, 8> grads[kPacks];
+  const int first_row = threadIdx.x / (kTile / 8), column = threadIdx.x % (kTile / 8) * 8;
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int m = first_row + i * (kTile / kPacks);
+    grads[i] = *reinterpret_cast<const Pack<T, 8>*>(IN_BLOCK(shared, m / kImages)->grads + m * kPitch + column);
+  }
+  LossSums losses{0, 0, 0};
+  if (of_pooled && rank == 0 && warp == 0)
+    for (int m = lane; m < kTile; m += 32) losses.add(IN_BLOCK(shared, m / kImages)->losses[m % kImages]);
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int m = first_row + i * (kTile / kPacks);
+    if (m / kImages != rank) *reinterpret_cast<Pack<T, 8>*>(shared->grads + m * kPitch + column) = grads[i];
+  }
+  arrive_at_cluster();  // nothing of another block is read from here on
   __syncthreads();
-  arrive_at_cluster();
 
-  const int in = lane % 8, first = lane / 8 % 2 * 8, second = lane / 16 * 8;
-#pragma unroll 1
-  for (; k0 < a.channels; k0 += kWarps * kWarpChannels) {
-    float acc[8][4] = {};
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {  // matrices (m, k), (m + 8, k), (m, k + 8), (m + 8, k + 8)
-      const Fragment rows = load_matrices<false>(grads + (first + in) * kGradPitch + step * 16 + second);
-      Pack<T, 8>(&classes)[4] = next[step % kDepth];
-#pragma unroll
-      for (int c = 0; c < 8; ++c)
-        multiply_add<T>(acc[c], rows, pair_of(classes[0].words[c / 2], classes[1].words[c / 2], c % 2),
-                        pair_of(classes[2].words[c / 2], classes[3].words[c / 2], c % 2));
-      const int ahead = step + kDepth;
-      fetch(classes, k0 + ahead / kSteps * kWarps * kWarpChannels, ahead % kSteps);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int m = first_row + g + e / 2 * 8;
-      float v[8];
-#pragma unroll
-      for (int c = 0; c < 8; ++c) v[c] = acc[c][e];
-      if (m < t.rows)
-        *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_pooled, m * pitch + (k0 + (2 * q + e % 2) * 8) * kBytes)) =
-            rounded<T>(v);
-    }
-  }
-
-  wait_for_cluster();
-  const int blocks = cluster_blocks(), cluster = blockIdx.y / blocks;
-  if (blockIdx.y % blocks == 0 && warp == 0) {
-    LossSums sums{0, 0, 0};
-    for (int i = lane; i < blocks * kImages; i += 32) sums.add(IN_BLOCK(of_rows, i / kImages)[i % kImages]);
-    sums = warp_sum(sums);
+  if (of_pooled && rank == 0 && warp == 0) {
+    losses = warp_sum(losses);
     if (lane == 0) {
-      if (static_cast<int>(gridDim.y) == blocks)
-        write_results(totals, sums, t);
+      if (is_alone)
+        write_results(totals, losses, t);
       else
-        partials[cluster] = sums;
+        a.losses[cluster] = losses;
     }
   }
-  arrive_at_cluster();
+  const int size = t.classes * a.channels;
+  float* const part = a.parts + static_cast<int64_t>(cluster) * (size + kTile);
+  if (!of_pooled) {
+    float sum = 0.f;
+#pragma unroll
+    for (int m = 0; m < kTile; m += 32) sum += load_f32(T{shared->grads[(m + lane) * kPitch + own]});
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    if (lane == 0) {
+      if (!is_alone)
+        part[size + own] = sum;
+      else if (own < t.classes)
+        a.grad_bias[own] = round_to<T>(sum);
+    }
+  }
+#pragma unroll 1
+  for (int slice = there; slice >= 0; slice -= kClusterBlocks) {
+    bring(slice);
+    float acc[2][4][4] = {};
+    if (of_pooled)
+      multiply<T, false, true>(shared->grads, m0, shared->weight, n0, acc);
+    else
+      multiply<T, true, true>(shared->grads, m0, shared->pooled, n0, acc);
+    const int channel = slice * kTile + n0 + 8 * q;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float v[8];
+#pragma unroll
+        for (int c = 0; c < 8; ++c) v[c] = acc[i][c / 2][2 * e + c % 2];
+        const int m = m0 + 16 * i + 8 * e + g, image = first_image + m;  // m: of the weight, the class
+        if (of_pooled) {
+          if (image < t.rows)
+            *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_pooled, image * pitch + channel * kBytes)) = rounded<T>(v);
+        } else if (m < t.classes) {
+          if (is_alone)
+            *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_weight, m * pitch + channel * kBytes)) = rounded<T>(v);
+          else
+            *reinterpret_cast<Pack<float, 8>*>(part + m * a.channels + channel) = rounded<float>(v);
+        }
+      }
+  }
   wait_for_cluster();
+}
+
+// Adds up what `count` clusters have. A thread has four neighbouring numbers.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    merge_classifier_kernel(const ClassifierArguments<T> a, int count, const Targets t, const LossTotals totals) {
+  begin_kernel();
+  if (blockIdx.x == 0 && threadIdx.x < 32) sum_losses(a.losses, count, t, totals);
+  const int size = t.classes * a.channels, column = (blockIdx.x * kThreads + threadIdx.x) * 4;
+  if (column >= size + kTile) return;
+  float sum[4] = {};
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    float v[4];
+    load<4>(a.parts + static_cast<int64_t>(i) * (size + kTile) + column, v);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum[k] += v[k];
+  }
+  if (column < size) {
+    store<4>(a.grad_weight + column, sum);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int n = column - size + k;
+    if (n < t.classes) a.grad_bias[n] = round_to<T>(sum[k]);
+  }
 }
 
 bool classifier_gradient_suits(Dtype dtype, int64_t channels, int64_t classes) {
-  return dtype != Dtype::kFloat32 && channels % (kParts * 32) == 0 && classes <= kMostClasses;
+  return dtype != Dtype::kFloat32 && channels % kTile == 0 && classes <= kTile && is_from_hopper_on() &&
+         has_shared_memory(sizeof(ClassifierShared<bf16>));
 }
 
-int64_t classifier_gradient_workspace(int64_t rows) {
-  return ceil_div(rows, kImages) * (sizeof(LossSums) / sizeof(double));
+int64_t classifier_gradient_workspace(int64_t rows, int64_t channels, int64_t classes) {
+  return ceil_div(rows, kTile) *
+         (static_cast<int64_t>(sizeof(LossSums) / sizeof(double)) + (classes * channels + kTile) / 2);
 }
 
 cudaError_t classifier_gradient(Dtype dtype, const Classifier& c, const Targets& t, cudaStream_t stream) {
-  const int blocks = ceil_div(t.rows, kImages), cluster = is_from_hopper_on() ? std::min(blocks, kClusterBlocks) : 1;
-  const int clusters = ceil_div(blocks, cluster);
-  auto* partials = reinterpret_cast<LossSums*>(c.workspace);
+  const int clusters = ceil_div(t.rows, kTile), size = t.classes * c.channels + kTile;
+  auto* parts = reinterpret_cast<float*>(c.workspace);  // at the beginning, which lies on 16 bytes
+  auto* losses = reinterpret_cast<LossSums*>(parts + static_cast<int64_t>(clusters) * size);
   const LossTotals totals{c.totals};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -223,12 +296,17 @@ cudaError_t classifier_gradient(Dtype dtype, const Classifier& c, const Targets&
                                      c.channels,
                                      c.grad_loss,
                                      static_cast<T*>(c.grad_pooled),
-                                     static_cast<T*>(c.grad_logits)};
-      LAUNCH_CLUSTERS(classifier_loss_kernel<T>, cluster, dim3(1, clusters * cluster), dim3(32 * kWarps), stream, a, t,
-                      partials, totals);
+                                     static_cast<T*>(c.grad_weight),
+                                     static_cast<T*>(c.grad_bias),
+                                     losses,
+                                     parts};
+      LAUNCH_LARGE(classifier_loss_kernel<T>, kClusterBlocks, ClassifierShared<T>, dim3(2, clusters * kClusterBlocks),
+                   dim3(32 * kWarps), stream, a, t, totals);
+      if (clusters > 1)
+        LAUNCH(merge_classifier_kernel<T>, dim3(ceil_div(size, 4 * kThreads)), dim3(kThreads), stream, a, clusters, t,
+               totals);
     }
   });
-  if (clusters > 1) LAUNCH(sum_losses_kernel<LossTotals>, dim3(1), dim3(32), stream, partials, clusters, t, totals);
   return cudaGetLastError();
 }
 

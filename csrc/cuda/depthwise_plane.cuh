@@ -105,7 +105,7 @@ __device__ __forceinline__ constexpr int by_columns(int n) {
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     depthwise_plane_forward(const BlockForward b, int N, int C) {
-  if constexpr (!has_planes(P::kBlocks)) return;
+  if constexpr (!has_clusters(P::kBlocks)) return;
   begin_kernel();
   constexpr int V = kPlaneVector;
   const PlaneThread<P> at;
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
 template <class T, class P>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     depthwise_plane_backward(const BlockBackward b, int N, int C) {
-  if constexpr (!has_planes(P::kBlocks)) return;
+  if constexpr (!has_clusters(P::kBlocks)) return;
   begin_kernel();
   constexpr int V = kPlaneVector, S = P::S;
   const PlaneThread<P> at;

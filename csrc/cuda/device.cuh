@@ -6,11 +6,17 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
+// One `type` of more shared memory than a kernel may declare: the one that LAUNCH_LARGE names.
+#define LARGE_SHARED(type, name)                           \
+  extern __shared__ __align__(16) unsigned char name##_[]; \
+  type* const name = reinterpret_cast<type*>(name##_)
 #define IN_BLOCK(name, rank) ::fastcifar::cuda::in_block((name), (rank))
 #define LAUNCH(kernel, grid, block, stream, ...) \
-  ::fastcifar::cuda::launch((kernel), 1, (grid), (block), (stream), __VA_ARGS__)
+  ::fastcifar::cuda::launch((kernel), 1, 0, (grid), (block), (stream), __VA_ARGS__)
 #define LAUNCH_CLUSTERS(kernel, cluster, grid, block, stream, ...) \
-  ::fastcifar::cuda::launch((kernel), (cluster), (grid), (block), (stream), __VA_ARGS__)
+  ::fastcifar::cuda::launch((kernel), (cluster), 0, (grid), (block), (stream), __VA_ARGS__)
+#define LAUNCH_LARGE(kernel, cluster, type, grid, block, stream, ...) \
+  ::fastcifar::cuda::launch((kernel), (cluster), sizeof(type), (grid), (block), (stream), __VA_ARGS__)
 #else
 #include "cuda_emu.h"
 #endif
@@ -25,6 +31,15 @@ inline constexpr int kClusterBlocks = 8;
 // As many blocks in clusters as run at a time where an SM holds two: of 264 such places an H200 gives 240 to clusters of
 // eight. Of 256 blocks the last 16 took as long again.
 inline constexpr int kClusteredPairs = 240;
+// Nobody launches a kernel that needs clusters of `blocks` where they are not possible: there is nothing to compile. See
+// most_cluster_blocks.
+FC_HD constexpr bool has_clusters([[maybe_unused]] int blocks = kClusterBlocks) {
+#if defined(__CUDA_ARCH__)
+  return __CUDA_ARCH__ >= 900 && (blocks <= kClusterBlocks || __CUDA_ARCH__ < 1100);
+#else
+  return true;
+#endif
+}
 // Channels a block works on: a pixel's 64 bytes of bf16 are two full memory sectors.
 inline constexpr int kBlockChannels = 32;
 
@@ -101,9 +116,16 @@ inline int most_cluster_blocks() {
 // instructions, without which a kernel that starts early would not wait.
 inline bool is_from_hopper_on() { return most_cluster_blocks() > 1; }
 
-// cluster: the number of blocks along y that form one.
+// Whether a block of the current device may have so many bytes of shared memory.
+inline bool has_shared_memory(int bytes) {
+  int device = 0, most = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess && bytes <= most;
+}
+
+// cluster: the number of blocks along y that form one. large_shared: bytes of LARGE_SHARED.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block, cudaStream_t stream,
+void launch(void (*kernel)(Parameters...), int cluster, int large_shared, dim3 grid, dim3 block, cudaStream_t stream,
             Arguments... arguments) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -114,10 +136,12 @@ void launch(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block, c
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = large_shared;
   config.stream = stream;
   config.attrs = attributes;
   if (cluster > kClusterBlocks) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   config.numAttrs = !is_from_hopper_on() ? 0 : cluster > 1 ? 2 : 1;
+  if (large_shared > 0) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, large_shared);
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 #endif

@@ -163,16 +163,16 @@ cudaError_t mixup_cross_entropy_backward(Dtype, const float* grad_loss, const vo
 cudaError_t mixup_cross_entropy_gradient(Dtype, const void* logits, const Targets&, const float* grad_loss,
                                          void* grad_logits, double* totals, double* workspace, cudaStream_t);
 
-// The classifier and its loss. For 16-bit types, on tensor cores.
+// The classifier, its loss and all gradients. For 16-bit types, on tensor cores, by clusters.
 struct Classifier {
   const void *pooled, *weight, *bias;  // [rows][channels], [classes][channels], [classes]
   int channels;
   const float* grad_loss;  // one number
-  void *grad_pooled, *grad_logits;
+  void *grad_pooled, *grad_weight, *grad_bias;
   double *totals, *workspace;  // totals [2]: the sums are added
 };
 bool classifier_gradient_suits(Dtype, int64_t channels, int64_t classes);
-int64_t classifier_gradient_workspace(int64_t rows);  // of doubles
+int64_t classifier_gradient_workspace(int64_t rows, int64_t channels, int64_t classes);  // of doubles
 cudaError_t classifier_gradient(Dtype, const Classifier&, const Targets&, cudaStream_t);
 
 // A batch of an epoch: the draws from position step * batch_size on, `rows` of them. Without a partner, lam and their

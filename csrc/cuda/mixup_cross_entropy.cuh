@@ -153,13 +153,19 @@ __global__ void __launch_bounds__(kLossThreads)
 
 // One warp.
 template <class Results>
-__global__ void __launch_bounds__(32)
-    sum_losses_kernel(const LossSums* partials, int count, const Targets t, const Results results) {
-  begin_kernel();
+__device__ __forceinline__ void sum_losses(const LossSums* partials, int count, const Targets& t,
+                                           const Results& results) {
   LossSums sums{0, 0, 0};
   for (int i = threadIdx.x; i < count; i += 32) sums.add(partials[i]);
   sums = warp_sum(sums);
   if (threadIdx.x == 0) write_results(results, sums, t);
+}
+
+template <class Results>
+__global__ void __launch_bounds__(32)
+    sum_losses_kernel(const LossSums* partials, int count, const Targets t, const Results results) {
+  begin_kernel();
+  sum_losses(partials, count, t, results);
 }
 
 inline int loss_blocks(int64_t rows) { return rows <= kOneBlock ? 1 : ceil_div(rows, kRows); }

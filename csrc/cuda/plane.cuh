@@ -16,16 +16,6 @@ inline constexpr int kPlaneResident = 2;
 inline constexpr int kPlaneResident = 3;
 #endif
 
-// Nobody launches these kernels where clusters of `blocks` are not possible: there is nothing to compile. See
-// most_cluster_blocks.
-FC_HD constexpr bool has_planes([[maybe_unused]] int blocks) {
-#if defined(__CUDA_ARCH__)
-  return __CUDA_ARCH__ >= 900 && (blocks <= kClusterBlocks || __CUDA_ARCH__ < 1100);
-#else
-  return true;
-#endif
-}
-
 // How the threads of a cluster share what it owns: 128 images at most, of maps that are cut into STRIPS strips of rows,
 // each of another thread; and 16 channels, of which a pixel has 32 bytes in 16 bits: a memory sector. With eight
 // channels the L2 moved twice as much.

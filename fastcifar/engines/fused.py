@@ -142,8 +142,7 @@ class FusedModel:
                 logits.backward(grad)  # type: ignore[no-untyped-call]
                 return
             x, weight, bias = pooled.detach(), head.detach(), bias.detach()
-            grad_pooled, grad = classifier_gradient(x, weight, bias, *targets, grad_loss, totals)
-            of_head = self._gradients_of_head(x, grad)
+            grad_pooled, *of_head = classifier_gradient(x, weight, bias, *targets, grad_loss, totals)
             pooled.backward(grad_pooled)  # type: ignore[no-untyped-call]
             self._model.head.weight.grad, self._model.head.bias.grad = of_head
             return
@@ -153,12 +152,6 @@ class FusedModel:
         self._update_statistics(taken.statistics[0::2], taken.statistics[1::2], self._counts(batch.images.shape))
         for parameter, grad in zip(self._parameters, taken.of_parameters, strict=True):
             parameter.grad = grad
-
-    def _gradients_of_head(self, pooled: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of the classifier's weight and bias; with a side stream they are there after its `join`."""
-        if self._side is None:
-            return grad.t().mm(pooled), grad.sum(0)
-        return self._side.product(grad.t(), pooled), self._side.sum(grad)
 
     def _train(self, images: Tensor) -> Tensor:
         return linear(*self._pooled(images), self._side)

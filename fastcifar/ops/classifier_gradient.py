@@ -21,12 +21,12 @@ def classifier_gradient(
     label_smoothing: float,
     grad_loss: Tensor,
     totals: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of a classifier's input and logits; the batch's sums are added to an epoch's totals.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a classifier's input, weight and bias; the batch's sums are added to an epoch's totals.
 
-    Equal to `logits = F.linear(pooled, weight, bias)`, `grad_logits = mixup_cross_entropy_gradient(logits, ...)` and
-    `grad_pooled = grad_logits @ weight`, up to the order of sums. Of the gradients of weight and bias,
-    `grad_logits.T @ pooled` and `grad_logits.sum(0)`, it computes none. Not differentiable.
+    Equal to `logits = F.linear(pooled, weight, bias)`, `grad_logits = mixup_cross_entropy_gradient(logits, ...)`, and
+    then `grad_logits @ weight`, `grad_logits.T @ pooled` and `grad_logits.sum(0)`, up to the order of sums. Not
+    differentiable.
 
     Args:
         pooled: [B, K], float32 or bfloat16; on CUDA bfloat16 or float16, and as it `suits`.
@@ -40,12 +40,12 @@ def classifier_gradient(
         totals: float64 [2], contiguous. The sum of the losses and the number of correct predictions are added in place.
 
     Returns:
-        The gradients of pooled, [B, K], and of the logits, [B, classes], in pooled's dtype.
+        The gradients of pooled, [B, K], of weight, [classes, K], and of bias, [classes], in pooled's dtype.
 
     Raises:
         RuntimeError: an argument has another shape, dtype, value or device; the message names it with its value.
     """
-    gradients: tuple[Tensor, Tensor] = _gradient(
+    gradients: tuple[Tensor, Tensor, Tensor] = _gradient(
         pooled, weight, bias, labels, partner_labels, lam, label_smoothing, grad_loss, totals
     )
     return gradients
@@ -54,8 +54,9 @@ def classifier_gradient(
 def suits(pooled: Tensor, classes: int) -> bool:
     """Whether a training step gains by the op: on a GPU that has a kernel for it.
 
-    The kernel is for 16-bit types on tensor cores. On the CPU, where the op's kernels are plain loops, a step keeps the
-    library's products.
+    The kernel is for 16-bit types on tensor cores, and for clusters of blocks with 180 KB of shared memory each:
+    compute capability 9 and 10 have them, while a block of 12 has at most 99 KB. On the CPU, where the op's kernels are
+    plain loops, a step keeps the library's products.
 
     Args:
         pooled: [B, K], the classifier's input.
@@ -63,8 +64,8 @@ def suits(pooled: Tensor, classes: int) -> bool:
     """
     if pooled.device.type != "cuda" or pooled.dtype == torch.float32:
         return False
-    gpu = machine.this().gpus[pooled.device.index]
-    return gpu.has_fast_bf16 and pooled.shape[1] % 128 == 0 and classes <= 128
+    major, _ = machine.this().gpus[pooled.device.index].capability
+    return major in (9, 10) and pooled.shape[1] % 128 == 0 and classes <= 128
 
 
 def classifier_gradient_ref(
@@ -77,15 +78,15 @@ def classifier_gradient_ref(
     label_smoothing: float,
     grad_loss: Tensor,
     totals: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`classifier_gradient` in plain PyTorch."""
     targets = labels, partner_labels, lam, label_smoothing
     grad_logits = mixup_cross_entropy_gradient_ref(F.linear(pooled, weight, bias), *targets, grad_loss, totals)
-    return grad_logits.mm(weight), grad_logits
+    return grad_logits.mm(weight), grad_logits.t().mm(pooled), grad_logits.sum(0)
 
 
 _gradient = define(
     "classifier_gradient(Tensor pooled, Tensor weight, Tensor bias, Tensor labels, Tensor? partner_labels, Tensor? lam,"
-    " float label_smoothing, Tensor grad_loss, Tensor(a!) totals) -> (Tensor, Tensor)",
+    " float label_smoothing, Tensor grad_loss, Tensor(a!) totals) -> (Tensor, Tensor, Tensor)",
     classifier_gradient_ref,
 )

@@ -452,6 +452,7 @@ namespace fastcifar::cuda {
 inline int cluster_blocks() { return static_cast<int>(emu::cluster_size()); }
 inline int most_cluster_blocks() { return static_cast<int>(emu::cluster_limit()); }
 inline bool is_from_hopper_on() { return emu::cluster_limit() > 1; }
+inline bool has_shared_memory(int) { return true; }
 }  // namespace fastcifar::cuda
 namespace fastcifar::cuda {
 inline void arrive_at_cluster() { emu::arrive_at_cluster(); }
@@ -477,9 +478,12 @@ T __shfl_sync(unsigned, T value, int lane) {
 #define SHARED_ARRAY(type, name, count)     \
   static emu::SharedArray<type> name##_emu; \
   type* const name = name##_emu.in_this_block(count)
+#define LARGE_SHARED(type, name) SHARED_ARRAY(type, name, 1)
 #define IN_BLOCK(name, rank) name##_emu.in_block(rank)
 
 #define LAUNCH(kernel, grid, block, stream, ...) \
   ((void)(stream), emu::launch(1, grid, block, [&] { kernel(__VA_ARGS__); }))
 #define LAUNCH_CLUSTERS(kernel, cluster, grid, block, stream, ...) \
   ((void)(stream), emu::launch(cluster, grid, block, [&] { kernel(__VA_ARGS__); }))
+#define LAUNCH_LARGE(kernel, cluster, type, grid, block, stream, ...) \
+  LAUNCH_CLUSTERS(kernel, cluster, grid, block, stream, __VA_ARGS__)

@@ -322,9 +322,9 @@ def rounding_between_passes(arguments: Arguments) -> float:
 def rounding_of_logits(arguments: Arguments) -> tuple[float, float]:
     """How far the totals of `classifier_gradient` may be from float64's because logits are rounded to pooled's dtype.
 
-    Each logit is rounded by up to half a unit in its last place, independently: by unit / sqrt(12) in the mean square. A
-    change d of logit k changes the loss of its row by (probability - target) * d. A row's prediction may become another
-    logit that is at most a unit less than the largest.
+    Each logit is rounded by at most half a unit in its last place, independently of the others, with a standard
+    deviation of unit / sqrt(12). A change d of logit k changes the loss of its row by (probability - target) * d. The
+    prediction of a row may become any logit that is at most a unit less than the largest.
 
     Returns:
         Of the sum of the losses four standard deviations; of the number of correct predictions, the most.

@@ -1,13 +1,13 @@
-// The classifier, its loss and all gradients in one kernel, in place of six kernels of which most wait for each other.
+// The classifier, its loss and all gradients in one kernel, in place of five kernels of which most wait for each other.
 //
-// A cluster has up to 128 images and all classes, and each of its blocks every eighth slice of 128 channels, of images
-// and of classes. Four steps, between which a block reads what the other blocks have:
-//   the logits, summed over its own channels;
-//   of 16 images the sums over all channels, the loss and the gradient of the logits;
+// A cluster has up to 128 images and all classes, and each of its blocks every eighth slice of 128 channels. Between its
+// four steps a block reads what the other blocks have:
+//   the logits of all images, summed over the block's own channels;
+//   of 16 images the sums over all channels, the loss, and the gradient of the logits;
 //   the gradients of all images;
-//   the gradient of its slice of the pooled activations, or of the weight.
-// Both last products have their operands in shared memory already. Two clusters take the same images, and one of these
-// two products each: a product takes longer than all else that they do twice.
+//   the gradient of its own channels, of the pooled activations or of the weight.
+// The last two products have their operands in shared memory already. Two clusters take the same images and compute the
+// same logits, and then one of these two products each, because a product of one block fills its multiprocessor.
 //
 // In shared memory a row's channels are in an order in which a lane's results of four fragments are neighbours: of each
 // 32, words (pairs) 0, 4, 8 and 12 come first. For the sum over channels the order does not matter.
@@ -180,8 +180,10 @@ __global__ void __launch_bounds__(32 * kWarps)
     grads[i] = *reinterpret_cast<const Pack<T, 8>*>(IN_BLOCK(shared, m / kImages)->grads + m * kPitch + column);
   }
   LossSums losses{0, 0, 0};
-  if (of_pooled && rank == 0 && warp == 0)
-    for (int m = lane; m < kTile; m += 32) losses.add(IN_BLOCK(shared, m / kImages)->losses[m % kImages]);
+  if (of_pooled && rank == 0 && warp == 0) {
+#pragma unroll
+    for (int m = 0; m < kTile; m += 32) losses.add(IN_BLOCK(shared, (m + lane) / kImages)->losses[lane % kImages]);
+  }
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     const int m = first_row + i * (kTile / kPacks);

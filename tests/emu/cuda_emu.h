@@ -135,8 +135,9 @@ struct Fiber {
   unsigned barriers = 0, meetings = 0, arrivals = 0;  // that it reached: of the block, of the warp, of the cluster
 };
 
-// Blocks that follow each other mostly have other threads, to the race detector: the same ones would be ordered.
-inline constexpr unsigned kPools = race::kOn ? 2 : 1;
+// Blocks that follow each other mostly have other threads, to the race detector: the same ones would be ordered. It has
+// numbers for 8128 threads: a cluster of 4096 is given the same ones again.
+inline unsigned pools_for(size_t threads) { return race::kOn && threads < 4000 ? 2 : 1; }
 inline constexpr size_t kTokens =
     128;  // of a block: two for its barriers, two for those of each warp, two of its cluster
 
@@ -148,7 +149,7 @@ struct Machine {
   std::vector<Fiber> fibers;  // of all pools
   Fiber* cluster = nullptr;   // the fibers of the blocks that run
   size_t block_size = 0;
-  unsigned cluster_size = 1;
+  unsigned cluster_size = 1, pools = 1;
   ucontext_t scheduler;
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
@@ -260,8 +261,8 @@ EMU_UNSEEN void run_cluster(dim3 first, dim3 block, std::mt19937& rng) {
   Machine& m = machine();
   const uint64_t serial = m.block_serial + 1;
   m.block_serial += m.cluster_size;
-  const int n = static_cast<int>(m.fibers.size() / kPools);
-  Fiber* const fibers = m.cluster = m.fibers.data() + (race::kOn ? rng() % kPools * n : 0);
+  const int n = static_cast<int>(m.fibers.size() / m.pools);
+  Fiber* const fibers = m.cluster = m.fibers.data() + (race::kOn ? rng() % m.pools * n : 0);
   m.block_size = n / m.cluster_size;
   for (int i = 0; i < n; ++i) {
     Fiber& f = fibers[i];
@@ -302,10 +303,11 @@ EMU_UNSEEN void launch(unsigned cluster, dim3 grid, dim3 block, const std::funct
   if (cluster > 1 && threads % 32 != 0) die("a block of a cluster has whole warps here");
   ++m.launches;
   if (idle()) return;
-  if (m.fibers.size() != cluster * threads * kPools) {
+  m.pools = pools_for(cluster * threads);
+  if (m.fibers.size() != cluster * threads * m.pools) {
     for (Fiber& f : m.fibers)
       if (f.thread) race::end_thread(f.thread);
-    m.fibers = std::vector<Fiber>(cluster * threads * kPools);
+    m.fibers = std::vector<Fiber>(cluster * threads * m.pools);
   }
   m.mailbox.resize(cluster * threads);
   m.body = &body;

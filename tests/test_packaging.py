@@ -57,7 +57,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stale = checkout / "build/lib/fastcifar/removed_long_ago.py"
-    stale.parent.mkdir(parents=True)
+    stale.parent.mkdir(parents=True, exist_ok=True)  # another test of this process may have built there
     stale.write_text("")
     return build("build_wheel", checkout, tmp_path_factory.mktemp("wheel"))
 

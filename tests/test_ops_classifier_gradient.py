@@ -158,12 +158,15 @@ def test_the_kernel_suits_a_step_on_a_gpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machines.be_on(monkeypatch, "avx2", capability)
+    monkeypatch.setattr("fastcifar.ops.classifier_gradient.compiled_capability", lambda: 90)
 
     class OnTheGpu:
         device, shape = torch.device("cuda", 0), (8, channels)
 
     OnTheGpu.dtype = dtype  # type: ignore[attr-defined]
     assert suits(OnTheGpu(), classes) == expected  # type: ignore[arg-type]
+    monkeypatch.setattr("fastcifar.ops.classifier_gradient.compiled_capability", lambda: 80)
+    assert not suits(OnTheGpu(), classes)  # type: ignore[arg-type]
     assert not suits(torch.empty(8, channels, dtype=dtype), classes)
 
 

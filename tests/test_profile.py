@@ -203,6 +203,7 @@ def test_kernels_of_a_replayed_graph_have_the_kind_of_their_name() -> None:
         "void fastcifar::cuda::(anonymous namespace)::moments_kernel<float>(float const*, int)": NORM,
         "fastcifar::cuda::update_statistics_kernel(fastcifar::cuda::(anonymous namespace)::StatisticsTable)": NORM,
         "fastcifar::cuda::advance_step_kernel(fastcifar::StepOfRun)": OPTIMIZER,
+        "void fastcifar::cuda::merge_classifier_kernel<fastcifar::bf16>(Arguments<fastcifar::bf16>, int)": HEAD,
         "fastcifar::cuda::augment_kernel<__nv_bfloat16>(AugmentArguments, __nv_bfloat16*)": AUGMENTATION,
         "nvjet_hsh_64x8_64x16_4x1_v_bz_TNT": POINTWISE,
         "sm90_xmma_gemm_bf16bf16_bf16f32_f32_nn_n_tilesize64x64x64": POINTWISE,

@@ -141,7 +141,7 @@ OWN_KERNELS: tuple[tuple[str, str], ...] = (
     (r"fastcifar::.*(dwconv3x3|grad_w_kernel)", DEPTHWISE),
     (r"fastcifar::.*(pointwise|sum_rows)", POINTWISE),
     (r"fastcifar::.*(sgd|optimizer|update_weights|advance_step)", OPTIMIZER),
-    (r"fastcifar::.*(loss|head|cross_entropy|pool)", HEAD),
+    (r"fastcifar::.*(loss|classifier|cross_entropy|pool)", HEAD),
     (r"fastcifar::.*(norm|moments|merge|whole_gradient|statistics)", NORM),
     (r"fastcifar::.*(augment|training_batch)", AUGMENTATION),
 )

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -32,6 +33,14 @@ references: dict[str, Callable[..., Any]] = {}
 device_types_of: dict[str, Collection[str]] = {}
 
 
+def _of_build(device_type: str, key: str) -> Any:
+    """What setup.py wrote down of one library; None if there is no such thing."""
+    try:
+        return json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))[device_type][key]
+    except (OSError, ValueError, KeyError, TypeError):  # no file, or not the one that setup.py writes
+        return None
+
+
 def _load(device_type: str) -> str:
     """Loads one compiled library; returns why there is none, or an empty string."""
     if device_type == "cuda" and torch.version.cuda is None:
@@ -41,10 +50,7 @@ def _load(device_type: str) -> str:
     stem = _LIBRARIES[device_type]
     found = sorted(_PACKAGE.glob(f"{stem}.*so"))
     if not found:
-        try:
-            why = json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))[device_type]["why"]
-        except (OSError, ValueError, KeyError, TypeError):  # no file, or not the one that setup.py writes
-            why = "python setup.py build_ext --inplace makes it in a checkout"
+        why = _of_build(device_type, "why") or "python setup.py build_ext --inplace makes it in a checkout"
         return f"the extension {stem} is not built ({why})"
     try:
         torch.ops.load_library(found[0])  # type: ignore[no-untyped-call]
@@ -77,6 +83,12 @@ def why_unavailable(device_type: str = "cpu") -> str:
         A sentence, empty where there are kernels.
     """
     return _why_not[device_type]
+
+
+@functools.cache
+def compiled_capability() -> int:
+    """The newest compute capability that the CUDA kernels are compiled for, as 90 for 9.0; 0 if it is not known."""
+    return max((int(re.sub(r"\D", "", arch)) for arch in _of_build("cuda", "archs") or []), default=0)
 
 
 def fingerprint(device_type: str) -> str:

@@ -66,13 +66,21 @@ def worker(start: Callable[..., Run], *arguments: Any) -> Iterator[Worker]:
     Raises:
         RuntimeError: an error in the process, or its end.
     """
-    with Process(_COMMAND) as process:
+    with new_process("") as process:
         yield _started_in(process, start, arguments)
+
+
+def new_process(name: str) -> Process:
+    """A process of this file."""
+    return Process([sys.executable, __file__])
 
 
 @contextmanager
 def workers(
-    start: Callable[..., Run], arguments: Mapping[str, Sequence[Any]], seconds: float
+    start: Callable[..., Run],
+    arguments: Mapping[str, Sequence[Any]],
+    seconds: float,
+    process: Callable[[str], Process] = new_process,
 ) -> Iterator[dict[str, Worker | Exception]]:
     """Starts a new process for each of several measurements, all at the same time. The context ends the processes.
 
@@ -80,13 +88,14 @@ def workers(
         start: a function of this file, which each process calls to prepare its work.
         arguments: name of a measurement -> the arguments for `start`, in values that JSON can hold.
         seconds: how long to wait. A process that is not ready by then is killed, so that it disturbs no other.
+        process: makes the process of a name, of this file or of another checkout's.
 
     Yields:
         Name -> the process, ready to work, or the error that kept it from that.
     """
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(arguments)))
-        processes = {name: stack.enter_context(Process(_COMMAND)) for name in arguments}
+        processes = {name: stack.enter_context(process(name)) for name in arguments}
         starts = {name: pool.submit(_started_in, processes[name], start, given) for name, given in arguments.items()}
         wait(starts.values(), seconds)
         ready: dict[str, Worker | Exception] = {}
@@ -127,9 +136,6 @@ def take_turns(
                 except RuntimeError as error:
                     found[name] = error
     return {name: seconds if isinstance(seconds, Exception) else seconds[1:] for name, seconds in found.items()}
-
-
-_COMMAND = [sys.executable, __file__]
 
 
 def _started_in(process: Process, start: Callable[..., Run], arguments: Sequence[Any]) -> Worker:

@@ -82,6 +82,26 @@ def test_an_interruption_leaves_what_was_measured(workers: ModuleType) -> None:
     assert workers.take_turns({"a": workers.Worker(0, run)}, {"a": 1}, 7) == {"a": [2.0, 3.0]}
 
 
+def test_checkouts_take_turns(tmp_path: Any) -> None:
+    def turns(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, str(BENCH / "turns.py"), *arguments], capture_output=True, text=True)
+
+    root, out = str(BENCH.parent), tmp_path / "turns.jsonl"
+    tiny = f"{root}:" + ",".join(f"{key}={value}" for key, value in TINY.items())
+    variants = [tiny, tiny, tiny.replace("batch_size=16", "batch_size=32") + ",OMP_NUM_THREADS=1", f"{tiny},epochs=no"]
+    done = turns("--rounds", "3", "--steps", "2", "--out", str(out), *variants)
+    assert done.returncode == 1, done.stderr
+    head, first, again, wide, broken = done.stdout.splitlines()
+    assert "images/s" in head and "1.000 (1.000 - 1.000)" in first and again.startswith(f"{tiny} (2) ")
+    assert "not measured" not in wide and "not measured: " in broken and "epochs" in broken
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["batch_size"] for row in rows] == [16, 16, 32] and all(len(row["us"]) == 3 for row in rows)
+
+    for wrong, message in ((str(tmp_path), "is no checkout: it has no bench/workers.py"), (f"{root}:a", "KEY=VALUE")):
+        done = turns(wrong)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
 PLUGIN = f"""
 import test_training_step as bench
 bench.CUDA, bench.ROUNDS, bench.NUM_IMAGES = True, 3, 64

@@ -538,11 +538,12 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
     assert wrong[0].isnan(), "a label out of range does not pass unseen"
 
 
-# Batches of one block and several, of one cluster and several, whose last blocks may have no image
+# Batches of one block and several, of one cluster and several, whose last blocks may have no image; the last has nine
+# slices of channels, so that one block takes two in turn
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize(
     "rows, channels, classes",
-    [(1, 128, 2), (5, 1024, 10), (16, 128, 100), (20, 384, 128), (128, 256, 100), (130, 128, 100), (3, 2048, 1)],
+    [(1, 128, 2), (16, 128, 100), (20, 384, 128), (128, 256, 100), (130, 128, 100), (3, 1152, 1)],
 )
 def test_classifier_gradient_agrees_with_its_reference(
     emulated: Emulated, dtype: torch.dtype, rows: int, channels: int, classes: int

@@ -1,6 +1,7 @@
 """The classifier, its loss and the gradients of its input, weight and bias as one op."""
 
 from collections.abc import Sequence
+import sys
 from typing import Any
 
 import machines
@@ -158,14 +159,14 @@ def test_the_kernel_suits_a_step_on_a_gpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machines.be_on(monkeypatch, "avx2", capability)
-    monkeypatch.setattr("fastcifar.ops.classifier_gradient.compiled_capability", lambda: 90)
+    monkeypatch.setattr(sys.modules[suits.__module__], "compiled_capability", lambda: 90)
 
     class OnTheGpu:
         device, shape = torch.device("cuda", 0), (8, channels)
 
     OnTheGpu.dtype = dtype  # type: ignore[attr-defined]
     assert suits(OnTheGpu(), classes) == expected  # type: ignore[arg-type]
-    monkeypatch.setattr("fastcifar.ops.classifier_gradient.compiled_capability", lambda: 80)
+    monkeypatch.setattr(sys.modules[suits.__module__], "compiled_capability", lambda: 80)
     assert not suits(OnTheGpu(), classes)  # type: ignore[arg-type]
     assert not suits(torch.empty(8, channels, dtype=dtype), classes)
 

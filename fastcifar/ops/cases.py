@@ -329,7 +329,8 @@ def rounding_of_logits(arguments: Arguments) -> tuple[float, float]:
     Returns:
         Of the sum of the losses four standard deviations; of the number of correct predictions, the most.
     """
-    pooled, weight, bias, labels, partner_labels, lam, smoothing, grad_loss, totals = in_float64(arguments)
+    on_cpu = tuple(a.cpu() if isinstance(a, Tensor) else a for a in arguments)  # frexp would be compiled for a GPU
+    pooled, weight, bias, labels, partner_labels, lam, smoothing, grad_loss, totals = in_float64(on_cpu)
     logits = F.linear(pooled, weight, bias)
     unit = torch.exp2(torch.frexp(logits).exponent.double() - 1) * torch.finfo(arguments[0].dtype).eps
     rows = torch.full_like(grad_loss, len(logits))  # of which a mean's gradient has the reciprocal

@@ -1,7 +1,7 @@
 """The classifier, its loss and the gradients of its input, weight and bias as one op."""
 
-from collections.abc import Sequence
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import machines

@@ -159,15 +159,16 @@ def test_the_kernel_suits_a_step_on_a_gpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machines.be_on(monkeypatch, "avx2", capability)
-    monkeypatch.setattr(sys.modules[suits.__module__], "compiled_capability", lambda: 90)
+    monkeypatch.setattr(sys.modules[suits.__module__], "compiled_capabilities", lambda: (75, 90))
 
     class OnTheGpu:
         device, shape = torch.device("cuda", 0), (8, channels)
 
     OnTheGpu.dtype = dtype  # type: ignore[attr-defined]
     assert suits(OnTheGpu(), classes) == expected  # type: ignore[arg-type]
-    monkeypatch.setattr(sys.modules[suits.__module__], "compiled_capability", lambda: 80)
-    assert not suits(OnTheGpu(), classes)  # type: ignore[arg-type]
+    for built in ((), (80,), (80, 120)):  # a GPU runs kernels of older capabilities, whose own clusters are not there
+        monkeypatch.setattr(sys.modules[suits.__module__], "compiled_capabilities", lambda built=built: built)
+        assert not suits(OnTheGpu(), classes)  # type: ignore[arg-type]
     assert not suits(torch.empty(8, channels, dtype=dtype), classes)
 
 

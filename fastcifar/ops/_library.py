@@ -86,9 +86,9 @@ def why_unavailable(device_type: str = "cpu") -> str:
 
 
 @functools.cache
-def compiled_capability() -> int:
-    """The newest compute capability that the CUDA kernels are compiled for, as 90 for 9.0; 0 if it is not known."""
-    return max((int(re.sub(r"\D", "", arch)) for arch in _of_build("cuda", "archs") or []), default=0)
+def compiled_capabilities() -> tuple[int, ...]:
+    """The compute capabilities that the CUDA kernels are compiled for, as 90 for 9.0; none if they are not known."""
+    return tuple(int(re.sub(r"\D", "", arch)) for arch in _of_build("cuda", "archs") or [])
 
 
 def fingerprint(device_type: str) -> str:

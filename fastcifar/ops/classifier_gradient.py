@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar import machine
-from fastcifar.ops._library import compiled_capability, define
+from fastcifar.ops._library import compiled_capabilities, define
 from fastcifar.ops.mixup_cross_entropy_gradient import mixup_cross_entropy_gradient_ref
 
 
@@ -55,7 +55,7 @@ def suits(pooled: Tensor, classes: int) -> bool:
     """Whether a training step gains by the op: on a GPU that has a kernel for it.
 
     The kernel is for 16-bit types on tensor cores, and for clusters of blocks with 180 KB of shared memory each:
-    compute capability 9 and 10 have them, if the kernels are compiled for 9.0 or later, while a block of 12 has at most
+    compute capability 9 and 10 have them, if the kernels are compiled for one of these, while a block of 12 has at most
     99 KB. On the CPU, where the op's kernels are plain loops, a step keeps the library's products.
 
     Args:
@@ -64,8 +64,9 @@ def suits(pooled: Tensor, classes: int) -> bool:
     """
     if pooled.device.type != "cuda" or pooled.dtype == torch.float32:
         return False
-    major, _ = machine.this().gpus[pooled.device.index].capability
-    return major in (9, 10) and compiled_capability() >= 90 and pooled.shape[1] % 128 == 0 and classes <= 128
+    major, minor = machine.this().gpus[pooled.device.index].capability
+    has_clusters = major in (9, 10) and any(90 <= built <= 10 * major + minor for built in compiled_capabilities())
+    return has_clusters and pooled.shape[1] % 128 == 0 and classes <= 128
 
 
 def classifier_gradient_ref(

@@ -166,7 +166,7 @@ def separable_calls(block: Arguments, out_channels: int, stride: int) -> Iterato
 
 
 def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Iterator[tuple[str, Arguments]]:
-    """The ops around a step: training_batch, advance_step, those of the loss, the classifier's where a device has it."""
+    """The ops around a step: its batch and number, those of the loss, and the classifier's where a device has it."""
     for name, arguments in _step_calls(dtype, rows):
         given = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
         if name != "classifier_gradient" or device == "cpu" or suits_classifier(given[0], len(given[1])):

@@ -106,20 +106,23 @@ def measure(variants: dict[str, Variant], rounds: int, steps: int | None) -> dic
     }
 
 
+def measured(found: dict[str, list[float] | Exception]) -> dict[str, list[float]]:
+    """Those of which there are microseconds."""
+    return {name: us for name, us in found.items() if isinstance(us, list) and us}
+
+
 def table(variants: dict[str, Variant], found: dict[str, list[float] | Exception]) -> str:
     """A line for each variant."""
-    rates = {
-        name: [variants[name].batch_size / value * 1e6 for value in us]
-        for name, us in found.items()
-        if isinstance(us, list) and us
-    }
+    times = measured(found)
+    rates = {name: [variants[name].batch_size / value * 1e6 for value in us] for name, us in times.items()}
     first = next(iter(rates.values()), [])
     width = max(map(len, found))
     lines = [f"{'':{width}}  {'us a step':>10}  {'from - to':>19}  {'images/s':>9}  over the first"]
-    for name, us in found.items():
-        if isinstance(us, Exception) or name not in rates:
-            lines.append(f"{name:{width}}  not measured: {' '.join(str(us or 'interrupted').split())}")
+    for name in found:
+        if name not in times:
+            lines.append(f"{name:{width}}  not measured: {' '.join(str(found[name] or 'interrupted').split())}")
             continue
+        us = times[name]
         ratios = [own / other for own, other in zip(rates[name], first, strict=False)]
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         lines.append(
@@ -145,10 +148,9 @@ def main(arguments: list[str]) -> int:
     print(table(variants, found))
     if given.out:
         with given.out.open("a", encoding="utf-8") as file:
-            for name, us in found.items():
-                if isinstance(us, list) and us:
-                    row = {"variant": name, **variants[name].settings, "us": [round(value, 1) for value in us]}
-                    print(json.dumps(row), file=file)
+            for name, us in measured(found).items():
+                row = {"variant": name, **variants[name].settings, "us": [round(value, 1) for value in us]}
+                print(json.dumps(row), file=file)
     return int(any(isinstance(us, Exception) for us in found.values()))
 
 

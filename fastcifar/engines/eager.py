@@ -120,7 +120,7 @@ class Engine:
         forward: Forward | None = None,
         gradients: TakeGradients | None = None,
         evaluation: Callable[[], Callable[[Tensor], Tensor]] | None = None,
-        loaded: Callable[[], None] = lambda: None,
+        loaded: Callable[[], None] = nothing,
         aside: Aside = in_place,
     ) -> None:
         self.model, self.optimizer, self.ema, self.average = model, optimizer, ema, average

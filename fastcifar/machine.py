@@ -19,7 +19,7 @@ CPU_LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 - `avx2`: AVX2 and FMA.
 - `avx512`: AVX-512 F, BW, DQ and VL (Skylake-X to Ice Lake).
 - `avx512_bf16`: dot products of bfloat16 pairs (Cooper Lake, Zen 4 and later).
-- `amx`: tiles of bfloat16 (Sapphire Rapids and later).
+- `amx`: tiles of bfloat16 (Sapphire Rapids and later), in which float32 is multiplied as sums of three.
 """
 
 _FLAGS = {

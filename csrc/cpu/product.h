@@ -2,8 +2,11 @@
 // before it leaves the cache.
 //
 // The numbers are float32 or, where the processor multiplies them, pairs of bfloat16: a pair holds two consecutive steps
-// of a sum. A right factor lies in panels of kPanel columns.
+// of a sum. For the tile registers, which know no float32, a float32 is the sum of three bfloat16, its parts. A right factor
+// lies in panels of kPanel columns.
 #pragma once
+#include <iterator>
+
 #include "cpu/lines.h"
 #include "cpu/tiles.h"
 #include "cpu/vec.h"
@@ -22,10 +25,47 @@ constexpr int kPanel = kSumVectors * kLanes;
 // Steps that are added up from zero before the sum is added to a longer one: that is more exact than one chain.
 constexpr int64_t kChain = 256;
 
+// Two float32 numbers: pairs of their largest parts, of those in the middle and of the smallest.
+struct SplitPair {
+  Pair parts[3];
+};
+
 template <class Number>
-constexpr int kStepsOf = 1;
+constexpr int kStepsOf = 2;
 template <>
-constexpr int kStepsOf<Pair> = 2;
+constexpr int kStepsOf<float> = 1;
+template <class Number>
+constexpr int kPartsOf = sizeof(Number) / sizeof(float);
+
+// The parts of the numbers of one row of a factor lie one after the other: all that are the largest, and so on.
+template <class Number>
+FC_INLINE auto parts_of(Number* row) {
+  if constexpr (kPartsOf<Number> == 1) {
+    return row;
+  } else {
+    return row->parts;
+  }
+}
+
+// A vector as the sum of its parts. Three bfloat16 hold the 24 bits of a float32 exactly. (But an infinity, or what is
+// rounded to one, has NaN among its parts, so that a product is NaN where it would be infinite; and numbers under 2^-110
+// lose bits, since the tile registers take what is subnormal for zero.)
+template <class Number>
+struct Parts {
+  Vec of[kPartsOf<Number>];
+
+  FC_INLINE explicit Parts(Vec v) {
+    for (int i = 0; i + 1 < kPartsOf<Number>; ++i) {
+      of[i] = reinterpret_cast<Vec>((reinterpret_cast<VecBits>(v) + 0x8000u) & 0xffff0000u);
+      v -= of[i];
+    }
+    of[kPartsOf<Number> - 1] = v;
+  }
+};
+// Pairs of parts of two vectors: nothing is rounded.
+FC_INLINE VecBits pair_up_parts(Vec first, Vec second) {
+  return reinterpret_cast<VecBits>(first) >> 16 | reinterpret_cast<VecBits>(second);
+}
 
 FC_INLINE Vec multiply_add(float a, Vec b, Vec sum) { return broadcast(a) * b + sum; }
 FC_INLINE Vec multiply_add(Pair a, Vec b, Vec sum) {
@@ -157,9 +197,22 @@ FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, tran
 }
 
 #if defined(FASTCIFAR_HAVE_TILES)
+// The products of parts that make a product of numbers, each by the parts that are loaded for it. Of float32 they are six:
+// what is left out, products of a small part and of one that is small too, lies below the last bit.
+constexpr int kKept = -1;
+struct PartsToLoad {
+  int left, right;
+};
+template <class Number>
+constexpr PartsToLoad kProducts[] = {{0, 0}};
+template <>
+constexpr PartsToLoad kProducts<SplitPair>[] = {{0, 2}, {kKept, 1}, {1, kKept}, {kKept, 0}, {2, kKept}, {0, kKept}};
+
 // How often multiply_panel_in_tiles calls its `meanwhile`.
+template <class Number>
 FC_INLINE int64_t tile_products(int64_t num_rows, int64_t steps) {
-  return (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * (steps / kTileSteps);
+  return (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * (steps / kTileSteps) *
+         static_cast<int64_t>(std::size(kProducts<Number>));
 }
 
 // A left factor that is multiplied with one panel after the other (and is too large for the L1 cache), or a part of one
@@ -169,10 +222,11 @@ enum class LeftFactor { passes, stays };
 // The same in the tile registers. left [num_rows][pitch] is row by row, `steps` are a multiple of kTileSteps. It reads
 // and writes whole tiles: the rows up to the next multiple of 2 * kTileRows must exist. Calls meanwhile() with every four
 // products, 64 cycles: the vector units work by the side of the tile registers if their instructions come in small pieces.
-template <LeftFactor kind, class Meanwhile>
-FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pair* left, int64_t pitch,
-                                       const Pair* right, float* out, bool add, Meanwhile meanwhile) {
+template <LeftFactor kind, class Number, class Meanwhile>
+FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Number* left, int64_t pitch,
+                                       const Number* right, float* out, bool add, Meanwhile meanwhile) {
   static_assert(kPanel == 2 * kTileColumns);
+  const int64_t left_pitch = kPartsOf<Number> * pitch, right_pitch = kPartsOf<Number> * kPanel;
   for (int64_t row = 0; row < num_rows; row += 2 * kTileRows) {
     float *upper = out + row * kPanel, *lower = upper + kTileRows * kPanel;
     if (add) {
@@ -182,16 +236,24 @@ FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Pa
       tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     }
     for (int64_t i = 0; i < steps; i += kTileSteps) {
-      const Pair *at = left + row * pitch + i, *below = at + kTileRows * pitch;
-      if constexpr (kind == LeftFactor::stays) {
-        meanwhile();
-        tile_load<4>(at, pitch), tile_load<5>(below, pitch);
-      } else {
-        tile_load_once<4>(at, pitch), tile_load_once<5>(below, pitch);
+      // A loop over the products, since `meanwhile` is long: six of it would not fit the cache of instructions.
+      for (const PartsToLoad& parts : kProducts<Number>) {
+        if constexpr (kind == LeftFactor::stays) meanwhile();
+        if (parts.left != kKept) {
+          const Pair *at = parts_of(left + row * pitch) + parts.left * pitch + i, *below = at + kTileRows * left_pitch;
+          if constexpr (kind == LeftFactor::stays) {
+            tile_load<4>(at, left_pitch), tile_load<5>(below, left_pitch);
+          } else {
+            tile_load_once<4>(at, left_pitch), tile_load_once<5>(below, left_pitch);
+          }
+        }
+        if (parts.right != kKept) {
+          const Pair* at = parts_of(right + i * kPanel) + parts.right * kPanel;
+          tile_load<6>(at, right_pitch), tile_load<7>(at + kTileColumns, right_pitch);
+        }
+        tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
+        if constexpr (kind == LeftFactor::passes) meanwhile();
       }
-      tile_load<6>(right + i * kPanel, kPanel), tile_load<7>(right + i * kPanel + kTileColumns, kPanel);
-      tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
-      if constexpr (kind == LeftFactor::passes) meanwhile();
     }
     tile_store<0>(upper, kPanel), tile_store<1>(upper + kTileColumns, kPanel);
     tile_store<2>(lower, kPanel), tile_store<3>(lower + kTileColumns, kPanel);

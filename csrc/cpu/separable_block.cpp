@@ -15,9 +15,12 @@ namespace {
 using namespace fastcifar;
 
 // Unless W is large, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all, to which it adds
-// kFactorRows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in memory, and each
+// factor_rows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in memory, and each
 // part of the channels multiplies them.
-constexpr int64_t kSums = 1 << 21, kFactorRows = 256, kFewRows = 2048;
+constexpr int64_t kSums = 1 << 21, kFewRows = 2048;
+int64_t factor_rows(const PointwiseProduct& p) {
+  return p.is_split() ? 128 : 256;
+}  // a block of channels fits the L1 cache
 
 // The passes of the product.
 struct Product {
@@ -81,13 +84,14 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
   };
   if (few) {
     product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
-      const Scratch scratch = product.scratch(), factors(FASTCIFAR_KERNEL(weight_factors)(p, kFactorRows));
-      for (int64_t row = first; row < end; row += kFactorRows) {
-        const int64_t next = row + kFactorRows < end ? row + kFactorRows : end;
+      const int64_t rows = factor_rows(p);
+      const Scratch scratch = product.scratch(), factors(FASTCIFAR_KERNEL(weight_factors)(p, rows));
+      for (int64_t row = first; row < end; row += rows) {
+        const int64_t next = row + rows < end ? row + rows : end;
         FASTCIFAR_KERNEL(multiply_backward)(p, g, row, next, packed.get(), grad_zs, sums.part(part), factors.get(), row,
-                                            kFactorRows, scratch.get());
-        FASTCIFAR_KERNEL(multiply_factors)(p, factors.get(), kFactorRows, next - row, 0, p.m,
-                                           grad_w.get() + part * w_size, /*add=*/row > first);
+                                            rows, scratch.get());
+        FASTCIFAR_KERNEL(multiply_factors)(p, factors.get(), rows, next - row, 0, p.m, grad_w.get() + part * w_size,
+                                           /*add=*/row > first);
       }
     });
     parallel(p.m, num_sums * p.m * p.k * 4, write_weight_gradient);

@@ -1,5 +1,8 @@
 #include "cpu/separable_block_kernel.h"
 
+#include <iterator>
+#include <type_traits>
+
 #include "cpu/ahead.h"
 #include "cpu/product.h"
 
@@ -32,14 +35,16 @@ struct Tile {
   float* product;
   int64_t left_size, product_size;
 
-  static int64_t size_of_left(const PointwiseProduct& p) {
+  static int64_t size_of_left(const PointwiseProduct& p) {  // in numbers
     return tile_pixels(p) * tile_pitch<Number>(p.k > p.m ? p.k : p.m);
   }
-  static int64_t size(const PointwiseProduct& p) { return 2 * (size_of_left(p) + tile_pixels(p) * kPanel); }
+  static int64_t size(const PointwiseProduct& p) {
+    return 2 * (kPartsOf<Number> * size_of_left(p) + tile_pixels(p) * kPanel);
+  }
 
   Tile(const PointwiseProduct& p, float* memory)
-      : left(reinterpret_cast<Number*>(memory)), product(memory + 2 * size_of_left(p)), left_size(size_of_left(p)),
-        product_size(tile_pixels(p) * kPanel) {}
+      : left(reinterpret_cast<Number*>(memory)), product(memory + 2 * kPartsOf<Number> * size_of_left(p)),
+        left_size(size_of_left(p)), product_size(tile_pixels(p) * kPanel) {}
 
   FC_INLINE Number* left_of(int64_t tile) const { return left + tile % 2 * left_size; }
   FC_INLINE float* product_of(int64_t panel) const { return product + panel % 2 * product_size; }
@@ -59,7 +64,7 @@ struct Factors {
     return pixels / kStepsOf<Number> * pitch(p);
   }
   static int64_t size(const PointwiseProduct& p, int64_t pixels) {
-    return gradient_size(p, pixels) + round_up(p.k, kPanel) * pixels / kStepsOf<Number>;
+    return kPartsOf<Number> * (gradient_size(p, pixels) + round_up(p.k, kPanel) * pixels / kStepsOf<Number>);
   }
 
   Factors(const PointwiseProduct& p, float* memory, int64_t pixels)
@@ -155,47 +160,64 @@ FC_INLINE void fill_piece(float* out, int64_t rows, int64_t channels, int64_t c,
     for (int64_t i = 0; i < rows; ++i) store(out + i * pitch + c + offset, rounded<T>(numbers(i)), lanes);
   });
 }
-template <class T, class Source>
-FC_INLINE void fill_piece(Pair* out, int64_t rows, int64_t channels, int64_t c, Source source) {
-  const int64_t pitch = 2 * tile_pitch<Pair>(channels), rest = channels - c;
+template <class T, class Number, class Source>
+FC_INLINE void fill_piece(Number* out, int64_t rows, int64_t channels, int64_t c, Source source) {
+  constexpr int kParts = kPartsOf<Number>;
+  const int64_t pitch = 2 * tile_pitch<Number>(channels), rest = channels - c;  // of the parts of a row
   bf16* first = reinterpret_cast<bf16*>(out) + c;
   if (rest >= kPieceChannels) {
     const auto low = source(c, Full{}), high = source(c + kLanes, Full{});
-    for (int64_t i = 0; i < rows; ++i) store(first + i * pitch, low(i), high(i));
+    for (int64_t i = 0; i < rows; ++i) {
+      const Parts<Number> lows(low(i)), highs(high(i));
+      for (int part = 0; part < kParts; ++part) {
+        store(first + (i * kParts + part) * pitch, lows.of[part], highs.of[part]);
+      }
+    }
     return;
   }
-  for (int64_t i = 0; i < rows; ++i) {
-    memset(first + i * pitch + rest, 0, (2 * num_steps<Pair>(channels) - channels) * sizeof(bf16));
+  for (int64_t i = 0; i < rows * kParts; ++i) {
+    memset(first + i * pitch + rest, 0, (2 * num_steps<Number>(channels) - channels) * sizeof(bf16));
   }
   for_vectors(static_cast<int>(rest), [&](int offset, auto lanes) FC_LAMBDA {
     const auto numbers = source(c + offset, lanes);
-    for (int64_t i = 0; i < rows; ++i) store(first + i * pitch + offset, numbers(i), lanes);
+    for (int64_t i = 0; i < rows; ++i) {
+      const Parts<Number> parts(numbers(i));
+      for (int part = 0; part < kParts; ++part) {
+        store(first + (i * kParts + part) * pitch + offset, parts.of[part], lanes);
+      }
+    }
   });
 }
 
 // The gradient of v of kWhole pixels and channels as a left factor of the gradient of W, out of those rows of a left
 // factor.
 FC_INLINE void store_gradient(const PointwiseProduct&, const Factors<float>&, int64_t, int64_t, const float*) {}
-FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& factors, int64_t pixel, int64_t channel,
-                              const Pair* rows) {
+template <class Number>
+FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Number>& factors, int64_t pixel, int64_t channel,
+                              const Number* rows) {
   static_assert(2 * kLanes <= kWhole);
-  const int64_t row_pitch = 2 * tile_pitch<Pair>(p.m);
-  for (int64_t i = 0; i < kWhole / 2; i += kLanes) {
-    for (int64_t c = channel; c < channel + kWhole && c < p.m; c += 2 * kLanes) {
-      VecBits low[kLanes], high[kLanes];
-      for (int j = 0; j < kLanes; ++j) {
-        const bf16* row = reinterpret_cast<const bf16*>(rows) + 2 * (i + j) * row_pitch + c;
-        pair_up(load_bits(row), load_bits(row + row_pitch), low[j], high[j]);
-      }
-      if (p.tiles) {
-        transpose(low), transpose(high);
-        Pair* out = factors.gradient + c * factors.steps() + pixel / 2 + i;
-        for (int j = 0; j < kLanes; ++j) store(out + j * factors.steps(), low[j]);
-        for (int j = 0; j < kLanes; ++j) store(out + (kLanes + j) * factors.steps(), high[j]);
-      } else {
-        Pair* out = factors.gradient + (pixel / 2 + i) * Factors<Pair>::pitch(p) + c;
-        for (int j = 0; j < kLanes; ++j, out += Factors<Pair>::pitch(p)) {
-          store(out, low[j]), store(out + kLanes, high[j]);
+  constexpr int kParts = kPartsOf<Number>;
+  const int64_t pitch = 2 * tile_pitch<Number>(p.m),
+                steps = factors.steps();  // of the parts of a row, and of a channel
+  const bf16* first = reinterpret_cast<const bf16*>(rows);
+  for (int part = 0; part < kParts; ++part, first += pitch) {
+    for (int64_t i = 0; i < kWhole / 2; i += kLanes) {
+      for (int64_t c = channel; c < channel + kWhole && c < p.m; c += 2 * kLanes) {
+        VecBits low[kLanes], high[kLanes];
+        for (int j = 0; j < kLanes; ++j) {
+          const bf16* row = first + 2 * (i + j) * kParts * pitch + c;
+          pair_up(load_bits(row), load_bits(row + kParts * pitch), low[j], high[j]);
+        }
+        if (p.tiles) {
+          transpose(low), transpose(high);
+          Pair* out = parts_of(factors.gradient) + (c * kParts + part) * steps + pixel / 2 + i;
+          for (int j = 0; j < kLanes; ++j) store(out + j * kParts * steps, low[j]);
+          for (int j = 0; j < kLanes; ++j) store(out + (kLanes + j) * kParts * steps, high[j]);
+        } else {
+          Pair* out = parts_of(factors.gradient) + (pixel / 2 + i) * Factors<Number>::pitch(p) + c;
+          for (int j = 0; j < kLanes; ++j, out += Factors<Number>::pitch(p)) {
+            store(out, low[j]), store(out + kLanes, high[j]);
+          }
         }
       }
     }
@@ -206,7 +228,7 @@ FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Pair>& fa
 template <class Number>
 FC_INLINE int64_t num_products(const PointwiseProduct& p, int64_t num_rows, int64_t length) {
 #if defined(FASTCIFAR_HAVE_TILES)
-  if (kStepsOf<Number> == 2 && p.tiles) return tile_products(num_rows, num_steps<Number>(length));
+  if (kStepsOf<Number> == 2 && p.tiles) return tile_products<Number>(num_rows, num_steps<Number>(length));
 #endif
   (void)p;
   return group_products<Number>(num_rows, num_steps<Number>(length));
@@ -227,7 +249,9 @@ FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_
   }
 #endif
   (void)p;
-  multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false, meanwhile);
+  if constexpr (kPartsOf<Number> == 1) {
+    multiply_panel(num_rows, steps, Left<Number, false>{left, pitch}, right, out, /*add=*/false, meanwhile);
+  }
 }
 
 // Rows [c0, c1) of the gradient of W from `num_rows` pixels of the factors, or with `add` added. A block of channels of
@@ -245,10 +269,10 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
 #if defined(FASTCIFAR_HAVE_TILES)
       if constexpr (kStepsOf<Number> == 2) {
         if (p.tiles) {
-          const Pair* left = factors.gradient + c * factors.steps();
+          const Number* left = factors.gradient + c * factors.steps();
           // The same channels' next panel is asked for.
           const int64_t lines = column + kPanel < p.k ? lines_of<float>(channels * kPanel) : 0;
-          Spread ahead(0, lines, steps / kTileSteps,
+          Spread ahead(0, lines, tile_products<Number>(channels, steps),
                        [&](int64_t first, int64_t end) FC_LAMBDA { ask_for_lines(out + panel, first, end); });
           multiply_panel_in_tiles<LeftFactor::stays>(channels, steps, left, factors.steps(), right, out, add,
                                                      [&]() FC_LAMBDA { ahead.step(); });
@@ -256,8 +280,10 @@ void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors,
         }
       }
 #endif
-      const Left<Number, true> left{factors.gradient + c, Factors<Number>::pitch(p)};
-      multiply_panel(channels, steps, left, right, out, add, [] {});
+      if constexpr (kPartsOf<Number> == 1) {
+        const Left<Number, true> left{factors.gradient + c, Factors<Number>::pitch(p)};
+        multiply_panel(channels, steps, left, right, out, add, [] {});
+      }
     }
   }
 }
@@ -296,26 +322,36 @@ struct PartOfPanel {
   FC_INLINE void accumulate_to(float* sums, const Numbers& numbers) const { accumulate(sums, numbers.vectors[0]); }
 };
 
-// Writes z of two rows into a panel of a right factor whose steps are the rows.
-FC_INLINE void store_z(float* panel, int64_t row, const Line<float>& first, const Line<float>& second) {
-  store(panel + row * kPanel, first.vectors[0], first.vectors[1]);
-  store(panel + (row + 1) * kPanel, second.vectors[0], second.vectors[1]);
+// Writes z of two rows, from column c on, into a panel of a right factor whose steps are the rows.
+FC_INLINE void store_z(float* panel, int64_t row, int64_t c, const Line<float>& first, const Line<float>& second) {
+  store(panel + row * kPanel + c, first.vectors[0], first.vectors[1]);
+  store(panel + (row + 1) * kPanel + c, second.vectors[0], second.vectors[1]);
 }
 // (Numbers of bfloat16 are multiplied one by one only where their lines lie as in memory.)
-FC_INLINE void store_z(float* panel, int64_t row, const Line<bf16>& first, const Line<bf16>& second) {
-  store_z(panel, row, Line<float>{{first.vectors[0], first.vectors[1]}},
+FC_INLINE void store_z(float* panel, int64_t row, int64_t c, const Line<bf16>& first, const Line<bf16>& second) {
+  store_z(panel, row, c, Line<float>{{first.vectors[0], first.vectors[1]}},
           Line<float>{{second.vectors[0], second.vectors[1]}});
 }
-FC_INLINE void store_z(Pair* panel, int64_t row, const Line<bf16>& first, const Line<bf16>& second) {
-  store_pairs(panel + row / 2 * kPanel, first, second);
+FC_INLINE void store_z(Pair* panel, int64_t row, int64_t c, const Line<bf16>& first, const Line<bf16>& second) {
+  store_pairs(panel + row / 2 * kPanel + c, first, second);
 }
 template <class Numbers>
-FC_INLINE void store_z(float* panel, int64_t row, const Numbers& first, const Numbers& second) {
-  store(panel + row * kPanel, first.vectors[0]), store(panel + (row + 1) * kPanel, second.vectors[0]);
+FC_INLINE void store_z(float* panel, int64_t row, int64_t c, const Numbers& first, const Numbers& second) {
+  store(panel + row * kPanel + c, first.vectors[0]), store(panel + (row + 1) * kPanel + c, second.vectors[0]);
 }
 template <class Numbers>
-FC_INLINE void store_z(Pair* panel, int64_t row, const Numbers& first, const Numbers& second) {
-  store(panel + row / 2 * kPanel, pair_up(first.vectors[0], second.vectors[0]));
+FC_INLINE void store_z(Pair* panel, int64_t row, int64_t c, const Numbers& first, const Numbers& second) {
+  store(panel + row / 2 * kPanel + c, pair_up(first.vectors[0], second.vectors[0]));
+}
+template <class Numbers>
+FC_INLINE void store_z(SplitPair* panel, int64_t row, int64_t c, const Numbers& first, const Numbers& second) {
+  Pair* out = parts_of(panel + row / 2 * kPanel) + c;
+  for (size_t v = 0; v < std::size(first.vectors); ++v, out += kLanes) {
+    const Parts<SplitPair> one(first.vectors[v]), two(second.vectors[v]);
+    for (int part = 0; part < kPartsOf<SplitPair>; ++part) {
+      store(out + part * kPanel, pair_up_parts(one.of[part], two.of[part]));
+    }
+  }
 }
 
 // Multiplies the rows [first, end) of a pass (Forward, Backward), tile by tile and panel by panel. While a panel is
@@ -493,7 +529,7 @@ struct Backward {
     if (given > rows) given = rows;
     for (int64_t i = given; c == 0 && i < rows; ++i) {
       const int64_t pitch = tile_pitch<Number>(p.m);
-      memset(static_cast<void*>(out + i * pitch), 0, num_steps<Number>(p.m) * sizeof(Number));
+      memset(static_cast<void*>(out + i * pitch), 0, pitch * sizeof(Number));
     }
     ask_for_piece<T>(p, g.grad_v, at.row + row, rows, p.m, c);
     if (g.columns) ask_for_piece<T>(p, g.v, at.row + row, rows, p.m, c);
@@ -523,7 +559,8 @@ struct Backward {
     const float* product;
     const T* y;
     T* grad_z;
-    Number* z;
+    Number* z;  // the panel
+    int64_t c;  // the first column of it
     float* sums;
     int64_t num_rows;
     Numbers mean, scale, shift;
@@ -536,8 +573,8 @@ struct Backward {
           y(static_cast<const T*>(pass.p.y) + at.row * pass.p.k + at.column + c),
           grad_z(pass.grad_z + at.row * pass.p.k + at.column + c),
           z(pass.factors.z + at.column * pass.factors.steps() +
-            (at.row - pass.first_of_factors) / kStepsOf<Number> * kPanel + c),
-          sums(pass.sums + at.column + c), num_rows(at.num_rows), of_gradient{} {
+            (at.row - pass.first_of_factors) / kStepsOf<Number> * kPanel),
+          c(c), sums(pass.sums + at.column + c), num_rows(at.num_rows), of_gradient{} {
       const float* of_channel = pass.p.columns1 + at.column + c;
       mean = columns.of(of_channel + kMean * pitch());
       scale = columns.of(of_channel + kScale * pitch());
@@ -560,7 +597,7 @@ struct Backward {
         Numbers one{}, two{};
         if (row < num_rows) one = use_row(values, from, to, local);
         if (row + 1 < num_rows) two = use_row(values + width, from + kPanel, to + width, local);
-        store_z(z, row, one, two);
+        store_z(z, row, c, one, two);
       }
       of_gradient = local;
     }
@@ -596,30 +633,39 @@ FC_INLINE void pack_step(float* out, int64_t step, int64_t length, int64_t width
     out[j] = step < length ? weight_at<T>(weight + step + j * pitch) : 0.0f;
   }
 }
-template <class T, class W>
-FC_INLINE void pack_step(Pair* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t pitch) {
+template <class T, class Number, class W>
+FC_INLINE void pack_step(Number* out, int64_t step, int64_t length, int64_t width, const W* weight, int64_t pitch) {
   for (int64_t j = 0; j < width; ++j) {
     const W* first = weight + 2 * step + j * pitch;
-    const uint32_t low = 2 * step < length ? bits_of(weight_at<T>(first)) : 0,
-                   high = 2 * step + 1 < length ? bits_of(weight_at<T>(first + 1)) : 0;
-    out[j] = Pair{low >> 16 | high};
+    const Parts<Number> low(broadcast(2 * step < length ? weight_at<T>(first) : 0)),
+        high(broadcast(2 * step + 1 < length ? weight_at<T>(first + 1) : 0));
+    for (int part = 0; part < kPartsOf<Number>; ++part) {
+      parts_of(out)[part * kPanel + j] = Pair{pair_up_parts(low.of[part], high.of[part])[0]};
+    }
   }
 }
 
-// kLanes numbers, or pairs of numbers, that lie one after the other in W.
-template <class T, class W>
-FC_INLINE VecBits numbers_of(const W* p, float) {
-  return reinterpret_cast<VecBits>(rounded<T>(load(p, Full{})));
-}
-template <class T>
-FC_INLINE VecBits numbers_of(const bf16* p, Pair) {
-  return load_bits(p);
-}
-template <class T>
-FC_INLINE VecBits numbers_of(const float* p, Pair) {
-  bf16 narrow[2 * kLanes];
-  store(narrow, load(p), Full{}), store(narrow + kLanes, load(p + kLanes), Full{});
-  return load_bits(narrow);
+// kLanes numbers, or the parts of pairs of numbers, that lie one after the other in W.
+template <class Number>
+struct NumbersOfW {
+  VecBits of[kPartsOf<Number>];
+};
+template <class Number, class T, class W>
+FC_INLINE NumbersOfW<Number> numbers_of(const W* p) {
+  if constexpr (kStepsOf<Number> == 1) {
+    return {{reinterpret_cast<VecBits>(rounded<T>(load(p, Full{})))}};
+  } else if constexpr (kPartsOf<Number> == 1 && std::is_same_v<W, bf16>) {
+    return {{load_bits(p)}};
+  } else {
+    const Parts<Number> low(load(p, Full{})), high(load(p + kLanes, Full{}));
+    NumbersOfW<Number> numbers;
+    for (int part = 0; part < kPartsOf<Number>; ++part) {
+      bf16 narrow[2 * kLanes];
+      store(narrow, low.of[part], high.of[part]);
+      numbers.of[part] = load_bits(narrow);
+    }
+    return numbers;
+  }
 }
 
 // A panel of W^T, whose steps lie one after the other in W.
@@ -630,12 +676,16 @@ void pack_transposed_panel(const W* weight, int64_t length, int64_t width, int64
   if (width == kPanel) {
     for (; (step + kLanes) * kStepsOf<Number> <= length; step += kLanes) {
       for (int64_t j = 0; j < kPanel; j += kLanes) {
-        VecBits block[kLanes];
+        VecBits block[kPartsOf<Number>][kLanes];
         for (int i = 0; i < kLanes; ++i) {
-          block[i] = numbers_of<T>(weight + (j + i) * pitch + step * kStepsOf<Number>, Number{});
+          const auto numbers = numbers_of<Number, T>(weight + (j + i) * pitch + step * kStepsOf<Number>);
+          for (int part = 0; part < kPartsOf<Number>; ++part) block[part][i] = numbers.of[part];
         }
-        transpose(block);
-        for (int i = 0; i < kLanes; ++i) store(out + (step + i) * kPanel + j, block[i]);
+        for (int part = 0; part < kPartsOf<Number>; ++part) {
+          transpose(block[part]);
+          auto* to = parts_of(out + step * kPanel) + part * kPanel + j;
+          for (int i = 0; i < kLanes; ++i) store(to + i * kPartsOf<Number> * kPanel, block[part][i]);
+        }
       }
     }
   }
@@ -651,20 +701,27 @@ void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, f
     });
   }
 }
-template <class T, class W>
-void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, Pair* out) {
+template <class T, class Number, class W>
+void pack_panel(const W* weight, int64_t length, int64_t width, int64_t pitch, Number* out) {
   int64_t step = 0;
   for (; width == kPanel && 2 * step + 2 <= length; ++step) {
     const W* at = weight + 2 * step * pitch;
-    VecBits low, high;
-    pair_up(numbers_of<T>(at, Pair{}), numbers_of<T>(at + pitch, Pair{}), low, high);
-    store(out + step * kPanel, low), store(out + step * kPanel + kLanes, high);
+    const auto first = numbers_of<Number, T>(at), second = numbers_of<Number, T>(at + pitch);
+    for (int part = 0; part < kPartsOf<Number>; ++part) {
+      VecBits low, high;
+      pair_up(first.of[part], second.of[part], low, high);
+      Pair* to = parts_of(out + step * kPanel) + part * kPanel;
+      store(to, low), store(to + kLanes, high);
+    }
   }
-  for (; step < num_steps<Pair>(length); ++step) {
+  for (; step < num_steps<Number>(length); ++step) {
     for_vectors(static_cast<int>(width), [&](int c, auto lanes) FC_LAMBDA {
       const W* at = weight + 2 * step * pitch + c;
-      store(out + step * kPanel + c, pair_up(2 * step < length ? load(at, lanes) : Vec{},
-                                             2 * step + 1 < length ? load(at + pitch, lanes) : Vec{}));
+      const Parts<Number> first(2 * step < length ? rounded<T>(load(at, lanes)) : Vec{}),
+          second(2 * step + 1 < length ? rounded<T>(load(at + pitch, lanes)) : Vec{});
+      for (int part = 0; part < kPartsOf<Number>; ++part) {
+        store(parts_of(out + step * kPanel) + part * kPanel + c, pair_up_parts(first.of[part], second.of[part]));
+      }
     });
   }
 }
@@ -709,16 +766,14 @@ constexpr bool kHasPairs = false;
 // multiplied where the processor has no better way.
 template <class F>
 FC_INLINE void for_types(const PointwiseProduct& p, F f) {
-  if (p.element == Element::f32) return f(float{}, float{});
-  if constexpr (kHasPairs) {
 #if defined(FASTCIFAR_HAVE_TILES)
-    if (p.tiles) {
-      const TileRegisters registers;
-      return f(Pair{}, bf16{});
-    }
-#endif
-    return f(Pair{}, bf16{});
+  if (p.tiles) {
+    const TileRegisters registers;
+    return p.element == Element::f32 ? f(SplitPair{}, float{}) : f(Pair{}, bf16{});
   }
+#endif
+  if (p.element == Element::f32) return f(float{}, float{});
+  if constexpr (kHasPairs) return f(Pair{}, bf16{});
   f(float{}, bf16{});
 }
 
@@ -728,19 +783,21 @@ int64_t num_panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 int64_t packed_weight(const PointwiseProduct& p, bool transposed) {
   const int64_t length = transposed ? p.k : p.m, columns = transposed ? p.m : p.k;
-  return round_up(length, kWhole) * round_up(columns, kPanel);
+  return round_up(length, kWhole) * round_up(columns, kPanel) * (p.is_split() ? 3 : 2) / 2;
 }
 
 int64_t weight_sums(const PointwiseProduct& p) { return round_up(p.m, kWhole) * round_up(p.k, kPanel); }
 
 int64_t product_scratch(const PointwiseProduct& p) {
-  const int64_t f32s = Tile<float>::size(p), pairs = Tile<Pair>::size(p);
-  return f32s > pairs ? f32s : pairs;
+  int64_t size = 0;
+  for_types(p, [&](auto number, auto) FC_LAMBDA { size = Tile<decltype(number)>::size(p); });
+  return size;
 }
 
 int64_t weight_factors(const PointwiseProduct& p, int64_t rows) {
-  const bool pairs = p.element == Element::bf16 && kHasPairs;
-  return pairs ? Factors<Pair>::size(p, rows) : Factors<float>::size(p, rows);
+  int64_t size = 0;
+  for_types(p, [&](auto number, auto) FC_LAMBDA { size = Factors<decltype(number)>::size(p, rows); });
+  return size;
 }
 
 void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,

@@ -10,11 +10,12 @@ namespace fastcifar {
 // v = z . W^T with z = relu(bn1(y)): rows are pixels, y has k channels and v has m.
 struct PointwiseProduct {
   Element element;
-  bool tiles;  // bfloat16 is multiplied in the tile registers
+  bool tiles;  // the tile registers multiply: bfloat16, and float32 as sums of three
   int64_t k, m;
   const void* y;
   const float* columns1;  // [kColumns][round_up(k, kBlock)]
 
+  bool is_split() const { return tiles && element == Element::f32; }
   bool is_large() const { return k * m > 1 << 18; }  // W alone fills the L2 cache, or nearly
 };
 

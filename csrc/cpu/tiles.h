@@ -34,17 +34,21 @@ template <int tile>
 void tile_store(void* p, int64_t pitch) {
   for (int64_t r = 0; r < kTileRows; ++r) memcpy(static_cast<char*>(p) + r * pitch * 4, emulated_tiles[tile][r], 64);
 }
+// In the order of Intel's manual: what is at even places and what is at odd ones is added up from zero.
 template <int sums, int left, int right>
 void tile_multiply() {
   for (int r = 0; r < kTileRows; ++r) {
-    for (int c = 0; c < kTileColumns; ++c) {
-      float sum = float_of(emulated_tiles[sums][r][c]);
-      for (int i = 0; i < kTileSteps; ++i) {
-        const uint32_t a = emulated_tiles[left][r][i], b = emulated_tiles[right][i][c];
-        sum += float_of(a << 16) * float_of(b << 16);
-        sum += float_of(a & 0xffff0000u) * float_of(b & 0xffff0000u);
+    float even[kTileColumns] = {}, odd[kTileColumns] = {};
+    for (int i = 0; i < kTileSteps; ++i) {
+      const uint32_t a = emulated_tiles[left][r][i], *b = emulated_tiles[right][i];
+      for (int c = 0; c < kTileColumns; ++c) {
+        even[c] += float_of(a << 16) * float_of(b[c] << 16);
+        odd[c] += float_of(a & 0xffff0000u) * float_of(b[c] & 0xffff0000u);
       }
-      emulated_tiles[sums][r][c] = bits_of(sum);
+    }
+    for (int c = 0; c < kTileColumns; ++c) {
+      uint32_t& sum = emulated_tiles[sums][r][c];
+      sum = bits_of(float_of(sum) + (even[c] + odd[c]));
     }
   }
 }

@@ -223,9 +223,9 @@ int main() {
   const int64_t shapes[][3] = {{1, 1, 1}, {5, 3, 7}, {33, 40, 65}, {96, 64, 96}, {131, 129, 33}, {200, 300, 31}};
   for (const auto& s : shapes) {
     for (const bool moments : {false, true}) {
-      right &= check(Element::f32, false, moments, s[0], s[1], s[2]);
-      right &= check(Element::bf16, false, moments, s[0], s[1], s[2]);
-      right &= check(Element::bf16, true, moments, s[0], s[1], s[2]);
+      for (const Element element : {Element::f32, Element::bf16}) {
+        for (const bool tiles : {false, true}) right &= check(element, tiles, moments, s[0], s[1], s[2]);
+      }
     }
   }
   return right ? 0 : 1;

@@ -11,8 +11,6 @@
 namespace {
 using namespace fastcifar;
 
-constexpr int64_t kGroup = 8;  // rows or classes of a part: what the kernels take at once
-
 std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& pooled, const Tensor& weight, const Tensor& bias,
                                             const Tensor& labels, const std::optional<Tensor>& partner_labels,
                                             const std::optional<Tensor>& lam, double label_smoothing,
@@ -26,16 +24,19 @@ std::tuple<Tensor, Tensor, Tensor> gradient(const Tensor& pooled, const Tensor& 
   void *grad_weight = mutable_data(a.grad_weight), *grad_bias = mutable_data(a.grad_bias);
   const void* grad = data(a.grad_logits);
   const auto in_groups = [&](int64_t count, auto part) {
-    parallel((count + kGroup - 1) / kGroup, a.rows * a.channels * a.classes,
-             [&](int64_t begin, int64_t end) { part(begin * kGroup, std::min(end * kGroup, count)); });
+    parallel((count + kClassifierGroup - 1) / kClassifierGroup, a.rows * a.channels * a.classes,
+             [&](int64_t begin, int64_t end) {
+               const Scratch scratch(FASTCIFAR_KERNEL(classifier_scratch)(task));
+               part(begin * kClassifierGroup, std::min(end * kClassifierGroup, count), scratch.get());
+             });
   };
-  in_groups(a.rows, [&](int64_t b0, int64_t b1) {
+  in_groups(a.rows, [&](int64_t b0, int64_t b1, float* scratch) {
     FASTCIFAR_KERNEL(classifier_logits)(task, b0, b1, logits);
     loss.take(b0, b1);
-    FASTCIFAR_KERNEL(classifier_grad_pooled)(task, b0, b1, grad, grad_pooled);
+    FASTCIFAR_KERNEL(classifier_grad_pooled)(task, b0, b1, grad, grad_pooled, scratch);
   });
-  in_groups(a.classes, [&](int64_t n0, int64_t n1) {
-    FASTCIFAR_KERNEL(classifier_grad_weight)(task, n0, n1, grad, grad_weight, grad_bias);
+  in_groups(a.classes, [&](int64_t n0, int64_t n1, float* scratch) {
+    FASTCIFAR_KERNEL(classifier_grad_weight)(task, n0, n1, grad, grad_weight, grad_bias, scratch);
   });
   loss.add_sums(a.totals);
   return {a.grad_pooled, a.grad_weight, a.grad_bias};

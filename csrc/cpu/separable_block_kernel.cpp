@@ -756,12 +756,6 @@ void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t
   }
 }
 
-#if defined(__AVX512BF16__) || defined(FASTCIFAR_EMULATED)
-constexpr bool kHasPairs = true;
-#else
-constexpr bool kHasPairs = false;
-#endif
-
 // Calls f(Number{}, T{}) for the numbers that are multiplied and the elements in memory. In float32 bfloat16 is
 // multiplied where the processor has no better way.
 template <class F>

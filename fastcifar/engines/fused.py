@@ -4,7 +4,7 @@ One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions
 products, or includes the pointwise convolution after it; on the CPU one op holds all blocks, and a process alone takes
 its gradients without autograd (`gradients`). Tensors named u are raw outputs of a convolution; the next op applies BN
 and ReLU to them as it loads them. The first convolution is an op too, so that no convolution of the library is left in
-a step, and so is the end of the last block; the classifier is one with the loss where a GPU has a kernel for it. The
+a step, and so is the end of the last block; the classifier is one with the loss where there is a kernel for it. The
 weights of all products have copies in the compute dtype, which the optimizer's step writes; autocast would launch 30
 small kernels, and two more to bring the gradients back.
 """

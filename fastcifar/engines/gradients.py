@@ -41,7 +41,7 @@ def gradients(
     grad_loss: Tensor,
     totals: Tensor,
 ) -> Gradients:
-    """The gradients of `stem`, `separable_blocks`, `batch_norm_relu_pool`, the classifier and `mixup_cross_entropy`.
+    """The gradients of `stem`, `separable_blocks`, `batch_norm_relu_pool`, the classifier and its loss.
 
     Args:
         batch: its images are in channels_last, on the CPU.
@@ -61,12 +61,11 @@ def gradients(
         v_rows, kept = _ops.separable_blocks(u, u_rows, blocks, eps, strides)
         v = kept[-KEPT]
         pooled, *of_last = _ops.batch_norm_relu_pool(v, gamma, beta, eps, v_rows)
-        logits = F.linear(pooled, head, bias)
-
-        grad = _ops.mixup_cross_entropy_gradient(logits, *targets, label_smoothing, grad_loss, totals)
-        of_head, of_bias = grad.t().mm(pooled), grad.sum(0)
+        grad, *of_classifier = _ops.classifier_gradient(
+            pooled, head, bias, *targets, label_smoothing, grad_loss, totals
+        )
         grad, of_gamma, of_beta, grad_rows = _ops._batch_norm_relu_pool_backward(
-            grad.mm(head), v, gamma, beta, *of_last, eps, v_rows
+            grad, v, gamma, beta, *of_last, eps, v_rows
         )
         grad, grad_rows, of_blocks = _ops._separable_blocks_backward(
             grad, grad_rows, v_rows, u, u_rows, blocks, kept, eps, strides
@@ -74,7 +73,7 @@ def gradients(
         of_first = _ops._stem_backward(grad, images, first, grad_rows, u, u_rows)
     if channels < of_first.shape[1]:
         of_first = of_first[:, :channels].contiguous()  # the optimizer takes no gradient with gaps
-    of_parameters = [of_first, *of_blocks, of_gamma, of_beta, of_head, of_bias]
+    of_parameters = [of_first, *of_blocks, of_gamma, of_beta, *of_classifier]
     return Gradients([*statistics_of(kept), *of_last], of_parameters)
 
 

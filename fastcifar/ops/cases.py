@@ -169,7 +169,7 @@ def step_calls(dtype: torch.dtype, rows: int = 40, device: str = "cpu") -> Itera
     """The ops around a step: its batch and number, those of the loss, and the classifier's where a device has it."""
     for name, arguments in _step_calls(dtype, rows):
         given = tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
-        if name != "classifier_gradient" or device == "cpu" or suits_classifier(given[0], len(given[1])):
+        if name != "classifier_gradient" or suits_classifier(given[0], len(given[1])):
             yield name, given
 
 

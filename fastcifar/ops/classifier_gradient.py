@@ -29,7 +29,7 @@ def classifier_gradient(
     differentiable.
 
     Args:
-        pooled: [B, K], float32 or bfloat16; on CUDA bfloat16 or float16, and as it `suits`.
+        pooled: [B, K], as it `suits`; float32 or bfloat16, on CUDA bfloat16 or float16.
         weight: [classes, K], of pooled's dtype.
         bias: [classes], of pooled's dtype.
         labels: int64 [B].
@@ -52,17 +52,19 @@ def classifier_gradient(
 
 
 def suits(pooled: Tensor, classes: int) -> bool:
-    """Whether a training step gains by the op: on a GPU that has a kernel for it.
+    """Whether there is a kernel for it: on the CPU, and on a GPU whose clusters of blocks can hold the products.
 
-    The kernel is for 16-bit types on tensor cores, and for clusters of blocks with 180 KB of shared memory each:
+    A GPU's kernel is for 16-bit types on tensor cores, and for clusters of blocks with 180 KB of shared memory each:
     compute capability 9 and 10 have them, if the kernels are compiled for one of these, while a block of 12 has at most
-    99 KB. On the CPU, where the op's kernels are plain loops, a step keeps the library's products.
+    99 KB.
 
     Args:
         pooled: [B, K], the classifier's input.
         classes: the number of logits of a row.
     """
-    if pooled.device.type != "cuda" or pooled.dtype == torch.float32:
+    if pooled.device.type == "cpu":
+        return pooled.dtype != torch.float16
+    if pooled.dtype == torch.float32:
         return False
     major, minor = machine.this().gpus[pooled.device.index].capability
     has_clusters = major in (9, 10) and any(90 <= built <= 10 * major + minor for built in compiled_capabilities())

@@ -1,13 +1,15 @@
 """The roofline: bytes and operations compared with known facts and a count by hand; floors from measured roofs."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from tiny import tiny_config
+from torch import Tensor
 
 from fastcifar.config import Config
-from fastcifar.measuring import layer_times
+from fastcifar.measuring import layer_times, roofs
 from fastcifar.measuring.cell import random_images
 from fastcifar.measuring.kernels import BLOCK, DEPTHWISE, HEAD, NORM, POINTWISE, SEPARABLE, STEM
 from fastcifar.measuring.layer_times import time_layer
@@ -107,12 +109,12 @@ def test_the_layers_of_a_gpu_are_its_ops(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_floor_is_the_longer_of_two_times_at_the_speed_of_a_copy_of_that_size() -> None:
-    roofs = Roofs(((1_000, 100.0), (100_000, 10.0)), flops_per_second=50.0)
-    assert (roofs.memory, roofs.cache) == (10.0, 100.0)
-    assert roofs.bytes_per_second(10_000) == pytest.approx(55)
-    assert (roofs.bytes_per_second(10), roofs.bytes_per_second(10**9)) == (100.0, 10.0)
-    assert roofs.seconds(Work(1_000, 100)) == pytest.approx(10) and roofs.is_memory_bound(Work(1_000, 100))
-    assert roofs.seconds(Work(1_000, 5_000)) == pytest.approx(100) and not roofs.is_memory_bound(Work(1_000, 5_000))
+    best = Roofs(((1_000, 100.0), (100_000, 10.0)), flops_per_second=50.0)
+    assert (best.memory, best.cache) == (10.0, 100.0)
+    assert best.bytes_per_second(10_000) == pytest.approx(55)
+    assert (best.bytes_per_second(10), best.bytes_per_second(10**9)) == (100.0, 10.0)
+    assert best.seconds(Work(1_000, 100)) == pytest.approx(10) and best.is_memory_bound(Work(1_000, 100))
+    assert best.seconds(Work(1_000, 5_000)) == pytest.approx(100) and not best.is_memory_bound(Work(1_000, 5_000))
 
 
 @pytest.mark.parametrize("engine", ["eager", "fused"])
@@ -136,9 +138,24 @@ def test_every_layer_of_a_tiny_model_is_timed(engine: str, precision: str, monke
 
 
 def test_roofs_of_this_device() -> None:
-    roofs = measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
-    assert [size for size, _ in roofs.copies] == [2**16, 2**20]
-    assert all(math.isfinite(rate) and rate > 1e6 for _, rate in roofs.copies) and roofs.flops_per_second > 1e6
+    best = measure_roofs(CPU, torch.float32, copy_bytes=(2**16, 2**20), side=64)
+    assert [size for size, _ in best.copies] == [2**16, 2**20]
+    assert all(math.isfinite(rate) and rate > 1e6 for _, rate in best.copies) and best.flops_per_second > 1e6
+
+
+@pytest.mark.parametrize("fastest", [0, 1])
+def test_the_fastest_product_counts(fastest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's product or its 1x1 convolution: which of them is slow differs from processor to processor."""
+    results: list[Tensor] = []
+
+    def times(calls: Sequence[Callable[[], Tensor]], device: torch.device) -> list[list[float]]:
+        results[:] = [call() for call in calls]
+        return [[2.0, 1.0] if i == fastest else [4.0, 3.0] for i in range(len(calls))]
+
+    monkeypatch.setattr(roofs, "time_calls", times)
+    found = measure_roofs(CPU, torch.float32, copy_bytes=(2**12,), side=8)
+    assert found.flops_per_second == 2 * 8**3
+    assert [len(r.flatten()) for r in results] == [64, 64], "products of one size"
 
 
 def test_calls_take_turns() -> None:

@@ -88,7 +88,8 @@ def test_every_op_of_a_step_has_a_kind(
         assert calls[NORM] == 4 * 27  # BN and ReLU, forward and backward
     assert calls.get(POINTWISE, 0) in ((0,) if own_products else (26, 39))  # backward as one op, or two products
     assert calls[STEM] == 2 and calls[AUGMENTATION] == 1
-    assert {HEAD, OPTIMIZER, FRAMEWORK, PYTHON} <= calls.keys() <= KINDS.keys() == COLOURS.keys()
+    assert {HEAD, OPTIMIZER, PYTHON} <= calls.keys() <= KINDS.keys() == COLOURS.keys()
+    assert FRAMEWORK in calls or own_products  # such a step is made of the extension's ops
     assert COPIES in calls or (engine, precision) != ("eager", "bf16")
 
 

@@ -8,7 +8,7 @@ import pytest
 from fastcifar import ops
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
+FLAGS = ["-std=c++17", "-Og", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas", "-ffp-contract=fast"]
 
 pytestmark = pytest.mark.skipif(not ops.available(), reason=f"no C++ compiler: {ops.why_unavailable()}")
 

@@ -73,7 +73,7 @@ FC_INLINE void logits_of(const T* rows, const T* weight, const T* bias, const Cl
 
 // The factors of the rows of a product with `count` rows of channels: of row r and step i at [r * of_row + i * of_step].
 template <class T>
-struct Weights {
+struct RowFactors {
   const T* first;
   int64_t of_row, of_step, count;
 
@@ -82,7 +82,7 @@ struct Weights {
 
 // R rows of such a product: to[r] is the sum of the factors of row r times the rows of `from`. `pairs`: scratch memory.
 template <int R, class T>
-FC_INLINE void weighted_sums(const Weights<T>& factors, const T* from, int64_t channels, T* to, Pair* pairs) {
+FC_INLINE void weighted_sums(const RowFactors<T>& factors, const T* from, int64_t channels, T* to, Pair* pairs) {
   const int64_t count = factors.count, steps = (count + 1) / 2;  // of pairs
   if constexpr (kInPairs<T>) {
     for (int64_t r = 0; r < R; ++r) {
@@ -154,7 +154,7 @@ void classifier_grad_pooled(const ClassifierTask& t, int64_t b0, int64_t b1, con
     const T* grads = static_cast<const T*>(grad_logits);
     for_groups<kClassifierGroup>(b0, b1, [&](int64_t b, auto rows) FC_LAMBDA {
       weighted_sums<decltype(rows)::value>(
-          Weights<T>{grads + b * t.classes, t.classes, 1, t.classes}, static_cast<const T*>(t.weight), t.channels,
+          RowFactors<T>{grads + b * t.classes, t.classes, 1, t.classes}, static_cast<const T*>(t.weight), t.channels,
           static_cast<T*>(grad_pooled) + b * t.channels, reinterpret_cast<Pair*>(scratch));
     });
   });
@@ -167,7 +167,7 @@ void classifier_grad_weight(const ClassifierTask& t, int64_t n0, int64_t n1, con
     const T* grads = static_cast<const T*>(grad_logits);
     for_groups<kClassifierGroup>(n0, n1, [&](int64_t n, auto classes) FC_LAMBDA {
       weighted_sums<decltype(classes)::value>(
-          Weights<T>{grads + n, 1, t.classes, t.rows}, static_cast<const T*>(t.pooled), t.channels,
+          RowFactors<T>{grads + n, 1, t.classes, t.rows}, static_cast<const T*>(t.pooled), t.channels,
           static_cast<T*>(grad_weight) + n * t.channels, reinterpret_cast<Pair*>(scratch));
     });
     for (int64_t n = n0; n < n1; ++n) {

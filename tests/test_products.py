@@ -39,65 +39,70 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
     assert done.stdout.count("tiles") == 32 and done.stdout.count("\n") == 76
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        ("product.h", "tile_multiply<1, 4, 7>()", "tile_multiply<1, 5, 7>()"),
-        (
-            "separable_block_kernel.cpp",
-            "memset(first + i * pitch + rest, 0, (2 * num_steps<Number>(channels) - channels) * sizeof(bf16));",
-            "",
-        ),
-        ("separable_block_kernel.cpp", "c == 0 && i < rows", "c < 0 && i < rows"),
-        ("lines.h", "lane % 2 * n + lane / 2", "(1 - lane % 2) * n + lane / 2"),
-        ("product.h", "kLanes + lane - distance", "kLanes + lane"),
-        ("separable_block_kernel.cpp", "(at.row - pass.first_of_factors)", "(at.row - at.row)"),
-        ("separable_block_kernel.cpp", "if (at.row == pass.first) {", "if (at.row >= pass.first) {"),
-        ("separable_block_kernel.cpp", "panel % 2 * product_size", "0 * panel"),
-        ("separable_block_kernel.cpp", "tile % 2 * left_size", "0 * tile"),
-        ("separable_block_kernel.cpp", "(end - first + steps - 1) / steps", "(end - first) / steps"),
-        ("lines.h", "lane % 2 * n + lane / 4)", "(1 - lane % 2) * n + lane / 4)"),
-        ("lines.h", "bits << 16), reinterpret_cast<Vec>(bits & 0xffff0000u)", "bits & 0xffff0000u), Vec(bits << 16)"),
-        ("product.h", "{kKept, 1}, {1, kKept}", "{kKept, 1}, {kKept, 1}"),
-        ("product.h", "      v -= of[i];\n", ""),
-        (
-            "product.h",
-            "first) >> 16 | reinterpret_cast<VecBits>(second)",
-            "second) >> 16 | reinterpret_cast<VecBits>(first)",
-        ),
-        ("separable_block_kernel.cpp", "0, pitch * sizeof(Number)", "0, num_steps<Number>(p.m) * sizeof(Number)"),
-        ("separable_block_kernel.cpp", "(c * kParts + part) * steps", "(c * kParts + kParts - 1 - part) * steps"),
-        ("stem_tiles.h", "column = t % kStemRow / 3", "column = t % 3"),
-        ("stem_tiles.h", "std::swap(now, next);", ""),
-        ("stem_tiles.h", "chunks = 0, add = true;", "chunks = 0;"),
-        ("stem_tiles.h", "if (x + 1 < pixels) second", "if (x < pixels) second"),
-        ("stem_tiles.h", "tap(2 * i, c), tap(2 * i + 1, c)", "tap(2 * i + 1, c), tap(2 * i, c)"),
-    ],
-    ids=[
-        "wrong rows",
-        "what is beyond the channels",
-        "what is beyond the pixels",
-        "pairs of vectors the wrong way round",
-        "a wrong transposition",
-        "another part's pixels",
-        "pivots that change amid a sum",
-        "a panel that is written before it is used",
-        "a tile that is filled before it is multiplied",
-        "rows of a panel that nobody uses",
-        "pairs of a line the wrong way round",
-        "even places for odd ones",
-        "a product of parts that is left out",
-        "parts that do not add up",
-        "pairs of parts the wrong way round",
-        "the smallest parts beyond the pixels",
-        "the largest parts for the smallest",
-        "the image's channels for its columns",
-        "windows of a chunk that is not the next one",
-        "chunks that overwrite the sums of others",
-        "a pixel beyond the row",
-        "pairs of taps the wrong way round",
-    ],
-)
+# bug -> file, what it says, what it says with the bug
+PLANTED = {
+    "wrong rows": ("product.h", "tile_multiply<1, 4, 7>()", "tile_multiply<1, 5, 7>()"),
+    "what is beyond the channels": (
+        "separable_block_kernel.cpp",
+        "memset(first + i * pitch + rest, 0, (2 * num_steps<Number>(channels) - channels) * sizeof(bf16));",
+        "",
+    ),
+    "what is beyond the pixels": ("separable_block_kernel.cpp", "c == 0 && i < rows", "c < 0 && i < rows"),
+    "pairs of vectors the wrong way round": ("lines.h", "lane % 2 * n + lane / 2", "(1 - lane % 2) * n + lane / 2"),
+    "a wrong transposition": ("product.h", "kLanes + lane - distance", "kLanes + lane"),
+    "another part's pixels": ("separable_block_kernel.cpp", "(at.row - pass.first_of_factors)", "(at.row - at.row)"),
+    "pivots that change amid a sum": (
+        "separable_block_kernel.cpp",
+        "if (at.row == pass.first) {",
+        "if (at.row >= pass.first) {",
+    ),
+    "a panel that is written before it is used": (
+        "separable_block_kernel.cpp",
+        "panel % 2 * product_size",
+        "0 * panel",
+    ),
+    "a tile that is filled before it is multiplied": ("separable_block_kernel.cpp", "tile % 2 * left_size", "0 * tile"),
+    "rows of a panel that nobody uses": (
+        "separable_block_kernel.cpp",
+        "(end - first + steps - 1) / steps",
+        "(end - first) / steps",
+    ),
+    "pairs of a line the wrong way round": ("lines.h", "lane % 2 * n + lane / 4)", "(1 - lane % 2) * n + lane / 4)"),
+    "even places for odd ones": (
+        "lines.h",
+        "bits << 16), reinterpret_cast<Vec>(bits & 0xffff0000u)",
+        "bits & 0xffff0000u), Vec(bits << 16)",
+    ),
+    "a product of parts that is left out": ("product.h", "{kKept, 1}, {1, kKept}", "{kKept, 1}, {kKept, 1}"),
+    "parts that do not add up": ("product.h", "      v -= of[i];\n", ""),
+    "pairs of parts the wrong way round": (
+        "product.h",
+        "first) >> 16 | reinterpret_cast<VecBits>(second)",
+        "second) >> 16 | reinterpret_cast<VecBits>(first)",
+    ),
+    "the smallest parts beyond the pixels": (
+        "separable_block_kernel.cpp",
+        "0, pitch * sizeof(Number)",
+        "0, num_steps<Number>(p.m) * sizeof(Number)",
+    ),
+    "the largest parts for the smallest": (
+        "separable_block_kernel.cpp",
+        "(c * kParts + part) * steps",
+        "(c * kParts + kParts - 1 - part) * steps",
+    ),
+    "the image's channels for its columns": ("stem_tiles.h", "column = t % kStemRow / 3", "column = t % 3"),
+    "windows of a chunk that is not the next one": ("stem_tiles.h", "std::swap(now, next);", ""),
+    "chunks that overwrite the sums of others": ("stem_tiles.h", "chunks = 0, add = true;", "chunks = 0;"),
+    "a pixel beyond the row": ("stem_tiles.h", "if (x + 1 < pixels) second", "if (x < pixels) second"),
+    "pairs of taps the wrong way round": (
+        "stem_tiles.h",
+        "tap(2 * i, c), tap(2 * i + 1, c)",
+        "tap(2 * i + 1, c), tap(2 * i, c)",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", PLANTED.values(), ids=PLANTED)
 @pytest.mark.sanitized
 def test_planted_bugs_are_found(tmp_path: Path, edit: tuple[str, str, str]) -> None:
     assert "WRONG" in run(tmp_path, edit).stdout

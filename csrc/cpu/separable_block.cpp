@@ -18,9 +18,8 @@ using namespace fastcifar;
 // factor_rows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in memory, and each
 // part of the channels multiplies them.
 constexpr int64_t kSums = 1 << 21, kFewRows = 2048;
-int64_t factor_rows(const PointwiseProduct& p) {
-  return p.is_split() ? 128 : 256;
-}  // a block of channels fits the L1 cache
+// As many as leave a block of the factor's channels in the L1 cache.
+int64_t factor_rows(const PointwiseProduct& p) { return p.is_split() ? 128 : 256; }
 
 // The passes of the product.
 struct Product {

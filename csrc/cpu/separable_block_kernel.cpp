@@ -763,12 +763,20 @@ FC_INLINE void for_types(const PointwiseProduct& p, F f) {
 #if defined(FASTCIFAR_HAVE_TILES)
   if (p.tiles) {
     const TileRegisters registers;
-    return p.element == Element::f32 ? f(SplitPair{}, float{}) : f(Pair{}, bf16{});
+    return p.is_split() ? f(SplitPair{}, float{}) : f(Pair{}, bf16{});
   }
 #endif
   if (p.element == Element::f32) return f(float{}, float{});
   if constexpr (kHasPairs) return f(Pair{}, bf16{});
   f(float{}, bf16{});
+}
+
+// A size that depends on the numbers: f(Number{}).
+template <class F>
+FC_INLINE int64_t size_for(const PointwiseProduct& p, F f) {
+  int64_t size = 0;
+  for_types(p, [&](auto number, auto) FC_LAMBDA { size = f(number); });
+  return size;
 }
 
 }  // namespace
@@ -777,21 +785,20 @@ int64_t num_panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 int64_t packed_weight(const PointwiseProduct& p, bool transposed) {
   const int64_t length = transposed ? p.k : p.m, columns = transposed ? p.m : p.k;
-  return round_up(length, kWhole) * round_up(columns, kPanel) * (p.is_split() ? 3 : 2) / 2;
+  return size_for(p, [&](auto number) FC_LAMBDA {
+    using Number = decltype(number);
+    return kPartsOf<Number> * num_steps<Number>(length) * round_up(columns, kPanel);
+  });
 }
 
 int64_t weight_sums(const PointwiseProduct& p) { return round_up(p.m, kWhole) * round_up(p.k, kPanel); }
 
 int64_t product_scratch(const PointwiseProduct& p) {
-  int64_t size = 0;
-  for_types(p, [&](auto number, auto) FC_LAMBDA { size = Tile<decltype(number)>::size(p); });
-  return size;
+  return size_for(p, [&](auto number) FC_LAMBDA { return Tile<decltype(number)>::size(p); });
 }
 
 int64_t weight_factors(const PointwiseProduct& p, int64_t rows) {
-  int64_t size = 0;
-  for_types(p, [&](auto number, auto) FC_LAMBDA { size = Factors<decltype(number)>::size(p, rows); });
-  return size;
+  return size_for(p, [&](auto number) FC_LAMBDA { return Factors<decltype(number)>::size(p, rows); });
 }
 
 void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weight, bool transposed, int64_t first,

@@ -43,7 +43,7 @@ def test_products_in_pairs_and_tiles_are_right(tmp_path: Path) -> None:
 PLANTED = {
     "wrong rows": ("product.h", "tile_multiply<1, 4, 7>()", "tile_multiply<1, 5, 7>()"),
     "what is beyond the channels": (
-        "separable_block_kernel.cpp",
+        "product_factors.h",
         "memset(first + i * pitch + rest, 0, (2 * num_steps<Number>(channels) - channels) * sizeof(bf16));",
         "",
     ),
@@ -57,11 +57,11 @@ PLANTED = {
         "if (at.row >= pass.first) {",
     ),
     "a panel that is written before it is used": (
-        "separable_block_kernel.cpp",
+        "product_factors.h",
         "panel % 2 * product_size",
         "0 * panel",
     ),
-    "a tile that is filled before it is multiplied": ("separable_block_kernel.cpp", "tile % 2 * left_size", "0 * tile"),
+    "a tile that is filled before it is multiplied": ("product_factors.h", "tile % 2 * left_size", "0 * tile"),
     "rows of a panel that nobody uses": (
         "separable_block_kernel.cpp",
         "(end - first + steps - 1) / steps",
@@ -86,7 +86,7 @@ PLANTED = {
         "0, num_steps<Number>(p.m) * sizeof(Number)",
     ),
     "the largest parts for the smallest": (
-        "separable_block_kernel.cpp",
+        "product_factors.h",
         "(c * kParts + part) * steps",
         "(c * kParts + kParts - 1 - part) * steps",
     ),

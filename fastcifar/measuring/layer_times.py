@@ -26,7 +26,16 @@ from fastcifar.measuring.kernels import (
 )
 from fastcifar.measuring.layers import Layer
 from fastcifar.measuring.timing import Call, time_calls
-from fastcifar.ops import batch_norm_relu_pool, depthwise_block, separable_block, separable_blocks, stem
+from fastcifar.ops import (
+    batch_norm_relu_pool,
+    classifier_gradient,
+    depthwise_block,
+    mixup_cross_entropy_gradient,
+    separable_block,
+    separable_blocks,
+    stem,
+)
+from fastcifar.ops.classifier_gradient import suits as suits_classifier
 from fastcifar.session import Session
 
 
@@ -35,7 +44,8 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
 
     An eager layer's backward brings the gradient of its weight back to float32, as in training. On the CPU the weight
     is cast before the measurement. On CUDA it is cast in each call, because a captured graph must not use a tensor that
-    another stream has cast.
+    another stream has cast. The fused engine's classifier is one op with the loss and their gradients, and counts as
+    backward.
 
     Args:
         layer: one of `list_layers`.
@@ -69,24 +79,39 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
     modules = [engine.model.get_submodule(name) for name in layer.modules]
     if config.engine == "fused":
         modules = [_in_dtype(module, dtype) for module in modules]
-    forward = _function(layer, modules, device, fused=config.engine == "fused")
+    fused = config.engine == "fused"
+    forward = _function(layer, modules, device, fused=fused)
+    classifier = modules.pop() if fused and layer.kind == HEAD else None
     targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
     cast = torch.autocast(device.type, dtype, config.precision != "fp32", cache_enabled=device.type == "cpu")
     with cast:
+        grad = torch.randn_like(forward(x).detach())  # a graph that is kept would bind later ones to this stream
+        gradient = _ending(classifier, config.batch_size, device) if classifier else lambda y: grad
+
+        def backward(y: Tensor, keep: bool = False) -> object:
+            return torch.autograd.grad(y, targets, gradient(y.detach()), retain_graph=keep)
+
         if device.type == "cpu":
             y = forward(x)
-            grad = torch.randn_like(y)
-            return _medians(
-                [lambda: forward(x), lambda: torch.autograd.grad(y, targets, grad, retain_graph=True)], device
-            )
-
-        grad = torch.randn_like(forward(x).detach())  # a graph that is kept would bind later ones to this stream
-
-        def both() -> object:
-            return torch.autograd.grad(forward(x), targets, grad)
-
-        there, and_back = _medians([lambda: forward(x), both], device)
+            return _medians([lambda: forward(x), lambda: backward(y, keep=True)], device)
+        there, and_back = _medians([lambda: forward(x), lambda: backward(forward(x))], device)
     return [there, max(and_back - there, 0.0)]
+
+
+def _ending(classifier: nn.Linear, batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What the fused engine computes between forward and backward of the rest: pooled -> its gradient."""
+    weight, bias = classifier.weight.detach(), classifier.bias.detach()
+    labels = torch.randint(len(bias), (batch_size,), device=device)
+    targets = labels, None, None, 0.0, torch.ones((), device=device), torch.zeros(2, dtype=torch.float64, device=device)
+
+    def gradient(pooled: Tensor) -> Tensor:
+        if suits_classifier(pooled, len(bias)):
+            return classifier_gradient(pooled, weight, bias, *targets)[0]
+        grad = mixup_cross_entropy_gradient(F.linear(pooled, weight, bias), *targets)
+        grad.t().mm(pooled), grad.sum(0)
+        return grad.mm(weight)
+
+    return gradient
 
 
 def _medians(calls: Sequence[Call], device: torch.device) -> list[float]:
@@ -125,8 +150,8 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
         return lambda x: F.relu(first(x), inplace=True)
     if layer.kind == STEM and fused:
         return lambda x: stem(x, first.weight)[0]
-    if layer.kind == HEAD and len(modules) == 2:
-        return lambda u: modules[1](batch_norm_relu_pool(u, first.weight, first.bias, first.eps)[0])
+    if layer.kind == HEAD and fused:
+        return lambda u: batch_norm_relu_pool(u, first.weight, first.bias, first.eps)[0]
     if layer.kind == HEAD:
         return lambda x: first(F.avg_pool2d(x, x.shape[-2:]).flatten(1))
     if layer.kind == POINTWISE and fused:

@@ -257,9 +257,9 @@ def _head(part: Part, map_shape: Shape, size: int) -> Layer:
 
 
 def _pooled_head(parts: Sequence[Part], size: int) -> Layer:
-    """The last BN and ReLU, pooled by the same op, and the linear layer."""
+    """The last BN and ReLU, pooled by the same op; and the linear layer, one op with the loss, which is backward."""
     norm, linear = parts
-    x, pooled, y, w, macs = norm.inputs, linear.inputs, linear.outputs, linear.weights, linear.macs
+    x, pooled, w, macs = norm.inputs, linear.inputs, linear.weights, linear.macs
     return Layer(
         f"BN, ReLU, pooling, head {linear.in_shape[1]}->{linear.out_shape[1]}",
         HEAD,
@@ -267,8 +267,8 @@ def _pooled_head(parts: Sequence[Part], size: int) -> Layer:
         1,
         norm.in_shape,
         macs,
-        Work(size * (x + 2 * pooled + y + w), 2 * macs + (NORM_FLOPS[0] + 1) * x),
-        Work(size * (2 * x + 3 * pooled + y + 2 * w), 4 * macs + NORM_FLOPS[1] * x),
+        Work(size * (x + pooled), (NORM_FLOPS[0] + 1) * x),
+        Work(size * (2 * x + 3 * pooled + 2 * w), 6 * macs + NORM_FLOPS[1] * x),
     )
 
 

@@ -81,7 +81,7 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
         modules = [_in_dtype(module, dtype) for module in modules]
     fused = config.engine == "fused"
     forward = _function(layer, modules, device, fused=fused)
-    classifier = modules.pop() if fused and layer.kind == HEAD else None
+    classifier: Any = modules.pop() if fused and layer.kind == HEAD else None
     targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
     cast = torch.autocast(device.type, dtype, config.precision != "fp32", cache_enabled=device.type == "cpu")
     with cast:
@@ -125,13 +125,10 @@ def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def _in_dtype(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A module as the fused engine uses it: a copy with its weight in `dtype`; BN and depthwise as they are."""
+    """A module as the fused engine uses it: a copy in `dtype`; BN and depthwise as they are."""
     if isinstance(module, nn.BatchNorm2d) or getattr(module, "groups", 1) > 1:
         return module
-    module = copy.deepcopy(module)
-    assert isinstance(module.weight, Tensor)
-    module.weight = nn.Parameter(module.weight.to(dtype))
-    return module
+    return copy.deepcopy(module).to(dtype)
 
 
 def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fused: bool) -> Callable[[Tensor], Tensor]:

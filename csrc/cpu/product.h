@@ -204,27 +204,32 @@ FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, tran
 }
 
 #if defined(FASTCIFAR_HAVE_TILES)
+// A left factor that is multiplied with one panel after the other (and is too large for the L1 cache), or a part of one
+// that stays there while the panels pass by.
+enum class LeftFactor { passes, stays };
+
 // The products of parts that make a product of numbers, each by the parts that are loaded for it. Of float32 they are six:
-// what is left out, products of a small part and of one that is small too, lies below the last bit.
+// what is left out, products of a small part and of one that is small too, lies below the last bit. What is loaded twice
+// is a part of the factor that is in the L1 cache.
 constexpr int kKept = -1;
 struct PartsToLoad {
   int left, right;
 };
-template <class Number>
+template <class Number, LeftFactor kind>
 constexpr PartsToLoad kProducts[] = {{0, 0}};
 template <>
-constexpr PartsToLoad kProducts<SplitPair>[] = {{0, 2}, {kKept, 1}, {1, kKept}, {kKept, 0}, {2, kKept}, {0, kKept}};
+constexpr PartsToLoad kProducts<SplitPair, LeftFactor::stays>[] = {{0, 2},     {kKept, 1}, {1, kKept},
+                                                                   {kKept, 0}, {2, kKept}, {0, kKept}};
+template <>
+constexpr PartsToLoad kProducts<SplitPair, LeftFactor::passes>[] = {{2, 0},     {1, kKept}, {kKept, 1},
+                                                                    {0, kKept}, {kKept, 2}, {kKept, 0}};
 
 // How often multiply_panel_in_tiles calls its `meanwhile`.
 template <class Number>
 FC_INLINE int64_t tile_products(int64_t num_rows, int64_t steps) {
   return (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * (steps / kTileSteps) *
-         static_cast<int64_t>(std::size(kProducts<Number>));
+         static_cast<int64_t>(std::size(kProducts<Number, LeftFactor::stays>));
 }
-
-// A left factor that is multiplied with one panel after the other (and is too large for the L1 cache), or a part of one
-// that stays there while the panels pass by.
-enum class LeftFactor { passes, stays };
 
 // The same in the tile registers. left [num_rows][pitch] is row by row, `steps` are a multiple of kTileSteps. It reads
 // and writes whole tiles: the rows up to the next multiple of 2 * kTileRows must exist. Calls meanwhile() with every four
@@ -244,7 +249,7 @@ FC_INLINE void multiply_panel_in_tiles(int64_t num_rows, int64_t steps, const Nu
     }
     for (int64_t i = 0; i < steps; i += kTileSteps) {
       // A loop over the products, since `meanwhile` is long: six of it would not fit the cache of instructions.
-      for (const PartsToLoad& parts : kProducts<Number>) {
+      for (const PartsToLoad& parts : kProducts<Number, kind>) {
         if constexpr (kind == LeftFactor::stays) meanwhile();
         if (parts.left != kKept) {
           const Pair *at = parts_of(left + row * pitch) + parts.left * pitch + i, *below = at + kTileRows * left_pitch;

@@ -14,7 +14,11 @@ namespace {
 
 // Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights. If the weights alone fill
 // that cache, each tile reads them anew from behind it, so that there are fewer tiles.
-int64_t tile_pixels(const PointwiseProduct& p) { return p.is_large() ? 128 : 64; }
+int64_t tile_pixels(const PointwiseProduct& p) {
+  const bool fills_cache = p.is_large() || (p.is_split() && p.k * p.m * 6 > 1 << 20);
+  return fills_cache ? 128 : 64;
+}
+
 // Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
 constexpr int64_t kWhole = 32;
 
@@ -160,35 +164,33 @@ FC_INLINE void fill_piece(Number* out, int64_t rows, int64_t channels, int64_t c
   });
 }
 
-// The gradient of v of kWhole pixels and channels as a left factor of the gradient of W, out of those rows of a left
-// factor.
-FC_INLINE void store_gradient(const PointwiseProduct&, const Factors<float>&, int64_t, int64_t, const float*) {}
+// One part of the gradient of v of kWhole pixels and channels as a left factor of the gradient of W, out of those rows of
+// a left factor.
+FC_INLINE void store_gradient(const PointwiseProduct&, const Factors<float>&, int, int64_t, int64_t, const float*) {}
 template <class Number>
-FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Number>& factors, int64_t pixel, int64_t channel,
-                              const Number* rows) {
+FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Number>& factors, int part, int64_t pixel,
+                              int64_t channel, const Number* rows) {
   static_assert(2 * kLanes <= kWhole);
   constexpr int kParts = kPartsOf<Number>;
   const int64_t pitch = 2 * tile_pitch<Number>(p.m),
                 steps = factors.steps();  // of the parts of a row, and of a channel
-  const bf16* first = reinterpret_cast<const bf16*>(rows);
-  for (int part = 0; part < kParts; ++part, first += pitch) {
-    for (int64_t i = 0; i < kWhole / 2; i += kLanes) {
-      for (int64_t c = channel; c < channel + kWhole && c < p.m; c += 2 * kLanes) {
-        VecBits low[kLanes], high[kLanes];
-        for (int j = 0; j < kLanes; ++j) {
-          const bf16* row = first + 2 * (i + j) * kParts * pitch + c;
-          pair_up(load_bits(row), load_bits(row + kParts * pitch), low[j], high[j]);
-        }
-        if (p.tiles) {
-          transpose(low), transpose(high);
-          Pair* out = parts_of(factors.gradient) + (c * kParts + part) * steps + pixel / 2 + i;
-          for (int j = 0; j < kLanes; ++j) store(out + j * kParts * steps, low[j]);
-          for (int j = 0; j < kLanes; ++j) store(out + (kLanes + j) * kParts * steps, high[j]);
-        } else {
-          Pair* out = parts_of(factors.gradient) + (pixel / 2 + i) * Factors<Number>::pitch(p) + c;
-          for (int j = 0; j < kLanes; ++j, out += Factors<Number>::pitch(p)) {
-            store(out, low[j]), store(out + kLanes, high[j]);
-          }
+  const bf16* first = reinterpret_cast<const bf16*>(rows) + part * pitch;
+  for (int64_t i = 0; i < kWhole / 2; i += kLanes) {
+    for (int64_t c = channel; c < channel + kWhole && c < p.m; c += 2 * kLanes) {
+      VecBits low[kLanes], high[kLanes];
+      for (int j = 0; j < kLanes; ++j) {
+        const bf16* row = first + 2 * (i + j) * kParts * pitch + c;
+        pair_up(load_bits(row), load_bits(row + kParts * pitch), low[j], high[j]);
+      }
+      if (p.tiles) {
+        transpose(low), transpose(high);
+        Pair* out = parts_of(factors.gradient) + (c * kParts + part) * steps + pixel / 2 + i;
+        for (int j = 0; j < kLanes; ++j) store(out + j * kParts * steps, low[j]);
+        for (int j = 0; j < kLanes; ++j) store(out + (kLanes + j) * kParts * steps, high[j]);
+      } else {
+        Pair* out = parts_of(factors.gradient) + (pixel / 2 + i) * Factors<Number>::pitch(p) + c;
+        for (int j = 0; j < kLanes; ++j, out += Factors<Number>::pitch(p)) {
+          store(out, low[j]), store(out + kLanes, high[j]);
         }
       }
     }

@@ -325,14 +325,16 @@ struct Backward {
     };
     g.columns ? fill_given(std::true_type{}) : fill_given(std::false_type{});
   }
-  // The gradient of v is kept in squares of kWhole pixels and channels.
+  // The gradient of v is kept in squares of kWhole pixels and channels, part by part.
   int64_t kept(const Panel& at) const {
-    return kStepsOf<Number> == 1 ? 0 : round_up(at.num_rows, kWhole) / kWhole * (round_up(p.m, kWhole) / kWhole);
+    if (kStepsOf<Number> == 1) return 0;
+    return kPartsOf<Number> * (round_up(at.num_rows, kWhole) / kWhole) * (round_up(p.m, kWhole) / kWhole);
   }
   FC_INLINE void keep(const Panel& at, int64_t i) {
-    const int64_t down = round_up(at.num_rows, kWhole) / kWhole, row = i % down * kWhole;
-    store_gradient(p, factors, at.row - first_of_factors + row, i / down * kWhole,
-                   left(at) + row * tile_pitch<Number>(p.m));
+    const int64_t down = round_up(at.num_rows, kWhole) / kWhole, square = i / kPartsOf<Number>,
+                  row = square % down * kWhole;
+    store_gradient(p, factors, static_cast<int>(i % kPartsOf<Number>), at.row - first_of_factors + row,
+                   square / down * kWhole, left(at) + row * tile_pitch<Number>(p.m));
   }
 
   template <class Columns>
@@ -424,14 +426,20 @@ void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t
 template <class F>
 FC_INLINE void for_types(const PointwiseProduct& p, F f) {
 #if defined(FASTCIFAR_HAVE_TILES)
-  if (p.tiles) {
-    const TileRegisters registers;
-    return p.is_split() ? f(SplitPair{}, float{}) : f(Pair{}, bf16{});
-  }
+  if (p.tiles) return p.is_split() ? f(SplitPair{}, float{}) : f(Pair{}, bf16{});
 #endif
   if (p.element == Element::f32) return f(float{}, float{});
   if constexpr (kHasPairs) return f(Pair{}, bf16{});
   f(float{}, bf16{});
+}
+
+// The same for those that multiply them.
+template <class F>
+FC_INLINE void multiply_types(const PointwiseProduct& p, F f) {
+#if defined(FASTCIFAR_HAVE_TILES)
+  const TileRegisters registers(p.tiles);
+#endif
+  for_types(p, f);
 }
 
 // A size that depends on the numbers: f(Number{}).
@@ -480,7 +488,7 @@ void pack_weight(const PointwiseProduct& p, Element of_weight, const void* weigh
 
 void multiply_forward(const PointwiseProduct& p, int64_t first, int64_t end, const float* packed, void* v, float* sums,
                       float* scratch) {
-  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+  multiply_types(p, [&](auto number, auto element) FC_LAMBDA {
     using Number = decltype(number);
     using T = decltype(element);
     run(Forward<Number, T>{p, packed, static_cast<T*>(v), sums, Tile<Number>(p, scratch), first}, first, end);
@@ -516,7 +524,7 @@ void finish_moments(const PointwiseProduct& p, const Sums& sums, const double* c
 void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,
                        const float* packed, void* grad_z, float* sums, float* factors, int64_t first_of_factors,
                        int64_t rows_of_factors, float* scratch) {
-  for_types(p, [&](auto number, auto element) FC_LAMBDA {
+  multiply_types(p, [&](auto number, auto element) FC_LAMBDA {
     using Number = decltype(number);
     using T = decltype(element);
     run(Backward<Number, T>{p, g, packed, static_cast<T*>(grad_z), sums, Factors<Number>(p, factors, rows_of_factors),
@@ -527,7 +535,7 @@ void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, in
 
 void multiply_factors(const PointwiseProduct& p, const float* factors, int64_t rows_of_factors, int64_t rows,
                       int64_t first_channel, int64_t end_channel, float* grad_w, bool add) {
-  for_types(p, [&](auto number, auto) FC_LAMBDA {
+  multiply_types(p, [&](auto number, auto) FC_LAMBDA {
     using Number = decltype(number);
     const Factors<Number> f(p, const_cast<float*>(factors), rows_of_factors);
     multiply_factors(p, f, rows, first_channel, end_channel, grad_w, add);

@@ -25,10 +25,10 @@ struct Numbers {
   std::vector<float> values;
   std::vector<bf16> narrow;
 
-  Numbers(Element element, int64_t size, bool drawn) : element(element), values(size), narrow(size) {
+  Numbers(Element element, int64_t size, bool drawn, float scale = 1) : element(element), values(size), narrow(size) {
     for (int64_t i = 0; i < size; ++i) {
-      narrow[i] = from_f32<bf16>(drawn ? draw() : 0);
-      values[i] = element == Element::bf16 ? to_f32(narrow[i]) : drawn ? draw() : 0;
+      narrow[i] = from_f32<bf16>(drawn ? scale * draw() : 0);
+      values[i] = element == Element::bf16 ? to_f32(narrow[i]) : drawn ? scale * draw() : 0;
     }
   }
   void* data() { return element == Element::f32 ? static_cast<void*>(values.data()) : narrow.data(); }
@@ -50,17 +50,18 @@ struct Difference {
   double value() const { return largest / size; }
 };
 
-bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, int64_t m) {
+// With `scale` a map's numbers are so many times as large, and those of W and of the gradient so many times as small.
+bool check(Element element, bool tiles, bool moments, int64_t rows, int64_t k, int64_t m, float scale = 1) {
   const int64_t k_pitch = round_up(k, kBlock), m_pitch = round_up(m, kBlock);
-  Numbers y(element, rows * k, true), v(element, rows * m, true), grad_v(element, rows * m, true),
-      w(element, m * k, true);
+  Numbers y(element, rows * k, true, scale), v(element, rows * m, true), grad_v(element, rows * m, true, 1 / scale),
+      w(element, m * k, true, 1 / scale);
   Numbers out(element, rows * m, false), grad_z(element, rows * k, false);
   std::vector<float> columns1(kColumns * k_pitch), columns(kColumns * m_pitch);
   for (int64_t c = 0; c < k; ++c) {
     for (const int row : {kMean, kScale, kShift}) columns1[row * k_pitch + c] = draw();
   }
   for (int64_t c = 0; c < m; ++c) {
-    for (const int row : {kMean, kXFactor, kConstant}) columns[row * m_pitch + c] = draw() / 4;
+    for (const int row : {kMean, kXFactor, kConstant}) columns[row * m_pitch + c] = draw() / (4 * scale);
   }
   const PointwiseProduct p{element, tiles, k, m, y.data(), columns1.data()};
   const GradientOfProduct g{grad_v.data(), v.data(), moments ? columns.data() : nullptr};
@@ -211,7 +212,8 @@ bool check_stem(Element element, bool tiles, bool moments, const StemShape& s) {
 
 }  // namespace
 
-int main() {
+// With an argument: also shapes and numbers that take long, or of which every bug above would be seen in others.
+int main(int num_arguments, char**) {
   bool right = true;
   for (const StemShape& s : {StemShape{1, 32, 1, 1}, {2, 64, 5, 7}, {3, 32, 9, 40}, {1, 32, 20, 32}, {2, 40, 3, 5}}) {
     for (const bool moments : {false, true}) {
@@ -226,6 +228,14 @@ int main() {
       for (const Element element : {Element::f32, Element::bf16}) {
         for (const bool tiles : {false, true}) right &= check(element, tiles, moments, s[0], s[1], s[2]);
       }
+    }
+  }
+  if (num_arguments > 1) {
+    for (const Element element : {Element::f32, Element::bf16}) {
+      right &= check(element, true, true, 131, 65, 65, 0x1p40f);
+      right &= check(element, true, true, 131, 65, 65, 0x1p-40f);
+      right &= check(element, true, true, 161, 513, 513);  // W fills the L2 cache: larger tiles
+      right &= check(element, false, true, 161, 513, 513);
     }
   }
   return right ? 0 : 1;

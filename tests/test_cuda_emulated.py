@@ -299,14 +299,14 @@ def test_before_hopper(before_hopper: Emulated, dtype: torch.dtype) -> None:
 
 
 def test_where_clusters_have_eight_blocks(portable_clusters: Emulated) -> None:
-    """Maps of 8x8 pixels, which are for clusters of sixteen, take three kernels."""
+    """A cluster has eight channels of maps of 8x8 pixels, and sixteen of others."""
     torch.manual_seed(0)
-    for side, launches in ((8, 3), (4, 1)):
-        shape = (70, 16, side, side)
-        for name, args in calls(shape, torch.bfloat16, 1):
+    for side, channels, stride in ((8, 24, 1), (8, 8, 2), (4, 16, 1)):
+        shape = (70, channels, side, side)
+        for name, args in calls(shape, torch.bfloat16, stride):
             check(portable_clusters, name, args)
         block = block_arguments(shape, torch.bfloat16)
-        assert portable_clusters.launches("depthwise_block", *block, EPS, 1) == launches
+        assert portable_clusters.launches("depthwise_block", *block, EPS, stride) == 1
 
 
 def test_no_more_kernels_than_planned(emulated: Emulated) -> None:
@@ -538,8 +538,8 @@ def test_mixup_cross_entropy_agrees_with_its_reference(
     assert wrong[0].isnan(), "a label out of range does not pass unseen"
 
 
-# Batches of one block and several, of one cluster and several, whose last blocks may have no image; the last has nine
-# slices of channels, so that one block takes two in turn
+# Batches of one block and several, of one cluster and several, whose last blocks may have no image; of nine slices of
+# channels one block takes two in turn
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize(
     "rows, channels, classes",
@@ -557,6 +557,12 @@ def test_classifier_gradient_agrees_with_its_reference(
     labels[-1] = classes
     emulated("classifier_gradient", *given[:3], labels, *given[4:-1], totals)
     assert totals.isnan().tolist() == [True, False], "a label out of range does not pass unseen"
+
+
+def test_many_clusters_of_the_classifier_compute_both_products(emulated: Emulated) -> None:
+    torch.manual_seed(0)
+    given = classifier_arguments(900, 128, 9, torch.bfloat16, True, smoothing=0.1)
+    check_case("classifier_gradient", given, emulated.ops.classifier_gradient)
 
 
 def test_classifier_gradient_needs_clusters(before_hopper: Emulated) -> None:

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A map of PIXELS pixels, of which a thread has all.
 template <int PIXELS>
-struct PoolPlane : PlaneLanes<1> {
+struct PoolPlane : PlaneLanes<1, kClusterBlocks> {
   static constexpr int kPixels = PIXELS;
 };
 

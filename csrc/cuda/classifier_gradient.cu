@@ -6,8 +6,9 @@
 //   of 16 images the sums over all channels, the loss, and the gradient of the logits;
 //   the gradients of all images;
 //   the gradient of its own channels, of the pooled activations or of the weight.
-// The last two products have their operands in shared memory already. Two clusters take the same images and compute the
-// same logits, and then one of these two products each, because a product of one block fills its multiprocessor.
+// The last two products have their operands in shared memory already. Where there is room, two clusters take the same
+// images and compute the same logits, and then one of these two products each, because a product of one block fills its
+// multiprocessor.
 //
 // In shared memory a row's channels are in an order in which a lane's results of four fragments are neighbours: of each
 // 32, words (pairs) 0, 4, 8 and 12 come first. For the sum over channels the order does not matter.
@@ -22,6 +23,7 @@ constexpr int kTile = 128;                                         // images of 
 constexpr int kImages = kTile / kClusterBlocks, kWarps = kImages;  // of a block; the loss of an image is a warp's
 constexpr int kLaneClasses = kTile / 32, kPacks = kTile * kTile / (8 * 32 * kWarps);  // of a thread
 constexpr int kPitch = kTile + 8;  // so that neither ldmatrix nor the stores meet a bank twice
+constexpr int kClusters = 14;      // that run at a time, one block a multiprocessor: an H100 has room for 15
 
 template <class T>
 struct ClassifierArguments {
@@ -71,8 +73,8 @@ __device__ __forceinline__ void multiply(const uint16_t* a, int m0, const uint16
 
 }  // namespace
 
-// grid: (2, clusters of images times kClusterBlocks). x: 0 for the gradient of the pooled activations and the losses, 1
-// for those of weight and bias.
+// grid: (1 or 2, clusters of images times kClusterBlocks). Of two, x is 0 for the gradient of the pooled activations and the
+// losses, 1 for those of weight and bias.
 template <class T>
 __global__ void __launch_bounds__(32 * kWarps)
     classifier_loss_kernel(const ClassifierArguments<T> a, const Targets t, const LossTotals totals) {
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int m0 = warp % 4 * 32, n0 = warp / 4 * 32;  // of a product a warp has 32 x 32 results
   const int cluster = blockIdx.y / kClusterBlocks, rank = blockIdx.y % kClusterBlocks;
   const int first_image = cluster * kTile, own = rank * kImages + warp;  // own: the warp's image, and its class
-  const bool of_pooled = blockIdx.x == 0, is_alone = gridDim.y == kClusterBlocks;
+  const bool has_losses = blockIdx.x == 0 && rank == 0 && warp == 0, is_alone = gridDim.y == kClusterBlocks;
   constexpr uint32_t kBytes = sizeof(T);
   const uint32_t pitch = a.channels * kBytes;
 
@@ -142,11 +144,13 @@ __global__ void __launch_bounds__(32 * kWarps)
   arrive_at_cluster();
   wait_for_cluster();
 
-  Pack<float, kLaneClasses> sums[kClusterBlocks];  // all loads are under way at once
+  // All loads are under way at once, and each block begins with its own numbers, so that no block is asked by all.
+  Pack<float, kLaneClasses> sums[kClusterBlocks];
 #pragma unroll
   for (int i = 0; i < kClusterBlocks; ++i)
-    sums[i] = *reinterpret_cast<const Pack<float, kLaneClasses>*>(IN_BLOCK(shared, i)->sums + own * kPitch +
-                                                                  lane * kLaneClasses);
+    sums[i] =
+        load_if<kLaneClasses>(IN_BLOCK(shared, (rank + i) % kClusterBlocks)->sums + own * kPitch + lane * kLaneClasses,
+                              lane * kLaneClasses < t.classes);
   float value[kLaneClasses] = {};
 #pragma unroll
   for (int k = 0; k < kLaneClasses; ++k) {
@@ -173,37 +177,38 @@ __global__ void __launch_bounds__(32 * kWarps)
   wait_for_cluster();
 
   Pack<T, 8> grads[kPacks];
-  const int first_row = threadIdx.x / (kTile / 8), column = threadIdx.x % (kTile / 8) * 8;
+  const int column = threadIdx.x % (kTile / 8) * 8;
+  const auto row_of = [&](int i) {
+    return static_cast<int>(threadIdx.x) / (kTile / 8) + (i + rank / 2) % kPacks * (kTile / kPacks);
+  };
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
-    const int m = first_row + i * (kTile / kPacks);
+    const int m = row_of(i);
     grads[i] = *reinterpret_cast<const Pack<T, 8>*>(IN_BLOCK(shared, m / kImages)->grads + m * kPitch + column);
   }
   LossSums losses{0, 0, 0};
-  if (of_pooled && rank == 0 && warp == 0) {
+  if (has_losses) {
 #pragma unroll
     for (int m = 0; m < kTile; m += 32) losses.add(IN_BLOCK(shared, (m + lane) / kImages)->losses[lane % kImages]);
+    losses = warp_sum(losses);
   }
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
-    const int m = first_row + i * (kTile / kPacks);
+    const int m = row_of(i);
     if (m / kImages != rank) *reinterpret_cast<Pack<T, 8>*>(shared->grads + m * kPitch + column) = grads[i];
   }
   arrive_at_cluster();  // nothing of another block is read from here on
   __syncthreads();
 
-  if (of_pooled && rank == 0 && warp == 0) {
-    losses = warp_sum(losses);
-    if (lane == 0) {
-      if (is_alone)
-        write_results(totals, losses, t);
-      else
-        a.losses[cluster] = losses;
-    }
+  if (has_losses && lane == 0) {
+    if (is_alone)
+      write_results(totals, losses, t);
+    else
+      a.losses[cluster] = losses;
   }
   const int size = t.classes * a.channels;
   float* const part = a.parts + static_cast<int64_t>(cluster) * (size + kTile);
-  if (!of_pooled) {
+  if (blockIdx.x == gridDim.x - 1) {
     float sum = 0.f;
 #pragma unroll
     for (int m = 0; m < kTile; m += 32) sum += load_f32(T{shared->grads[(m + lane) * kPitch + own]});
@@ -219,30 +224,34 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll 1
   for (int slice = there; slice >= 0; slice -= kClusterBlocks) {
     bring(slice);
-    float acc[2][4][4] = {};
-    if (of_pooled)
-      multiply<T, false, true>(shared->grads, m0, shared->weight, n0, acc);
-    else
-      multiply<T, true, true>(shared->grads, m0, shared->pooled, n0, acc);
-    const int channel = slice * kTile + n0 + 8 * q;
+#pragma unroll 1
+    for (int product = blockIdx.x; product < 2; product += gridDim.x) {
+      const bool of_pooled = product == 0;
+      float acc[2][4][4] = {};
+      if (of_pooled)
+        multiply<T, false, true>(shared->grads, m0, shared->weight, n0, acc);
+      else
+        multiply<T, true, true>(shared->grads, m0, shared->pooled, n0, acc);
+      const int channel = slice * kTile + n0 + 8 * q;
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float v[8];
+        for (int e = 0; e < 2; ++e) {
+          float v[8];
 #pragma unroll
-        for (int c = 0; c < 8; ++c) v[c] = acc[i][c / 2][2 * e + c % 2];
-        const int m = m0 + 16 * i + 8 * e + g, image = first_image + m;  // m: of the weight, the class
-        if (of_pooled) {
-          if (image < t.rows)
-            *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_pooled, image * pitch + channel * kBytes)) = rounded<T>(v);
-        } else if (m < t.classes) {
-          if (is_alone)
-            *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_weight, m * pitch + channel * kBytes)) = rounded<T>(v);
-          else
-            *reinterpret_cast<Pack<float, 8>*>(part + m * a.channels + channel) = rounded<float>(v);
+          for (int c = 0; c < 8; ++c) v[c] = acc[i][c / 2][2 * e + c % 2];
+          const int m = m0 + 16 * i + 8 * e + g, image = first_image + m;  // m: of the weight, the class
+          if (of_pooled) {
+            if (image < t.rows)
+              *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_pooled, image * pitch + channel * kBytes)) = rounded<T>(v);
+          } else if (m < t.classes) {
+            if (is_alone)
+              *reinterpret_cast<Pack<T, 8>*>(at_byte(a.grad_weight, m * pitch + channel * kBytes)) = rounded<T>(v);
+            else
+              *reinterpret_cast<Pack<float, 8>*>(part + m * a.channels + channel) = rounded<float>(v);
+          }
         }
-      }
+    }
   }
   wait_for_cluster();
 }
@@ -302,8 +311,9 @@ cudaError_t classifier_gradient(Dtype dtype, const Classifier& c, const Targets&
                                      static_cast<T*>(c.grad_bias),
                                      losses,
                                      parts};
-      LAUNCH_LARGE(classifier_loss_kernel<T>, kClusterBlocks, ClassifierShared<T>, dim3(2, clusters * kClusterBlocks),
-                   dim3(32 * kWarps), stream, a, t, totals);
+      const int at_once = 2 * clusters <= kClusters ? 2 : 1;
+      LAUNCH_LARGE(classifier_loss_kernel<T>, kClusterBlocks, ClassifierShared<T>,
+                   dim3(at_once, clusters * kClusterBlocks), dim3(32 * kWarps), stream, a, t, totals);
       if (clusters > 1)
         LAUNCH(merge_classifier_kernel<T>, dim3(ceil_div(size, 4 * kThreads)), dim3(kThreads), stream, a, clusters, t,
                totals);

@@ -6,9 +6,9 @@
 
 namespace fastcifar::cuda {
 
-// SIDE: height and width of the map.
-template <int STRIDE, int SIDE>
-struct Plane : PlaneLanes<(SIDE > 4 ? 2 : 1)> {
+// SIDE: height and width of the map. BLOCKS: of a cluster, at most.
+template <int STRIDE, int SIDE, int BLOCKS = kClusterBlocks>
+struct Plane : PlaneLanes<(SIDE > 4 ? 2 : 1), BLOCKS> {
   static constexpr int S = STRIDE, kSide = SIDE, kOutSide = (SIDE - 1) / S + 1;
   static constexpr int kRows = kSide / Plane::kStrips, kOutRows = kOutSide / Plane::kStrips;
   static constexpr int kIn = kRows * kSide, kOut = kOutRows * kOutSide;  // pixels of a strip
@@ -28,8 +28,13 @@ bool with_plane(Dtype dtype, const DwShape& s, F f) {
     offer(Plane<1, 4>());
     offer(Plane<2, 4>());
     if constexpr (sizeof(type) == 2) {  // the pixels of half a float32 map do not fit the registers
-      offer(Plane<1, 8>());
-      offer(Plane<2, 8>());
+      if (most_cluster_blocks() > kClusterBlocks) {
+        offer(Plane<1, 8, 16>());
+        offer(Plane<2, 8, 16>());
+      } else {
+        offer(Plane<1, 8>());
+        offer(Plane<2, 8>());
+      }
     }
   });
   return done;

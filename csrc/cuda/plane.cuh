@@ -18,11 +18,11 @@ inline constexpr int kPlaneResident = 3;
 
 // How the threads of a cluster share what it owns: 128 images at most, of maps that are cut into STRIPS strips of rows,
 // each of another thread; and 16 channels, of which a pixel has 32 bytes in 16 bits: a memory sector. With eight
-// channels the L2 moved twice as much.
-template <int STRIPS>
+// channels, which is what clusters of eight blocks hold of two strips, the L2 moves twice as much.
+template <int STRIPS, int BLOCKS>
 struct PlaneLanes {
-  static constexpr int kStrips = STRIPS, kBlocks = kClusterBlocks * kStrips;  // of a cluster, at most
-  static constexpr int kImages = 128 / kBlocks;                               // of a block
+  static constexpr int kStrips = STRIPS, kBlocks = BLOCKS;  // of a cluster, at most
+  static constexpr int kImages = 128 / kBlocks;             // of a block
   static constexpr int kLanes = kImages * kStrips, kGroups = kPlaneThreads / kLanes;
   static constexpr int kChannels = kGroups * kPlaneVector;
 };
@@ -115,8 +115,8 @@ __device__ __forceinline__ void sum_block(float (&own)[Q][kPlaneVector], F to) {
 // cluster's barrier again when it returns: who calls it must wait there before it ends.
 template <class P, int Q, class F>
 __device__ __forceinline__ const float* plane_sums(float (&own)[Q][kPlaneVector], F to) {
-  constexpr int kTotals = 2 * P::kChannels, kOthers = kPlaneThreads - kTotals;
-  static_assert(kTotals % 32 == 0, "no warp does both");
+  constexpr int kTotals = 2 * P::kChannels, kFirstOther = ceil_div(kTotals, 32) * 32;  // no warp does both
+  constexpr int kOthers = kPlaneThreads - kFirstOther;
   SHARED_ARRAY(float, of_block, Q* P::kChannels);
   SHARED_ARRAY(float, totals, kTotals);
   sum_block<P>(own, [&](int i, float sum) { of_block[i] = sum; });
@@ -131,12 +131,10 @@ __device__ __forceinline__ const float* plane_sums(float (&own)[Q][kPlaneVector]
     for (int b = 0; b < P::kBlocks; ++b) sum += b < blocks ? parts[b] : 0.f;
     return sum;
   };
-  if (thread < kTotals)
-    totals[thread] = of_cluster(thread);
-  else
-    for (int i = kTotals + (thread - kTotals) * blocks + static_cast<int>(blockIdx.y); i < Q * P::kChannels;
-         i += kOthers * blocks)
-      to(i, of_cluster(i));
+  if (thread < kTotals) totals[thread] = of_cluster(thread);
+  for (int i = kTotals + (thread - kFirstOther) * blocks + static_cast<int>(blockIdx.y);
+       thread >= kFirstOther && i < Q * P::kChannels; i += kOthers * blocks)
+    to(i, of_cluster(i));
   arrive_at_cluster();
   __syncthreads();
   return totals;

@@ -189,8 +189,10 @@ def _step_calls(dtype: torch.dtype, rows: int) -> Iterator[tuple[str, Arguments]
     grad_loss, totals = torch.tensor(0.7), torch.tensor([1.0, 2.0], dtype=torch.float64)
     yield "_mixup_cross_entropy_backward", (grad_loss, logits, logits.float().logsumexp(1), *targets)
     yield "mixup_cross_entropy_gradient", (logits, *targets, grad_loss, totals)
-    pooled, weight = torch.rand(num, 256).to(dtype), torch.randn(classes, 256).div(16).to(dtype)
-    yield "classifier_gradient", (pooled, weight, torch.randn(classes).to(dtype), *targets, grad_loss, totals)
+    for n, channels in ((num, 256), (130, 1152)):  # the second: two clusters of images, two slices of channels a block
+        targets = (*torch.randint(0, classes, (2, n)), *targets[2:])
+        pooled, weight = torch.rand(n, channels).to(dtype), torch.randn(classes, channels).div(16).to(dtype)
+        yield "classifier_gradient", (pooled, weight, torch.randn(classes).to(dtype), *targets, grad_loss, totals)
     yield "advance_step", (torch.tensor([1, 4]), torch.rand(9), torch.zeros(1))
 
 

@@ -23,12 +23,12 @@
 #
 # The order is that of worth: the first minutes say what is right and how fast a step is. train, sanitize and tests run at
 # the same time: none of their times is a result. On an H100 or H200 with 16 cores all stages but the last two should take
-# about eight minutes; the limits of the stages are 15 minutes in sum. Measured there: check 22 s, converge 12, final 80 to
-# 97, speedrun 23 to 30; alone, train 18, tests 58, and the four tools of sanitize 70. Estimated: build 30, train, sanitize
-# and tests together 100, steps 80, ops 90, profile 30.
+# about eight minutes; the limits of the stages are 15 minutes in sum. Measured there: check 22 s, final 80 to 97, speedrun 23
+# to 30; alone, tests 58, and the four tools of sanitize 70. Estimated: build 30, converge 12, train, sanitize and tests
+# together 100, steps 80, ops 90, profile 30.
 #
 # Results: bench/results/<device>-<date>-torch<version>-<commit>-<stage>.*; ...-stages.txt says how long each stage took.
-# PYTHON=... names another Python.
+# Python is that of .venv, if there is one, else python3; PYTHON=... names another.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 2; }
@@ -42,7 +42,7 @@ stages=("$@")
 for s in "${stages[@]}"; do
   [[ " ${all[*]} " == *" $s "* ]] || { echo "gpu.sh: no stage $s: the stages are ${all[*]}" >&2; exit 2; }
 done
-python=${PYTHON:-python3}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
 name=$("$python" - <<'PY'
 import datetime, re, subprocess, torch

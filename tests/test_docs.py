@@ -30,7 +30,19 @@ ELSEWHERE = {
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name not in ELSEWHERE)
 BLOCK = re.compile(r"(?:^<!-- (\w+).*? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = {"--epochs": "1", "--width-mult": "0.125", "--val-size": "20", "--data": "cifar-100-python.tar.gz"}
-"""What makes a training small, where the command does not say it itself."""
+SMALL_BY_COMMAND = {
+    "train": SMALL,
+    "study": {**SMALL, "--seeds": "1"},
+    "profile": {"--width-mult": "0.125", "--batch-size": "8"},
+    "ablate": {
+        "--width-mult": "0.125",
+        "--batch-size": "8",
+        "--engine": "eager,fused",
+        "--repeats": "1",
+        "--seconds": "0.2",
+    },
+}
+"""What makes a command small, where it does not say it itself."""
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
@@ -48,11 +60,9 @@ def commands(text: str) -> list[list[str]]:
 
 def small(words: list[str]) -> list[str]:
     """The words of a command of fastcifar's, with few epochs and a small model."""
-    if words[0] in ("profile", "ablate"):
-        return [*words, "--width-mult", "0.125", "--batch-size", "8"]
-    if words[0] not in ("train", "study") or "--print-config" in words or words[:2] == ["study", "quick"]:
+    if "--print-config" in words or words[:2] == ["study", "quick"]:
         return words
-    given = {name: value for name, value in SMALL.items() if name not in words}
+    given = {name: value for name, value in SMALL_BY_COMMAND.get(words[0], {}).items() if name not in words}
     return [*words, *[word for pair in given.items() for word in pair]]
 
 

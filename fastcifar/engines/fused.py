@@ -1,12 +1,12 @@
-"""The fused engine: the same model computed with the extension's ops, two autograd nodes for each block on a GPU.
+"""The fused engine: the same model computed with the extension's ops.
 
 One op (BN, ReLU, depthwise, BN, ReLU) stands between two pointwise convolutions, which remain PyTorch's matrix
-products, or includes the pointwise convolution after it; on the CPU one op holds all blocks, and a process alone takes
-its gradients without autograd (`gradients`). Tensors named u are raw outputs of a convolution; the next op applies BN
-and ReLU to them as it loads them. The first convolution is an op too, so that no convolution of the library is left in
-a step, and so is the end of the last block; the classifier is one with the loss where there is a kernel for it. The
-weights of all products have copies in the compute dtype, which the optimizer's step writes; autocast would launch 30
-small kernels, and two more to bring the gradients back.
+products, or includes the pointwise convolution after it; equal blocks are one node of autograd on a GPU; on the CPU one
+op holds all blocks, and a process alone takes its gradients without autograd (`gradients`). Tensors named u are raw
+outputs of a convolution; the next op applies BN and ReLU to them as it loads them. The first convolution is an op too,
+so that no convolution of the library is left in a step, and so is the end of the last block; the classifier is one with
+the loss where there is a kernel for it. The weights of all products have copies in the compute dtype, which the
+optimizer's step writes; autocast would launch 30 small kernels, and two more to bring the gradients back.
 """
 
 from __future__ import annotations

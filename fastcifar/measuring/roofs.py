@@ -1,4 +1,4 @@
-"""The best speeds of a device: copies of many sizes, and a large matrix product."""
+"""The best speeds of a device: copies of many sizes, and the fastest of large matrix products."""
 
 from __future__ import annotations
 

@@ -124,11 +124,17 @@ __device__ __forceinline__ const float* plane_sums(float (&own)[Q][kPlaneVector]
   wait_for_cluster();
   const int thread = threadIdx.x, blocks = cluster_blocks();
   const auto of_cluster = [&](int i) {
-    float parts[P::kBlocks], sum = 0.f;  // all loads are under way at once: each goes to another multiprocessor
+    float sum = 0.f;
+    if constexpr (P::kBlocks < kClusterBlocks * P::kStrips) {  // where that is taken, loads at once would spill
+#pragma unroll 1
+      for (int b = 0; b < blocks; ++b) sum += IN_BLOCK(of_block, b)[i];
+    } else {
+      float parts[P::kBlocks];  // all loads are under way at once: each goes to another multiprocessor
 #pragma unroll
-    for (int b = 0; b < P::kBlocks; ++b) parts[b] = IN_BLOCK(of_block, min(b, blocks - 1))[i];
+      for (int b = 0; b < P::kBlocks; ++b) parts[b] = IN_BLOCK(of_block, min(b, blocks - 1))[i];
 #pragma unroll
-    for (int b = 0; b < P::kBlocks; ++b) sum += b < blocks ? parts[b] : 0.f;
+      for (int b = 0; b < P::kBlocks; ++b) sum += b < blocks ? parts[b] : 0.f;
+    }
     return sum;
   };
   if (thread < kTotals) totals[thread] = of_cluster(thread);

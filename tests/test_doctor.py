@@ -167,6 +167,17 @@ def test_a_variable_that_hides_the_fast_kernels_is_named(monkeypatch: pytest.Mon
     assert found.advice == "Unset it."
 
 
+@pytest.mark.skipif(not ops.available(), reason="no C++ compiler")
+@pytest.mark.parametrize(("isa", "status"), [("amx", "ok"), ("avx512_bf16", "note")])
+def test_tile_registers_that_linux_refuses_are_noted(isa: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTCIFAR_ISA", raising=False)
+    monkeypatch.setattr(ops, "cpu_isa", lambda: isa)
+    there = machine.cpu_of(cpuinfo("amx"), "")
+    monkeypatch.setattr(machine, "cpu", lambda: there)
+    found = findings(probes._extension)["cpu ops"]
+    assert found.status == status and ("refused its tile registers" in found.text) == (status == "note")
+
+
 # The GPU, which this machine may not have
 
 

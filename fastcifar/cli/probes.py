@@ -274,13 +274,17 @@ def _extension() -> Iterator[Finding]:
         if not why:
             kernels = about.get("isas") or [f"sm_{arch}" for arch in about.get("archs", [])]
             text = f"{found[0]} is loaded" + (f", with kernels for {', '.join(kernels)}" if kernels else "")
-            if device == "cpu":
-                text += (
-                    f"; here {ops.cpu_isa()}, with its own products, which were measured to be faster than PyTorch's"
-                )
-            yield Finding("ok", name, text)
             if device == "cuda":
+                yield Finding("ok", name, text)
                 yield from _checks()
+                continue
+            text += f"; here {ops.cpu_isa()}, with its own products, which were measured to be faster than PyTorch's"
+            if ops.cpu_isa() == "avx512_bf16" and machine.cpu().has("amx") and not os.environ.get("FASTCIFAR_ISA"):
+                text += "; the processor has AMX too, but Linux refused its tile registers to this process"
+                advice = "Linux gives them from 5.16 on, and a container's seccomp profile may forbid arch_prctl."
+                yield Finding("note", name, text, advice)
+            else:
+                yield Finding("ok", name, text)
         elif device == "cuda" and torch.version.cuda is None:
             if found:
                 yield Finding("ok", name, f"{found[0]} is there, and waits for a CUDA build of torch")

@@ -87,8 +87,8 @@ inline constexpr int kTileM = 128, kTileN = 64;
 // Blocks a reducing kernel asks for, two an SM on an H200. A constant, not the device's own count: the number of
 // partial sums, and so the last bit of the result, depends on the shape alone.
 inline constexpr int kTargetBlocks = 264;
-// More rows than this and a kernel merges them first, unless another op left them: every block of the consumer reads
-// all rows of its channels. On an H200 reading 66 rows took a consumer 3 to 4.5 us, and merging them takes 2 to 3.
+// Rows of partial results, one of a block or of a cluster: more than this and a kernel merges them first, unless another
+// op left them, since every block of the consumer reads all rows of its channels. On an H200 reading 66 rows took a consumer 3 to 4.5 us, and merging them takes 2 to 3.
 inline constexpr int kMaxInlineRows = 40;
 // The most rows of partial moments that an op leaves for the next one.
 inline constexpr int kMaxMomentRows = 64;

@@ -7,7 +7,7 @@ namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
 // While it works on a tile's images, a sweep asks for the next tile's memory, `next` elements further on, pixel by pixel:
-// with the vector of channels that begins a line.
+// with the vector of channels that begins a line (BackwardSink with every vector).
 template <class T>
 FC_INLINE bool begins_line(int offset) {
   return offset * sizeof(T) % 64 == 0;

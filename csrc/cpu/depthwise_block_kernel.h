@@ -14,7 +14,8 @@ FASTCIFAR_DECLARE_KERNELS(
                                  const float* columns0, const float* taps, int64_t pitch, void* y,
                                  const float* columns1, float* sums, float* ring);
 
-    // Writes grad_h, the gradient of bn0(u) times the column kGradFactor of columns0, from the gradient of z. Adds the
+    // Writes grad_h, the gradient of bn0(u) times the column kGradFactor of columns0, from the gradient of z. They may be
+    // one tensor where the stride is 1: the ring holds what is still needed of the rows that are written over. Adds the
     // two sums that bn0's gradient needs to the first two rows of sums [11][pitch], and the gradient of the weight to
     // the other nine. ring: ring_floats(Wo).
     void depthwise_block_backward(Element element, const DwShape& s, const Range& range, const void* grad_z,

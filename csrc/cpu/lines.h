@@ -26,7 +26,7 @@ FC_INLINE V shuffled(V first, V second, std::integer_sequence<int, lane...>) {
 typedef uint16_t Words __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t WordsInMemory __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
 
-// Of 2 * kLanes bfloat16 numbers in each of two rows, those of one place in pairs.
+// Pairs number i of row a with number i of row b, of 2 * kLanes in each: low has the first kLanes pairs, high the others.
 template <int... lane>
 FC_INLINE void pair_up(Words a, Words b, VecBits& low, VecBits& high, std::integer_sequence<int, lane...>) {
   constexpr int n = 2 * kLanes;
@@ -37,7 +37,7 @@ FC_INLINE void pair_up(VecBits first, VecBits second, VecBits& low, VecBits& hig
   pair_up(reinterpret_cast<Words>(first), reinterpret_cast<Words>(second), low, high,
           std::make_integer_sequence<int, 2 * kLanes>{});
 }
-// The same of numbers that are to be rounded.
+// The same of kLanes float32 numbers in each, which are rounded.
 FC_INLINE VecBits pair_up(Vec first, Vec second) {
   return __builtin_convertvector(narrow(first), VecBits) | reinterpret_cast<VecBits>(rounded<bf16>(second));
 }

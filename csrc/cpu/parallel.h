@@ -56,8 +56,8 @@ class Spare {
   }
 
  private:
-  // What is not small lies in huge pages, where Linux has them: small ones get, by chance, some of the same places in the
-  // L2 cache, and then a process was up to a tenth slower for all of its life.
+  // Blocks from 32 KiB on lie in huge pages, where Linux has them: pages of 4 KiB get, by chance, some of the same places in
+  // the L2 cache, and then a process was up to a tenth slower for all of its life.
   static constexpr int64_t kMost = 64 << 20, kHugePage = 2 << 20;
 
   static Spare& own() {

@@ -30,6 +30,7 @@ struct SplitPair {
   Pair parts[3];
 };
 
+// The steps of a sum that a Number holds, and the parts that hold them.
 template <class Number>
 constexpr int kStepsOf = 2;
 template <>
@@ -37,7 +38,8 @@ constexpr int kStepsOf<float> = 1;
 template <class Number>
 constexpr int kPartsOf = sizeof(Number) / sizeof(float);
 
-// The parts of the numbers of one row of a factor lie one after the other: all that are the largest, and so on.
+// A row of a factor lies part by part, not Number by Number: all that are the largest, then all in the middle, then the
+// smallest. So row[i] of SplitPair means nothing; parts_of(row) are the largest.
 template <class Number>
 FC_INLINE auto parts_of(Number* row) {
   if constexpr (kPartsOf<Number> == 1) {
@@ -208,9 +210,9 @@ FC_INLINE void multiply_panel(int64_t num_rows, int64_t steps, Left<Number, tran
 // that stays there while the panels pass by.
 enum class LeftFactor { passes, stays };
 
-// The products of parts that make a product of numbers, each by the parts that are loaded for it. Of float32 they are six:
-// what is left out, products of a small part and of one that is small too, lies below the last bit. What is loaded twice
-// is a part of the factor that is in the L1 cache.
+// The products of parts that make a product of numbers, in their order, each by the parts that are loaded for it (kKept:
+// that part is in its registers). Of float32 they are six: those of parts whose numbers add up to more than 2 lie below
+// the last bit. What is loaded twice is a part of the factor that is in the L1 cache.
 constexpr int kKept = -1;
 struct PartsToLoad {
   int left, right;

@@ -19,12 +19,13 @@ int64_t tile_pixels(const PointwiseProduct& p) {
   return fills_cache ? 128 : 64;
 }
 
-// Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time.
-constexpr int64_t kWhole = 32;
+// Pairs come in whole tile registers: of 16 pairs, for 32 rows at a time. Who calls promises multiples of kBlock.
+constexpr int64_t kTileMultiple = 32;
+static_assert(kBlock % kTileMultiple == 0);
 
 template <class Number>
 int64_t num_steps(int64_t length) {
-  return kStepsOf<Number> == 1 ? length : round_up(length, kWhole) / kStepsOf<Number>;
+  return kStepsOf<Number> == 1 ? length : round_up(length, kTileMultiple) / kStepsOf<Number>;
 }
 
 // The distance of two rows of a tile: not a power of two, so that the rows do not share one set of the cache.
@@ -60,10 +61,10 @@ struct Tile {
 template <class Number>
 struct Factors {
   Number *gradient, *z;
-  int64_t pixels;  // that they have room for, a multiple of kWhole
+  int64_t pixels;  // that they have room for, a multiple of kTileMultiple
 
   static int64_t pitch(const PointwiseProduct& p) {  // of the gradient by pixels
-    return kStepsOf<Number> == 1 ? tile_pitch<Number>(p.m) : round_up(p.m, kWhole) + 16;
+    return kStepsOf<Number> == 1 ? tile_pitch<Number>(p.m) : round_up(p.m, kTileMultiple) + 16;
   }
   static int64_t gradient_size(const PointwiseProduct& p, int64_t pixels) {
     return pixels / kStepsOf<Number> * pitch(p);
@@ -164,19 +165,20 @@ FC_INLINE void fill_piece(Number* out, int64_t rows, int64_t channels, int64_t c
   });
 }
 
-// One part of the gradient of v of kWhole pixels and channels as a left factor of the gradient of W, out of those rows of
-// a left factor.
+// Copies one part of the gradient of v, of kTileMultiple pixels and channels, from `rows` of a left factor to the left factor of
+// the gradient of W: two pixels become a pair, and for the tile registers the square is transposed. In float32 the rows of
+// the one are those of the other already.
 FC_INLINE void store_gradient(const PointwiseProduct&, const Factors<float>&, int, int64_t, int64_t, const float*) {}
 template <class Number>
 FC_INLINE void store_gradient(const PointwiseProduct& p, const Factors<Number>& factors, int part, int64_t pixel,
                               int64_t channel, const Number* rows) {
-  static_assert(2 * kLanes <= kWhole);
+  static_assert(2 * kLanes <= kTileMultiple);
   constexpr int kParts = kPartsOf<Number>;
   const int64_t pitch = 2 * tile_pitch<Number>(p.m),
                 steps = factors.steps();  // of the parts of a row, and of a channel
   const bf16* first = reinterpret_cast<const bf16*>(rows) + part * pitch;
-  for (int64_t i = 0; i < kWhole / 2; i += kLanes) {
-    for (int64_t c = channel; c < channel + kWhole && c < p.m; c += 2 * kLanes) {
+  for (int64_t i = 0; i < kTileMultiple / 2; i += kLanes) {
+    for (int64_t c = channel; c < channel + kTileMultiple && c < p.m; c += 2 * kLanes) {
       VecBits low[kLanes], high[kLanes];
       for (int j = 0; j < kLanes; ++j) {
         const bf16* row = first + 2 * (i + j) * kParts * pitch + c;
@@ -202,7 +204,7 @@ FC_INLINE void store_z(float* panel, int64_t row, int64_t c, const Line<float>& 
   store(panel + row * kPanel + c, first.vectors[0], first.vectors[1]);
   store(panel + (row + 1) * kPanel + c, second.vectors[0], second.vectors[1]);
 }
-// (Numbers of bfloat16 are multiplied one by one only where their lines lie as in memory.)
+// (Only where the processor does not multiply pairs: there a Line<bf16> keeps the order of memory.)
 FC_INLINE void store_z(float* panel, int64_t row, int64_t c, const Line<bf16>& first, const Line<bf16>& second) {
   store_z(panel, row, c, Line<float>{{first.vectors[0], first.vectors[1]}},
           Line<float>{{second.vectors[0], second.vectors[1]}});

@@ -14,11 +14,11 @@
 namespace {
 using namespace fastcifar;
 
-// Unless W is large, each part of the pixels has a matrix of sums for the gradient of W, 8 MiB in all, to which it adds
-// factor_rows pixels at a time. Otherwise kFewRows pixels at a time leave the factors of the gradient in memory, and each
+// Unless W is large, each part of the pixels has a matrix of sums for the gradient of W, kSumFloats (8 MiB) in all, to which
+// it adds factor_rows pixels at a time. Otherwise kRowsAtOnce pixels leave the factors of the gradient in memory, and each
 // part of the channels multiplies them.
-constexpr int64_t kSums = 1 << 21, kFewRows = 2048;
-// As many as leave a block of the factor's channels in the L1 cache.
+constexpr int64_t kSumFloats = 1 << 21, kRowsAtOnce = 2048;
+// A block of the gradient's channels (multiply_factors) takes 24 KiB of the L1 cache with so many, and in float32 48.
 int64_t factor_rows(const PointwiseProduct& p) { return p.is_split() ? 128 : 256; }
 
 // The passes of the product.
@@ -71,9 +71,11 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
                                     floats(block.beta1), eps, columns1, product.k_pitch);
   const GradientOfProduct g{data(a.grad_v), of_moments ? v : data(a.grad_v), of_moments};
   const Scratch packed = product.pack(a.pointwise, /*transposed=*/false);
-  const bool few = !p.is_large();
-  const int64_t num_parts = Product::num_parts(product.rows, few ? clamp(kSums / (p.k * p.m), kParts) : kParts);
-  const int64_t num_sums = few ? num_parts : 1, size = 2 * product.k_pitch, w_size = FASTCIFAR_KERNEL(weight_sums)(p);
+  const bool each_part_adds = !p.is_large();
+  const int64_t num_parts =
+      Product::num_parts(product.rows, each_part_adds ? clamp(kSumFloats / (p.k * p.m), kParts) : kParts);
+  const int64_t num_sums = each_part_adds ? num_parts : 1, size = 2 * product.k_pitch,
+                w_size = FASTCIFAR_KERNEL(weight_sums)(p);
   const Scratch memory = Scratch::zeros(num_parts * size), grad_w(num_sums * w_size);
   const Sums sums{memory.get(), num_parts, size};
   void* grad_zs = mutable_data(block.grad_z);
@@ -81,7 +83,7 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
   const auto write_weight_gradient = [&, element = element_of(grad), out = mutable_data(grad)](int64_t c0, int64_t c1) {
     FASTCIFAR_KERNEL(write_weight_gradient)(p, grad_w.get(), num_sums, element, c0, c1, out);
   };
-  if (few) {
+  if (each_part_adds) {
     product.for_parts(0, product.rows, num_parts, [&](int64_t first, int64_t end, int64_t part) {
       const int64_t rows = factor_rows(p);
       const Scratch scratch = product.scratch(), factors(FASTCIFAR_KERNEL(weight_factors)(p, rows));
@@ -95,10 +97,10 @@ Tensor run_product_backward(const SeparableBlockBackward& a, const void* v, cons
     });
     parallel(p.m, num_sums * p.m * p.k * 4, write_weight_gradient);
   } else {
-    const int64_t room = round_up(product.rows < kFewRows ? product.rows : kFewRows, kBlock);
+    const int64_t room = round_up(product.rows < kRowsAtOnce ? product.rows : kRowsAtOnce, kBlock);
     const Scratch factors(FASTCIFAR_KERNEL(weight_factors)(p, room));
-    for (int64_t row = 0; row < product.rows; row += kFewRows) {
-      const int64_t next = row + kFewRows < product.rows ? row + kFewRows : product.rows;
+    for (int64_t row = 0; row < product.rows; row += kRowsAtOnce) {
+      const int64_t next = row + kRowsAtOnce < product.rows ? row + kRowsAtOnce : product.rows;
       product.for_parts(row, next, Product::num_parts(next - row, num_parts),
                         [&](int64_t first, int64_t end, int64_t part) {
                           FASTCIFAR_KERNEL(multiply_backward)(p, g, first, end, packed.get(), grad_zs, sums.part(part),

@@ -30,7 +30,8 @@ class Spread {
   F f_;
 };
 
-// One of `num_columns` panels of the product of one tile of rows. Both are counted.
+// The panel from `column` on of the product of one tile of rows, which has `num_columns` columns. `tile` and `panel` are
+// counted through the pass: whether they are odd says which buffer is theirs.
 struct Panel {
   int64_t row, num_rows, tile, column, num_columns, panel;
 
@@ -76,7 +77,7 @@ FC_INLINE void multiply_rows(const PointwiseProduct& p, int64_t num_rows, int64_
 template <class Number>
 void multiply_factors(const PointwiseProduct& p, const Factors<Number>& factors, int64_t num_rows, int64_t c0,
                       int64_t c1, float* grad_w, bool add) {
-  const int64_t steps = num_steps<Number>(num_rows), panel = round_up(p.m, kWhole) * kPanel,
+  const int64_t steps = num_steps<Number>(num_rows), panel = round_up(p.m, kTileMultiple) * kPanel,
                 block = p.tiles ? 32 : 48;  // whole tiles, or groups of rows
   for (int64_t c = c0; c < c1; c += block) {
     const int64_t channels = c1 - c < block ? c1 - c : block;
@@ -292,9 +293,9 @@ struct Backward {
   Tile<Number> tile;
 
   int64_t num_columns() const { return p.k; }
-  // With rows of zeros up to the next multiple of kWhole.
+  // With rows of zeros up to the next multiple of kTileMultiple.
   int64_t num_rows_of_left(const Panel& at) const {
-    return kStepsOf<Number> == 1 ? at.num_rows : round_up(at.num_rows, kWhole);
+    return kStepsOf<Number> == 1 ? at.num_rows : round_up(at.num_rows, kTileMultiple);
   }
   int64_t length() const { return p.m; }
   int64_t num_lines(const Panel& at) const { return lines_of<T>(at.num_rows * p.k); }
@@ -325,16 +326,17 @@ struct Backward {
     };
     g.columns ? fill_given(std::true_type{}) : fill_given(std::false_type{});
   }
-  // The gradient of v is kept in squares of kWhole pixels and channels, part by part.
+  // The gradient of v is kept in squares of kTileMultiple pixels and channels, part by part.
   int64_t kept(const Panel& at) const {
     if (kStepsOf<Number> == 1) return 0;
-    return kPartsOf<Number> * (round_up(at.num_rows, kWhole) / kWhole) * (round_up(p.m, kWhole) / kWhole);
+    return kPartsOf<Number> * (round_up(at.num_rows, kTileMultiple) / kTileMultiple) *
+           (round_up(p.m, kTileMultiple) / kTileMultiple);
   }
   FC_INLINE void keep(const Panel& at, int64_t i) {
-    const int64_t down = round_up(at.num_rows, kWhole) / kWhole, square = i / kPartsOf<Number>,
-                  row = square % down * kWhole;
+    const int64_t down = round_up(at.num_rows, kTileMultiple) / kTileMultiple, square = i / kPartsOf<Number>,
+                  row = square % down * kTileMultiple;
     store_gradient(p, factors, static_cast<int>(i % kPartsOf<Number>), at.row - first_of_factors + row,
-                   square / down * kWhole, left(at) + row * tile_pitch<Number>(p.m));
+                   square / down * kTileMultiple, left(at) + row * tile_pitch<Number>(p.m));
   }
 
   template <class Columns>
@@ -368,8 +370,8 @@ struct Backward {
       shift = columns.of(of_channel + kShift * pitch());
     }
     FC_INLINE int64_t pitch() const { return round_up(pass.p.k, kBlock); }
-    // Two rows at a time, up to the next multiple of kWhole.
-    FC_INLINE int64_t num_uses() const { return round_up(num_rows, kWhole) / 2; }
+    // Two rows at a time, up to the next multiple of kTileMultiple.
+    FC_INLINE int64_t num_uses() const { return round_up(num_rows, kTileMultiple) / 2; }
     FC_INLINE void use(int64_t first, int64_t end) {
       const int64_t width = pass.p.k;
       OfGradient local = of_gradient;  // which no store can change
@@ -410,7 +412,7 @@ struct Backward {
 template <class T>
 void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t num_parts, int64_t first, int64_t end,
                            T* grad) {
-  const int64_t panel = round_up(p.m, kWhole) * kPanel, size = weight_sums(p);
+  const int64_t panel = round_up(p.m, kTileMultiple) * kPanel, size = weight_sums(p);
   for (int64_t row = first; row < end; ++row) {
     for_vectors(static_cast<int>(p.k), [&](int c, auto lanes) FC_LAMBDA {
       const float* part = sums + c / kPanel * panel + row * kPanel + c % kPanel;
@@ -421,8 +423,8 @@ void write_weight_gradient(const PointwiseProduct& p, const float* sums, int64_t
   }
 }
 
-// Calls f(Number{}, T{}) for the numbers that are multiplied and the elements in memory. In float32 bfloat16 is
-// multiplied where the processor has no better way.
+// Calls f(Number{}, T{}) for the numbers that are multiplied and the elements in memory. Maps of bfloat16 are multiplied as
+// float32 where the processor does not multiply pairs.
 template <class F>
 FC_INLINE void for_types(const PointwiseProduct& p, F f) {
 #if defined(FASTCIFAR_HAVE_TILES)
@@ -433,7 +435,7 @@ FC_INLINE void for_types(const PointwiseProduct& p, F f) {
   f(float{}, bf16{});
 }
 
-// The same for those that multiply them.
+// The same with the tile registers set up, for those who multiply.
 template <class F>
 FC_INLINE void multiply_types(const PointwiseProduct& p, F f) {
 #if defined(FASTCIFAR_HAVE_TILES)
@@ -462,7 +464,7 @@ int64_t packed_weight(const PointwiseProduct& p, bool transposed) {
   });
 }
 
-int64_t weight_sums(const PointwiseProduct& p) { return round_up(p.m, kWhole) * round_up(p.k, kPanel); }
+int64_t weight_sums(const PointwiseProduct& p) { return round_up(p.m, kTileMultiple) * round_up(p.k, kPanel); }
 
 int64_t product_scratch(const PointwiseProduct& p) {
   return size_for(p, [&](auto number) FC_LAMBDA { return Tile<decltype(number)>::size(p); });

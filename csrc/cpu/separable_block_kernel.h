@@ -54,7 +54,7 @@ FASTCIFAR_DECLARE_KERNELS(
     // Floats of the factors of the gradient of W from `rows` pixels, a multiple of kBlock.
     int64_t weight_factors(const PointwiseProduct& p, int64_t rows);
 
-    // Rows [first, end) of grad_z. Adds the two sums that bn1's gradient needs to sums [2][round_up(k, kBlock)]. Leaves
+    // Rows [first, end) of grad_z, which may be grad_v where k = m: a tile is read before its rows are written. Adds the two sums that bn1's gradient needs to sums [2][round_up(k, kBlock)]. Leaves
     // the factors of the gradient of W in `factors`, which have room for `rows_of_factors` pixels and begin with pixel
     // `first_of_factors`; first - first_of_factors is a multiple of kBlock.
     void multiply_backward(const PointwiseProduct& p, const GradientOfProduct& g, int64_t first, int64_t end,

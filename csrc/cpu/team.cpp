@@ -58,7 +58,7 @@ bool spin(microseconds time, const Done& done) {
   return false;
 }
 
-// A thread of the team, and where it is. `enter` and `leave` are its own calls, the others are the caller's.
+// A thread of the team, and where it is. `begin`, `enter` and `leave` are its own calls, the others are the caller's.
 class Member {
  public:
 #if defined(__linux__)
@@ -76,8 +76,8 @@ class Member {
     if (place_.compare_exchange_strong(place, kOutside)) return false;
     while (place_.load() != kBrought) pause();
     const cpu_set_t home = only(core_);
-    sched_setaffinity(0, sizeof home, &home);
-    sched_setaffinity(0, sizeof cores_, &cores_);
+    sched_setaffinity(0, sizeof home, &home);      // moves there at once
+    sched_setaffinity(0, sizeof cores_, &cores_);  // may be moved again
     place_.store(kOutside);
     return true;
   }
@@ -160,8 +160,8 @@ class Team {
   }
 
  private:
-  // The state: the number of the call, whether a thread may still come, how many threads of the team have come and
-  // compute.
+  // The state: the number of the call (32 bits), whether a thread may still come (bit 31), how many threads of the team have
+  // come and compute (31 bits).
   static constexpr uint64_t kOpen = uint64_t{1} << 31, kInside = kOpen - 1;
   static uint32_t number(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
 
@@ -186,7 +186,7 @@ class Team {
   void open() {
     state_.store(static_cast<uint64_t>(number(state_.load()) + 1) << 32 | kOpen);
     if (num_asleep_.load() == 0) return;
-    {
+    {  // a thread between its last look at the state and its sleep would not be woken
       const std::lock_guard<std::mutex> lock(mutex_);
     }
     wake_.notify_all();
@@ -284,7 +284,8 @@ class Team {
 std::atomic<Team*> the_team{nullptr};
 
 Team& team() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr); });  // it had no threads
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { the_team.store(nullptr); });  // a child has none of the threads
   static_cast<void>(registered);
   if (Team* team = the_team.load()) return *team;
   auto made = std::make_unique<Team>();

@@ -5,8 +5,8 @@
 namespace fastcifar {
 
 // Calls share(context, index) in this thread, with index 0, and beside it in threads of the team, with indices from 1 to
-// threads - 1. A call has to do all that is left to do: of the threads of the team only those come that are free at
-// once, and none of them comes within a share or while another thread's shares are computed. What a share throws is
+// threads - 1. Each call of share has to do whatever work is left: of the threads of the team only those come that are free
+// at once. Within a share, and while another thread's shares are computed, only share(context, 0) is called. What a share throws is
 // thrown here, when no share is computed any more.
 //
 // Beside busy programs a thread waits for its core for milliseconds at times, in the middle of a part, and nothing can go

@@ -35,7 +35,8 @@ class Ring {
   FC_INLINE float* pixels(int64_t row) { return rows_ + (row & last_) * pitch_ + kBlock; }
   int64_t height() const { return height_; }
   int64_t capacity() const { return last_ + 1; }
-  // How many maps a tile holds.
+  // How many maps a tile holds: more than one only if all rows of each fit with those of another, and then one tile has all
+  // rows, as fill() needs it.
   int64_t images() const { return clamp(capacity() / height_, capacity()); }
 
  private:
@@ -74,6 +75,7 @@ FC_INLINE void for_rows(int64_t images, int64_t first, int64_t end, F f) {
 template <int stride, class Input, class MakeSink>
 FC_INLINE void convolve(Ring& ring, const DwShape& s, int64_t images, int channels, const float* taps, int64_t pitch,
                         Input input, MakeSink make_sink) {
+  // Rows of outputs whose inputs fit the ring: tile + 2, or with stride 2 2 * tile + 1.
   const int64_t tile = (ring.capacity() - 1) / stride - (stride == 1);
   int64_t next = 0;
   for (int64_t first = 0; first < s.Ho; first += tile) {

@@ -192,7 +192,7 @@ PartialRows launch_norm_relu_sums(const T* grad_z, const T* x, int64_t M, int64_
                                   float* workspace, cudaStream_t stream) {
   return with_width<T>(C, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const int rows = reducing_rows(M, C, V, kClusteredPairs), cluster = blocks_a_row(rows);
+    const int rows = reducing_rows(M, C, V, kClusteredBlocks), cluster = blocks_a_row(rows);
     LAUNCH_CLUSTERS((norm_relu_sums_kernel<T, V>), cluster, dim3(ceil_div(C, kBlockChannels), rows), dim3(kThreads),
                     stream, grad_z, x, static_cast<int>(M), static_cast<int>(C), norm, workspace);
     return merge_sum_rows({workspace, rows / cluster}, 2, static_cast<int>(C), stream);

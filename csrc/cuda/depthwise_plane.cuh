@@ -66,7 +66,7 @@ class PlaneMap {
       own_[pixel] = rounded<float>(v);
   }
   // To be called by all threads of the block between set and get.
-  __device__ __forceinline__ void is_set() const {
+  __device__ __forceinline__ void sync() const {
     if constexpr (kShared) __syncthreads();
   }
   // Whether the pixel may be of the map; its numbers are zeros where it turns out not to be. Rows count from the strip's
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     for (int v = 0; v < V; ++v) x[i][v] = relu(fmaf(x[i][v], norm0.scale[v], norm0.shift[v]));
     h.set(i, x[i]);
   }
-  h.is_set();
+  h.sync();
   const uint32_t first_out = strip * P::kOut * pixel + own;
   if (is_image) {
 #pragma unroll
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneResident)
     for (int v = 0; v < V; ++v) g[v] = fmaf(norm1.scale[v], g[v], fmaf(grad1.slope[v], y[v], grad1.offset[v]));
     dy.set(o, g);
   }
-  dy.is_set();
+  dy.sync();
   // The gradient of norm0's output waits in registers for norm0's sums; of a strip's many pixels rounded, as in memory.
   using Kept = std::conditional_t<(P::kStrips > 1), T, float>;
   Pack<Kept, V> kept[P::kIn];

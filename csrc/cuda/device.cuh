@@ -30,7 +30,7 @@ inline constexpr int kThreads = 256;
 inline constexpr int kClusterBlocks = 8;
 // As many blocks in clusters as run at a time where an SM holds two: of 264 such places an H200 gives 240 to clusters of
 // eight. Of 256 blocks the last 16 took as long again.
-inline constexpr int kClusteredPairs = 240;
+inline constexpr int kClusteredBlocks = 240;
 // Nobody launches a kernel that needs clusters of `blocks` where they are not possible: there is nothing to compile. See
 // most_cluster_blocks.
 FC_HD constexpr bool has_clusters([[maybe_unused]] int blocks = kClusterBlocks) {
@@ -303,9 +303,10 @@ __device__ __forceinline__ void store(T* p, float (&v)[V]) {
 // v, or zero. Never a branch around what computes v: the load behind it would not be under way before the branch.
 __device__ __forceinline__ float kept_if(float v, bool is_kept) { return float_of(bits_of(v) & (is_kept ? ~0u : 0u)); }
 
-// What is computed from v in a loop is computed there: kept from turn to turn, sums with v fill the registers.
+// Hides v from the optimizer, so that what depends on it is computed in each turn of a loop: kept from turn to turn, sums
+// with v fill the registers.
 template <class I>
-__device__ __forceinline__ void as_it_is(I& v) {
+__device__ __forceinline__ void hide_value(I& v) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(v));
 #else

@@ -26,9 +26,9 @@ inline constexpr int kQuantities = FUSED ? 11 : 9;
 // One sweep over cells of S x S inputs, as many as there are outputs: x, the mask and the sums are needed at the centre
 // only, so that the gradient of y alone has a halo: one pixel around the tile, for S = 2 only below and to the right.
 //
-// Two blocks an SM, 128 registers; a whole 4x4 map fits those only as ptxas allocates them for sm_90, and not fused; the
-// fused sweep with stride 2 in float32 not on sm_120, and with stride 1 not where tiles hang over the map. One block an SM
-// is then enough up to batch 128, where there are no more blocks.
+// Two blocks an SM, 128 registers each, but one where that spills: float32, fused, with stride 1 and tiles that hang over
+// the map; a whole 4x4 map (with ptxas for sm_90 only fused with stride 1); on sm_120 float32, fused, with stride 2. One
+// block an SM is enough up to batch 128, where there are no more blocks.
 template <class T, int S, int PLANE, bool WHOLE, bool FUSED>
 constexpr int backward_blocks() {
   if (sizeof(T) == 4 && S == 1 && PLANE == 0 && !WHOLE && FUSED) return 1;

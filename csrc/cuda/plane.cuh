@@ -112,7 +112,7 @@ __device__ __forceinline__ void sum_block(float (&own)[Q][kPlaneVector], F to) {
 // Sums over the cluster of Q numbers of each of a thread's channels. Those of the first two are returned, float
 // [2][kChannels] in shared memory; of the others each goes to to(i, sum) in one thread of the cluster, i = q * kChannels +
 // channel, while the first are still on their way. To be called once in a kernel for each Q. The thread has arrived at the
-// cluster's barrier again when it returns: who calls it must wait there before it ends.
+// cluster's barrier again when it returns: who calls it must wait there before it arrives anew or ends.
 template <class P, int Q, class F>
 __device__ __forceinline__ const float* plane_sums(float (&own)[Q][kPlaneVector], F to) {
   constexpr int kTotals = 2 * P::kChannels, kFirstOther = ceil_div(kTotals, 32) * 32;  // no warp does both
@@ -152,7 +152,7 @@ struct PlaneStatistics {
 
 // Mean and variance over the cluster of COUNT numbers of each of a thread's channels, if it has an image. A thread sums
 // about its first number, the block about the mean of its first thread's, the cluster about that of its first block.
-// WHICH sets the calls of a kernel apart. As after plane_sums, the thread has arrived at the barrier again.
+// WHICH is another number in each call of a kernel, so that each has shared arrays of its own. As after plane_sums, the thread has arrived at the barrier again.
 template <int WHICH, class P, int COUNT>
 __device__ __forceinline__ PlaneStatistics plane_statistics(const float (&x)[COUNT][kPlaneVector],
                                                             const PlaneThread<P>& at, int N) {

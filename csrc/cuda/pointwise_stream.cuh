@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
   StreamWeight<T, Tile> of_weight;
   of_weight.fetch(a.b, n0, a.N, a.K);
   resolve<Tile::kK>(a.norm, a.K, 0, blockIdx.x == 0 && blockIdx.y == 0, scale, shift);
-  leave_other_rows_empty<kColumns>(a.num_rows, n0, a.N, a.rows);
+  clear_other_rows<kColumns>(a.num_rows, n0, a.N, a.rows);
   of_weight.put(weight);
   __syncthreads();
 
@@ -136,9 +136,9 @@ __global__ void __launch_bounds__(kTileThreads, 2) pointwise_stream_kernel(const
 #pragma unroll
     for (int turn = 0; turn < Tile::kTilesATurn; ++turn) {
       if (turn > 0 && m0 >= a.M) break;
-      as_it_is(m0);
-      as_it_is(at_a);
-      as_it_is(at_out);
+      hide_value(m0);
+      hide_value(at_a);
+      hide_value(at_out);
       float acc[V / 2][2][4] = {};
 #pragma unroll
       for (int block = 0; block < kKBlocks; ++block) {
@@ -240,7 +240,7 @@ void with_stream_tile(int N, int K, F f) {
 
 // Measured on an H200 at batch 128, where all warps then have about five tiles: 240 blocks took 0.4 % of a step longer.
 inline constexpr int kStreamBlocks = 208;
-static_assert(kStreamBlocks <= kClusteredPairs, "all of them run at a time");
+static_assert(kStreamBlocks <= kClusteredBlocks, "all of them run at a time");
 
 // Launches a product, if these kernels take it.
 template <class T>

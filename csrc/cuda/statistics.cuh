@@ -142,9 +142,9 @@ __device__ __forceinline__ void write_moments(float* rows, int i, int c, int C, 
   row[2 * C] = m.m2;
 }
 
-// Leaves the rows of partial moments empty that no block or cluster of the grid writes, of the CHANNELS channels from c0 on.
+// Writes moments of no numbers to the rows that no block or cluster of the grid writes, of the CHANNELS channels from c0 on.
 template <int CHANNELS>
-__device__ __forceinline__ void leave_other_rows_empty(int num_rows, int c0, int C, float* rows) {
+__device__ __forceinline__ void clear_other_rows(int num_rows, int c0, int C, float* rows) {
   for (int row = gridDim.y / cluster_blocks() + blockIdx.y; row < num_rows; row += gridDim.y)
     if (threadIdx.x < CHANNELS) write_moments(rows, row, c0 + threadIdx.x, C, {0.f, 0.f, 0.f});
 }
@@ -182,7 +182,7 @@ __device__ __forceinline__ void write_cluster_moments(const Moments& m, int c0, 
   wait_for_cluster();
 }
 
-// The same of the threads of a cluster.
+// Merges the moments of the block's threads, then of the cluster's blocks, and writes the cluster's row.
 template <int V, int THREADS, int CHANNELS>
 __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own, Lanes<V, THREADS, CHANNELS> at,
                                                     int c0, int C, float* rows) {
@@ -204,7 +204,7 @@ __device__ __forceinline__ void write_block_moments(const RunningMoments<V>& own
   write_cluster_moments<CHANNELS>(m, c0, C, rows);
 }
 
-// The same of the threads of a block that is no part of a cluster. sums: of the deviations from the thread's own pivot, and
+// The same in a kernel without clusters: writes row blockIdx.y. sums: of the deviations from the thread's own pivot, and
 // of their squares. The first lane must have a pixel.
 template <int V>
 __device__ __forceinline__ void write_block_moments(int count, const float (&pivot)[V], float (&sums)[2][V],
@@ -276,7 +276,7 @@ __device__ __forceinline__ void write_cluster_sums(Get get, int c0, int C, float
   wait_for_cluster();
 }
 
-// The same of the threads of a cluster.
+// Adds up the sums of the block's threads, then of the cluster's blocks, and writes the cluster's row.
 template <int Q, int V>
 __device__ __forceinline__ void write_block_sums(const float (&own)[Q][V], Lanes<V> at, int c0, int C, float* rows) {
   constexpr int kLanes = Lanes<V>::kCount;
@@ -413,7 +413,8 @@ struct NormGrad {
   float *grad_gamma, *grad_beta;
 };
 
-// The backward of a BN over `count` numbers a channel, without the rows of its sums, which have nothing beside them.
+// The backward of a BN over `count` numbers a channel. Who calls sets `rows` and `num_rows`, of rows that hold the two sums
+// alone.
 inline NormGrad norm_grad_of(const float* gamma, const float* beta, const float* mean, const float* var, float eps,
                              int64_t count, float* grad_gamma, float* grad_beta) {
   NormGrad norm{};
@@ -453,7 +454,8 @@ __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scal
   const int c0 = blockIdx.x * CHANNELS, c = c0 + threadIdx.x;
   const bool is_channel = threadIdx.x < CHANNELS && c < C;
   float gamma = 0.f, beta = 0.f, mean = 0.f, var = 0.f;
-  if (is_channel) gamma = norm.gamma[c], beta = norm.beta[c], mean = norm.mean[c], var = norm.var[c];  // see above
+  if (is_channel) gamma = norm.gamma[c], beta = norm.beta[c], mean = norm.mean[c], var = norm.var[c];
+  // (before the barriers of the merge: behind them nothing would hide the wait)
   float sums[2];  // of g, and of g * (x - mean)
   merge_sums<CHANNELS>(
       norm.num_rows,

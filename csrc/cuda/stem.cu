@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kStemThreads, 1)
     }
   }
   write_block_moments(moments, at, c0, s.C, rows);
-  leave_other_rows_empty<kStemChannels>(num_rows, c0, s.C, rows);
+  clear_other_rows<kStemChannels>(num_rows, c0, s.C, rows);
 }
 
 // Partial sums of the weight's gradient, float [rows][27][C]. THROUGH: grad lacks what comes through the moments of u.

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   PixelPairs<T, 1> pixels(x, s);
   pixels.fetch();
   put_taps(w, channels_last, s.C, taps);
-  leave_other_rows_empty<kBlockChannels>(num_rows, c0, s.C, rows);
+  clear_other_rows<kBlockChannels>(num_rows, c0, s.C, rows);
   __syncthreads();
   Fragment weight[2][2];
 #pragma unroll

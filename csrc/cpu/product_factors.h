@@ -13,9 +13,10 @@ namespace fastcifar::FASTCIFAR_ISA {
 namespace {
 
 // Pixels of a tile: in float32 with 512 channels 128 KiB, within the L2 cache with the weights. If the weights alone fill
-// that cache, each tile reads them anew from behind it, so that there are fewer tiles. (In parts a number has six bytes.)
+// that cache, each tile reads them anew from behind it, so that there are fewer tiles.
 int64_t tile_pixels(const PointwiseProduct& p) {
-  const bool fills_cache = p.is_large() || (p.is_split() && p.k * p.m * 6 > 1 << 20);
+  const bool fills_cache =
+      p.is_large() || (p.is_split() && p.k * p.m * static_cast<int64_t>(sizeof(SplitPair) / 2) > 1 << 20);
   return fills_cache ? 128 : 64;
 }
 

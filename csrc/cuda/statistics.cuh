@@ -454,8 +454,8 @@ __device__ __forceinline__ void resolve(const NormGrad& norm, int C, float* scal
   const int c0 = blockIdx.x * CHANNELS, c = c0 + threadIdx.x;
   const bool is_channel = threadIdx.x < CHANNELS && c < C;
   float gamma = 0.f, beta = 0.f, mean = 0.f, var = 0.f;
+  // Before the barriers of the merge: behind them nothing would hide the wait.
   if (is_channel) gamma = norm.gamma[c], beta = norm.beta[c], mean = norm.mean[c], var = norm.var[c];
-  // (before the barriers of the merge: behind them nothing would hide the wait)
   float sums[2];  // of g, and of g * (x - mean)
   merge_sums<CHANNELS>(
       norm.num_rows,

@@ -278,8 +278,9 @@ def _extension() -> Iterator[Finding]:
                 yield Finding("ok", name, text)
                 yield from _checks()
                 continue
-            text += f"; here {ops.cpu_isa()}, with its own products, which were measured to be faster than PyTorch's"
-            if ops.cpu_isa() == "avx512_bf16" and machine.cpu().has("amx") and not os.environ.get("FASTCIFAR_ISA"):
+            isa = ops.cpu_isa()
+            text += f"; here {isa}, with its own products, which were measured to be faster than PyTorch's"
+            if isa == "avx512_bf16" and machine.cpu().has("amx") and not os.environ.get("FASTCIFAR_ISA"):
                 text += "; the processor has AMX too, but Linux refused its tile registers to this process"
                 advice = "Linux gives them from 5.16 on, and a container's seccomp profile may forbid arch_prctl."
                 yield Finding("note", name, text, advice)

@@ -77,9 +77,9 @@ def time_layer(layer: Layer, session: Session) -> list[float]:
     x = x.contiguous(memory_format=session.target.memory_format)
     x.requires_grad_(layer.kind != STEM)
     modules = [engine.model.get_submodule(name) for name in layer.modules]
-    if config.engine == "fused":
-        modules = [_in_dtype(module, dtype) for module in modules]
     fused = config.engine == "fused"
+    if fused:
+        modules = [_in_dtype(module, dtype) for module in modules]
     forward = _function(layer, modules, device, fused=fused)
     classifier: Any = modules.pop() if fused and layer.kind == HEAD else None
     targets = [p for module in modules for p in module.parameters()] + ([x] if x.requires_grad else [])
@@ -108,7 +108,7 @@ def _ending(classifier: nn.Linear, batch_size: int, device: torch.device) -> Cal
         if suits_classifier(pooled, len(bias)):
             return classifier_gradient(pooled, weight, bias, *targets)[0]
         grad = mixup_cross_entropy_gradient(F.linear(pooled, weight, bias), *targets)
-        grad.t().mm(pooled), grad.sum(0)
+        grad.t().mm(pooled), grad.sum(0)  # of weight and bias: only their time counts
         return grad.mm(weight)
 
     return gradient

@@ -122,8 +122,21 @@ inline unsigned& cluster_limit() {
 
 enum class State { kReady, kAtBlock, kAtWarp, kAtCluster, kDone };
 
+// Where a fiber, or the scheduler, goes on. swapcontext() would ask the kernel for the signal mask with each change.
+using Place = void* [5];
+
+inline constexpr size_t kMostLetterBytes = 64;
+
+// What a thread leaves for the others of its warp.
+struct Letter {
+  uint64_t number = 0;  // how many the thread has left
+  alignas(16) char bytes[kMostLetterBytes];
+};
+
 struct Fiber {
-  ucontext_t context;
+  Place place;
+  ucontext_t beginning;
+  bool has_begun = false;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   dim3 thread_idx, block_idx;
   int index = 0;        // in the cluster
@@ -133,6 +146,8 @@ struct Fiber {
   void* asan_stack = nullptr;
   void* thread = nullptr;                             // to the race detector
   unsigned barriers = 0, meetings = 0, arrivals = 0;  // that it reached: of the block, of the warp, of the cluster
+  uint64_t letters = 0;                               // that it left
+  Letter letter[2];                                   // the last one, and the one before
 };
 
 // Blocks that follow each other mostly have other threads, to the race detector: the same ones would be ordered. It has
@@ -150,13 +165,12 @@ struct Machine {
   Fiber* cluster = nullptr;   // the fibers of the blocks that run
   size_t block_size = 0;
   unsigned cluster_size = 1, pools = 1;
-  ucontext_t scheduler;
+  Place scheduler;
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
   dim3 block_dim, grid_dim;
   uint64_t block_serial = 0;  // of the last block, over all launches
   unsigned long launches = 0;
-  std::vector<std::vector<char>> mailbox;  // one letter a thread, for the warp operations
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   void* scheduler_asan = nullptr;
@@ -176,6 +190,8 @@ EMU_UNSEEN Machine& machine() {
   std::abort();
 }
 
+[[noreturn]] __attribute__((noinline)) EMU_UNSEEN void go_to(Place& place) { __builtin_longjmp(place, 1); }
+
 EMU_UNSEEN void run(Fiber& f) {
   Machine& m = machine();
   m.current = &f;
@@ -184,9 +200,13 @@ EMU_UNSEEN void run(Fiber& f) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&m.scheduler_asan, f.stack.get(), kStackBytes);
 #endif
-  swapcontext(&m.scheduler, &f.context);
+  if (__builtin_setjmp(m.scheduler) == 0) {
+    if (f.has_begun) go_to(f.place);
+    f.has_begun = true;
+    setcontext(&f.beginning);
+  }
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(m.scheduler_asan, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(machine().scheduler_asan, nullptr, nullptr);
 #endif
 }
 
@@ -203,6 +223,7 @@ EMU_UNSEEN void* meeting_point(Fiber& f, State state) {
   return tokens_of(f.serial) + (state == State::kAtBlock ? f.barriers++ % 2 : 2 + warp * 2 + f.meetings++ % 2);
 }
 
+// Stops the current thread until `release`, or after kDone until it is a thread of another block.
 EMU_UNSEEN void park(State state) {
   Machine& m = machine();
   Fiber& f = *m.current;
@@ -211,11 +232,10 @@ EMU_UNSEEN void park(State state) {
   if (state != State::kAtCluster) race::give(token);  // it was given on arrival
   race::change_to(m.scheduler_thread);
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(state == State::kDone ? nullptr : &f.asan_stack, m.scheduler_stack,
-                                 m.scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(&f.asan_stack, m.scheduler_stack, m.scheduler_stack_bytes);
 #endif
-  swapcontext(&f.context, &m.scheduler);
-  race::wait_for(token);
+  if (__builtin_setjmp(f.place) == 0) go_to(m.scheduler);
+  if (state != State::kDone) race::wait_for(token);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(f.asan_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 #endif
@@ -225,9 +245,11 @@ EMU_UNSEEN void entry() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack, &machine().scheduler_stack_bytes);
 #endif
-  race::wait_for(&machine().launched);
-  (*machine().body)();
-  park(State::kDone);
+  for (;;) {
+    race::wait_for(&machine().launched);
+    (*machine().body)();
+    park(State::kDone);
+  }
 }
 
 // Lets go on whoever waits at a meeting point that all living threads of the block (or warp, or cluster) have reached.
@@ -274,12 +296,13 @@ EMU_UNSEEN void run_cluster(dim3 first, dim3 block, std::mt19937& rng) {
     f.block_idx = dim3(first.x, first.y + f.rank, first.z);
     f.state = State::kReady;
     f.barriers = f.meetings = f.arrivals = 0;
+    f.letters = 0;
     if (!f.thread) f.thread = race::new_thread();
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStackBytes;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, entry, 0);
+    if (f.has_begun) continue;
+    getcontext(&f.beginning);
+    f.beginning.uc_stack.ss_sp = f.stack.get();
+    f.beginning.uc_stack.ss_size = kStackBytes;
+    makecontext(&f.beginning, entry, 0);
   }
   std::vector<int> order(n);
   std::iota(order.begin(), order.end(), 0);
@@ -309,7 +332,6 @@ EMU_UNSEEN void launch(unsigned cluster, dim3 grid, dim3 block, const std::funct
       if (f.thread) race::end_thread(f.thread);
     m.fibers = std::vector<Fiber>(cluster * threads * m.pools);
   }
-  m.mailbox.resize(cluster * threads);
   m.body = &body;
   m.grid_dim = grid;
   m.block_dim = block;
@@ -366,30 +388,29 @@ class SharedArray {
   Array arrays_[kMostBlocks];
 };
 
-// Every thread of the warp leaves a letter; afterwards each may read all of them through `read(lane)`.
+// Every thread of the warp leaves a letter; afterwards `read(letter_of)` may read all of them by their lane. A thread may
+// leave its next letter before others have read this one, and none after that: there are two.
 template <class T, class Read>
 auto exchange(const T& letter, Read read) {
-  Machine& m = machine();
-  int first;
+  static_assert(sizeof(T) <= kMostLetterBytes && alignof(T) <= 16);
+  uint64_t number;
+  const Fiber* warp;
   {
     const race::Unseen unseen;
-    auto& own = m.mailbox[m.current->index];
-    own.resize(sizeof(T));
-    std::memcpy(own.data(), &letter, sizeof(T));
-    first = m.current->index / 32 * 32;
+    Machine& m = machine();
+    Fiber& f = *m.current;
+    warp = m.cluster + f.index / 32 * 32;
+    number = ++f.letters;
+    Letter& own = f.letter[number % 2];
+    own.number = number;
+    std::memcpy(own.bytes, &letter, sizeof(T));
   }
   park(State::kAtWarp);
-  const auto letter_of = [&](int lane) {
-    const race::Unseen unseen;
-    T value;
-    const auto& box = m.mailbox[first + (lane & 31)];
-    if (box.size() != sizeof(T)) die("a warp operation in which a lane takes no part");
-    std::memcpy(&value, box.data(), sizeof(T));
-    return value;
-  };
-  auto result = read(letter_of);
-  park(State::kAtWarp);
-  return result;
+  return read([&](int lane) -> const T& {
+    const Letter& found = warp[lane & 31].letter[number % 2];
+    if (found.number != number) die("a warp operation in which a lane takes no part");
+    return *reinterpret_cast<const T*>(found.bytes);
+  });
 }
 
 EMU_UNSEEN int lane() { return machine().current->index & 31; }
@@ -405,21 +426,26 @@ inline void load_matrices(const uint16_t* row, bool transposed, uint32_t (&out)[
     }
     return 0;
   });
+  park(State::kAtWarp);  // all lanes read at once: what a lane writes next, no other may see
 }
 
 // mma.m16n8k16: d += a . b
 template <class T>
 void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  struct Letter {
-    uint32_t a[4], b[2];
-  };
+  struct Halves {
+    float a[4][2], b[2][2];
+  } own;
   const auto half = [](uint32_t pair, int e) { return to_f32(T{static_cast<uint16_t>(pair >> (16 * e))}); };
-  exchange(Letter{{a[0], a[1], a[2], a[3]}, {b0, b1}}, [&](auto letter_of) {
-    for (int e = 0; e < 4; ++e) {
-      const int row = lane() / 4, column = lane() % 4 * 2 + e % 2;
-      for (int k = 0; k < 16; ++k) {
-        const Letter of_a = letter_of(row * 4 + k % 8 / 2), of_b = letter_of(column * 4 + k % 8 / 2);
-        d[e] += half(of_a.a[k / 8 * 2 + e / 2], k % 2) * half(of_b.b[k / 8], k % 2);
+  for (int e = 0; e < 2; ++e) {
+    for (int i = 0; i < 4; ++i) own.a[i][e] = half(a[i], e);
+    own.b[0][e] = half(b0, e), own.b[1][e] = half(b1, e);
+  }
+  exchange(own, [&](auto halves_of) {
+    for (int k = 0; k < 16; ++k) {
+      const Halves& of_row = halves_of(lane() / 4 * 4 + k % 8 / 2);
+      for (int e = 0; e < 4; ++e) {
+        const Halves& of_column = halves_of((lane() % 4 * 2 + e % 2) * 4 + k % 8 / 2);
+        d[e] += of_row.a[k / 8 * 2 + e / 2][k % 2] * of_column.b[k / 8][k % 2];
       }
     }
     return 0;

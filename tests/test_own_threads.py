@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_shares_are_complete_and_a_thread_without_a_core_is_brought_to_one(tmp_p
         ("error = std::current_exception();\n    }\n    close();", "throw;\n    }\n    close();"),
         ("sched_setaffinity(0, sizeof cores_, &cores_);", ""),
         ("place_.load() == kInside ? worked() : -1", "-1"),
+        ("pause();  // the caller", "while (place_.load() != kBrought) pause();  // the caller"),
         ("if (threads < 2 || busy_.exchange(true))", "if (threads < 2)"),
     ],
 )
@@ -89,6 +91,27 @@ def test_pytorch_has_one_thread_meanwhile(threads: int) -> None:
     with pytest.raises(KeyError), own_threads():
         raise KeyError
     assert torch.get_num_threads() == threads and torch.ops.fastcifar._set_own_threads(0) == 0
+
+
+@compiled
+def test_several_of_pythons_threads(threads: int) -> None:
+    """Whoever leaves first takes the team from nobody; a thread that is new to PyTorch is not left with one."""
+    entered, leaves, seen = threading.Event(), threading.Event(), list[int]()
+
+    def other() -> None:
+        with own_threads():
+            entered.set()
+            leaves.wait(10)
+        seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=other)
+    with own_threads():
+        thread.start()
+        assert entered.wait(10)
+    assert torch.get_num_threads() == threads and torch.ops.fastcifar._set_own_threads(threads) == threads
+    leaves.set()
+    thread.join()
+    assert seen == [threads] and torch.ops.fastcifar._set_own_threads(0) == 0
 
 
 @compiled

@@ -73,8 +73,11 @@ class Member {
   // Goes back to its own core, if it was brought to another one. Returns whether it was.
   bool leave() {
     int place = kInside;
-    if (place_.compare_exchange_strong(place, kOutside)) return false;
-    while (place_.load() != kBrought) pause();
+    while (!place_.compare_exchange_strong(place, kOutside) && place != kBrought) {
+      pause();  // the caller is about to bring the thread, or will find that it cannot
+      place = kInside;
+    }
+    if (place != kBrought) return false;
     const cpu_set_t home = only(core_);
     sched_setaffinity(0, sizeof home, &home);      // moves there at once
     sched_setaffinity(0, sizeof cores_, &cores_);  // may be moved again

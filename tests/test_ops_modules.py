@@ -93,6 +93,29 @@ def test_a_bfloat16_model_is_computed_in_bfloat16() -> None:
     assert_close(outcome(ours, x), outcome(theirs, x), 0.02)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_it_keeps_the_memory_format(channels_last: bool) -> None:
+    """A model in PyTorch's default format may go on with `view`."""
+    ours = conv().to(DEVICE)
+    convert(ours)
+    x = torch.randn(2, 6, 5, 7, device=DEVICE)
+    y = ours(x.to(memory_format=torch.channels_last) if channels_last else x)
+    assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert channels_last or y.view(2, -1).shape == (2, 6 * 5 * 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_pytorch_computes_what_has_no_kernels(dtype: torch.dtype) -> None:
+    theirs = conv()
+    ours = copy.deepcopy(theirs)
+    convert(ours)
+    x = torch.randn(2, 6, 5, 7)
+    assert torch.equal(ours.to(dtype)(x.to(dtype)), theirs.to(dtype)(x.to(dtype)))
+    if dtype == torch.float16:
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(ours.float()(x), theirs.float()(x))
+
+
 UNFIT = {
     "kernel_size = (5, 5), not (3, 3)": conv(kernel_size=5, padding=2),
     "stride = (2, 1)": conv(stride=(2, 1)),

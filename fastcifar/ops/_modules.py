@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 from fastcifar.ops.dwconv3x3 import dwconv3x3
 
+_KERNELS = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+"""The dtypes of images that `dwconv3x3` takes, by the type of device."""
+
 
 class DepthwiseConv3x3(nn.Conv2d):
     """A drop-in for `nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels)`, computed by `dwconv3x3`.
 
     It is an `nn.Conv2d` with the same parameters, initial values and state_dict, and it obeys autocast and
     torch.compile as one. It is fastest in a model in channels_last (`model.to(memory_format=torch.channels_last)`);
-    other inputs are copied. The output is in channels_last. Under autocast a float32 weight is not rounded.
+    other inputs are copied, and so are their outputs, which have the input's memory format. Under autocast a float32
+    weight is not rounded. PyTorch computes what has no kernels: other dtypes than these, and float16 on the CPU.
 
     Args:
         channels: the number of input and of output channels.
@@ -47,14 +51,18 @@ class DepthwiseConv3x3(nn.Conv2d):
         """[N, C, H, W] or [C, H, W] -> the same with (H - 1) // stride + 1 rows and (W - 1) // stride + 1 columns.
 
         Raises:
-            RuntimeError: the input has another shape, or a dtype without kernels; the message names it.
+            RuntimeError: the input has another shape; the message names it.
         """
         if input.dim() == 3:
             return self(input[None])[0]  # type: ignore[no-any-return]
-        device = input.device.type
-        if torch.is_autocast_enabled(device) and input.dtype != torch.float64:  # autocast leaves float64 alone, too
-            input = input.to(torch.get_autocast_dtype(device))
-        output = dwconv3x3(input, self.weight, self.stride[0])
+        device, dtype = input.device.type, input.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:  # autocast leaves float64 alone, too
+            dtype = torch.get_autocast_dtype(device)
+        if dtype not in _KERNELS.get(device, ()):
+            return super().forward(input)
+        output = dwconv3x3(input.to(dtype), self.weight, self.stride[0])
+        if not input.is_contiguous(memory_format=torch.channels_last):
+            output = output.contiguous()
         return output if self.bias is None else output + self.bias.to(output.dtype)[:, None, None]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcifar import ops
 from fastcifar.batch import Batch
-from fastcifar.engines import build, fused
+from fastcifar.engines import build, equal_blocks, fused
 from fastcifar.engines.fused import FusedModel, fused_forward
 from fastcifar.engines.products import SideStream, pointwise
 from fastcifar.model import build_model
@@ -150,7 +150,7 @@ def test_the_products_of_five_equal_blocks_are_one(
     longest: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where they are small. Their factors lie together, in memory of this step alone."""
-    monkeypatch.setattr(fused, "LONGEST", longest)
+    monkeypatch.setattr(equal_blocks, "LONGEST", longest)
     model = build_model(NUM_CLASSES, 0.125, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seen: list[list[Tensor]] = []
 
@@ -170,6 +170,18 @@ def test_the_products_of_five_equal_blocks_are_one(
         assert all(f.is_contiguous() for f in factors)
         assert len(factors) == 2 * (14 - 4 * len(batches))
     assert len({f.data_ptr() for factors in seen for f in factors if f.dim() == 3}) == 4 * len(batches)
+
+
+def test_equal_blocks_whose_maps_end_amid_16_bytes_are_computed_one_by_one() -> None:
+    """153 channels of three 3x3 maps: the ops take no map that begins there."""
+    torch.manual_seed(0)
+    batch = Batch(torch.randn(3, 3, 24, 24).to(memory_format=torch.channels_last), torch.zeros(3, dtype=torch.int64))
+    gradients = []
+    for side in (None, Late()):
+        model = build_model(NUM_CLASSES, 0.3, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused_forward(FusedModel(model, side=side), 0.0)(batch)[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize(

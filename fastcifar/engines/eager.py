@@ -295,15 +295,18 @@ class Engine:
         """Sets the running statistics of every BN to the mean over the batches' own statistics.
 
         It runs the model itself, op by op, whatever the engine: the momentum of the running statistics, which is
-        another one for each batch, is a constant in compiled and fused forwards.
+        another one for each batch, is a constant in compiled and fused forwards. A batch of one image is left out: the
+        last maps of a small image have one number a channel, which has no variance.
 
         Args:
-            batches: at least one batch; each of several processes has the same.
+            batches: each of several processes has the same. Without one of two images the statistics stay as they are.
         """
         norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta, seen = [norm.momentum for norm in norms], 0
         with self._autocast(), apart(self.model):
             for batch in batches:
+                if len(batch.labels) == 1:
+                    continue
                 seen += len(batch.labels)
                 for norm in norms:
                     norm.momentum = len(batch.labels) / seen

@@ -23,6 +23,11 @@ _OF_BLOCK = 6  # gamma0, beta0, w, gamma1, beta1, product
 _SAVED = 11  # of a depthwise_block
 
 
+def suits(u: Tensor) -> bool:
+    """Whether `equal_blocks` takes u: small maps, of which one may lie behind another on 16 bytes, as the ops ask."""
+    return u[:, 0].numel() <= LONGEST and u.numel() * u.element_size() % 16 == 0
+
+
 def equal_blocks(
     u: Tensor, rows: Tensor | None, parameters: Sequence[Tensor], eps: float, stride: int, side: SideStream
 ) -> tuple[Tensor, ...]:
@@ -31,7 +36,7 @@ def equal_blocks(
     That one is included because its gradient of u is a factor of the last weight's gradient.
 
     Args:
-        u: [N, C, H, W], the input of the first block; N * C * H * W numbers are a multiple of 16 bytes.
+        u: [N, C, H, W], the input of the first block, which `suits`.
         rows: as `u_rows` of `depthwise_block`, for the first block.
         parameters: gamma0, beta0, w, gamma1, beta1 and the product's weight [C, C, 1, 1] of each block, one block after
             the other, and the first five of the block after them.

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from fastcifar.batch import Batch
 from fastcifar.engines.eager import Forward, nothing
-from fastcifar.engines.equal_blocks import LONGEST, equal_blocks
+from fastcifar.engines.equal_blocks import equal_blocks
+from fastcifar.engines.equal_blocks import suits as suits_equal_blocks
 from fastcifar.engines.gradients import for_batches, gradients
 from fastcifar.engines.products import Aside, SideStream, in_place, linear, pointwise
 from fastcifar.model import DepthwiseSeparable, MobileNet
@@ -192,7 +193,7 @@ class FusedModel:
         for bns, stride, product, run in blocks:
             if self._fuse_pointwise and suits(u.shape[1], len(product), u.shape[2], u.shape[3]):
                 u, rows, _, *statistics = separable_block(u, *bns, product, eps, stride, rows)
-            elif self._side and run > 1 and u[:, 0].numel() <= LONGEST:
+            elif self._side and run > 1 and suits_equal_blocks(u):
                 parameters = [*bns, product]
                 for others, _, other, _ in itertools.islice(blocks, run - 1):
                     parameters += [*others, other]

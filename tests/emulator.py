@@ -22,7 +22,7 @@ FLAGS += ["-Wno-error=maybe-uninitialized"]
 FLAGS += ["-DFASTCIFAR_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMU}"]
 PLAIN = ["-O1"]
 SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-RACES = ["-O1", "-g1", "-fsanitize=thread"]
+RACES = ["-O0", "-g1", "-fsanitize=thread"]
 
 
 def build(flags: list[str], ops: tuple[str, ...] = (), edits: Mapping[str, tuple[str, str]] | None = None) -> Path:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import as_a_run  # noqa: F401
 import pytest
 import torch
 from peers import is_generic, versions

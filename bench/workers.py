@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import as_a_run  # noqa: F401
+
 from fastcifar.measuring.process import Death, Process, memory_of, seconds_of, serve
 
 Run = Callable[[int], float]

@@ -1,6 +1,7 @@
 """PyTorch's threads on the CPU: no more than a container's quota lets run."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from fastcifar.run import threads
 from fastcifar.run.environment import allowed_cores
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,44 @@ def test_nothing_is_set_once_torch_is_imported_or_where_a_gpu_is(
     monkeypatch.setattr(threads, "GPUS", (tmp_path,))
     threads.limit("auto")
     assert threads.COUNT not in os.environ
+
+
+_AT_TORCH = """
+import os, sys
+from fastcifar.run import threads
+
+class AtTorch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print(os.environ.get(threads.COUNT), flush=True)
+            os._exit(0)
+
+threads.usable_cores, threads.GPUS = lambda: 0.5, ()
+sys.meta_path.insert(0, AtTorch())
+from fastcifar.cli.main import main
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "main(['train', 'quick'])",
+        "main(['train', 'quick', '--dry-run'])",
+        "main(['ablate'])",
+        "main(['ablate', '--device', 'cpu'])",
+        "main(['profile'])",
+        "import conftest",
+        "import workers",
+        "import turns",
+    ],
+)
+def test_all_that_trains_or_measures_knows_the_quota_before_torch(program: str, tmp_path: Path) -> None:
+    """The bug: `ablate`, `profile` and the benchmarks started a thread for each core, unlike the runs they measure."""
+    variables = {key: value for key, value in os.environ.items() if key != threads.COUNT}
+    variables["PYTHONPATH"] = f"{ROOT}:{ROOT / 'bench'}"
+    command = [sys.executable, "-c", _AT_TORCH + program]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
+    assert done.stdout == "1\n", done.stdout + done.stderr
 
 
 def test_threads_of_one_core_count_as_one() -> None:

@@ -6,6 +6,7 @@ import json
 
 from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings
 from fastcifar.errors import InterruptedRunError, UsageError
+from fastcifar.run import threads
 
 SUMMARY = "measure what each engine, precision, loader, ... is worth in images/s on this machine"
 
@@ -46,6 +47,7 @@ def run(parser: Parser, argv: list[str]) -> int:
             )
     if given.problems:
         raise UsageError("\n".join(given.problems))
+    threads.limit(dict(given.settings).get("device", "auto"))
 
     from fastcifar.measuring import ablation, ablation_text
     from fastcifar.measuring.ablation_results import as_dict

@@ -16,6 +16,7 @@ from fastcifar.cli.arguments import (
     why_no_start,
 )
 from fastcifar.errors import UsageError
+from fastcifar.run import threads
 from fastcifar.ui.tables import print_table
 
 SUMMARY = "show where the time of a training step goes, and how near each layer is to this device's floor"
@@ -48,6 +49,7 @@ def run(parser: Parser, argv: list[str]) -> int:
         given.problems.append(str(error))
     if given.problems:
         raise UsageError("\n".join(given.problems))
+    threads.limit(config.device)
 
     from fastcifar.measuring import profile, profile_text
     from fastcifar.measuring.profile_result import as_dict

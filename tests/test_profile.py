@@ -57,20 +57,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "own_products"),
-    [("eager", False), ("fused", False), ("fused", True)],
-    ids=["eager", "fused", "own products"],
+    ("engine", "own_products", "channels"),
+    [("eager", False, 3), ("eager", False, 1), ("fused", False, 3), ("fused", True, 3), ("fused", True, 1)],
+    ids=["eager", "eager, grey", "fused", "own products", "own products, grey"],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_op_of_a_step_has_a_kind(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, own_products: bool, precision: str
+    quick: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    own_products: bool,
+    channels: int,
+    precision: str,
 ) -> None:
+    """The bug: with channels = 1 it crashed as it timed the stem, and called the stem's convolution depthwise."""
     monkeypatch.setattr(Target, "fuses_pointwise", own_products)
     monkeypatch.setattr(profile, "draw_times", lambda *arguments: [])
     monkeypatch.setattr(profile, "draw_roofline", lambda *arguments: [])
     if engine == "fused" and not ops.available("cpu"):
         pytest.skip("the fused ops are not built")
-    config = resolve("final", None, [*TINY, ("engine", engine), ("precision", precision)])
+    settings = [("engine", engine), ("precision", precision), ("channels", str(channels))]
+    config = resolve("final", None, [*TINY, *settings])
     result = profile.profile(config, tmp_path / "out", 2)
     found = result.breakdown
     unknown = [name for kind, name in found.names if kind == UNCLASSIFIED]
@@ -229,6 +237,7 @@ def test_products_and_casts_are_told_apart() -> None:
     assert kind_of_op("aten::linear", [[16, 4, 4, 32], [64, 32], []], SHAPES) == POINTWISE
     assert kind_of_op("aten::convolution_backward", [[1], [1], [64, 32, 1, 1]], SHAPES) == POINTWISE
     assert kind_of_op("aten::conv2d", [[16, 3, 32, 32], [32, 3, 3, 3]], SHAPES) == STEM
+    assert kind_of_op("aten::conv2d", [[16, 1, 32, 32], [32, 1, 3, 3]], SHAPES) == STEM
     assert kind_of_op("aten::mul", [[16, 512, 8, 8]], SHAPES) is None  # too large for the loss: shown as unclassified
     events = [
         host(STEP, 0, 100, "user_annotation"),

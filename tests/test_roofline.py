@@ -81,6 +81,8 @@ def test_bytes_and_operations_of_a_layer_as_counted_by_hand(monkeypatch: pytest.
     assert eager["pointwise 32->64 @32x32"].forward == Work(4 * (x // 2 + x + 32 * 64), 2 * 32 * x)
     assert eager["BN and ReLU 64 @32x32"].backward == Work(4 * 3 * x, 10 * x)
     assert eager["stem 3->32 @32x32"].backward == Work(4 * (2 * 3072 + x // 2 + 3 * 9 * 32), 2 * 27 * x // 2)
+    grey = next(layer for layer in layers_of(batch_size=2, channels=1) if layer.kind == STEM)
+    assert grey.forward == Work(4 * (2 * 1024 + x // 2 + 9 * 32), 2 * 9 * x // 2) and grey.name == "stem 1->32 @32x32"
     assert eager["depthwise 512 @4x4 s1"].count == 5
     assert eager["optimizer"].forward.bytes == 4 * 5 * 3_309_476
     half = {layer.name: layer for layer in layers_of(batch_size=2, engine="fused", precision="bf16")}
@@ -119,11 +121,14 @@ def test_a_floor_is_the_longer_of_two_times_at_the_speed_of_a_copy_of_that_size(
 
 @pytest.mark.parametrize("engine", ["eager", "fused"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_layer_of_a_tiny_model_is_timed(engine: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [3, 1])
+def test_every_layer_of_a_tiny_model_is_timed(
+    engine: str, precision: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         layer_times, "time_calls", lambda calls, device: [[(call(), 1.0 + i)[1]] for i, call in enumerate(calls)]
     )
-    target = Target.of(tiny_config(engine=engine, precision=precision, mixup_alpha=0.2))
+    target = Target.of(tiny_config(engine=engine, precision=precision, mixup_alpha=0.2, channels=channels))
     session = Session(target, 100)
     session.feed(random_images(64), print)
     before = {name: tensor.clone() for name, tensor in session.engine.model.named_parameters()}

@@ -75,11 +75,12 @@ class Shapes:
 
     def convolution(self, dims: Dims) -> str | None:
         """The kind of a convolution, in either direction."""
-        weights = [d for d in _tensors(dims)[1:] if len(d) == 4 and d[2] == d[3] and d[2] in (1, 3)]
+        tensors = _tensors(dims)
+        weights = [i for i, d in enumerate(tensors) if i and len(d) == 4 and d[2] == d[3] and d[2] in (1, 3)]
         if not weights:
             return None
-        _, channels, height, _ = weights[-1]
-        return POINTWISE if height == 1 else DEPTHWISE if channels == 1 else STEM
+        x, (_, channels, height, _) = tensors[weights[-1] - 1], tensors[weights[-1]]
+        return POINTWISE if height == 1 else DEPTHWISE if channels < x[1] else STEM
 
     def product(self, dims: Dims) -> str | None:
         """The kind of a linear layer or a matrix product, in either direction."""
@@ -112,7 +113,7 @@ OPS: tuple[_Rule, ...] = (
     (r"aten::(linear|matmul|mm|addmm|bmm|mkldnn_linear.*)", Shapes.product),
     (r"aten::(.*batch_norm.*|relu_?|threshold_backward|clamp_min_?)", NORM),
     (r"aten::(adaptive_)?avg_pool2d(_backward)?|aten::.*(cross_entropy|softmax|nll_loss).*|aten::argmax", HEAD),
-    (r"aten::(_to_copy|_foreach_copy_|copy_|clone|contiguous|_reshape_copy|cat|stack)", COPIES),
+    (r"aten::(_to_copy|_foreach_copy_|copy_|clone|contiguous|_reshape_copy|cat|stack|pad)", COPIES),
     (
         r"aten::(add|sub|rsub|mul|div|neg|sum|eq|ne|lerp|where|(masked_)?fill|bitwise_not|gather|ones_like|zeros?|ge|le"
         r"|zeros_like|scatter|max|exp|full|scalar_tensor|item|_local_scalar_dense)_?",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.cpu import MatmulPointwise
+from fastcifar.engines.gradients import for_batches
 from fastcifar.loaders import ResidentLoader
 from fastcifar.measuring.kernels import (
     AUGMENTATION,
@@ -146,7 +147,9 @@ def _function(layer: Layer, modules: Sequence[Any], device: torch.device, *, fus
     if layer.kind == NORM:
         return lambda x: F.relu(first(x), inplace=True)
     if layer.kind == STEM and fused:
-        return lambda x: stem(x, first.weight)[0]
+        return lambda x: stem(x, for_batches(first.weight))[0]
+    if layer.kind == STEM:
+        return lambda x: first(x[:, : first.in_channels])
     if layer.kind == HEAD and fused:
         return lambda u: batch_norm_relu_pool(u, first.weight, first.bias, first.eps)[0]
     if layer.kind == HEAD:

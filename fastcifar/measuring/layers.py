@@ -134,20 +134,21 @@ class Part:
 
 
 @functools.lru_cache(maxsize=16)  # an ablation asks for the same few again and again
-def walk(width_mult: float, num_classes: int, batch_size: int) -> tuple[Part, ...]:
+def walk(width_mult: float, num_classes: int, batch_size: int, channels: int = 3) -> tuple[Part, ...]:
     """The model's modules that have parameters, in the order of the forward. Nothing is computed.
 
     Args:
         width_mult: as for `MobileNet`.
         num_classes: as for `MobileNet`.
         batch_size: the number of images in a batch.
+        channels: as for `MobileNet`.
 
     Returns:
         Each module with the shapes of its input and output for a batch.
     """
     parts: list[Part] = []
     with torch.device("meta"):
-        model = MobileNet(num_classes, width_mult)
+        model = MobileNet(num_classes, width_mult, channels)
         for name, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
 
@@ -174,7 +175,7 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
         One layer for each shape.
     """
     config, size = target.config, target.dtype.itemsize
-    parts = walk(config.width_mult, num_classes, config.batch_size)
+    parts = walk(config.width_mult, num_classes, config.batch_size, config.channels)
     layers, rest = [], list(parts)
     while rest:
         first, *others = rest
@@ -201,7 +202,7 @@ def list_layers(target: Target, num_classes: int = 100) -> list[Layer]:
 
 def _single(part: Part, size: int) -> Layer:
     x, y, w, macs = part.inputs, part.outputs, part.weights, part.macs
-    _, channels, height, width = part.in_shape
+    batch_size, channels, height, width = in_shape = part.in_shape
     where = f"@{height}x{width}"
     if isinstance(part.module, nn.BatchNorm2d):
         forward = Work(size * (x + y), NORM_FLOPS[0] * x)
@@ -217,8 +218,9 @@ def _single(part: Part, size: int) -> Layer:
         kind, name = POINTWISE, f"{POINTWISE} {channels}->{part.out_shape[1]} {where}"
     else:
         kind, name = STEM, f"{STEM} {channels}->{part.out_shape[1]} {where}"
+        in_shape = (batch_size, 3, height, width)  # a stem of one channel takes the first of the batch's
         backward = Work(size * (x + y + w), 2 * macs)  # images need no gradient
-    return Layer(name, kind, (part.name,), 1, part.in_shape, macs, forward, backward)
+    return Layer(name, kind, (part.name,), 1, in_shape, macs, forward, backward)
 
 
 def _block(parts: Sequence[Part], size: int) -> Layer:

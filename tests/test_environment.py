@@ -70,11 +70,20 @@ def test_auto_is_the_device_that_is_there() -> None:
     assert facts["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def v1(quota: str, memory: str) -> dict[str, str]:
+    """The limits of a container as cgroups of version 1 tell them."""
+    folder = "/sys/fs/cgroup/cpu/cpu.cfs"
+    limits = {f"{folder}_quota_us": quota, f"{folder}_period_us": "100000\n"}
+    return {**limits, "/sys/fs/cgroup/memory/memory.limit_in_bytes": memory}
+
+
 @pytest.mark.parametrize(
     ("files", "cores", "memory"),
     [
         ({"/sys/fs/cgroup/cpu.max": "150000 100000\n", "/sys/fs/cgroup/memory.max": f"{2**30}\n"}, 1.5, 1.0),
         ({"/sys/fs/cgroup/cpu.max": "max 100000\n", "/sys/fs/cgroup/memory.max": "max\n"}, 4, 8.0),
+        (v1("150000\n", f"{2**30}\n"), 1.5, 1.0),
+        (v1("-1\n", "9223372036854771712\n"), 4, 8.0),
         ({}, 4, 8.0),
     ],
 )

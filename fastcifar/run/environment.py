@@ -122,7 +122,9 @@ def allowed_cores() -> set[int]:
 def usable_cores() -> float | None:
     """How many cores this process may use: those of its affinity, or a container's quota, which may be a fraction."""
     allowed = len(allowed_cores()) or os.cpu_count()
-    quota = re.fullmatch(r"(\d+) (\d+)\n", _read("/sys/fs/cgroup/cpu.max"))
+    v1 = "/sys/fs/cgroup/cpu/cpu.cfs_"  # cgroups of version 1 have two files in place of one
+    limit = _read("/sys/fs/cgroup/cpu.max") or _read(f"{v1}quota_us") + _read(f"{v1}period_us")
+    quota = re.fullmatch(r"(\d+)\s(\d+)\n", limit)  # microseconds of work in a period; `max` or -1: no limit
     if quota and allowed:
         return min(allowed, int(quota[1]) / int(quota[2]))
     return allowed
@@ -134,8 +136,8 @@ def memory_gib() -> float | None:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    return round(min(size, int(limit) if limit.isdigit() else size) / 2**30, 2)
+    limit = _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")  # version 1
+    return round(min(size, int(limit) if limit.strip().isdigit() else size) / 2**30, 2)
 
 
 def driver() -> str:

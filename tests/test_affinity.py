@@ -33,6 +33,7 @@ def test_nice_and_stolen_time_and_other_cores_do_not_count() -> None:
     assert affinity.busy_ticks(STAT_TEXT, {0}) == 60 + 10 + 4 + 3
     assert affinity.busy_ticks(STAT_TEXT, {0, 1}) == 77 + 40 + 20 + 2 + 4
     assert affinity.busy_ticks(STAT_TEXT, {0}, with_nice=True) == 77 + 150, "to a nice process nice programs are equals"
+    assert affinity.busy_ticks(STAT_TEXT, {0}, with_stolen=True) == 77 + 8
     with pytest.raises(ValueError, match="none of these cores"):
         affinity.busy_ticks(STAT_TEXT, {7})
     assert affinity.seconds_of_others_on(set()) is None

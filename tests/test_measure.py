@@ -121,14 +121,18 @@ def test_random_images_are_many_and_the_same_each_time() -> None:
 
 
 def test_other_programs_are_those_that_are_not_ours(tmp_path: Path) -> None:
-    """Of 1000 ticks in user, nice, system, irq, softirq and steal, ours are 80, a child's 30, a grandchild's 10."""
+    """Of 1000 ticks in user, nice, system, irq, softirq and steal of cores 0 and 2, ours and our family's are 120.
+
+    The bug: core 1, which this process may not use, counted too.
+    """
 
     def process(number: int, parent: int, user: int, system: int) -> None:
         (tmp_path / str(number)).mkdir()
         between = " ".join("0" * 9)
         (tmp_path / str(number) / "stat").write_text(f"{number} (a) b) R {parent} {between} {user} {system} 0 0 0\n")
 
-    (tmp_path / "stat").write_text("cpu  500 100 200 9999 9999 50 50 100 7 7\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    cores = ["400 90 150 9999 9999 30 40 90 7 7", "5000 1 1 1 1 1 1 1 1 1", "100 10 50 9999 9999 20 10 10 7 7"]
+    (tmp_path / "stat").write_text("cpu 1 1\n" + "".join(f"cpu{i} {core}\n" for i, core in enumerate(cores)))
     (tmp_path / "uptime").write_text("")
     own = os.getpid()
     for number, parent, user, system in [
@@ -139,15 +143,23 @@ def test_other_programs_are_those_that_are_not_ours(tmp_path: Path) -> None:
     ]:
         process(number, parent, user, system)
     (tmp_path / str(own + 3)).mkdir()  # it ends as we look
-    assert seconds_of_others(tmp_path) * os.sysconf("SC_CLK_TCK") == pytest.approx(880)
-    assert math.isnan(seconds_of_others(tmp_path / "none"))
+    assert seconds_of_others({0, 2}, tmp_path) * os.sysconf("SC_CLK_TCK") == pytest.approx(880)
+    assert math.isnan(seconds_of_others({0, 2}, tmp_path / "none")) and math.isnan(seconds_of_others(set(), tmp_path))
 
 
-def test_shares_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+def test_shares_of_the_cores() -> None:
     windows = [module._Window(1, 2.0, others) for others in (2.0, -0.1, 9.0)]
-    assert module._shares(windows) == [0.25, 0.0, 1.0]
-    assert module._shares([*windows, module._Window(1, 2.0, math.nan)]) is None
+    assert module._shares(windows, 4) == [0.25, 0.0, 1.0]
+    assert module._shares([*windows, module._Window(1, 2.0, math.nan)], 0) is None
+
+
+def test_a_neighbour_counts_by_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: the share was of all cores of the machine, so that one of two cores, fully used, was one of 64."""
+    asked = list[set[int]]()
+    monkeypatch.setattr(module, "allowed_cores", lambda: {3, 5})
+    monkeypatch.setattr(module, "seconds_of_others", lambda cores: asked.append(cores) or 0.0)
+    monkeypatch.setattr(module, "_shares", lambda windows, num_cores: [1 / num_cores])
+    assert measure_here(Cell(tiny_config()), TINY).others == [0.5] and all(cores == {3, 5} for cores in asked)
 
 
 # ---- how it can end ----

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import sys
 import time
 import traceback
@@ -32,6 +31,7 @@ from fastcifar.measuring.neighbour import busy_process
 from fastcifar.measuring.process import Death, Process, peak_memory_gib, seconds_of_others, serve
 from fastcifar.measuring.roofs import Roofs, measure_roofs
 from fastcifar.run.clock import process_seconds, wait
+from fastcifar.run.environment import allowed_cores
 from fastcifar.session import Session
 from fastcifar.target import Target
 
@@ -79,7 +79,8 @@ class Measurement:
 
     Attributes:
         images_per_second: the rate of each window. It includes all work of training: draws, batches and steps.
-        others: the share of all cores that other programs used in each window, 0 to 1; None if not known.
+        others: the share that other programs used in each window of the cores that this process may use, 0 to 1; None
+            if not known.
         steps_per_window: the number of steps in a window, chosen so that a window lasts as long as asked for.
         warm_up_seconds: the time of the first batch and step, with compilation; it is not part of a window.
         start_seconds: the time from the start of the process to the first batch, with imports.
@@ -161,7 +162,7 @@ class _Window:
     Attributes:
         num_images: the number of images that were trained on.
         seconds: the length of the window.
-        others: the processor seconds of other programs during the window; NaN if not known.
+        others: the seconds of other programs on the cores of this process during the window; NaN if not known.
     """
 
     num_images: int
@@ -183,7 +184,7 @@ def measure_here(cell: Cell, method: Method) -> Measurement:
         FastcifarError: any error of a training run.
     """
     target, notes = Target.of(cell.config), list[str]()
-    device = target.device
+    device, cores = target.device, allowed_cores()  # beside others this thread is kept on one of them
     with Session(target, NUM_CLASSES, launched=cell.launched) as session:
         images = random_images(method.num_images)
         session.feed(images, notes.append, augmentation=cell.augmentation)
@@ -193,10 +194,10 @@ def measure_here(cell: Cell, method: Method) -> Measurement:
 
         def window(num_steps: int) -> _Window:
             wait(device)
-            others, start = seconds_of_others(), time.perf_counter()
+            others, start = seconds_of_others(cores), time.perf_counter()
             count = sum(itertools.islice(training, num_steps))
             wait(device)
-            return _Window(count, time.perf_counter() - start, seconds_of_others() - others)
+            return _Window(count, time.perf_counter() - start, seconds_of_others(cores) - others)
 
         window(2)  # the first steps allocate
         num_steps = max(1, round(method.window_seconds / (window(2).seconds / 2)))
@@ -213,7 +214,7 @@ def measure_here(cell: Cell, method: Method) -> Measurement:
         raise NonFiniteError(f"the loss is not finite after {method.num_windows * num_steps} steps on random images")
     return Measurement(
         images_per_second=[w.num_images / w.seconds for w in windows],
-        others=_shares(windows),
+        others=_shares(windows, len(cores)),
         steps_per_window=num_steps,
         warm_up_seconds=warm_up_seconds,
         start_seconds=start_seconds,
@@ -233,10 +234,10 @@ def random_images(count: int) -> Split:
     return Split(images, rng.integers(0, NUM_CLASSES, count))
 
 
-def _shares(windows: Sequence[_Window]) -> list[float] | None:
-    cores = os.cpu_count() or 1
-    shares = [min(max(w.others / (w.seconds * cores), 0.0), 1.0) for w in windows]
-    return None if any(math.isnan(share) for share in shares) else shares
+def _shares(windows: Sequence[_Window], num_cores: int) -> list[float] | None:
+    if any(math.isnan(w.others) for w in windows):
+        return None
+    return [min(max(w.others / (w.seconds * num_cores), 0.0), 1.0) for w in windows]
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

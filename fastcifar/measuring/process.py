@@ -15,11 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcifar.run.affinity import busy_ticks
 from fastcifar.run.clock import times_in
 
 
@@ -162,22 +163,23 @@ def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
     return kib * 1024
 
 
-def seconds_of_others(proc: Path = Path("/proc")) -> float:
-    """The processor seconds since boot of all other programs, and of other virtual machines on this processor.
+def seconds_of_others(cores: Collection[int], proc: Path = Path("/proc")) -> float:
+    """The seconds since boot for which all other programs, and other virtual machines, have used some cores.
 
     Args:
+        cores: the numbers of the cores; this process and its descendants use no others.
         proc: where Linux describes its processes.
 
     Returns:
-        The seconds, without the time of this process and its descendants; NaN on systems other than Linux.
+        The seconds, without the time of this process and its descendants; NaN where the system does not tell.
     """
     try:
-        user, nice, system, _, _, irq, softirq, steal = map(int, (proc / "stat").read_text().split()[1:9])
+        ticks = busy_ticks((proc / "stat").read_text(), cores, with_nice=True, with_stolen=True)
         times = times_in(proc)
     except (OSError, ValueError):
         return math.nan
     ours = sum(times[process][1] for process in _family(os.getpid(), times))
-    return float(user + nice + system + irq + softirq + steal - ours) / os.sysconf("SC_CLK_TCK")
+    return (ticks - ours) / os.sysconf("SC_CLK_TCK")
 
 
 def _family(pid: int, times: Mapping[int, tuple[int, int]]) -> Iterable[int]:

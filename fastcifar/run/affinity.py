@@ -117,20 +117,21 @@ def seconds_of_others_on(cores: Collection[int]) -> float | None:
     return None
 
 
-def busy_ticks(stat: str, cores: Collection[int], *, with_nice: bool = False) -> int:
+def busy_ticks(stat: str, cores: Collection[int], *, with_nice: bool = False, with_stolen: bool = False) -> int:
     """The ticks since the machine's start in which some cores worked.
 
     Args:
-        stat: the text of /proc/stat: for each core user, nice, system, idle, iowait, irq, softirq and more.
+        stat: the text of /proc/stat: for each core user, nice, system, idle, iowait, irq, softirq, steal and more.
         cores: the numbers of the cores.
         with_nice: whether the work of nice programs counts.
+        with_stolen: whether the work of other virtual machines counts.
 
     Raises:
         ValueError: the text has no line for any of the cores.
     """
-    columns = (1, 2, 3, 6, 7) if with_nice else (1, 3, 6, 7)
+    columns = (1, 3, 6, 7) + (2,) * with_nice + (8,) * with_stolen
     rows = [line.split() for line in stat.splitlines() if line.startswith("cpu") and line[3:4].isdecimal()]
-    ticks = [sum(int(row[i]) for i in columns) for row in rows if int(row[0][3:]) in cores and len(row) > 7]
+    ticks = [sum(int(row[i]) for i in columns) for row in rows if int(row[0][3:]) in cores and len(row) > 8]
     if not ticks:
         raise ValueError("/proc/stat has none of these cores")
     return sum(ticks)

@@ -8,6 +8,7 @@ import torch
 from tiny import tiny_config
 from torch import Tensor
 
+from fastcifar import ops
 from fastcifar.config import Config
 from fastcifar.measuring import layer_times, roofs
 from fastcifar.measuring.cell import random_images
@@ -161,6 +162,21 @@ def test_the_fastest_product_counts(fastest: int, monkeypatch: pytest.MonkeyPatc
     found = measure_roofs(CPU, torch.float32, copy_bytes=(2**12,), side=8)
     assert found.flops_per_second == 2 * 8**3
     assert [len(r.flatten()) for r in results] == [64, 64], "products of one size"
+
+
+@pytest.mark.parametrize(
+    "isa, of_bf16, of_fp32",
+    [("amx", 12.0, 2.0), ("amx", 3.0, 1.0), ("avx512_bf16", 12.0, 1.0), (None, 12.0, 1.0)],
+)
+def test_float32_is_as_fast_as_six_products_of_bfloat16_where_it_is_made_of_them(
+    isa: str | None, of_bf16: float, of_fp32: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: on AMX a fused step in float32 could be faster than its floor."""
+    speeds = {torch.float32: 1.0, torch.bfloat16: of_bf16, torch.uint8: 1.0}
+    monkeypatch.setattr(ops, "cpu_isa", lambda: isa)
+    monkeypatch.setattr(roofs, "time_calls", lambda calls, device: [[1 / speeds[call().dtype]] for call in calls])
+    for dtype, speed in ((torch.float32, of_fp32), (torch.bfloat16, of_bf16)):
+        assert measure_roofs(CPU, dtype, copy_bytes=(2**12,), side=8).flops_per_second == speed * 2 * 8**3
 
 
 def test_calls_take_turns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,11 @@ class Case:
     def out_size(self) -> int:
         return (self.size - 1) // self.stride + 1
 
+    @property
+    def out_channels(self) -> int:
+        """The channels after the block's pointwise convolution."""
+        return self.channels * (2 if self.stride == 2 or self.channels == 32 else 1)
+
     def activation(self, size: int) -> Tensor:
         x = torch.randn(self.batch, self.channels, size, size, device=DEVICE)
         return x.to(self.dtype).to(memory_format=torch.channels_last)
@@ -58,9 +64,25 @@ class Case:
     def weight(self) -> Tensor:
         return torch.randn(self.channels, 1, 3, 3, device=DEVICE) / 3
 
+    def block_weights(self) -> list[Tensor]:
+        """Of the whole block: gamma, beta, depthwise, gamma, beta, pointwise."""
+        pointwise = torch.randn(self.out_channels, self.channels, 1, 1, device=DEVICE) / self.channels**0.5
+        norms = [self.per_channel() for _ in range(4)]
+        return [*norms[:2], self.weight(), *norms[2:], pointwise]
+
     def bytes(self, *sizes: int) -> int:
         """The bytes of maps of this layer's batch, channels and dtype, with these heights and widths."""
         return sum(self.batch * self.channels * size * size for size in sizes) * self.dtype.itemsize
+
+    def block_bytes(self, weights: Iterable[Tensor]) -> int:
+        """The least bytes of the whole block, forward and backward, as `fastcifar profile` counts them.
+
+        Forward these are u, y between the two convolutions, the output and the convolutions' weights; backward the same
+        with the output's gradient in its place, and the gradients of u and of the weights.
+        """
+        out = self.batch * self.out_channels * self.out_size**2 * self.dtype.itemsize
+        maps = self.bytes(*[self.size] * 3, *[self.out_size] * 2) + 2 * out
+        return maps + 3 * sum(weight.nbytes for weight in weights if weight.ndim == 4)
 
 
 def cases(full: bool) -> list[Case]:

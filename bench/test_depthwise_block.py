@@ -62,8 +62,7 @@ def test_block(race: Any, request: pytest.FixtureRequest, benchmark: Any, case: 
     if request.config.getoption("--full"):
         torch.compiler.reset()
         rivals["compiled"] = run(torch.compile(eager))
-    # Forward: u twice (first for its statistics), y written and read, z. Backward: grad_z and y twice, u twice, and the
-    # gradient of u.
+    # Forward: u, y and z. Backward: u, y, the gradients of z and of u.
     num_bytes = case.bytes(case.size, case.out_size, case.out_size)
     if not forward_only:
         num_bytes += case.bytes(case.size, case.size, case.out_size, case.out_size)

@@ -47,12 +47,9 @@ def depthwise_and_product(
 
 def test_block(race: Any, request: pytest.FixtureRequest, benchmark: Any, case: Case) -> None:
     benchmark.group = f"whole block forward + backward, {case.dtype}"
-    out_channels = case.channels * (2 if case.stride == 2 or case.channels == 32 else 1)
-    u = case.activation(case.size)
-    pointwise = torch.randn(out_channels, case.channels, 1, 1, device=DEVICE) / case.channels**0.5
-    weights = [case.per_channel(), case.per_channel(), case.weight(), case.per_channel(), case.per_channel(), pointwise]
+    u, weights = case.activation(case.size), case.block_weights()
     inputs = [tensor.requires_grad_() for tensor in (u, *weights)]
-    grad = torch.randn(case.batch, out_channels, case.out_size, case.out_size, device=DEVICE).to(case.dtype)
+    grad = torch.randn(case.batch, case.out_channels, case.out_size, case.out_size, device=DEVICE).to(case.dtype)
     grad = grad.to(memory_format=torch.channels_last)
     # In training the block before passes on the moments of its output.
     wide, count = u.detach().float(), u.numel() / case.channels
@@ -71,7 +68,4 @@ def test_block(race: Any, request: pytest.FixtureRequest, benchmark: Any, case: 
     if DEVICE == "cuda" or request.config.getoption("--full"):
         torch.compiler.reset()
         rivals["compiled"] = run(torch.compile(eager, dynamic=False))
-    # Forward: u, y and z written and read, v; backward: grad_v twice, z, grad_z three times, y twice, u, its gradient
-    num_bytes = case.bytes(*[case.size] * 3, *[case.out_size] * 10)
-    num_bytes += grad.numel() * 3 * case.dtype.itemsize
-    race(run(depthwise_and_product), rivals, num_bytes, DEVICE)
+    race(run(depthwise_and_product), rivals, case.block_bytes(weights), DEVICE)

@@ -50,13 +50,9 @@ def test_blocks(race: Any, benchmark: Any, case: Case) -> None:
     rows, parameters, num_bytes = rows_of(u), [], 0
     for channels, size, stride in layers:
         block = Case(case.batch, channels, size, stride, case.dtype)
-        out_channels = channels * (2 if stride == 2 or channels == 32 else 1)
-        pointwise = torch.randn(out_channels, channels, 1, 1) / channels**0.5
-        bns = [block.per_channel() for _ in range(4)]
-        parameters += [*bns[:2], block.weight(), *bns[2:], pointwise]
-        # Forward: u, y written and read, v; backward: grad_v, v, y twice, grad_z twice, u, its gradient
-        maps = 3 * case.batch * channels * size**2 + 6 * case.batch * channels * block.out_size**2
-        num_bytes += (maps + 3 * case.batch * out_channels * block.out_size**2) * case.dtype.itemsize
+        weights = block.block_weights()
+        parameters += weights
+        num_bytes += block.block_bytes(weights)
     inputs = [tensor.requires_grad_() for tensor in (u, rows, *parameters)]
     strides = [stride for *_, stride in layers]
 

@@ -11,6 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastcifar.config import Config
+from fastcifar.measuring.kernels import SEPARABLE
+from fastcifar.measuring.layers import list_layers
+from fastcifar.target import Target
+
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 
@@ -110,3 +115,16 @@ def test_a_race_that_was_cut_is_left_out() -> None:
     session = SimpleNamespace(benchmarks=[whole, cut])
     conftest.pytest_terminal_summary(reporter, SimpleNamespace(_benchmarksession=session))
     assert any("whole" in line for line in lines) and not any("cut" in line for line in lines)
+
+
+def test_the_floor_of_a_block_is_that_of_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: the passes of our kernels over each map were counted, which is no floor."""
+    with bench_modules():
+        from layers import LAYERS, Case
+    monkeypatch.setattr(Target, "fuses_pointwise", True)
+    target = Target(Config.model_validate({"device": "cpu", "precision": "fp32", "engine": "fused", "batch_size": 2}))
+    blocks = [layer for layer in list_layers(target) if layer.kind == SEPARABLE]
+    cases = [Case(2, *shape, torch.float32) for shape in LAYERS]
+    assert [case.block_bytes(case.block_weights()) for case in cases] == [
+        sum(work.bytes for _, work in block.directions()) for block in blocks
+    ]

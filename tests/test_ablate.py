@@ -409,6 +409,13 @@ def test_windows_in_which_other_programs_ran_do_not_count(machine: Machine) -> N
         assert "cores" not in ablation_text.text(ablate.ablate(pairs("--engine fused"), repeats=1))
 
 
+def test_epochs_on_small_images_are_said_to_count_as_whole_ones(machine: Machine) -> None:
+    said = "not run; those on small images count as whole ones\n"
+    for settings, expected in (("", False), ("--low-res-epochs 8", True)):
+        ablation = ablate.ablate(pairs(settings), repeats=1, attribution=False)
+        assert (said in ablation_text.text(ablation)) == expected
+
+
 # ---- trouble ----
 
 

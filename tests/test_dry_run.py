@@ -1,6 +1,7 @@
 """`fastcifar train --dry-run`: what a run would take, and nothing is left behind."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 from tiny import tiny_config, write_tiny
 
 from fastcifar.cli import main as cli
+from fastcifar.engines import StagedSteps
 from fastcifar.measuring import dry_run as module
 from fastcifar.measuring.dry_run import dry_run
+from fastcifar.session import Session
 
 SETTINGS = ("--val-size", "24", "--width-mult", "0.125", "--batch-size", "16", "--epochs", "7", "--device", "cpu")
 
@@ -40,4 +43,19 @@ def test_smaller_last_batches_are_not_timed(tmp_path: Path, monkeypatch: pytest.
     assert found.steps_timed == 17
     assert found.run_seconds == pytest.approx(
         found.warm_up_seconds + 3 * 7 * found.step_seconds + 2 * found.validation_seconds
+    )
+
+
+def test_epochs_on_small_images_take_their_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: all epochs counted as epochs on whole images."""
+
+    def times(session: Session, training: Iterator[int]) -> list[float]:
+        assert next(training) == 16 and isinstance(session.steps, StagedSteps)
+        return [1.0 if session.steps._now is session.steps._first else 3.0]
+
+    monkeypatch.setattr(module, "_times_of_steps", times)
+    found = dry_run(tiny_config(write_tiny(tmp_path / "tiny.npz"), low_res_epochs=2, low_res=16))
+    assert (found.low_res_step_seconds, found.step_seconds) == (1.0, 3.0)
+    assert found.run_seconds == pytest.approx(
+        found.warm_up_seconds + 7 * (2 * 1.0 + 3.0) + 3 * found.validation_seconds
     )

@@ -195,7 +195,10 @@ def floors_of(ablation: Ablation, entry: Entry) -> list[Row]:
 
 
 def run_seconds(entry: Entry) -> float:
-    """The seconds that the epochs of a run with the cell's settings would take, computed from images/s."""
+    """The seconds that the epochs of a run with the cell's settings would take, computed from images/s.
+
+    Those on small images count as whole ones: a cell takes steps on whole images only.
+    """
     assert entry.cell is not None
     return entry.cell.config.epochs * NUM_IMAGES / entry.rate
 

@@ -88,10 +88,12 @@ def factor_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 def remarks(ablation: Ablation) -> list[str]:
     """Lines that say how to read the tables, which cells could not run or failed, and what was left out."""
     windows = NUM_WINDOWS * ablation.repeats
+    has_small = any(entry.cell.config.low_res_epochs for entry in ablation.entries if entry.cell)
     lines = [
         f"images/s: median and range of {windows} windows of {ablation.window_seconds:g} s, in "
         f"{ablation.repeats} process{'es' * (ablation.repeats > 1)} a cell; speed-up over the first row",
-        f"epochs: computed from images/s, for {NUM_IMAGES:,} images an epoch, without validation; not run",
+        f"epochs: computed from images/s, for {NUM_IMAGES:,} images an epoch, without validation; not run"
+        f"{'; those on small images count as whole ones' * has_small}",
         "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
         machine_line(ablation),
     ]

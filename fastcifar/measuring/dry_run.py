@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,12 @@ class DryRun:
         num_classes: the number of classes.
         parameters: the number of trainable numbers.
         steps_an_epoch: the number of steps in an epoch.
-        steps_timed: how many steps were timed.
+        steps_timed: how many steps were timed, of those on whole images.
         warm_up_seconds: the time before the first step, with compilation.
-        step_seconds: the median time of a step of `batch_size` images.
+        step_seconds: the median time of a step of `batch_size` whole images.
+        low_res_step_seconds: the same of the epochs on small images; None if there are none.
         validation_seconds: the time of a validation, computed from that of one batch; 0 without validation images.
-        epoch_seconds: the time of an epoch with its validation.
+        epoch_seconds: the time of an epoch on whole images with its validation.
         run_seconds: the time of all epochs, with warm-up and the validations that `eval_every` asks for. Checkpoints,
             the test and the start of the process are not in it.
         host_memory_gib: the peak memory of this process, with the images.
@@ -57,6 +59,7 @@ class DryRun:
     steps_timed: int
     warm_up_seconds: float
     step_seconds: float
+    low_res_step_seconds: float | None
     validation_seconds: float
     epoch_seconds: float
     run_seconds: float
@@ -90,12 +93,14 @@ def dry_run(config: Config) -> DryRun:
             session.feed(train, display.note)
             display.phase("compiling" if config.engine == "compiled" else "warming up")
             warm_up = session.steps.warm_up()
-            times = _times_of_steps(session)
+            small_epochs = config.low_res_epochs
+            small_times = _times_of_steps(session, _first_epoch(session)) if small_epochs else []
+            times = _times_of_steps(session, session.train())
             validation = _time_of_validation(session, val) if len(val) else 0.0
             num_batches = session.loader.num_batches
             parameters = count_parameters(session.engine.model)
-    step = statistics.median(times)
-    training = step * num_batches
+    step, small_step = statistics.median(times), statistics.median(small_times) if small_times else None
+    training = num_batches * (step * (config.epochs - small_epochs) + (small_step or 0.0) * small_epochs)
     return DryRun(
         config=config,
         num_images=len(train),
@@ -105,19 +110,28 @@ def dry_run(config: Config) -> DryRun:
         steps_timed=len(times),
         warm_up_seconds=warm_up,
         step_seconds=step,
+        low_res_step_seconds=small_step,
         validation_seconds=validation,
-        epoch_seconds=training + validation,
-        run_seconds=warm_up + training * config.epochs + validation * math.ceil(config.epochs / config.eval_every),
+        epoch_seconds=step * num_batches + validation,
+        run_seconds=warm_up + training + validation * math.ceil(config.epochs / config.eval_every),
         host_memory_gib=peak_memory_gib(),
         device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_cuda else None,
         device_memory_free_gib=free,
     )
 
 
-def _times_of_steps(session: Session) -> list[float]:
+def _first_epoch(session: Session) -> Iterator[int]:
+    """Takes the steps of the first epoch, again and again, as `Session.train` takes those of epochs on whole images."""
+    while True:
+        session.steps.begin(1)
+        for step in range(session.loader.num_batches):
+            yield session.steps.take(step)
+
+
+def _times_of_steps(session: Session, training: Iterator[int]) -> list[float]:
     """The seconds of each of a few steps of whole batches, the first of all steps left out: it allocates."""
     device, whole = session.target.device, session.target.config.batch_size
-    training, times = session.train(), list[float]()
+    times = list[float]()
     next(training)
     started = time.perf_counter()
     for number in itertools.count(1):

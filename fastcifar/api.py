@@ -187,8 +187,8 @@ def study(
     Args:
         *trials: names of presets, or paths of settings files (`*.toml`); without any, the eight trials of the course
             report.
-        seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves; None means three, or those that
-            the study has already.
+        seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves; None means those that a trial
+            has already, for a new trial those of the study's other trials, and three in a new study.
         out: the study's folder; None means the command line's: runs/study, or a name made of the trials.
         quick: trains small models on procedural images on the CPU: all eight trials take minutes.
         epochs_scale: multiplies the epochs of every run: with 0.1 each run has a tenth of its epochs.

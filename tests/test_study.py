@@ -159,6 +159,17 @@ def test_a_study_grows_and_keeps_its_settings() -> None:
     plan(OUT, Request(settings=(("device", "cpu"), ("data", "other.npz"), ("lr", "0.10"))))  # no other result
 
 
+def test_a_study_goes_on_with_the_seeds_that_each_trial_has() -> None:
+    """The bug: every trial got the seeds of all trials together."""
+    OUT.mkdir()
+    plan(OUT, Request(("lr-0.05",), seeds=(0, 1)))[0].write()
+    plan(OUT, Request(("final",), seeds=(7,)))[0].write()
+    again, wanted = plan(OUT, Request())
+    assert wanted == {"lr-0.05-s0", "lr-0.05-s1", "final-s7"} and again == Study.open(OUT)
+    assert plan(OUT, Request(("final",)))[1] == {"final-s7"}
+    assert plan(OUT, Request(("cosine",)))[1] == {f"cosine-s{seed}" for seed in (0, 1, 7)}, "a new trial has all"
+
+
 @pytest.mark.parametrize(
     ("asked", "line"),
     [

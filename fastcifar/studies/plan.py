@@ -38,6 +38,7 @@ class Request:
     Attributes:
         trials: presets, settings files (`*.toml`), and trials that the study has already.
         quick: small and on procedural data.
+        seeds: None means: those that a trial has; for a new trial, those of all trials together.
         settings: for all runs, as pairs of setting and text. Several values, separated by commas, make a grid.
         options: of the command, suggested beside the settings to who mistypes one.
         search: what settings a search may choose, as `space.parse` reads it; empty: nothing is searched.
@@ -75,14 +76,17 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
         _check_folder(out)
     study = Study(out) if before is None else replace(before, trials=dict(before.trials), files=dict(before.files))
     wanted, common = _wanted(study, request)
-    seeds = request.seeds or study.seeds or (SEEDS[:1] if study.search else SEEDS)
+    usual = study.seeds or (SEEDS[:1] if study.search else SEEDS)
     study.quick = study.quick or request.quick
     study.epochs_scale = study.epochs_scale if request.epochs_scale is None else request.epochs_scale
     study.settings = study.settings | common
     if before is not None:
         _check_same(before, study)
+    runs: set[str] = set()
     for name, trial in wanted.items():
         have = study.trials.get(name, trial)
+        seeds = request.seeds or have.seeds or usual
+        runs |= {f"{name}-s{seed}" for seed in seeds}
         study.trials[name] = replace(have, seeds=tuple(sorted({*have.seeds, *seeds})))
         try:
             config = study.config(name, 0)
@@ -91,7 +95,7 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
         if study.search is not None and not config.val_size:
             raise UsageError(f"{name}: a search needs validation images, and val_size = 0 leaves none")
         study.trials[name] = replace(study.trials[name], epochs=config.epochs)
-    return study, {f"{name}-s{seed}" for name in wanted for seed in seeds}
+    return study, runs
 
 
 def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str, str]]:

@@ -310,6 +310,14 @@ def test_a_shortened_study_on_procedural_images_gets_no_verdict(tmp_path: Path) 
     assert 'class="inside"' not in page.source and "figure-01" in page.ids and "figure-pairs" in page.ids
 
 
+def test_final_without_mixup_has_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: the chapter of MixUp drew lambdas with the alpha of the run, 0, and failed."""
+    monkeypatch.setattr(sources, "load", lambda data: fake_cifar100())
+    document = build_document([make_run(tmp_path / "run", "final", mixup_alpha=0.0)])
+    panels = {panel.name for figure in document.figures() for panel in figure.panels}
+    assert {"figure-08-alpha-0.5", "figure-08-alpha-0.2", "figure-09"} <= panels
+
+
 def test_two_seeds_give_effects_without_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load", gone)
     runs = [make_run(tmp_path / f"{name}{seed}", name, seed) for name in ("lr-0.05", "lr-0.5") for seed in (0, 1)]

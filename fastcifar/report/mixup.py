@@ -17,16 +17,16 @@ from fastcifar.report.wording import mean_and_sd, span
 
 
 def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
-    final = results.trial("final")
-    config = final.config if final else find_preset("final").config
+    final, preset = results.trial("final"), find_preset("final").config
+    config = final.config if final else preset
     blocks: list[Block] = [Heading(2, "MixUp", "mixup")]
-    seed = config.seed
+    seed, alpha = config.seed, config.mixup_alpha or preset.mixup_alpha  # `final` may have been run without MixUp
     if dataset is not None:
         there = results.trials[0].config  # whose images these are, and so whose split they allow
         train, _ = dataset.train_val(there.val_size, there.split_seed)
         panels = [
-            _mixup_panel(train, there.batch_size, seed, alpha)
-            for alpha in dict.fromkeys((course.FIGURE_8_ALPHA, config.mixup_alpha))
+            _mixup_panel(train, there.batch_size, seed, shown)
+            for shown in dict.fromkeys((course.FIGURE_8_ALPHA, alpha))
         ]
         caption = (
             "**Figure 8.** MixUp samples: an image, its partner and their mixture, the first of each of the first six "
@@ -35,7 +35,6 @@ def mixup_chapter(results: Results, dataset: Dataset | None) -> list[Block]:
         )
         blocks.append(Figure("figure-08", caption, panels))
     blocks.append(settings_table(course.MIXUP_SETTINGS, results))
-    alpha = config.mixup_alpha
     epochs, images, batch = 3, 40_000, 128
     lambdas = [
         draw_epoch(seed, epoch, num_images=images, batch_size=batch, mixup_alpha=alpha).lam

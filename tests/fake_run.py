@@ -28,6 +28,7 @@ from typing import Any
 import fastcifar
 from fastcifar.cli import main as cli
 from fastcifar.config import Config
+from fastcifar.data import sources
 from fastcifar.errors import InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.run import folder as run
 from fastcifar.run.folder import RunFolder
@@ -39,7 +40,11 @@ SEEN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FASTCIFAR_STUDY_JOBS")
 def train(config: Config, out: Path, command: Sequence[str], **others: Any) -> Path:
     if asked(out.name) == "refuse":
         raise UsageError("device = 'cuda': there is no GPU\ngive --device cpu")
-    folder = RunFolder.create(config, out, command, DIGEST)
+    places = {
+        "data": sources.absolute(config.data),
+        "init_from": config.init_from and os.path.abspath(config.init_from),
+    }
+    folder = RunFolder.create(config.model_copy(update=places), out, command, DIGEST)
     with folder.locked():
         return _fit(folder, config, 0)
 

@@ -270,6 +270,24 @@ def test_a_settings_file_is_a_trial_and_the_study_keeps_a_copy(fake: Any, report
     assert wanted == {"final-s2", "mine-s2"} and again.config("mine", 2).lr == 0.1, "the copy counts"
 
 
+@pytest.mark.parametrize("trial", ["final", "mine.toml"])
+def test_relative_places_are_the_same_when_a_study_goes_on(
+    trial: str, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug: a run records absolute places, and the study compared them with the relative ones asked for."""
+    Path("mine.toml").write_text('base = "final"\n[settings]\ninit_from = "runs/base"\ndata = "tiny.npz"\n')
+    places = (("init-from", "runs/base"), ("data", "tiny.npz")) if trial == "final" else ()
+    asked = Request((trial,), seeds=(0,), settings=(*SHORT, *places))
+    conduct(OUT, asked)
+    conduct(OUT, asked)
+    absolute = [str(Path(place).absolute()) for place in ("runs/base", "tiny.npz")]
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    result = conduct(".." / OUT, Request(seeds=(0, 1)))
+    config = result.study.config(Path(trial).stem, 1)
+    assert [config.init_from, config.data] == absolute and set(states(result).values()) == {"finished"}
+
+
 def test_a_grid_has_a_trial_for_each_combination(fake: Any) -> None:
     argv = "study final --lr 0.05,1e-1,0.10 --weight-decay 1e-4,5e-4 --nesterov --epochs 3 --seeds 1".split()
     assert cli.main(argv) == 0

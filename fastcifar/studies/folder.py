@@ -26,6 +26,7 @@ from fastcifar import files
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import resolve
+from fastcifar.paths import given
 from fastcifar.run import failure
 from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 from fastcifar.run.planned import PlannedRun, State
@@ -94,7 +95,7 @@ class Study:
         path: the study's folder.
         quick: whether its runs are small and on procedural images.
         epochs_scale: what the epochs of each preset are multiplied by.
-        settings: what was given on the command line for all runs, as text by setting.
+        settings: what was given on the command line for all runs, as text by setting; places are absolute.
         trials: by name, in the order in which they are trained.
         failures: why a run failed, by its name, for those that did and have not been tried again.
         pruned: why a search gave up a run, by its name.
@@ -149,15 +150,11 @@ class Study:
 
     def write(self) -> None:
         """Writes study.json, in place of an earlier one, and copies the settings files that lie elsewhere."""
-        from fastcifar.data import sources
-
         for start, file in self.files.items():
             copy = self.path / SETTINGS / start
             if file != copy:
-                config = self.start(start)
-                config = config.model_copy(update={"data": sources.absolute(config.data)})
                 copy.parent.mkdir(exist_ok=True)
-                files.replace(copy, to_toml(config).encode("utf-8", "surrogateescape"))
+                files.replace(copy, to_toml(self.start(start)).encode("utf-8", "surrogateescape"))
                 self.files[start] = copy
         content: dict[str, Any] = {"format": FORMAT, "fastcifar": fastcifar.__version__, **asdict(self)}
         del content["path"], content["files"]
@@ -166,6 +163,8 @@ class Study:
     def start(self, start: str) -> Config:
         """The settings of a start: a preset's, or those of a settings file, with its name as `preset`.
 
+        Its places are absolute.
+
         Raises:
             UsageError: for all problems, a line each.
         """
@@ -173,8 +172,10 @@ class Study:
 
     def _resolved(self, start: str, overrides: Sequence[tuple[str, str]]) -> Config:
         if start in self.files:
-            return resolve(None, self.files[start], [("preset", start.removesuffix(".toml")), *overrides])
-        return resolve(start, None, overrides)
+            config = resolve(None, self.files[start], [("preset", start.removesuffix(".toml")), *overrides])
+        else:
+            config = resolve(start, None, overrides)
+        return config.model_copy(update=absolute({"data": config.data, "init_from": config.init_from}))
 
     def overrides(self, trial: str) -> dict[str, str]:
         """What the runs of `trial` set beside their start and their seed, as text by setting."""
@@ -241,6 +242,29 @@ class Study:
         elif (run.path / CONFIG).is_file():
             state = "cut"
         return PlannedRun(trial, seed, run.path, run.epochs, state, done, reason)
+
+
+def absolute(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings whose places, `data` and `init_from`, do not depend on the working folder, as a run records them.
+
+    Args:
+        settings: text by setting.
+
+    Raises:
+        UsageError: `init_from` is no path.
+        DataError: `data` is neither a data set's name nor a path.
+    """
+    from fastcifar.data import sources
+
+    places = {}
+    if "data" in settings:
+        places["data"] = sources.absolute(settings["data"])
+    if start := settings.get("init_from"):
+        try:
+            places["init_from"] = str(given(start).absolute())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"init_from = {start}: {getattr(error, 'strerror', None) or error}") from error
+    return {**settings, **places}
 
 
 def _trial(name: str, facts: Mapping[str, Any]) -> Trial:

@@ -13,7 +13,19 @@ from fastcifar.paths import given
 from fastcifar.presets import TRIALS, find_preset
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.names import CONFIG
-from fastcifar.studies.folder import LOCK, LOGS, OPTUNA, REPORT, RUNS, SETTINGS, STUDY, SearchPlan, Study, Trial
+from fastcifar.studies.folder import (
+    LOCK,
+    LOGS,
+    OPTUNA,
+    REPORT,
+    RUNS,
+    SETTINGS,
+    STUDY,
+    SearchPlan,
+    Study,
+    Trial,
+    absolute,
+)
 from fastcifar.studies.grid import grid, spread, trial_name
 from fastcifar.studies.space import space_of
 from fastcifar.text import did_you_mean, nearest, one_line
@@ -70,6 +82,7 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
 
     Raises:
         UsageError: for all problems, a line each.
+        DataError: `data` is neither a data set's name nor a path.
     """
     before = Study.open(out) if (out / STUDY).is_file() else None
     if before is None:
@@ -79,7 +92,7 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
     usual = study.seeds or (SEEDS[:1] if study.search else SEEDS)
     study.quick = study.quick or request.quick
     study.epochs_scale = study.epochs_scale if request.epochs_scale is None else request.epochs_scale
-    study.settings = study.settings | common
+    study.settings = study.settings | absolute(common)
     if before is not None:
         _check_same(before, study)
     runs: set[str] = set()

@@ -15,7 +15,7 @@ from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.report.search import Searched, SearchTrial
 from fastcifar.run.planned import PlannedRun
 from fastcifar.spelling import format_value
-from fastcifar.studies.folder import OPTUNA, Study, last_record, records_from_the_end
+from fastcifar.studies.folder import OPTUNA, Study, absolute, last_record, records_from_the_end
 from fastcifar.studies.space import Range, parse
 
 _NAME = "fastcifar"
@@ -112,7 +112,7 @@ class Search:
                 )
             params = trial.params
         settings = {name: value if isinstance(value, str) else format_value(value) for name, value in params.items()}
-        self._study.trials[run.trial] = replace(self._study.trials[run.trial], settings=settings)
+        self._study.trials[run.trial] = replace(self._study.trials[run.trial], settings=absolute(settings))
         self._study.write()
 
     def is_hopeless(self, run: PlannedRun) -> bool:

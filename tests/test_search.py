@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,35 @@ def test_a_diverged_trial_is_a_result_and_a_crash_is_tried_again(optuna: Any, mo
     assert conduct(OUT, Request(num_trials=3)).failed == []
     assert [trial.state.name for trial in tried(optuna)] == ["PRUNED", "COMPLETE", "COMPLETE"]
     assert set(trained().values()) == {1}
+
+
+def test_settings_that_exclude_each_other_are_given_up(optuna: Any) -> None:
+    """The bug: the run of such settings failed, and then no command could go on with the search."""
+    request = asked(6, "mixup_alpha=0|0.2,cutmix_alpha=0|1", epochs=1)
+    result = conduct(OUT, request)
+    states = Counter(run.state for run in result.runs)
+    assert states["pruned"] and states["finished"] and states.total() == 6 and result.failed == []
+    reasons = {run.reason for run in result.runs if run.state == "pruned"}
+    assert reasons == {"command line: mixup_alpha = 0.2 and cutmix_alpha = 1: one of them must be 0"}
+    assert Counter(trial.state.name for trial in tried(optuna)) == {
+        "COMPLETE": states["finished"],
+        "PRUNED": states["pruned"],
+    }
+    assert cli.main(["study", "--out", "s", "--trials", "7"]) == 0
+    assert "one of them must be 0" in (OUT / "report/search.csv").read_text()
+
+
+def test_a_plan_bears_settings_that_exclude_each_other() -> None:
+    """As the search has chosen them; what is asked for is still compared."""
+    planned, _ = plan(OUT, asked(1, "mixup_alpha=0|0.2,cutmix_alpha=0|1"))
+    planned.trials["final-t0"] = replace(
+        planned.trials["final-t0"], settings={"mixup_alpha": "0.2", "cutmix_alpha": "1"}
+    )
+    OUT.mkdir()
+    planned.write()
+    assert plan(OUT, Request())[1] == {"final-t0-s0"}
+    with pytest.raises(UsageError, match=r"lr = 0.2 asked, 0.05 there   \(final-t0\)"):
+        plan(OUT, Request(settings=(("lr", "0.2"),)))
 
 
 def test_a_killed_search_goes_on(optuna: Any) -> None:

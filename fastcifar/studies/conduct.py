@@ -122,7 +122,7 @@ def _digests(study: Study, wanted: set[str]) -> dict[str, str]:
     digests: dict[str, str] = {}
     loaded: dict[tuple[str, str], str] = {}
     for name in dict.fromkeys(run.trial for run in study.planned() if run.name in wanted and _needs_images(study, run)):
-        config = study.config(name, 0)
+        config = study.asked(name)
         key = (config.data, config.mirror)
         if key not in loaded:
             loaded[key] = sources.load(config.data, mirror=config.mirror).digest
@@ -219,8 +219,9 @@ class _Training:
                 continue
             run = self._waiting.popleft()
             try:
-                if self._search is not None:
-                    self._search.choose(run)
+                if self._search is not None and (contradiction := self._search.choose(run)):
+                    self._give_up(run, contradiction)
+                    continue
                 self._jobs[place] = job = self._machine.start(self._study, run, place)
                 if job.is_foreign:
                     self._progress.line(f"{run.name}: another process is training it already, and is waited for")
@@ -260,12 +261,15 @@ class _Training:
             self._waiting.appendleft(run)
             self._progress.line(f"{run.name}: {job.reason()}; it goes on from its last checkpoint")
         elif diverged is not None and diverged.kind == NonFiniteError.__name__:  # a result: such settings are no good
-            self._study.pruned[run.name] = diverged.reason
-            self._study.write()
-            self._progress.ended(run, f"is given up: {diverged.reason}")
-            self._tell(replace(run, state="pruned"))
+            self._give_up(run, diverged.reason)
         else:
             self._fail(run, job.reason() + ", twice" * (run.name in self._killed and job.was_killed))
+
+    def _give_up(self, run: PlannedRun, reason: str) -> None:
+        self._study.pruned[run.name] = reason
+        self._study.write()
+        self._progress.ended(run, f"is given up: {reason}")
+        self._tell(replace(run, state="pruned"))
 
     def _tell(self, run: PlannedRun) -> None:
         if self._search is not None:

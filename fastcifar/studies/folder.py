@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,21 @@ class Study:
             UsageError: for all problems, a line each.
         """
         return self._resolved(self.trials[trial].start, [*self.overrides(trial).items(), ("seed", str(seed))])
+
+    def asked(self, trial: str) -> Config:
+        """What was asked for in every run of `trial`: its settings, without those that a search chose.
+
+        What a search chose may contradict itself, and no request is wrong for that.
+
+        Args:
+            trial: its name.
+
+        Raises:
+            UsageError: for all problems, a line each.
+        """
+        if self.search is None or trial not in self.search.names:
+            return self.config(trial, 0)
+        return replace(self, trials={trial: replace(self.trials[trial], settings={})}).config(trial, 0)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -249,7 +249,7 @@ class Local:
     """
 
     def __init__(self, study: Study, num_runs: int, jobs: int | None) -> None:
-        device = study.config(next(iter(study.trials)), 0).device
+        device = study.asked(next(iter(study.trials))).device
         gpus = _num_gpus() if device in ("auto", "cuda") else 0
         if jobs is None:
             jobs = gpus or (min(QUICK_JOBS, int(usable_cores() or 1)) if study.quick else 1)

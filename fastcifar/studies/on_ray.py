@@ -155,7 +155,7 @@ class Cluster:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray has set one, which ends this process with exit code 15
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        device = study.config(next(iter(study.trials)), 0).device
+        device = study.asked(next(iter(study.trials))).device
         kind = "GPU" if device != "cpu" and any(node.get("GPU") for node in nodes) else "CPU"
         counts = [float(node.get(kind, 0)) for node in nodes]
         self.num_places = jobs or max(1, int(sum(counts)))

@@ -102,7 +102,7 @@ def plan(out: Path, request: Request) -> tuple[Study, set[str]]:
         runs |= {f"{name}-s{seed}" for seed in seeds}
         study.trials[name] = replace(have, seeds=tuple(sorted({*have.seeds, *seeds})))
         try:
-            config = study.config(name, 0)
+            config = study.asked(name)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
         if study.search is not None and not config.val_size:
@@ -274,7 +274,7 @@ def _check_same(before: Study, now: Study) -> None:
     """Refuses settings that would change the runs of a study."""
     found: dict[str, list[str]] = {}
     for name in before.trials:
-        for line in _differences(before.config(name, 0), now.config(name, 0)):
+        for line in _differences(before.asked(name), now.asked(name)):
             found.setdefault(line, []).append(name)
     if found:
         lines = [f"{line}   ({', '.join(names)})" for line, names in found.items()]

@@ -93,14 +93,27 @@ class Search:
             if run.is_over and self._study.trials[run.trial].settings:
                 self.tell(run)
 
-    def choose(self, run: PlannedRun) -> None:
+    def choose(self, run: PlannedRun) -> str:
         """Gives the trial of `run` its settings, unless it has them, and records them in the study.
+
+        Returns:
+            In one line why nothing can be trained with them: each setting may be as it is, but not with another one.
+            Empty where it can.
 
         Raises:
             CheckpointError: Optuna's study has trials that this study does not have.
         """
-        if run.trial not in self._numbers or self._study.trials[run.trial].settings:
-            return
+        if run.trial not in self._numbers:
+            return ""
+        if not self._study.trials[run.trial].settings:
+            self._choose(run)
+        try:
+            self._study.config(run.trial, run.seed)
+        except UsageError as problem:
+            return "; ".join(str(problem).splitlines())
+        return ""
+
+    def _choose(self, run: PlannedRun) -> None:
         number = self._numbers[run.trial]
         if number < len(self._tried.trials):  # the program was killed before it had recorded them
             params = self._tried.trials[number].params

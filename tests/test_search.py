@@ -28,6 +28,7 @@ from fastcifar.studies import jobs
 from fastcifar.studies.conduct import conduct
 from fastcifar.studies.folder import Study
 from fastcifar.studies.plan import Request, plan
+from fastcifar.studies.search import Search
 from fastcifar.studies.space import Choice, Range, parse, space_of
 
 TESTS = Path(__file__).resolve().parent
@@ -230,6 +231,17 @@ def test_a_plan_bears_settings_that_exclude_each_other() -> None:
     assert plan(OUT, Request())[1] == {"final-t0-s0"}
     with pytest.raises(UsageError, match=r"lr = 0.2 asked, 0.05 there   \(final-t0\)"):
         plan(OUT, Request(settings=(("lr", "0.2"),)))
+
+
+def test_further_seeds_of_a_trial_are_not_judged_by_the_search(optuna: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: Optuna was told of them as if they were the run of the first seed, and refused what it had been told."""
+    conduct(OUT, asked(2))
+    before = [(trial.state, trial.value, trial.intermediate_values) for trial in tried(optuna)]
+    monkeypatch.setenv("FAKE_DO", json.dumps({"final-t1-s2": "crash"}))
+    result = conduct(OUT, Request(("final-t0", "final-t1"), seeds=(0, 1, 2)))
+    assert [run.name for run in result.failed] == ["final-t1-s2"] and len(result.runs) == 6
+    assert [(trial.state, trial.value, trial.intermediate_values) for trial in tried(optuna)] == before
+    assert [trial.state for trial in Search(Study.open(OUT)).told().trials] == ["finished", "finished"]
 
 
 def test_a_killed_search_goes_on(optuna: Any) -> None:

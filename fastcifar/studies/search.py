@@ -131,7 +131,7 @@ class Search:
     def is_hopeless(self, run: PlannedRun) -> bool:
         """Whether Optuna's pruner gives up `run`; reports its new epochs first."""
         epoch = int((last_record(run.path) or {}).get("epoch", 0))
-        if run.trial not in self._numbers or epoch == self._last_epochs.get(run.name, 0):
+        if not self._is_tried(run) or epoch == self._last_epochs.get(run.name, 0):
             return False
         self._last_epochs[run.name] = epoch
         trial = self._trial(self._numbers[run.trial])
@@ -140,7 +140,7 @@ class Search:
 
     def tell(self, run: PlannedRun) -> None:
         """Tells Optuna how `run` ended: finished with its validation accuracy, or given up."""
-        if run.trial not in self._numbers:
+        if not self._is_tried(run):
             return
         states, number = self._optuna.trial.TrialState, self._numbers[run.trial]
         if self._tried.trials[number].state != states.RUNNING:
@@ -154,7 +154,7 @@ class Search:
 
     def told(self) -> Searched:
         """What the search has come to, for the page."""
-        runs = {run.trial: run for run in self._study.planned()}
+        runs = {run.trial: run for run in self._study.planned() if self._is_tried(run)}
         trials = []
         for name, number in self._numbers.items():
             if number >= len(self._tried.trials):
@@ -167,6 +167,10 @@ class Search:
         by = f"Optuna {self._optuna.__version__} ({', '.join(parts)})"
         settings = dict(self._study.settings)
         return Searched(self._plan.start, settings, dict(self._plan.space), trials, self._importances(), by)
+
+    def _is_tried(self, run: PlannedRun) -> bool:
+        """Whether `run` is the one that Optuna knows of its trial: further seeds are there to confirm the trial."""
+        return run.trial in self._numbers and run.seed == self._study.trials[run.trial].seeds[0]
 
     def _importances(self) -> Mapping[str, float]:
         """By setting; empty where there are too few trials to say."""

@@ -339,3 +339,14 @@ def test_the_chapter_without_a_finished_trial() -> None:
     tried = SearchTrial("a-t0", "pruned", None, 0, {"lr": 0.5})
     blocks = search_blocks(Searched("a", {}, {"lr": "0..1"}, [tried], {}, "Optuna"))
     assert "gave up 1 of 1 trials" in str(blocks) and "To confirm it" not in str(blocks)
+
+
+def test_the_command_that_confirms_makes_the_same_runs(optuna: Any) -> None:
+    """The bug: it left out `quick` and --epochs-scale, and named no file."""
+    Path("my own.toml").write_text('base = "final"\n')
+    request = asked(1, "lr=0.1|0.2", trials=("my own.toml",), quick=True, epochs_scale=0.5, settings=())
+    study = conduct(OUT, request).study
+    page = (OUT / "report/report.md").read_text()
+    lr = study.trials["my-own-t0"].settings["lr"]
+    command = f"fastcifar study quick s/settings/my-own.toml --epochs-scale 0.5 --lr {lr} --seeds 5"
+    assert f"To confirm it: `{command}`" in page

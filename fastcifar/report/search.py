@@ -42,12 +42,14 @@ class Searched:
     """What a search has come to.
 
     Attributes:
-        start: what its trials start from: a preset, or the name of a settings file.
+        start: what its trials start from: a preset, or the path of a settings file.
         settings: those of all trials beside their start, as text by setting.
         space: what each setting may be, as it was given.
         trials: in the order in which they began.
         importances: how much of the differences in accuracy each setting explains, 0 to 1; empty where nobody can say.
         by: what chose the settings.
+        quick: whether its runs are small and on procedural images.
+        epochs_scale: what the epochs of its trials are multiplied by.
     """
 
     start: str
@@ -56,6 +58,8 @@ class Searched:
     trials: Sequence[SearchTrial]
     importances: Mapping[str, float]
     by: str
+    quick: bool = False
+    epochs_scale: float = 1.0
 
     @property
     def finished(self) -> list[SearchTrial]:
@@ -78,8 +82,10 @@ def search_blocks(search: Searched) -> list[Block]:
     ]
     if best := search.finished:
         settings = {**search.settings, **best[0].settings}
-        options = [word for name, value in settings.items() for word in _option(name, value)]
-        command = shlex.join(["fastcifar", "study", search.start, *map(shortened, options), "--seeds", "5"])
+        words = ["quick"] * search.quick + [search.start]
+        words += ["--epochs-scale", str(search.epochs_scale)] * (search.epochs_scale != 1)
+        words += [word for name, value in settings.items() for word in _option(name, value)]
+        command = shlex.join(["fastcifar", "study", *map(shortened, words), "--seeds", "5"])
         value = number(best[0].value, "val_accuracy")
         blocks.append(Paragraph(f"Best: **{plain(best[0].name)}**, {value}. To confirm it: {code(command)}"))
     values = [(trial.value, trial.state == "finished") for trial in search.trials]

@@ -165,8 +165,10 @@ class Search:
             trials.append(SearchTrial(name, run.state, told, run.epochs_done, dict(tried.params), run.reason))
         parts = (type(self._tried.sampler).__name__, type(self._tried.pruner).__name__)
         by = f"Optuna {self._optuna.__version__} ({', '.join(parts)})"
-        settings = dict(self._study.settings)
-        return Searched(self._plan.start, settings, dict(self._plan.space), trials, self._importances(), by)
+        study, plan = self._study, self._plan
+        start, settings = str(study.files.get(plan.start, plan.start)), dict(study.settings)
+        space, importances = dict(plan.space), self._importances()
+        return Searched(start, settings, space, trials, importances, by, study.quick, study.epochs_scale)
 
     def _is_tried(self, run: PlannedRun) -> bool:
         """Whether `run` is the one that Optuna knows of its trial: further seeds are there to confirm the trial."""

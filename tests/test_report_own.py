@@ -42,7 +42,8 @@ def tables(document: Document) -> dict[str, Table]:
 
 def test_a_grid_has_its_trials_curves_and_paired_effects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load", lambda data: fake_cifar100())
-    paths, planned = grid(tmp_path, {"0.1": [0.5, 0.6, 0.7], "0.05": [0.51, 0.611, 0.709]}, labels=LABELS)
+    folder = tmp_path / "study/runs"
+    paths, planned = grid(folder, {"0.1": [0.5, 0.6, 0.7], "0.05": [0.51, 0.611, 0.709]}, labels=LABELS)
     document = build_document(paths, planned=planned)
     assert document.title == "A study of final-lr=0.1, final-lr=0.05", "in the study's order"
     found = tables(document)
@@ -57,6 +58,7 @@ def test_a_grid_has_its_trials_curves_and_paired_effects(tmp_path: Path, monkeyp
         assert not {"report", "verdict", "report's difference"} & set(table.columns), table.name
     figures = {block.name for block in document.figures()}
     assert {"val-accuracy", "test-accuracy", "curves-1", "effects", "confusion"} <= figures
+    assert "This page: `fastcifar report .../study`." in str(list(document.walk())), "with its plan, and not runs alone"
     headings = [block.text for block in document.walk() if isinstance(block, Heading) and block.level == 2]
     assert headings[:3] == ["The trials", "Curves", "Effects, paired over seeds"]
     words = " ".join(block.text for block in document.walk() if isinstance(block, Paragraph))

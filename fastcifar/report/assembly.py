@@ -63,10 +63,7 @@ def build_document(
         note(f"the page has no pictures of the images, which were not at hand: {problem}")
     for run, why in problems.items():
         note(f"{run}: the page does not say what the model gets wrong: {why}")
-    parents = {path.parent for path in runs}
-    whole = all(config.parent in runs for parent in parents for config in parent.glob(f"*/{CONFIG}"))
-    named = sorted(parents) if whole else runs  # a folder stands for the runs in it
-    command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in named)])
+    command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in _named(runs, planned))])
     if results.is_own:
         title = own_title(results)
         blocks = [*own_head(results), *_incomplete(results), *own_chapters(results, search)]
@@ -84,6 +81,15 @@ def build_document(
     blocks += [Heading(2, "Time, speed and energy", "cost"), *cost_blocks(results)]
     blocks += [Heading(2, "How to reproduce each number", "reproduce"), *reproduce_blocks(results, command)]
     return Document(title, [*blocks, Paragraph(_made_by())])
+
+
+def _named(runs: Sequence[Path], planned: Sequence[PlannedRun]) -> Sequence[Path]:
+    """What to name for the same page: the study, if one planned all runs, or the folders that hold just these runs."""
+    parents = {path.parent for path in runs}
+    if planned and {plan.path.parent for plan in planned} == parents and len(parents) == 1:
+        return [parent.parent for parent in parents]
+    whole = all(config.parent in runs for parent in parents for config in parent.glob(f"*/{CONFIG}"))
+    return sorted(parents) if whole else runs
 
 
 def _title(results: Results) -> str:

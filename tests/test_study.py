@@ -288,6 +288,16 @@ def test_relative_places_are_the_same_when_a_study_goes_on(
     assert [config.init_from, config.data] == absolute and set(states(result).values()) == {"finished"}
 
 
+def test_a_run_goes_on_where_its_settings_file_says(fake: Any) -> None:
+    """The bug: a run of a file with `device` went on with --device=auto."""
+    Path("mine.toml").write_text('base = "final"\n[settings]\ndevice = "cpu"\n')
+    fake(mine_s0="die once", final_s0="stop once")
+    conduct(OUT, request("mine.toml", "final"))
+    logs = {name: (OUT / f"logs/{name}-s0.log").read_text() for name in ("mine", "final")}
+    assert "--resume s/runs/mine-s0 --device=cpu" in logs["mine"]
+    assert "--resume s/runs/final-s0 --device=auto" in logs["final"]
+
+
 def test_a_grid_has_a_trial_for_each_combination(fake: Any) -> None:
     argv = "study final --lr 0.05,1e-1,0.10 --weight-decay 1e-4,5e-4 --nesterov --epochs 3 --seeds 1".split()
     assert cli.main(argv) == 0

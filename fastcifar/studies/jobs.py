@@ -62,7 +62,8 @@ def command(study: Study, run: PlannedRun, device: str = "") -> list[str]:
     """
     chosen = study.overrides(run.trial) | ({"device": device} if device else {})
     if (run.path / CONFIG).is_file():
-        chosen = {"device": "auto"} | {key: text for key, text in chosen.items() if key in RESUMABLE}
+        asked = study.config(run.trial, run.seed).device  # the run itself keeps the device that it had
+        chosen = {"device": asked} | {key: text for key, text in chosen.items() if key in RESUMABLE}
         words = ["train", "--resume", str(run.path)]
     else:
         start = study.trials[run.trial].start

@@ -219,9 +219,9 @@ def study(
     pairs = [(name, _as_text(value)) for name, value in settings.items()]
     request = Request(trials, quick, numbers, epochs_scale, pairs, (), search, num_trials)
     result = conduct(default_folder(request) if out is None else _path(out), request, jobs, ray)
-    finished = [load(run.path) for run in result.runs if run.state == "finished"]
+    readable, damaged = result.read()
     failed = {run.name: run.reason for run in result.failed}
-    return Study(result.study.path, result.page, finished, failed)
+    return Study(result.study.path, result.page, [load(run.path) for run in readable.values()], failed | damaged)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class Study:
         path: the study's folder.
         page: the report, an HTML file; None if no run has finished.
         runs: the finished runs.
-        failed: the reason of each failed run, by the name of the run.
+        failed: the reason of each run that failed, or that finished and is damaged, by the name of the run.
     """
 
     path: Path

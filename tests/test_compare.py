@@ -137,6 +137,9 @@ def test_a_folder_stands_for_the_runs_in_it(make: Any, capsys: pytest.CaptureFix
     notes: list[str] = []
     assert len(load([Path("docs/study")], notes.append)) == 2
     assert len(notes) == 1 and notes[0].startswith("docs/study/runs/c is left out: ")
+    (make("docs/study/runs/d", lr=0.4) / "summary.json").write_text("{")
+    assert cli.main(["compare", "docs/study"]) == 0, "a damaged result takes no table away"
+    assert "docs/study/runs/d is left out: " in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="environment.json is damaged"):
         load([damaged, Path("docs/study")])
 

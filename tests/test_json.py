@@ -8,11 +8,12 @@ import pytest
 from run_folders import make_run
 from tiny import tiny_config, write_tiny
 
+import fastcifar
 from fastcifar.cli import main as cli
 from fastcifar.presets import find_preset, list_presets
 from fastcifar.run.planned import PlannedRun
 from fastcifar.studies import conduct
-from fastcifar.studies.folder import Study
+from fastcifar.studies.folder import Study, Trial
 
 
 @pytest.fixture
@@ -72,6 +73,25 @@ def test_study(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (str(tmp_path / "r0"), "finished", ""),
         (str(tmp_path / "r1"), "failed", "out of memory"),
     ]
+
+
+def test_a_damaged_run_of_a_study_takes_no_result_away(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bug: the command ended with an error and no result; so did `fastcifar.study`."""
+    paths = [make_run(tmp_path / f"lr-0.05-s{seed}", "lr-0.05", seed) for seed in (0, 1)]
+    (paths[0] / "summary.json").write_text("{")
+    runs = [PlannedRun("lr-0.05", seed, path, 15, "finished", 15) for seed, path in enumerate(paths)]
+    study = Study(tmp_path, trials={"lr-0.05": Trial("lr-0.05", {}, (0, 1), 15)})
+    monkeypatch.setattr(conduct, "conduct", lambda *asked: conduct.Result(study, runs, [], None))
+    found = asked("study", "lr-0.05", code=1)
+    assert [run["state"] for run in found["runs"]] == ["unreadable", "finished"]
+    assert "summary.json is damaged" in found["runs"][0]["reason"] and found["runs"][0]["summary"] is None
+    assert cli.main(["study", "lr-0.05"]) == 1
+    out, err = capsys.readouterr()
+    assert "lr-0.05  1 of 2" in out and "1 of 2 runs cannot be read" in err and "  lr-0.05-s0: " in err
+    done = fastcifar.study("lr-0.05")
+    assert [run.path for run in done.runs] == paths[1:] and list(done.failed) == ["lr-0.05-s0"]
 
 
 def test_report(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastcifar.cli.arguments import Parser, count, parsed, path, positive, read_settings, seeds
 from fastcifar.errors import FastcifarError, UsageError
@@ -78,39 +79,43 @@ def run(parser: Parser, argv: list[str]) -> int:
         trials, quick, args.seeds, args.epochs_scale, given.settings, options, args.search or "", args.trials
     )
     result = conduct(args.out or default_folder(request), request, args.jobs, args.ray or "")
-    _print_json(result) if args.json else _print_study(result)
+    readable, damaged = result.read()
+    summaries = {name: folder.summary() or {} for name, folder in readable.items()}
+    _print_json(result, summaries, damaged) if args.json else _print_study(result, summaries)
+    lines = []
     if result.failed:
-        lines = [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
+        lines += [f"{len(result.failed)} of {len(result.runs)} runs failed; the same command tries them again:"]
         lines += [f"  {run.name}: {run.reason} ({result.study.log(run)})" for run in result.failed]
+    if damaged:
+        lines += [f"{len(damaged)} of {len(result.runs)} runs cannot be read, and are left out:"]
+        lines += [f"  {name}: {reason}" for name, reason in damaged.items()]
+    if lines:
         raise FastcifarError("\n".join(lines))
     return 0
 
 
-def _print_json(result: Result) -> None:
+def _print_json(result: Result, summaries: Mapping[str, Any], damaged: Mapping[str, str]) -> None:
     """The folder, the page, and every planned run with its summary; None for a run that has none."""
-    from fastcifar.run.folder import RunFolder
-
     runs = []
     for run in result.runs:
-        summary = RunFolder.open(run.path).summary() if run.state == "finished" else None
-        facts = {"trial": run.trial, "seed": run.seed, "state": run.state, "reason": run.reason}
-        runs.append({"run": str(run.path), **facts, "summary": summary})
+        state = "unreadable" if run.name in damaged else run.state
+        facts = {"trial": run.trial, "seed": run.seed, "state": state, "reason": damaged.get(run.name, run.reason)}
+        runs.append({"run": str(run.path), **facts, "summary": summaries.get(run.name)})
     page = result.page and str(result.page)
     print(json.dumps({"study": str(result.study.path), "report": page, "runs": runs}))
 
 
-def _print_study(result: Result) -> None:
+def _print_study(result: Result, summaries: Mapping[str, Any]) -> None:
     """A line a trial and where the page lies."""
-    from fastcifar.run.folder import RunFolder
     from fastcifar.studies.compare import mean_sd
 
     rows = []
     for trial in result.study.trials:
         runs = [run for run in result.runs if run.trial == trial]
-        summaries = [RunFolder.open(run.path).summary() or {} for run in runs if run.state == "finished"]
-        cells = [f"{len(summaries)} of {len(runs)}"]
+        found = [summaries[run.name] for run in runs if run.name in summaries]
+        cells = [f"{len(found)} of {len(runs)}"]
         for key in ("val_accuracy", "test_accuracy"):
-            values = [100 * summary[key] for summary in summaries if summary.get(key) is not None]
+            values = [100 * summary[key] for summary in found if summary.get(key) is not None]
             cells.append(mean_sd(values, ".2f") if values else "-")
         rows.append([trial, *cells])
     print_table(["trial", "runs", "val accuracy %", "test accuracy %"], rows)

@@ -79,7 +79,9 @@ def load(paths: Sequence[Path], note: Callable[[str], None] = print_note) -> lis
     found: list[RunFolder] = []
     for folder in folders:
         try:
-            found.append(RunFolder.open(folder, note=note))
+            run = RunFolder.open(folder, note=note)
+            run.summary()  # a damaged one is told here
+            found.append(run)
         except CheckpointError as problem:
             if folder in paths:
                 raise

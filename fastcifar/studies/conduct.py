@@ -20,8 +20,9 @@ from types import FrameType
 import filelock
 
 from fastcifar import signals
-from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, NonFiniteError, UsageError
+from fastcifar.errors import CheckpointError, DataError, FastcifarError, InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.run import failure
+from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
 from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, Study
 from fastcifar.studies.jobs import Job, Local, Machine, in_use, signal_name
@@ -50,6 +51,19 @@ class Result:
     runs: list[PlannedRun]
     failed: list[PlannedRun]
     page: Path | None
+
+    def read(self) -> tuple[dict[str, RunFolder], dict[str, str]]:
+        """The finished runs whose settings, metrics and summary can be read, and why the others cannot, by name."""
+        readable, damaged = {}, {}
+        for run in self.runs:
+            if run.state == "finished":
+                try:
+                    folder = RunFolder.open(run.path)
+                    folder.summary()
+                    readable[run.name] = folder
+                except CheckpointError as problem:
+                    damaged[run.name] = str(problem)
+        return readable, damaged
 
 
 def conduct(out: Path, request: Request, jobs: int | None = None, ray: str = "") -> Result:

@@ -185,8 +185,8 @@ def study(
     The same call again goes on with an interrupted study. A call with more trials or seeds extends the study.
 
     Args:
-        *trials: names of presets, or paths of settings files (`*.toml`); without any, the eight trials of the course
-            report.
+        *trials: names of presets, or paths of settings files (`*.toml`); without any, the trials that the study has
+            already, or in a new study the eight of the course report.
         seeds: a number of seeds, which are then 0, 1, 2, ..., or the seeds themselves; None means those that a trial
             has already, for a new trial those of the study's other trials, and three in a new study.
         out: the study's folder; None means the command line's: runs/study, or a name made of the trials.

@@ -24,7 +24,7 @@ from fastcifar.errors import CheckpointError, DataError, FastcifarError, Interru
 from fastcifar.run import failure
 from fastcifar.run.folder import RunFolder
 from fastcifar.run.planned import PlannedRun
-from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, Study
+from fastcifar.studies.folder import LOCK, LOGS, REPORT, RUNS, STUDY, Study
 from fastcifar.studies.jobs import Job, Local, Machine, in_use, signal_name
 from fastcifar.studies.on_ray import Cluster, import_ray
 from fastcifar.studies.plan import Request, check_runs, plan
@@ -91,6 +91,7 @@ def conduct(out: Path, request: Request, jobs: int | None = None, ray: str = "")
         import_ray()
     digests = _digests(study, wanted)
     with _locked(out):
+        goes_on = (out / STUDY).is_file() and not (request.trials or request.search or request.num_trials)
         study, wanted = plan(out, request)  # again: another study may have worked here meanwhile
         for name, digest in digests.items():
             study.trials[name] = replace(study.trials[name], dataset_digest=digest)
@@ -108,6 +109,8 @@ def conduct(out: Path, request: Request, jobs: int | None = None, ray: str = "")
             Cluster(study, ray, jobs) if ray else Local(study, sum(not run.is_over for run in runs), jobs)
         )
         with Progress(study, runs) as progress:
+            if goes_on and study.search is None:
+                progress.line(f"no trial is named: it goes on with its {len(study.trials)}; name others to add them")
             _Training(study, runs, machine, progress, search)()
             planned = study.planned()
             failed = [run for run in planned if run.state == "failed" and run.name in wanted]

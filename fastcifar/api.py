@@ -5,6 +5,7 @@ The errors of the command line are exceptions here, with the same text: subclass
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,8 +215,14 @@ def study(
     numbers = None if seeds is None else tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if numbers is not None and not (numbers and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers)):
         raise UsageError(f"seeds = {seeds!r}: expected a number of seeds from 1, or seeds from 0 to {2**32 - 1}")
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"jobs = {jobs!r}: expected a number from 1")
+    for name, count in (("jobs", jobs), ("num_trials", num_trials)):
+        if count is not None and count < 1:
+            raise UsageError(f"{name} = {count!r}: expected a number from 1")
+    if epochs_scale is not None and not 0 < epochs_scale < math.inf:
+        raise UsageError(f"epochs_scale = {epochs_scale!r}: expected a number above 0")
+    for trial in trials:
+        if not isinstance(trial, str):
+            raise UsageError(f"trial {trial!r}: expected a name, or the path of a .toml file as text")
     pairs = [(name, _as_text(value)) for name, value in settings.items()]
     request = Request(trials, quick, numbers, epochs_scale, pairs, (), search, num_trials)
     result = conduct(default_folder(request) if out is None else _path(out), request, jobs, ray)
@@ -404,11 +411,11 @@ def _path(path: StrPath) -> Path:
 
 
 def _plain(value: object) -> object:
-    """A value as the settings take it: NumPy's numbers become Python's, and paths become text."""
+    """A value as the settings take it: NumPy's numbers and arrays become Python's, and paths become text."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    item = getattr(value, "item", None)
-    return item() if callable(item) else value
+    tolist = getattr(value, "tolist", None)
+    return tolist() if callable(tolist) else value
 
 
 def _as_command(config: Config, out: Path | None) -> list[str]:
@@ -432,6 +439,8 @@ def _as_options(settings: Mapping[str, object]) -> Iterator[str]:
 
 def _as_text(value: object) -> str:
     """A setting's value as one writes it on the command line."""
+    if getattr(value, "ndim", 0):  # an array of NumPy's
+        value = _plain(value)
     if isinstance(value, (tuple, list)):
         return ",".join(map(_as_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -149,6 +149,8 @@ def test_numbers_of_numpys_and_paths_are_settings(tmp_path: Path) -> None:
         "quick", epochs=np.int64(3), lr=np.float32(0.5), nesterov=np.bool_(True), data=tmp_path / "a.npz"
     )
     assert (config.epochs, config.lr, config.nesterov) == (3, 0.5, True) and config.data == str(tmp_path / "a.npz")
+    halves = np.array([0.5, 0.25, 0.5])
+    assert fc.preset("quick", mean=halves).mean == (0.5, 0.25, 0.5) and fc.api._as_text(halves) == "0.5,0.25,0.5"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,20 @@ def test_images_of_another_kind_are_refused(run: fc.Run, images: Any) -> None:
         run.normalize(images)
 
 
-@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"seeds": []}, {"seeds": [-1]}, {"seeds": [2**40]}, {"jobs": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seeds": 0},
+        {"seeds": []},
+        {"seeds": [-1]},
+        {"seeds": [2**40]},
+        {"jobs": 0},
+        {"num_trials": -1},
+        {"epochs_scale": -1},
+        {"epochs_scale": 0},
+        {"epochs_scale": float("nan")},
+    ],
+)
 def test_a_study_checks_its_numbers(wrong: dict[str, Any], tmp_path: Path) -> None:
     """The bug: `seeds=[]` trained the three default seeds."""
     with pytest.raises(fc.errors.UsageError, match="expected a number"):
@@ -178,6 +193,7 @@ def test_a_device_of_no_such_name_is_refused(run: fc.Run, device: Any) -> None:
 
 def test_things_of_another_kind_are_refused_as_such(tmp_path: Path) -> None:
     calls: list[Any] = [lambda: fc.load(None), lambda: fc.preset(None), lambda: fc.train({"lr": 0.1})]  # type: ignore
+    calls.append(lambda: fc.study(Path("mine.toml"), out=tmp_path / "study"))  # type: ignore[arg-type]
     for call in calls:
         with pytest.raises(fc.errors.UsageError, match="expected"):
             call()

@@ -787,6 +787,12 @@ def test_elsewhere_a_line_a_minute() -> None:
     assert progress._seconds_left() == pytest.approx(61 * 10 / 5), "what failed is not waited for"
 
 
+def test_what_a_search_gave_up_before_is_not_waited_for() -> None:
+    """The bug: a run given up by an earlier command kept all of its epochs in the total."""
+    runs = [PlannedRun("final", 0, OUT, 10, "pruned", 3, "given up"), PlannedRun("final", 1, OUT, 10)]
+    assert Progress(Study(OUT), runs, io.StringIO())._totals() == "0/2 runs, 3/13 epochs"
+
+
 def test_on_a_terminal_one_live_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")

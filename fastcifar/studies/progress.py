@@ -41,7 +41,7 @@ class Progress:
         terminal = self._file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._console = Console(file=self._file, force_terminal=True, highlight=False) if terminal else None
         self._live: Live | None = None
-        self._epochs = {run.name: run.epochs for run in runs}
+        self._epochs = {run.name: run.epochs_done if run.state == "pruned" else run.epochs for run in runs}
         self._done = {run.name: run.epochs if run.state == "finished" else run.epochs_done for run in runs}
         self._ended = {run.name for run in runs if run.state == "finished"}
         self._running: list[tuple[str, float | None]] = []

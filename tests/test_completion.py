@@ -32,6 +32,11 @@ def completed(script: Path, *words: str, cwd: Path) -> list[str]:
     [
         (("tra",), ["train"]),
         (("train", "fi"), ["final", "final-alpha-0.5"]),
+        (("train", "--preset", "fi"), ["final", "final-alpha-0.5"]),
+        (("presets", "fi"), ["final", "final-alpha-0.5"]),
+        (("study", "cosine", "fi"), ["final", "final-alpha-0.5"]),
+        (("profile", "fi"), ["final", "final-alpha-0.5"]),
+        (("profile", "--engine", "f"), ["fused"]),
         (("train", "--engine", "f"), ["fused"]),
         (("train", "--keep-best", "t"), ["true"]),
         (("evaluate", "run", "--split", "v"), ["val"]),
@@ -48,7 +53,8 @@ def test_bash_completes(script: Path, tmp_path: Path, words: tuple[str, ...], fo
 def test_every_command_and_setting_is_completed(script: Path, tmp_path: Path) -> None:
     assert set(cli.COMMANDS) <= set(completed(script, "", cwd=tmp_path))
     options = {f"--{name.replace('_', '-')}" for name in NAMES}
-    assert options <= set(completed(script, "train", "--", cwd=tmp_path))
+    for command in ("train", "study", "ablate", "profile"):
+        assert options <= set(completed(script, command, "--", cwd=tmp_path)), command
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -96,6 +96,11 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{one_line(text) or repr(text)}: {error.strerror}") from None
 
 
+def preset_name(text: str) -> str:
+    """The `type` of every argument that is the name of a preset, for completion; whether there is one is told later."""
+    return text
+
+
 def count(text: str) -> int:
     """A whole number from 1 to 10,000, for `parsed`."""
     if not 1 <= int(text) <= 10_000:
@@ -257,7 +262,7 @@ class Start:
 
 def add_start(parser: Parser, preset: str, config: str) -> None:
     """Gives `parser` the options --preset and --config with these lines of help."""
-    parser.add_argument("--preset", metavar="NAME", help=preset)
+    parser.add_argument("--preset", metavar="NAME", type=preset_name, help=preset)
     parser.add_argument("--config", metavar="FILE", type=path, help=config)
 
 

@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastcifar.cli.arguments import Command, Parser, one_of, path
+from fastcifar.cli.arguments import Command, Parser, one_of, path, preset_name
 from fastcifar.errors import UsageError
 
 SUMMARY = "print the script with which a shell completes fastcifar's commands"
 
-_TAKE_SETTINGS = {"train": "preset", "study": "trials", "ablate": ""}
-"""The commands that take `--KEY VALUE` for settings, and what takes the names of presets."""
+_TAKE_SETTINGS = {"train": "?", "study": "*", "profile": "?", "ablate": ""}
+"""The commands that take `--KEY VALUE` for settings, and how many names of presets (`nargs`) may stand alone."""
 
 
 def run(parser: Parser, argv: list[str], commands: Mapping[str, Command]) -> int:
@@ -54,6 +54,8 @@ def _whole(commands: Mapping[str, Command], file: Mapping[str, Any]) -> argparse
         commands: by name.
         file: what shtab wants of an argument that is a path.
     """
+    from fastcifar.layers import preset_names
+
     whole = argparse.ArgumentParser("fastcifar")
     whole.add_argument("--version", action="store_true", help="print the version")
     inner = whole.add_subparsers(parser_class=_Asking)
@@ -68,6 +70,8 @@ def _whole(commands: Mapping[str, Command], file: Mapping[str, Any]) -> argparse
                 action.complete = file  # type: ignore[attr-defined]
             elif isinstance(action.type, one_of):
                 action.choices = action.type.choices
+            elif action.type is preset_name:
+                action.choices = preset_names()
         if name in _TAKE_SETTINGS:
             _add_settings(parser, _TAKE_SETTINGS[name], file)
     return whole
@@ -88,8 +92,5 @@ def _add_settings(parser: Parser, presets: str, file: Mapping[str, Any]) -> None
         added = parser.add_argument(f"--{option}", choices=words or None, help=(field.description or "").split(";")[0])
         if name in ("data", "init_from"):
             added.complete = file  # type: ignore[attr-defined]
-    known = {action.dest: action for action in parser._actions}
-    if presets in known and not known[presets].option_strings:
-        known[presets].choices = preset_names()
-    elif presets:
-        parser.add_argument(f"{presets}_name", nargs="?", choices=preset_names())
+    if presets:
+        parser.add_argument("start", nargs=presets, choices=preset_names())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastcifar.cli.arguments import Parser
+from fastcifar.cli.arguments import Parser, preset_name
 from fastcifar.ui.tables import print_table
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ SUMMARY = "list the presets with their settings and the accuracy to expect, or s
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one in full")
+    parser.add_argument("name", nargs="?", metavar="NAME", type=preset_name, help="show this one in full")
     parser.add_argument("--json", action="store_true", help="print JSON: a list, or an object for NAME")
     args = parser.parse(argv)
 

@@ -30,8 +30,8 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR] [--print-config | --dry-run] [--KEY VALUE ...]\n"
-    parser.usage += "       fastcifar train [--preset NAME | --config FILE] [--out DIR] [--print-config | --dry-run]\n"
+    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR | --print-config | --dry-run] [--KEY VALUE ...]\n"
+    parser.usage += "       fastcifar train [--preset NAME | --config FILE] [--out DIR | --print-config | --dry-run]\n"
     parser.usage += "                       [--KEY VALUE ...]\n"
     parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
     add_start(
@@ -58,6 +58,12 @@ def run(parser: Parser, argv: list[str]) -> int:
     from fastcifar.layers import resolve_layers
     from fastcifar.spelling import to_toml
 
+    for option, others in {"print_config": ("out", "json", "dry_run"), "dry_run": ("out",)}.items():
+        given.problems.extend(
+            f"command line: {_option(other)}: not together with {_option(option)}, which makes no run"
+            for other in others
+            if getattr(args, option) and getattr(args, other)
+        )
     start = start_of(args, given)
     try:
         resolved = resolve_layers(start.preset, start.file, given.settings, parser.options())
@@ -147,8 +153,9 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
         problems.append(f"command line: {one_line(word)}: not together with --resume, which continues a run as it is")
     for name in ("preset", "config", "out", "print_config", "dry_run"):
         if getattr(args, name):
-            option = "--" + name.replace("_", "-")
-            problems.append(f"command line: {option}: not together with --resume, which continues a run as it is")
+            problems.append(
+                f"command line: {_option(name)}: not together with --resume, which continues a run as it is"
+            )
     overrides = {}
     try:
         overrides = parse_overrides(given.settings, RESUMABLE, parser.options())
@@ -161,6 +168,11 @@ def _resume(parser: Parser, args: argparse.Namespace, given: Given, command: lis
     from fastcifar import trainer
 
     return _print_result(trainer.resume(args.resume, overrides, command), as_json=args.json)
+
+
+def _option(name: str) -> str:
+    """The option that is called `name` among the arguments."""
+    return "--" + name.replace("_", "-")
 
 
 def _device_of(run: Path) -> str:

@@ -213,14 +213,15 @@ def fake_gpu(patch: pytest.MonkeyPatch, build: str | None, available: bool, free
     patch.setattr(torch, "ones", lambda *_, **__: ones)
 
 
-def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_described(text: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "13.0", True)
     found = findings(probes._gpu)["gpu"]
     assert found.status == "ok"
     assert found.text == (
         "cuda:0, NVIDIA H200, compute capability 9.0, 100.0 of 139.0 GiB free, driver 580.1, CUDA 13.0, cuDNN 91000"
     )
-    assert doctor._device() == "cuda:0"
+    monkeypatch.setattr(probes, "PROBES", (("gpu", probes._gpu, False),))
+    assert report(text) == 0 and text.getvalue().endswith("Training is possible, on cuda:0.\n")
 
 
 @pytest.mark.parametrize(
@@ -249,12 +250,20 @@ def test_a_gpu_that_torch_cannot_use(
     assert found.status == status and words in found.text and found.advice
 
 
-def test_a_gpu_in_need_of_care(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_in_need_of_care(text: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "13.0", True, free_gib=0.5)
     assert findings(probes._gpu)["gpu"].advice.startswith("Other programs hold its memory")
+    assert findings(probes._gpu)["gpu"].device == "cuda:0"
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch, "ones", fails)  # as it does where torch has no kernels for the GPU
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_100", "compute_100"])
     found = findings(probes._gpu)["gpu"]
     assert found.status == "problem" and "sm_100" in found.advice
+    monkeypatch.setattr(probes, "PROBES", (("gpu", probes._gpu, False),))
+    assert report(text) == 0 and text.getvalue().endswith("Training is possible, on the CPU, with --device cpu.\n")
 
 
 def test_no_gpu_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_compare(asked: Any, tmp_path: Path) -> None:
 
 def test_doctor(asked: Any) -> None:
     found = asked("doctor")
-    assert {"status", "name", "text", "advice", "fatal"} == set(found[0])
+    assert {"status", "name", "text", "advice", "fatal", "device"} == set(found[0])
     assert "python" in [finding["name"] for finding in found]
 
 

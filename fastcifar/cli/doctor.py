@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from fastcifar.cli.arguments import Parser
@@ -42,23 +43,33 @@ def report(file: TextIO | None = None) -> int:
     from fastcifar.cli.probes import examine
 
     file = file or sys.stdout
-    fatal = []
+    fatal: list[str] = []
+    devices: list[str] = []
     for finding in examine():
         print(_shown(finding, file), file=file, flush=True)  # at once: importing torch takes seconds
         if finding.fatal:
             fatal.append(finding.name)
+        if finding.device:
+            devices.append(finding.device)
     print(file=file)
     if fatal:
         print(f"Training is not possible yet: see {', '.join(fatal)} above.", file=file)
         return 1
-    print(f"Training is possible, on {_device()}.", file=file)
+    print(f"Training is possible, on {_where(devices)}.", file=file)
     return 0
 
 
-def _device() -> str:
+def _where(gpus: Sequence[str]) -> str:
+    """Where a run trains, with the option that it needs where `device = auto` would take a GPU that cannot train.
+
+    Args:
+        gpus: those that can.
+    """
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "the CPU"
+    device = gpus[0] if gpus else "cpu"
+    auto = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return ("the CPU" if device == "cpu" else device) + f", with --device {device}" * (device != auto)
 
 
 def _shown(finding: Finding, file: TextIO) -> str:

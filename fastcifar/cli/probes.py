@@ -59,6 +59,7 @@ class Finding:
     text: str
     advice: str = ""
     fatal: bool = False  # nothing can be trained
+    device: str = ""  # that can train, of a GPU without a problem
 
 
 def examine() -> Iterator[Finding]:
@@ -192,19 +193,22 @@ def _gpu() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         capability = (properties.major, properties.minor)
         free = torch.cuda.mem_get_info(index)[0]
-        torch.ones(1, device=f"cuda:{index}").sum().item()  # what else is wrong shows itself here
+        device = f"cuda:{index}"
         text = (
-            f"cuda:{index}, {properties.name}, compute capability {properties.major}.{properties.minor}, "
+            f"{device}, {properties.name}, compute capability {properties.major}.{properties.minor}, "
             f"{free / 2**30:.1f} of {properties.total_memory / 2**30:.1f} GiB free, driver {driver or 'unknown'}, "
             f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
         )
         if compiled and not any(_runs_on(arch, capability) for arch in compiled):
             advice = f"This torch has kernels for {', '.join(compiled)}: install one made for this GPU."
             yield Finding("problem", "gpu", text, advice)
-        elif free < 2 * 2**30:
-            yield Finding("note", "gpu", text, "Other programs hold its memory: training may run out of it.")
+            continue
+        torch.ones(1, device=device).sum().item()  # what else is wrong shows itself here
+        if free < 2 * 2**30:
+            advice = "Other programs hold its memory: training may run out of it."
+            yield Finding("note", "gpu", text, advice, device=device)
         else:
-            yield Finding("ok", "gpu", text)
+            yield Finding("ok", "gpu", text, device=device)
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:

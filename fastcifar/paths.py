@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from fastcifar.errors import UsageError
 from fastcifar.files import refusal
 from fastcifar.text import one_line
 
@@ -34,6 +35,18 @@ def given(text: str) -> Path:
         name = text.partition("/")[0].removeprefix("~")
         why = f"there is no user {name}" if name else "this user has no home folder: set HOME"
         raise FileNotFoundError(errno.ENOENT, f"no such folder: {why}", text) from None
+
+
+def absolute(setting: str, text: str) -> str:
+    """The path of a setting, independent of the working folder; nothing where nothing is given.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    try:
+        return str(given(text).absolute()) if text else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{setting} = {text}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def refused(error: OSError, roots: Iterable[Path]) -> str | None:

@@ -135,7 +135,7 @@ def settled(config: Config, ranks: Ranks = ALONE) -> Target:
     Raises:
         UsageError: as for `Target.of`, or `init_from` is no path.
     """
-    places = {"data": sources.absolute(config.data), "init_from": _absolute(config.init_from)}
+    places = {"data": sources.absolute(config.data), "init_from": paths.absolute("init_from", config.init_from)}
     return Target.of(config.model_copy(update=places), ranks)
 
 
@@ -158,18 +158,6 @@ def checked(target: Target, dataset: Dataset, train: Split, display: Display) ->
     check_available(target, len(train))
     check_logger(target.config)
     return target
-
-
-def _absolute(path: str) -> str:
-    """The path of a run, independent of the working folder; nothing where nothing is given.
-
-    Raises:
-        UsageError: it is no path.
-    """
-    try:
-        return str(paths.given(path).absolute()) if path else ""
-    except (OSError, ValueError) as error:
-        raise UsageError(f"init_from = {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _display(ranks: Ranks, progress: bool) -> Display:

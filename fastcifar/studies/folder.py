@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import fastcifar
-from fastcifar import files
+from fastcifar import files, paths
 from fastcifar.config import Config
 from fastcifar.errors import CheckpointError, UsageError
 from fastcifar.layers import resolve
-from fastcifar.paths import given
 from fastcifar.run import failure
 from fastcifar.run.names import CONFIG, METRICS_JSONL, SUMMARY
 from fastcifar.run.planned import PlannedRun, State
@@ -271,15 +270,12 @@ def absolute(settings: Mapping[str, str]) -> dict[str, str]:
     """
     from fastcifar.data import sources
 
-    places = {}
-    if "data" in settings:
-        places["data"] = sources.absolute(settings["data"])
-    if start := settings.get("init_from"):
-        try:
-            places["init_from"] = str(given(start).absolute())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"init_from = {start}: {getattr(error, 'strerror', None) or error}") from error
-    return {**settings, **places}
+    places = dict(settings)
+    if "data" in places:
+        places["data"] = sources.absolute(places["data"])
+    if "init_from" in places:
+        places["init_from"] = paths.absolute("init_from", places["init_from"])
+    return places
 
 
 def _trial(name: str, facts: Mapping[str, Any]) -> Trial:

@@ -32,6 +32,9 @@ def test_it_tells_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "would", "with", "memory", "warm-up", "step", "epoch", "run",
     ]  # fmt: skip
+    small = ["--epochs", "3", "--low-res-epochs", "2", "--low-res", "16"]
+    assert cli.main(["train", "--data", str(data), *SETTINGS, *small, "--dry-run"]) == 0
+    assert "ms on small images (2 epochs)\n" in capsys.readouterr().out
     assert cli.main(["train", "--resume", "run", "--dry-run"]) == 2
 
 

@@ -117,6 +117,9 @@ def _dry_run(config: Config, *, as_json: bool) -> int:
         "epoch": f"{format_seconds(done.epoch_seconds)}, {done.validation_seconds:.1f} s of it validation",
         "run": f"{format_seconds(done.run_seconds)} (computed), without checkpoints and the test",
     }
+    if done.low_res_step_seconds is not None:
+        rows["step"] += f"; {done.low_res_step_seconds * 1e3:.1f} ms on small images ({config.low_res_epochs} epochs)"
+        rows["epoch"] += ", on whole images"
     for title, value in rows.items():
         print(f"{title:<16}{value}")
     return 0

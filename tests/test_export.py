@@ -11,9 +11,11 @@ import torch
 from tiny import tiny_config, tiny_split, write_tiny
 
 from fastcifar.cli import main as cli
+from fastcifar.engines import Means
 from fastcifar.errors import UsageError
 from fastcifar.exporting.formats import FORMATS
 from fastcifar.run.folder import RunFolder
+from fastcifar.session import Session
 from fastcifar.trainer import train
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -62,6 +64,26 @@ def test_the_card_says_how_the_file_is_used(
     assert facts["classes"] == ["class 0", "class 1", "class 2", "class 3"] and facts["epoch"] == 1
     summary = RunFolder.open(run).summary()
     assert summary is not None and f"| test | {summary['test_accuracy']:.2%} |" in text
+
+
+def test_the_card_of_the_best_weights_has_their_accuracy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What the summary says of test and training images was measured with the last weights."""
+    means = iter([(1.0, 0.75), (2.0, 0.5), (3.0, 0.25)])  # of two validations and of the test
+    monkeypatch.setattr(Session, "evaluate", lambda *_: Means(*next(means)))
+    monkeypatch.setattr("fastcifar.trainer.measure_test", lambda session, dataset: (session.evaluate(None), {}))
+    config = tiny_config(write_tiny(tmp_path / "tiny.npz"), epochs=2, keep_best=True)
+    path = train(config, tmp_path / "run", [], progress=False)
+    table = {
+        "best": "| val | 75.00% |\n\nThese weights were not measured on the test images. The model is of epoch 1 of 2",
+        "last": "| test | 25.00% |\n| val | 50.00% |\n| train |",
+    }
+    for weights, text in table.items():
+        out = tmp_path / weights
+        words = ["export", str(path), "--format", "safetensors", "--weights", weights, "--out", str(out)]
+        assert cli.main(words) == 0, capsys.readouterr().err
+        assert f"| images | accuracy |\n|---|---|\n{text}" in (out / "README.md").read_text()
 
 
 def test_another_function_is_not_written(

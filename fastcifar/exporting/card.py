@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import fastcifar
+from fastcifar.checkpoint import Weights
 from fastcifar.config import Config, groups
 from fastcifar.exporting.formats import Format
 from fastcifar.run import schema
-from fastcifar.run.facts import device_model
+from fastcifar.run.facts import best_epoch, device_model
 from fastcifar.run.folder import RunFolder
 from fastcifar.spelling import format_value
 
 
-def card(run: RunFolder, images: schema.Images, fmt: Format, facts: Mapping[str, Any], checked: str) -> str:
+def card(
+    run: RunFolder, images: schema.Images, fmt: Format, facts: Mapping[str, Any], weights: Weights, checked: str
+) -> str:
     """The text of README.md, in Markdown with the front matter of Hugging Face's model cards.
 
     Args:
@@ -22,16 +25,21 @@ def card(run: RunFolder, images: schema.Images, fmt: Format, facts: Mapping[str,
         images: what its images and classes are.
         fmt: the format of the exported file.
         facts: what config.json holds.
+        weights: which of the run's weights the model has, as for `checkpoint.chosen`.
         checked: how the file was compared with the run's model, in a sentence.
     """
     config, summary, environment = run.config, run.summary() or {}, run.environment
     size, channels = images.size, facts["channels"]
     superclasses = f" in {len(images.superclass_names)} superclasses" if images.superclass_names else ""
-    accuracies = [
-        f"| {split} | {share:.2%} |"
-        for split in ("test", "val", "train")
-        if (share := summary.get(f"{split}_accuracy")) is not None
-    ]
+    measured = {split: summary.get(f"{split}_accuracy") for split in ("test", "val", "train")}
+    which = ", a moving average of the weights" if config.ema_decay else ""
+    if weights == "best" and (best := best_epoch(run.records)) is not None:
+        measured = {"val": best["val_accuracy"]}  # the summary's are those of the last weights
+        which += ", the one with the best validation accuracy"
+    accuracies = [f"| {split} | {share:.2%} |" for split, share in measured.items() if share is not None]
+    tested = "The test images were measured once, after the last epoch."
+    if measured.get("test") is None:
+        tested = "These weights were not measured on the test images."
     device = device_model(environment) or config.device
     colours = "red, green, blue" if channels == 3 else "grey"
     return f"""\
@@ -50,9 +58,7 @@ fastcifar {environment.get("fastcifar", fastcifar.__version__)}, and has {facts[
 
 {_table(accuracies)}
 
-The test images were measured once, after the last epoch. The model is of epoch {facts["epoch"]} of {config.epochs}{
-        ", a moving average of the weights" if config.ema_decay else ""
-    }.
+{tested} The model is of epoch {facts["epoch"]} of {config.epochs}{which}.
 
 ## Use
 

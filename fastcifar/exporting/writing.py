@@ -105,7 +105,7 @@ def export(
         f"Before it was written, the file was read back and compared with the run's model on {len(samples)} {split} "
         f"images of the run: the largest difference of a logit was {difference:.1g}."
     )
-    text = card(run, images, fmt, facts, checked)
+    text = card(run, images, fmt, facts, weights, checked)
     with files.explained(out, len(content)):
         out.mkdir(parents=True, exist_ok=True)
     files.replace(out / "config.json", to_json(facts))

@@ -162,6 +162,13 @@ def test_colour_images_of_cifars_size_are_normalised_as_cifar(tmp_path: Path, ca
     assert "mean and std are CIFAR's; those of these images are --mean 0.49" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_other_images_with_the_name_of_cifar_are_normalised_by_their_own(tmp_path: Path, name: str) -> None:
+    run = trained(medmnist(tmp_path / f"{name}.npz"), tmp_path / "run")
+    assert run.config.mean != Config().mean and run.config.std != Config().std
+    assert run.images is not None and run.images.name == f"own {name}"
+
+
 def test_the_procedural_images_are_normalised_as_cifar(tmp_path: Path) -> None:
     run = trained(Path("procedural"), tmp_path / "run", val_size=5900)
     assert run.config.mean == Config().mean

@@ -243,7 +243,9 @@ def _decode(source: layouts.Source) -> Entry:
     before = source.fingerprint()
     try:
         decoded = source.read()
-        dataset = in_canonical_order(decoded, printable(source.path.name.split(".")[0]) or "images")
+        name = printable(source.path.name.split(".")[0]) or "images"
+        # A published name is for images that `check` accepts below: normalisation goes by it.
+        dataset = in_canonical_order(decoded, f"own {name}" if name in PUBLISHED else name)
     except DataError as error:
         where = "" if str(source.path) in str(error) else f"{source.path}: "
         raise DataError(f"{where}{error}") from error

@@ -24,7 +24,7 @@ from fastcifar.engines import Means
 from fastcifar.errors import DataError, FastcifarError, InterruptedRunError, NonFiniteError, UsageError
 from fastcifar.evaluation import facts_of, measure_test, same_images
 from fastcifar.loaders import check_available
-from fastcifar.model import count_parameters
+from fastcifar.model import BLOCKS, count_parameters
 from fastcifar.ranks import ALONE, Ranks
 from fastcifar.run import failure
 from fastcifar.run.clock import Clocks
@@ -69,8 +69,7 @@ def train(config: Config, out: Path | None, command: Sequence[str], *, progress:
         display.phase(LOADING)
         shown = progress and ranks.is_first
         dataset = _load(target, lambda: sources.load(target.config.data, mirror=config.mirror, progress=shown))
-        splits = splits_of(dataset, target.config)
-        check_parts(target, splits[0])
+        splits = splits_of(dataset, target.config, ranks)
         target = checked(target, dataset, splits[0], display)
         images = facts_of(dataset)
         initial = starting_weights(target.config, images, display.note) if ranks.is_first else {}
@@ -120,8 +119,7 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
             initial: dict[str, Tensor] = {}
             if opened is not None and not opened.has_checkpoint():
                 initial = starting_weights(target.config, facts_of(dataset), display.note)
-            splits = splits_of(dataset, target.config)
-            check_parts(target, splits[0])
+            splits = splits_of(dataset, target.config, ranks)
             return _ended(fit(run, target, dataset, splits, initial, display, stop))
 
 
@@ -352,26 +350,13 @@ def normalized(config: Config, dataset: Dataset, train: Split, display: Display)
     return config.model_copy(update={"mean": mean, "std": std})
 
 
-def check_parts(target: Target, train: Split) -> None:
-    """Refuses settings that leave a process without images in the last batch of an epoch.
+def splits_of(dataset: Dataset, config: Config, ranks: Ranks = ALONE) -> tuple[Split, Split]:
+    """The training and the validation images of a run.
 
     Args:
-        target: its config and its number of processes are read.
-        train: the training images.
-
-    Raises:
-        UsageError: the last batch has fewer images than there are processes.
-    """
-    config, size = target.config, target.ranks.size
-    if 0 < (rest := len(train) % config.batch_size) < size:
-        raise UsageError(
-            f"batch_size = {config.batch_size}, val_size = {config.val_size}: the last batch of an epoch has {rest} of "
-            f"the {len(train):,} training images, fewer than the {size} processes; choose another of the two"
-        )
-
-
-def splits_of(dataset: Dataset, config: Config) -> tuple[Split, Split]:
-    """The training and the validation images of a run.
+        dataset: the run's images.
+        config: settled.
+        ranks: this process among the processes of the run.
 
     Raises:
         UsageError: settings do not fit the images.
@@ -384,7 +369,31 @@ def splits_of(dataset: Dataset, config: Config) -> tuple[Split, Split]:
             f"batch_size = {config.batch_size}, engine = 'compiled': only whole batches are compiled, and there are "
             f"{len(train):,} training images; allowed: 1 to {len(train):,}"
         )
+    _check_smallest_batch(config, train, ranks)
     return train, val
+
+
+def _check_smallest_batch(config: Config, train: Split, ranks: Ranks) -> None:
+    """Refuses settings with which a process cannot train on its part of the last batch of an epoch.
+
+    Raises:
+        UsageError: it has no image; or one whose last map has one pixel, which PyTorch's batch norm refuses.
+    """
+    smallest = len(train) % config.batch_size or config.batch_size
+    what = f"batch_size = {config.batch_size}, val_size = {config.val_size}: the last batch of an epoch has "
+    what += f"{smallest:,} of the {len(train):,} training images"
+    if smallest < ranks.size:
+        raise UsageError(f"{what}, fewer than the {ranks.size} processes; choose another of the two")
+    side = min(train.images.shape[1], config.low_res) if config.low_res_epochs else train.images.shape[1]
+    has_one_pixel = side <= math.prod(stride for _, stride in BLOCKS)
+    is_alone = smallest // ranks.size == 1 and not (config.sync_batch_norm and ranks.size > 1)
+    if config.engine != "fused" and has_one_pixel and is_alone:
+        shared = f" for {ranks.size} processes" * (ranks.size > 1)
+        raise UsageError(
+            f"{what}{shared}, and engine = {config.engine!r} cannot train on a single image of {side}x{side} pixels: "
+            "the network's last map has one pixel, and batch norm needs two; choose another of the two, or engine = "
+            "'fused'"
+        )
 
 
 def _finish(

@@ -19,9 +19,10 @@ from fastcifar.data.dataset import channel_statistics
 from fastcifar.errors import DataError, UsageError
 from fastcifar.evaluation import evaluate_run
 from fastcifar.prediction import predict
+from fastcifar.ranks import Ranks
 from fastcifar.run.folder import RunFolder
 from fastcifar.studies.plan import _differences
-from fastcifar.trainer import train
+from fastcifar.trainer import splits_of, train
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -74,6 +75,43 @@ def test_every_size_trains_as_it_is(tmp_path: Path, size: int, engine: str) -> N
     np.savez(tmp_path / "own.npz", **arrays(size))
     run = trained(tmp_path / "own.npz", tmp_path / "run", engine=engine, val_size=28)
     assert run.records[0]["train_loss"] < 5 and run.images is not None and run.images.size == size
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "is_taken"),
+    [
+        (16, {}, False),
+        (17, {}, True),
+        (16, {"val_size": 10, "lr": 1e-3}, True),  # 2 images in the last batch
+        (16, {"engine": "fused"}, True),
+        (16, {"batch_size": 1, "val_size": 12}, False),
+        (20, {"low_res_epochs": 1, "low_res": 16, "epochs": 2}, False),
+    ],
+)
+def test_one_image_alone_whose_last_map_has_one_pixel(
+    tmp_path: Path, size: int, settings: dict[str, Any], is_taken: bool
+) -> None:
+    """PyTorch's batch norm cannot train on it. Here the last of four batches has one of 49 images."""
+    np.savez(tmp_path / "own.npz", **arrays(size))
+    settings = {"val_size": 11, **settings}
+    if is_taken:
+        trained(tmp_path / "own.npz", tmp_path / "run", **settings)
+        return
+    with pytest.raises(UsageError, match=r"^batch_size = .* cannot train on a single image of \d+x\d+ pixels"):
+        trained(tmp_path / "own.npz", tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("size", "sync"), [(1, False), (2, False), (2, True)])
+def test_one_image_for_each_of_several_processes(tmp_path: Path, size: int, sync: bool) -> None:
+    np.savez(tmp_path / "own.npz", **arrays(12))
+    dataset, ranks = sources.load(str(tmp_path / "own.npz")), Ranks(0, size)
+    config = tiny_config(batch_size=16, val_size=10, sync_batch_norm=sync)  # 2 images in the last batch
+    if sync or size == 1:
+        assert len(splits_of(dataset, config, ranks)[0]) == 50
+        return
+    with pytest.raises(UsageError, match="for 2 processes, and engine = 'eager' cannot train on a single image"):
+        splits_of(dataset, config, ranks)
 
 
 def test_both_engines_agree_on_one_channel(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from data_files import FINE, SPLITS, SPLITS10, load, same
 from PIL import Image
 
+from fastcifar.data.convert import convert
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.published import CIFAR10, CIFAR100
 from fastcifar.errors import DataError
@@ -75,6 +76,32 @@ def test_without_metadata_and_with_other_names_of_columns(tmp_path: Path) -> Non
     dataset = load(data_files.write_files(tmp_path / "plain", files))
     assert dataset.class_names[26] == "class 26" and dataset.superclass_names == ()
     assert len(dataset.train) == len(SPLITS["train"][1])
+
+
+def sized(folder: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    """Parquet files with ten images of a size, height and width, for each split."""
+    rng = np.random.default_rng(0)
+    splits = {
+        split: (rng.integers(0, 256, (10, *size, 3), dtype=np.uint8), np.arange(10) % 2)
+        for split, size in sizes.items()
+    }
+    return data_files.write_files(folder, data_files.parquet_files(splits, names=("cat", "dog"), coarse_label=None))
+
+
+def test_images_of_another_size_are_taken_as_they_are(tmp_path: Path) -> None:
+    dataset = load(sized(tmp_path / "own", {"train": (20, 20), "test": (20, 20)}))
+    assert dataset.train.images.shape == (10, 20, 20, 3) and dataset.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(("train", "test"), [((97, 97), (97, 97)), ((20, 24), (20, 24)), ((20, 20), (32, 32))])
+def test_what_is_not_taken_names_the_command_that_converts_it(
+    tmp_path: Path, train: tuple[int, int], test: tuple[int, int]
+) -> None:
+    folder = sized(tmp_path / "own", {"train": train, "test": test})
+    with pytest.raises(DataError, match=r"\.parquet, image 0 has .* pixels.*; `fastcifar data convert .* --size 32`"):
+        load(folder)
+    convert(folder, tmp_path / "out.npz", 32)
+    assert load(tmp_path / "out.npz").train.images.shape == (10, 32, 32, 3)
 
 
 def test_a_changed_file_is_read_again(folder: Path, tmp_path: Path) -> None:

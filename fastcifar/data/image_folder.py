@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fastcifar.data.dataset import SPLITS
-from fastcifar.data.decoded import LARGEST, SMALLEST, Decoded, how_to_convert, is_taken
-from fastcifar.data.images import OTHER_SUFFIXES, SUFFIXES, OtherSizeError, open_images, size_of
+from fastcifar.data.decoded import Decoded, how_to_convert
+from fastcifar.data.images import LARGEST_IMAGE, OTHER_SUFFIXES, SUFFIXES, OtherSizeError, open_images, side_of
 from fastcifar.data.notes import listed, nearest
-from fastcifar.data.paths import is_litter
+from fastcifar.data.paths import is_litter, read_bytes
 from fastcifar.errors import DataError
 
 
@@ -54,7 +54,8 @@ def read_image_folder(folder: Path, size: int | None = None) -> Decoded:
             found += usable
             targets += [label] * len(usable)
         files[split] = tuple(found)
-        side = side or _side(folder, found[0])
+        first = folder / found[0]
+        side = side or side_of(read_bytes(first, LARGEST_IMAGE), str(first), folder)
         try:
             images[split] = open_images([folder / file for file in found], side, scale=size is not None)
         except OtherSizeError as error:
@@ -67,21 +68,6 @@ def read_image_folder(folder: Path, size: int | None = None) -> Decoded:
     if unused := _other_splits(folder, set(names)):
         notes.append(f"{folder} also holds {listed(unused)}, of which nothing is used")
     return Decoded(images, labels, len(names), tuple(names), files=files, notes=tuple(notes))
-
-
-def _side(folder: Path, file: str) -> int:
-    """The side of the images of a folder, which is that of its first image.
-
-    Raises:
-        DataError: images of its size are not taken.
-    """
-    width, height = size_of(folder / file)
-    if not is_taken(width, height):
-        raise DataError(
-            f"{folder / file} has {width}x{height} pixels; squares from {SMALLEST} to {LARGEST} pixels are taken; "
-            f"{how_to_convert(folder)}"
-        )
-    return width
 
 
 def entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.decoded import LARGEST, SMALLEST, how_to_convert, is_taken
 from fastcifar.data.foreign import foreign_kind
 from fastcifar.data.paths import read_bytes
 from fastcifar.errors import DataError
@@ -34,7 +35,7 @@ SUFFIXES = frozenset(
 OTHER_SUFFIXES = frozenset(  # formats whose depth or transparency may not be read correctly
     ".ico .cur .icns .psd .dds .im .xbm .xpm .msp .pcd .pxr .fit .fits .fli .flc .dcx .blp .ftc .ftu .gbr .ras".split()
 )
-_LARGEST_IMAGE = 64 * 2**20  # bytes; 32 x 32 pixels without compression have 3,072
+LARGEST_IMAGE = 64 * 2**20  # bytes; 32 x 32 pixels without compression have 3,072
 _MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "PA")
 _ORIENTATION = 0x0112
 _UPRIGHT = (None, 1)
@@ -63,20 +64,25 @@ def open_images(files: Sequence[Path], side: int, *, scale: bool = False) -> NDA
     return _all_of(len(files), side, lambda i: open_image(files[i], side))
 
 
-def decode_images(contents: Sequence[bytes], name: Callable[[int], str]) -> NDArray[np.uint8]:
+def decode_images(
+    contents: Sequence[bytes], name: Callable[[int], str], side: int, *, scale: bool = False
+) -> NDArray[np.uint8]:
     """Decodes the contents of image files that lie in another file.
 
     Args:
         contents: the bytes of N image files.
         name: gives the name of each image for messages, by its index in `contents`.
+        side: of the images, in pixels.
+        scale: as for `open_images`.
 
     Returns:
-        uint8 [N, 32, 32, 3] RGB.
+        uint8 [N, side, side, 3] RGB.
 
     Raises:
         DataError: an image is refused. If there are several, the first one in `contents` is named.
     """
-    return _all_of(len(contents), 32, lambda i: np.asarray(_decoded(contents[i], name(i), (32, 32))))
+    wanted = None if scale else (side, side)
+    return _all_of(len(contents), side, lambda i: np.asarray(fitted(_decoded(contents[i], name(i), wanted), side)))
 
 
 def _all_of(count: int, side: int, decode: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -99,14 +105,25 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def size_of(file: Path) -> tuple[int, int]:
-    """Width and height of a picture, in pixels.
+def side_of(content: bytes, name: str, source: Path) -> int:
+    """The side of the images of a source, which is that of its first image.
+
+    Args:
+        content: the bytes of the first image's file.
+        name: what messages call the image.
+        source: the file or folder that holds all images, for messages.
 
     Raises:
-        DataError: as for `open_picture`.
+        DataError: the image is refused, or images of its size are not taken.
     """
     with no_warnings():
-        return open_picture(file).size
+        width, height = _decoded(content, name, None).size
+    if not is_taken(width, height):
+        raise DataError(
+            f"{name} has {width}x{height} pixels; squares from {SMALLEST} to {LARGEST} pixels are taken; "
+            f"{how_to_convert(source)}"
+        )
+    return width
 
 
 def open_image(file: Path, side: int = 32) -> NDArray[np.uint8]:
@@ -122,7 +139,7 @@ def open_image(file: Path, side: int = 32) -> NDArray[np.uint8]:
     Raises:
         DataError: the file cannot be read or is refused.
     """
-    return np.asarray(_decoded(read_bytes(file, _LARGEST_IMAGE), str(file), (side, side)))
+    return np.asarray(_decoded(read_bytes(file, LARGEST_IMAGE), str(file), (side, side)))
 
 
 def fitted(picture: "Image.Image", side: int, *, crop: bool = True) -> "Image.Image":
@@ -166,7 +183,7 @@ def open_picture(file: Path) -> "Image.Image":
     Raises:
         DataError: the file cannot be read or is refused.
     """
-    return _decoded(read_bytes(file, _LARGEST_IMAGE), str(file), None)
+    return _decoded(read_bytes(file, LARGEST_IMAGE), str(file), None)
 
 
 def _decoded(content: bytes, file: str, size: tuple[int, int] | None) -> "Image.Image":

@@ -92,8 +92,8 @@ class Source:
         """Reads and checks all images and labels.
 
         Args:
-            size: the side to which the images of arrays and image folders are scaled, of whatever size they are; None
-                takes them as they are.
+            size: the side to which images are scaled, of whatever size they are; None takes them as they are. A
+                published version is always as it is.
 
         Returns:
             The images and labels.
@@ -109,7 +109,7 @@ class Source:
             if self.layout == "archive":
                 return read_archive(self.path)
             if self.layout in KINDS.values():
-                return read_parquet(self.path)
+                return read_parquet(self.path, size)
             if self.version is None:
                 return read_image_folder(self.path, size)
             paths = (self.path / name for name in self.version.required + self.version.names)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from fastcifar.data.cifar_files import superclass_of
 from fastcifar.data.dataset import SPLITS
-from fastcifar.data.decoded import Decoded, check_labels, name_of, whole_numbers
-from fastcifar.data.images import decode_images
+from fastcifar.data.decoded import Decoded, check_labels, how_to_convert, name_of, whole_numbers
+from fastcifar.data.images import OtherSizeError, decode_images, side_of
 from fastcifar.data.notes import listed
 from fastcifar.data.paths import fit_in_memory, is_litter
 from fastcifar.errors import DataError
@@ -100,17 +100,19 @@ class _Rows:
         return self.names, self.has_coarse, self.coarse_names
 
 
-def read_parquet(path: Path) -> Decoded:
+def read_parquet(path: Path, size: int | None = None) -> Decoded:
     """Reads the images and labels of Parquet or Arrow files.
 
     Args:
         path: a folder (see `split_files`), or a file that has both splits and names them in a column `split`.
+        size: the side to which images are scaled, of whatever size they are; None takes them as they are, all of the
+            size of the first one.
 
     Returns:
         The images and labels.
 
     Raises:
-        DataError: pyarrow is missing, a file is damaged, or the files contradict each other.
+        DataError: pyarrow is missing, a file is damaged, an image is refused, or the files contradict each other.
         OSError: a file cannot be read.
     """
     if not is_available():
@@ -132,20 +134,30 @@ def read_parquet(path: Path) -> Decoded:
     for file, part in rest:
         if part.kind != first.kind:
             raise DataError(f"{file} has other columns or names of classes than {first_file}")
-    images, labels, coarse = {}, {}, {}
-    for split in SPLITS:
-        images[split] = np.concatenate([_decoded(file, part) for file, part in rows[split]])
-        labels[split] = np.concatenate([part.labels for _, part in rows[split]])
-        coarse[split] = np.concatenate([part.coarse for _, part in rows[split]])
+    labels = {split: np.concatenate([part.labels for _, part in rows[split]]) for split in SPLITS}
+    coarse = {split: np.concatenate([part.coarse for _, part in rows[split]]) for split in SPLITS}
     num_classes = check_labels(labels, len(first.names) if first.names else None, path)
+    images = _decoded(rows, path, size)
     if not first.has_coarse:
         return Decoded(images, labels, num_classes, first.names, notes=notes)
     above = superclass_of(labels, coarse, num_classes, first.coarse_names, path)
     return Decoded(images, labels, num_classes, first.names, above, first.coarse_names, notes=notes)
 
 
-def _decoded(file: Path, rows: _Rows) -> NDArray[np.uint8]:
-    return decode_images(rows.images, lambda i: f"{file}, image {i}")
+def _decoded(
+    rows: Mapping[str, Sequence[tuple[Path, _Rows]]], path: Path, size: int | None
+) -> dict[str, NDArray[np.uint8]]:
+    """The images of each split, which has at least one. Arguments and errors are those of `read_parquet`."""
+    first_file, first = next((file, part) for file, part in rows["train"] if part.images)
+    side = size or side_of(first.images[0], f"{first_file}, image 0", path)
+
+    def decoded(file: Path, part: _Rows) -> NDArray[np.uint8]:
+        return decode_images(part.images, lambda i: f"{file}, image {i}", side, scale=size is not None)
+
+    try:
+        return {split: np.concatenate([decoded(file, part) for file, part in rows[split]]) for split in SPLITS}
+    except OtherSizeError as error:
+        raise DataError(f"{error}; {how_to_convert(path)}") from error
 
 
 def _take(rows: _Rows, split: str) -> _Rows:

@@ -48,7 +48,7 @@ def preset(name: str, /, **settings: object) -> Config:
         raise UsageError(f"preset {name!r}: expected a name, or the path of a .toml file as text")
     base = resolve(None, _path(name), []) if name.lower().endswith(".toml") else load_preset(name)
     plain = {key: _plain(value) for key, value in settings.items()}
-    return from_dict({**base.model_dump(), **plain}, f"preset {name!r}")
+    return from_dict({**base.model_dump(exclude_unset=True), **plain}, f"preset {name!r}")
 
 
 def train(config: Config, out: StrPath | None = None, *, progress: bool = True) -> Run:
@@ -426,7 +426,8 @@ def _as_command(config: Config, out: Path | None) -> list[str]:
         words += ["--preset", config.preset]
     except UsageError:  # the settings are the user's own
         base = Config()
-    different = {name: value for name, value in config.model_dump().items() if value != getattr(base, name)}
+    own = config.model_fields_set - base.model_fields_set
+    different = {name: x for name, x in config.model_dump().items() if name in own or x != getattr(base, name)}
     different.pop("preset", None)
     return [*words, *_as_options(different), *([] if out is None else ["--out", str(out)])]
 

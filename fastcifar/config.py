@@ -400,7 +400,7 @@ def conflicts(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def has_default_normalization(config: Config) -> bool:
     """Whether neither `mean` nor `std` was set: then the images decide."""
-    return all(getattr(config, name) == Config.model_fields[name].default for name in ("mean", "std"))
+    return config.model_fields_set.isdisjoint({"mean", "std"})
 
 
 def groups() -> dict[str, list[str]]:

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import tiny_config, write_tiny
 
+import fastcifar as fc
+from fastcifar.api import _as_command
 from fastcifar.checkpoint import load_model
 from fastcifar.cli import main as cli
-from fastcifar.config import Config
+from fastcifar.config import Config, has_default_normalization
 from fastcifar.data import sources
 from fastcifar.data.dataset import channel_statistics
 from fastcifar.errors import DataError, UsageError
 from fastcifar.evaluation import evaluate_run
+from fastcifar.layers import resolve
 from fastcifar.prediction import predict
 from fastcifar.ranks import Ranks
 from fastcifar.run.folder import RunFolder
@@ -191,6 +194,21 @@ def test_mean_and_std_that_are_set_are_kept(tmp_path: Path, capsys: Any) -> None
     wanted = tiny_config(tmp_path / "own.npz", epochs=1, val_size=12, batch_size=16)
     assert _differences(own.config, wanted) == [], "a study goes on with its runs"
     assert _differences(own.config, wanted.model_copy(update={"mean": (0.5, 0.5, 0.5)})) != []
+
+
+def test_the_default_mean_is_kept_where_it_is_set(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", **arrays(12))
+    run = trained(tmp_path / "own.npz", tmp_path / "run", mean=Config().mean)
+    assert (run.config.mean, run.config.std) == (Config().mean, Config().std)
+
+
+def test_whether_a_mean_is_set_is_known_in_every_interface() -> None:
+    text = "0.5071,0.4865,0.4409"
+    assert has_default_normalization(resolve("quick", None, [])) and has_default_normalization(fc.preset("quick"))
+    assert not has_default_normalization(resolve("quick", None, [("mean", text)]))
+    config = fc.preset("quick", mean=Config().mean)
+    assert not has_default_normalization(config)
+    assert _as_command(config, None) == ["fastcifar", "train", "--preset", "quick", "--mean", text]
 
 
 def test_colour_images_of_cifars_size_are_normalised_as_cifar(tmp_path: Path, capsys: Any) -> None:

@@ -277,6 +277,23 @@ def test_a_slow_mirror_is_left_for_the_next(
     assert len(servers[0].requests) == 1 and len(servers[1].requests) == 2, "the kept files are not used"
 
 
+@pytest.mark.parametrize("kept", ["file", "folder"])
+@pytest.mark.parametrize("sent", ["file", "folder"])
+def test_a_kept_copy_of_another_kind_is_replaced(
+    kept: str, sent: str, servers: tuple[Server, ...], reference: Dataset, tmp_path: Path
+) -> None:
+    """A folder is not renamed onto a file: each start failed, with the damaged archive still there."""
+    content = {"file": {"": b"damaged"}, "folder": {"train.parquet": b"damaged"}}[kept]
+    for name, damaged in content.items():
+        file = tmp_path / "downloads" / "tiny.download" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(damaged)
+    servers[0].answers = [{"status": 404 if sent == "folder" else 200}]
+    assert load_from(servers, tmp_path).digest == reference.digest
+    (now,) = (tmp_path / "downloads").iterdir()
+    assert now.name == "tiny.download" and now.is_dir() == (sent == "folder")
+
+
 def test_where_all_crawl_the_fastest_goes_on(
     servers: tuple[Server, ...], hasty: None, reference: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,6 +164,8 @@ def _downloaded(
     kept = kept_path(folder, title)
     if kept.is_dir():
         shutil.rmtree(kept)
+    else:
+        kept.unlink(missing_ok=True)
     whole.replace(kept)
     for rest in folder.glob(f"{title}-????????"):
         shutil.rmtree(rest, ignore_errors=True)

@@ -37,6 +37,9 @@ def test_a_later_attempt_removes_the_record(tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError), failure.recorded(tmp_path):
         raise InterruptedRunError("stopped by SIGTERM", 15)
     assert failure.read(tmp_path) is None, "a saved run has not failed either"
+    with pytest.raises(KeyboardInterrupt), failure.recorded(tmp_path):
+        raise KeyboardInterrupt
+    assert failure.read(tmp_path) is None, "a second Ctrl-C is no fault of fastcifar: the run can be resumed"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b'{"kind": "A"}', b"\xff", b"[" * 100_000])

@@ -62,7 +62,7 @@ def write(file: Path, error: BaseException) -> None:
         error: what ended the run.
     """
     expected = isinstance(error, FastcifarError)
-    code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+    code = getattr(error, "exit_code", 1)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     content = asdict(Failure(type(error).__name__, str(error)[:_LONGEST], code, expected, date))
     new = file.with_name(f"{file.name}.new")
@@ -96,7 +96,7 @@ def read(file: Path) -> Failure | None:
 def recorded(folder: Path) -> Iterator[None]:
     """Records in the run folder `folder` what ends the block, if an error does; a record of before is removed.
 
-    A signal that stopped the run after its state was saved is no failure and leaves no record.
+    A signal that stopped the run, after its state was saved or by a second Ctrl-C, is no failure and leaves no record.
     """
     with _recorded_in(folder / FAILURE):
         yield
@@ -119,7 +119,7 @@ def _recorded_in(file: Path) -> Iterator[None]:
         file.unlink(missing_ok=True)
     try:
         yield
-    except (InterruptedRunError, GeneratorExit):
+    except (InterruptedRunError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
         write(file, error)

@@ -218,7 +218,7 @@ def test_mirror_on_this_machine_with_other_images(server: Server, tmp_path: Path
     assert path.exists() and nothing_kept(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("mirror", ["/home/me/cifar", "ftp://host/x", "host/x", "http:/x"])
+@pytest.mark.parametrize("mirror", ["/home/me/cifar", "ftp://host/x", "host/x", "http:/x", "http://[bad"])
 def test_mirror_that_is_no_url(mirror: str, server: Server, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"mirror = .* allowed: a URL that starts with http://, .* goes to --data PATH"

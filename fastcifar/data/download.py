@@ -209,7 +209,10 @@ def mirrors_at(address: str, published: Sequence[Mirror]) -> tuple[Mirror, ...]:
     """
     if not address:
         return tuple(published)
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # such as http://[bad
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https", "file") or (parts.scheme != "file" and not parts.netloc):
         raise UsageError(
             f"mirror = {address!r}: allowed: a URL that starts with http://, https:// or file:// "

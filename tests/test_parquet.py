@@ -1,5 +1,6 @@
 """Parquet files as Hugging Face publishes them give the same data set as every other layout."""
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -44,15 +45,36 @@ def test_the_layout_of_converted_files(tiny: Dataset, tmp_path: Path) -> None:
         assert same(load(tmp_path / named, tmp_path.parent / "cache"), tiny)
 
 
-def test_one_file_with_a_column_for_the_split(tiny: Dataset, tmp_path: Path) -> None:
+def both_splits() -> bytes:
+    """One Parquet file with a column for the split."""
     images, labels = (np.concatenate([SPLITS[split][i] for split in ("train", "test")]) for i in (0, 1))
     split = ["train"] * len(SPLITS["train"][1]) + ["test"] * len(SPLITS["test"][1])
+    return data_files.parquet_bytes(images, labels, split=split)
+
+
+def test_one_file_with_a_column_for_the_split(tiny: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
-    path.write_bytes(data_files.parquet_bytes(images, labels, split=split))
+    path.write_bytes(both_splits())
     assert same(load(path), tiny) and same(load(tmp_path), tiny)
-    path.write_bytes(data_files.parquet_bytes(images, labels))
+    path.write_bytes(data_files.parquet_bytes(*SPLITS["train"]))
     with pytest.raises(DataError, match=r"c\.parquet does not say which images are for training .* no column 'split'"):
         load(path)
+
+
+def test_a_file_below_a_folder_that_cannot_be_listed(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mode 711, which shared machines have above a user's folder."""
+    path = data_files.write_files(tmp_path / "closed" / "own", {"c.parquet": both_splits()}) / "c.parquet"
+    iterdir = Path.iterdir
+
+    def listed(folder: Path) -> Any:
+        if folder.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    assert same(load(path, tmp_path / "cache"), tiny)
 
 
 def test_ten_classes_without_superclasses(tmp_path: Path) -> None:

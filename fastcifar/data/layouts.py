@@ -5,6 +5,7 @@ import hashlib
 import os
 import tarfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,8 +222,9 @@ def _locate_file(path: Path) -> Source | None:
     if _starts_with(path, b"PAR1") or path.suffix == ".arrow":
         kind = KINDS.get(path.suffix, "Parquet")
         for folder in (path.parent, path.parent.parent):  # one split stands for both
-            if any(path in files for files in split_files(folder).values()):
-                return Source(folder, kind)
+            with suppress(OSError):  # a folder that cannot be listed
+                if any(path in files for files in split_files(folder).values()):
+                    return Source(folder, kind)
         return Source(path, kind)
     if _is_tar(path):
         return Source(path, "archive")

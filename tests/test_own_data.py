@@ -252,3 +252,15 @@ def test_what_is_not_taken_names_the_command_that_converts_it(tmp_path: Path, sh
         assert sources.load(str(out)).train.images.shape == (6, 32, 32, 3)
         assert cli.main(command.replace("OUT.npz", str(out)).split()) == 2, "nothing is overwritten"
     assert sources.load(str(tmp_path / "folder-32.npz")).class_names == ("cat", "dog")
+
+
+def test_a_conversion_says_what_it_leaves_out(tmp_path: Path, capsys: Any) -> None:
+    data, out = medmnist(tmp_path / "grey.npz"), tmp_path / "out.npz"
+    assert cli.main(["data", "convert", str(data), str(out), "--size", "32"]) == 0
+    assert "also holds val_images, of which nothing is used" in capsys.readouterr().err
+
+
+def test_a_conversion_downloads_nothing(tmp_path: Path, capsys: Any) -> None:
+    words = ["data", "convert", "own.npz", str(tmp_path / "out.npz"), "--size", "32", "--mirror", "https://host/"]
+    assert cli.main(words) == 2
+    assert "data convert: --mirror: only data info and data get take it" in capsys.readouterr().err

@@ -36,6 +36,8 @@ def run(parser: Parser, argv: list[str]) -> int:
 
     if args.json and args.action != "info":
         raise UsageError(f"data {args.action}: --json: only data info takes it")
+    if args.mirror and args.action == "convert":
+        raise UsageError("data convert: --mirror: only data info and data get take it")
     if args.action == "convert":
         return _convert(args.source, args.out, args.size)
     for name in ("out", "size"):

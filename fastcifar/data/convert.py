@@ -10,12 +10,13 @@ from fastcifar import files
 from fastcifar.data import layouts
 from fastcifar.data.dataset import SPLITS
 from fastcifar.data.images import scaled
+from fastcifar.data.notes import note
 from fastcifar.errors import UsageError
 from fastcifar.text import quoted
 
 
 def convert(source: Path, out: Path, size: int) -> dict[str, int]:
-    """Writes images of any layout, scaled, to an .npz.
+    """Writes images of any layout, scaled, to an .npz. Notes on the source, such as ignored files, go to stderr.
 
     The centre square of each image is scaled, bicubic and, where it shrinks, averaging. Images of the size stay as they
     are.
@@ -36,6 +37,8 @@ def convert(source: Path, out: Path, size: int) -> dict[str, int]:
         problem = "exists already, and nothing is ever overwritten" if files.holds(out) else "has to end in .npz"
         raise UsageError(f"{quoted(out)} {problem}")
     decoded = layouts.locate(source).read(size)
+    for text in decoded.notes:
+        note(text)
     arrays: dict[str, NDArray[np.generic]] = {}
     for split in SPLITS:
         images = decoded.images[split]

@@ -321,13 +321,19 @@ def test_a_used_folder_is_refused_before_the_data_is_loaded(tmp_path: Path) -> N
         trainer.train(tiny_config(tmp_path / "no-such-data.npz"), tmp_path, [])
 
 
-def test_the_clocks_of_a_cut_run_add_up(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_the_clocks_of_a_cut_run_add_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same_process: bool
+) -> None:
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         stop_at(patch, 8)
         trainer.train(tiny_config(data), tmp_path / "run", [])
     saved = RunFolder.open(tmp_path / "run").load_checkpoint()[1]["clocks"]
+    if not is_same_process:
+        monkeypatch.setattr("fastcifar.run.clock._own_parts", {})
     summary = RunFolder.open(trainer.resume(tmp_path / "run", {}, [])).summary()
     assert summary is not None
+    assert (summary["process_seconds"] < process_seconds()) == is_same_process, "no second counts twice"
     for clock, seconds in saved.items():
         assert summary[clock] > seconds > 0, clock
     assert summary["process_seconds"] > saved["process_seconds"] + summary["train_seconds"] - saved["train_seconds"]

@@ -12,6 +12,11 @@ from pathlib import Path
 import torch
 
 _IMPORTED = time.monotonic()
+_own_parts: dict[float, float] = {}
+"""For each `process_seconds` that `Clocks.state` has given, the part of it that is the time of this very process.
+
+A notebook resumes a run in the process that was stopped: its time must not count twice.
+"""
 
 
 class Clocks:
@@ -40,20 +45,26 @@ class Clocks:
             wait(self._device)
             self.train_seconds += time.perf_counter() - start
 
-    @property
-    def process_seconds(self) -> float:
-        """From the start of this process to now, with the time of the run's earlier processes to their checkpoints."""
-        return self._earlier_seconds + process_seconds()
-
     def state(self) -> dict[str, float]:
-        """The three times, for a checkpoint and for the summary."""
-        keys = ("train_seconds", "compile_seconds", "process_seconds")
-        return {key: getattr(self, key) for key in keys}
+        """The three times, for a checkpoint and for the summary.
+
+        `process_seconds` are from the start of this process to now, with the time of the run's earlier processes to
+        their checkpoints.
+        """
+        own = process_seconds()
+        whole = self._earlier_seconds + own
+        _own_parts[whole] = own
+        return {
+            "train_seconds": self.train_seconds,
+            "compile_seconds": self.compile_seconds,
+            "process_seconds": whole,
+        }
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Goes on from what `state()` gave."""
         self.train_seconds, self.compile_seconds = state["train_seconds"], state["compile_seconds"]
-        self._earlier_seconds = state["process_seconds"]
+        whole = state["process_seconds"]
+        self._earlier_seconds = whole - _own_parts.get(whole, 0.0)
 
 
 def wait(device: torch.device) -> None:

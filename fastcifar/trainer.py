@@ -102,8 +102,6 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
         opened = RunFolder.open(path, note=display.note) if ranks.is_first else None
         run = _shared(opened, ranks)
         with written(run), signals.noted() as stop:
-            if opened is not None and opened.summary() is not None:
-                raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
             config = run.config.model_copy(update=dict(overrides))
             target = Target.of(config, ranks)
             check_logger(target.config)
@@ -187,12 +185,19 @@ def _shared(run: RunFolder | None, ranks: Ranks) -> RunFolder | FollowedRun:
 
 @contextlib.contextmanager
 def written(run: RunFolder | FollowedRun) -> Iterator[None]:
-    """A context in which a run folder is this process's to write, and has a record of what ends the context."""
+    """A context in which a run folder is this process's to write, and has a record of what ends the context.
+
+    Raises:
+        UsageError: the run is finished, and stays as it is; or another process writes to its folder.
+    """
     if isinstance(run, FollowedRun):
         yield
         return
-    with run.locked(), failure.recorded(run.path):
-        yield
+    with run.locked():
+        if run.summary() is not None:
+            raise UsageError(f"{run.path}: the run is finished ({run.config.epochs} epochs); nothing to resume")
+        with failure.recorded(run.path):
+            yield
 
 
 def _ended(training: Generator[None, None, Path]) -> Path:

@@ -29,6 +29,7 @@ from fastcifar.errors import (
 )
 from fastcifar.evaluation import evaluate_run, predictions
 from fastcifar.run.clock import process_seconds
+from fastcifar.run.failure import FAILURE
 from fastcifar.run.folder import RunFolder
 from fastcifar.ui.display import Display
 
@@ -256,6 +257,7 @@ def test_a_finished_run_is_not_resumed(data: Path, tmp_path: Path) -> None:
     run = trainer.train(tiny_config(data, epochs=1), tmp_path / "run", [])
     with pytest.raises(UsageError, match="finished"):
         trainer.resume(run, {}, [])
+    assert not (run / FAILURE).exists(), "it is not called failed"
 
 
 def test_a_run_killed_before_its_test_is_finished_by_resume(data: Path, tmp_path: Path) -> None:

@@ -199,12 +199,13 @@ def facts_of(dataset: Dataset) -> schema.Images:
     )
 
 
-def same_images(run: RunFolder, config: Config) -> Dataset:
+def same_images(run: RunFolder, config: Config, *, progress: bool = True) -> Dataset:
     """Loads `config.data`, which must hold the images that the run was started with.
 
     Args:
         run: the run folder.
         config: `data` and `mirror` are read.
+        progress: whether the progress of a download is shown.
 
     Returns:
         The data set.
@@ -214,7 +215,7 @@ def same_images(run: RunFolder, config: Config) -> Dataset:
         DataError: the images cannot be found or read.
     """
     try:
-        dataset = sources.load(config.data, mirror=config.mirror)
+        dataset = sources.load(config.data, mirror=config.mirror, progress=progress)
     except DataError as error:
         if config.data in sources.NAMES:
             raise

@@ -108,12 +108,13 @@ def resume(path: Path, overrides: Mapping[str, object], command: Sequence[str], 
             if opened is not None:
                 opened.note_differences(target.config.device)
             display.phase(LOADING)
-            dataset = _load(
-                target,
-                lambda: (
-                    sources.load(config.data, mirror=config.mirror) if opened is None else same_images(opened, config)
-                ),
-            )
+
+            def load() -> Dataset:
+                if opened is None:
+                    return sources.load(config.data, mirror=config.mirror, progress=False)
+                return same_images(opened, config, progress=progress)
+
+            dataset = _load(target, load)
             initial: dict[str, Tensor] = {}
             if opened is not None and not opened.has_checkpoint():
                 initial = starting_weights(target.config, facts_of(dataset), display.note)

@@ -17,6 +17,8 @@ from waiting import until_epochs
 
 from fastcifar import session, trainer
 from fastcifar.config import Config
+from fastcifar.data import sources
+from fastcifar.data.dataset import Dataset
 from fastcifar.engines import Engine
 from fastcifar.errors import (
     CheckpointError,
@@ -258,6 +260,25 @@ def test_a_finished_run_is_not_resumed(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="finished"):
         trainer.resume(run, {}, [])
     assert not (run / FAILURE).exists(), "it is not called failed"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_download_is_shown_as_the_run_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    shown = []
+    load = sources.load
+
+    def loaded(*data: str, progress: bool = True, **more: Any) -> Dataset:
+        shown.append(progress)
+        return load(*data, progress=progress, **more)
+
+    monkeypatch.setattr(sources, "load", loaded)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        stop_at(patch, 1)
+        trainer.train(tiny_config(data), tmp_path / "run", [], progress=progress)
+    trainer.resume(tmp_path / "run", {}, [], progress=progress)
+    assert shown == [progress] * 2
 
 
 def test_a_run_killed_before_its_test_is_finished_by_resume(data: Path, tmp_path: Path) -> None:

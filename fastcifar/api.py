@@ -105,10 +105,12 @@ def train_together(
         InterruptedRunError: a signal stopped the runs after their states were saved.
         FastcifarError: the error of the first run that failed; all others were trained to their end.
     """
-    from fastcifar.together import train_together as together
-
     if not configs or not all(isinstance(config, Config) for config in configs):
         raise UsageError(f"configs = {configs!r}: expected one or more settings, such as [fc.preset('final')]")
+    threads.limit(configs[0].device)
+
+    from fastcifar.together import train_together as together
+
     folders = [None] * len(configs) if outs is None else [_path(out) for out in outs]
     if len(folders) != len(configs):
         raise UsageError(f"outs has {len(folders)} folders, and there are {len(configs)} runs; expected one for each")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fastcifar as fc
 from fastcifar.run import threads
 from fastcifar.run.environment import allowed_cores
 
@@ -104,6 +105,15 @@ def test_all_that_trains_or_measures_knows_the_quota_before_torch(program: str, 
     command = [sys.executable, "-c", _AT_TORCH + program]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
     assert done.stdout == "1\n", done.stdout + done.stderr
+
+
+def test_runs_together_are_limited_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+    monkeypatch.setattr(threads, "limit", devices.append)
+    monkeypatch.setitem(sys.modules, "fastcifar.together", None)  # its import, and torch's with it, fails
+    with pytest.raises(ImportError):
+        fc.train_together([fc.preset("quick", device="cpu")])
+    assert devices == ["cpu"]
 
 
 def test_threads_of_one_core_count_as_one() -> None:

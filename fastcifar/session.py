@@ -30,7 +30,8 @@ class Session:
     """A model on its device with its engine and, after `feed`, the loader, learning rates and steps of a run.
 
     Training, evaluation, measuring and profiling all use a session, so that a measurement is of what users run. A
-    session is a context. Running out of memory inside it raises DeviceMemoryError, and leaving it closes the loader.
+    session is a context. Running out of memory inside it raises DeviceMemoryError; what the config's `deterministic`
+    switches is switched inside it; and leaving it closes the loader.
 
     Args:
         target: the settled config and its device. The device becomes this process's current device.
@@ -146,6 +147,7 @@ class Session:
 
     def __enter__(self) -> Session:
         self._context.enter_context(self.target.memory_explained())
+        self._context.enter_context(self.target.reproducible())
         return self
 
     def __exit__(

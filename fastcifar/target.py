@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -108,16 +108,33 @@ class Target:
         return (precision == "bf16" and not _has_fast_bf16(device)) or (precision == "fp16" and device.type == "cpu")
 
     def claim(self) -> None:
-        """Makes the device this process's current device and, with `deterministic`, asks for reproducible kernels."""
+        """Makes the device this process's current device."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.config.deterministic:
-            if self.device.type == "cuda":
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.backends.cudnn.benchmark = False
-            torch.use_deterministic_algorithms(True)
-            # Otherwise each torch.empty is filled with NaN: 420 kernels a step instead of 148.
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def reproducible(self) -> Iterator[None]:
+        """A context in which PyTorch has reproducible kernels alone, if `deterministic` asks for them.
+
+        The switches are the whole process's: the end of the context leaves them as its start found them.
+        """
+        if not self.config.deterministic:
+            yield
+            return
+        filling: Any = torch.utils.deterministic
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        benchmark, fill = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+        if self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        # Otherwise each torch.empty is filled with NaN: 420 kernels a step instead of 148.
+        filling.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = benchmark, fill
 
     @contextlib.contextmanager
     def memory_explained(self) -> Iterator[None]:

@@ -80,11 +80,13 @@ def train_together(
             )
             for target, out in zip(targets, outs, strict=True)
         ]
+        stack.enter_context(targets[0].reproducible())  # until all runs have ended, and not the first of them
         silent = Display(io.StringIO(), shown=False)
-        turns = [
-            _Turns(run, fit(run, target, dataset, parts, initial[i], silent if i else display, stop), target.device)
-            for i, (run, target, parts) in enumerate(zip(runs, targets, splits, strict=True))
-        ]
+        turns = []
+        for i, (run, target, parts) in enumerate(zip(runs, targets, splits, strict=True)):
+            training = fit(run, target, dataset, parts, initial[i], silent if i else display, stop)
+            stack.enter_context(contextlib.closing(training))
+            turns.append(_Turns(run, training, target.device))
         while going := [turn for turn in turns if turn.result is None]:
             for turn in going:
                 turn.take()

@@ -12,8 +12,6 @@ import sys
 import warnings
 from typing import Any
 
-import torch
-
 from fastcifar.config import Config
 from fastcifar.errors import FastcifarError
 from fastcifar.measuring.cell import NUM_CLASSES, random_images
@@ -53,7 +51,6 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
             session.engine.pop_means(1)
             session.evaluate(random_images(40))
             device_bytes.append(GPU.fake_gpu_bytes())
-    torch.use_deterministic_algorithms(False)
     return {
         "engine": target.config.engine,
         "nodes": nodes,

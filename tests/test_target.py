@@ -1,7 +1,5 @@
 """What `auto` becomes on each kind of machine, what is refused there, and what `claim` sets."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from machines import be_on
@@ -143,18 +141,29 @@ def test_dtype_and_memory_format_follow_from_the_config() -> None:
     assert target.memory_format == torch.contiguous_format
 
 
-@pytest.fixture
-def restored() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-
-
-def test_deterministic_kernels_without_filled_memory(restored: None) -> None:
+def test_deterministic_kernels_without_filled_memory() -> None:
     """The bug: every torch.empty of a deterministic step was filled with NaN first."""
-    Target(tiny_config(deterministic=True)).claim()
-    assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.empty(1 << 16).isnan().all()
+    with Target(tiny_config(deterministic=True)).reproducible():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.empty(1 << 16).isnan().all()
+
+
+@pytest.mark.parametrize("warns", [False, True])
+def test_what_deterministic_switches_is_switched_back(warns: bool) -> None:
+    """The user's own code in the same notebook, and the next run, have what they had."""
+
+    def state() -> tuple[bool, ...]:
+        is_on, warns = torch.are_deterministic_algorithms_enabled, torch.is_deterministic_algorithms_warn_only_enabled
+        fills: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        return is_on(), warns(), fills
+
+    torch.use_deterministic_algorithms(warns, warn_only=warns)
+    before = state()
+    with pytest.raises(ZeroDivisionError), Target(tiny_config(deterministic=True)).reproducible():
+        assert state() == (True, False, False)
+        raise ZeroDivisionError
+    assert state() == before
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Several runs in one process: each one's bits are those of its own process, and none disturbs another."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastcifar.run.folder import RunFolder
 from fastcifar.target import Target
 from fastcifar.together import train_together
 from fastcifar.trainer import train
+from fastcifar.ui.display import Display
 
 pytestmark = [pytest.mark.machine, pytest.mark.usefixtures("no_curves")]
 
@@ -114,6 +116,27 @@ def test_settings_of_the_whole_process_must_be_the_same(setting: dict[str, Any],
     with pytest.raises(UsageError, match=f"{next(iter(setting))}: runs in one process"):
         together([tiny_config(data), tiny_config(**{"data": str(data), **setting})], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_short_run_ends_the_determinism_of_no_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    most = 4 * 7
+
+    def count(display: Display, number: int) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        if len(seen) > most + 3:  # both have begun
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "images", count)
+    configs = [tiny_config(data, epochs=epochs, deterministic=True) for epochs in (1, 3)]
+    together(configs, tmp_path / "whole")
+    assert len(seen) == most and all(seen) and not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(KeyboardInterrupt):
+        together(configs, tmp_path / "cut")
+    gc.collect()  # closes what still waits for its turn
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_from_python(data: Path, tmp_path: Path) -> None:

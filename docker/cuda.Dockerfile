@@ -1,5 +1,8 @@
 # docker build -f docker/cuda.Dockerfile -t fastcifar:cuda .
-# docker run --rm --gpus all -v "$PWD/runs:/trainings/runs" -v fastcifar-data:/data fastcifar:cuda train quick
+# mkdir -p runs
+# docker run --rm --gpus all --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD/runs:/trainings/runs" -v fastcifar-data:/data \
+#   fastcifar:cuda train quick
+# Docker would make a missing runs/ as root. With --user the files in it are yours.
 # PyTorch's own wheels bring CUDA, and NVIDIA's wheels bring nvcc: the base image needs neither. The host has the driver.
 FROM python:3.12-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
@@ -21,8 +24,10 @@ WORKDIR /src
 COPY requirements requirements
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir -c requirements/constraints.txt torch \
- && pip install --no-cache-dir -c requirements/constraints.txt /wheels/*.whl && rm -rf /wheels
-RUN useradd --create-home trainer && mkdir -p /data /trainings/runs && chown -R trainer /data /trainings
+ && pip install --no-cache-dir -c requirements/constraints.txt "$(echo /wheels/*.whl)[parquet]" && rm -rf /wheels
+# Whoever --user names may write.
+RUN useradd --create-home trainer && mkdir -p /data /trainings/runs && chown -R trainer /data /trainings \
+ && chmod -R a+rwX /data /trainings
 USER trainer
 WORKDIR /trainings
 ENV FASTCIFAR_DATA=/data

@@ -227,6 +227,22 @@ def test_a_container_has_the_pinned_versions(name: str) -> None:
     assert 'ENTRYPOINT ["fastcifar"]' in text
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_container_writes_where_its_user_may_and_downloads_from_both_mirrors(name: str) -> None:
+    text = (ROOT / f"docker/{name}.Dockerfile").read_text()
+    head = text[: text.index("FROM")]
+    assert "# mkdir -p runs\n" in head and '--user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD/runs:' in head
+    assert "chmod -R a+rwX /data /trainings" in text, "that user has another number than the image's"
+    assert '"$(echo /wheels/*.whl)[parquet]"' in text
+
+
+def test_a_container_takes_pytorch_alone_from_its_index() -> None:
+    """The index may lack the pinned versions of what PyTorch needs."""
+    text = (ROOT / "docker/cpu.Dockerfile").read_text()
+    from_index = re.findall(r"pip install [^\n]*--index-url[^\n]*", text)
+    assert len(from_index) == 2 and all("--no-deps" in line for line in from_index)
+
+
 # --- The Makefile -----------------------------------------------------------------------------------------------------
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make here")

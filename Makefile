@@ -13,7 +13,7 @@ LOCKED := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq instal
 SAY := printf 'make: %s\n'
 
 # The ops are built again when a source changes, when FASTCIFAR_CUDA does, and when a compiler appears.
-CXX_FOUND := $(shell command -v $${CXX:-g++} clang++ c++)
+CXX_FOUND := $(shell command -v $${CXX:-g++} || command -v clang++ || command -v c++)
 OPS := .venv/ops-cuda-$(or $(FASTCIFAR_CUDA),auto)$(if $(CXX_FOUND),,-no-compiler)
 CXX_SOURCES := $(wildcard $(foreach ending,h cpp cu cuh,csrc/*.$(ending) csrc/*/*.$(ending) tests/emu/*.$(ending) tests/fake/*.$(ending)))
 READY := $(OPS) .venv/installed

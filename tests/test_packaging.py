@@ -257,6 +257,17 @@ def test_make_alone_lists_the_targets(checkout: Path) -> None:
 
 
 @needs_make
+@pytest.mark.parametrize("compiler", ["", "g++", "clang++", "c++"])
+def test_make_sees_every_compiler(checkout: Path, tmp_path: Path, compiler: str) -> None:
+    """The bug: dash looks for the first name alone, so that nothing was built anew when clang++ appeared."""
+    if compiler:
+        (tmp_path / compiler).symlink_to("/bin/true")
+    make = [str(shutil.which("make")), "-pn", "help", "SHELL=/bin/sh"]
+    done = subprocess.run(make, cwd=checkout, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ("OPS := .venv/ops-cuda-auto\n" in done.stdout) == bool(compiler), done.stderr
+
+
+@needs_make
 @pytest.mark.parametrize(
     ("python", "message"),
     [

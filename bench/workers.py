@@ -185,7 +185,7 @@ def training_step(settings: dict[str, Any], num_images: int = 4096) -> Run:
     from fastcifar.session import Session
 
     target = _target(settings)
-    session = Session(target, NUM_CLASSES)
+    session = ExitStack().enter_context(Session(target, NUM_CLASSES))  # to the end of the process
     session.feed(random_images(num_images), print)
     session.steps.warm_up()
     training = session.train()

@@ -78,6 +78,8 @@ def execute(words: list[str]) -> None:
         assert done.returncode == 0, done.stderr
     elif program == "make":
         assert re.search(rf"^{re.escape(rest[0])}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+    elif program == ".":
+        assert rest == [".venv/bin/activate"], words
     elif program == "pip":
         extras = re.findall(r"fastcifar\[(.*?)\]", " ".join(rest))
         known = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]

@@ -34,14 +34,18 @@ def threads() -> int:
     torch.set_num_threads(before)
 
 
-def team(folder: Path, old: str = "", new: str = "") -> subprocess.CompletedProcess[str]:
-    """Compiles tests/team.cpp with a text of csrc/cpu/team.cpp replaced, and runs it."""
+def team(folder: Path, old: str = "", new: str = "") -> Path:
+    """The program of tests/team.cpp, compiled with a text of csrc/cpu/team.cpp replaced."""
     text = (ROOT / "csrc/cpu/team.cpp").read_text()
     assert old in text, f"team.cpp no longer has the text to break: {old}"
     (folder / "team.cpp").write_text(text.replace(old, new) if old else text)
     program = folder / "team"
     sources = [str(ROOT / "tests/team.cpp"), str(folder / "team.cpp")]
     subprocess.run(["g++", *FLAGS, f"-I{ROOT / 'csrc'}", *sources, "-o", str(program)], check=True)
+    return program
+
+
+def run(program: Path) -> subprocess.CompletedProcess[str]:
     # Without a fixed place for the program, ThreadSanitizer does not start on some kernels.
     command = ["setarch", "-R", str(program)] if shutil.which("setarch") else [str(program)]
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
@@ -50,7 +54,7 @@ def team(folder: Path, old: str = "", new: str = "") -> subprocess.CompletedProc
 
 @on_linux
 def test_shares_are_complete_and_a_thread_without_a_core_is_brought_to_one(tmp_path: Path) -> None:
-    done = team(tmp_path)
+    done = run(team(tmp_path))
     assert done.returncode == 0 and done.stdout == "right\n", done.stdout + done.stderr
 
 
@@ -72,9 +76,10 @@ def test_shares_are_complete_and_a_thread_without_a_core_is_brought_to_one(tmp_p
 )
 def test_planted_bugs_are_found(tmp_path: Path, old: str, new: str) -> None:
     """In one of five runs: beside other programs the threads may not meet where one of them does wrong."""
+    program = team(tmp_path, old, new)
     for _ in range(5):
         try:
-            if team(tmp_path, old, new).returncode != 0:
+            if run(program).returncode != 0:
                 return
         except subprocess.TimeoutExpired:
             return

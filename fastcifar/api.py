@@ -218,7 +218,7 @@ def study(
     if numbers is not None and not (numbers and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in numbers)):
         raise UsageError(f"seeds = {seeds!r}: expected a number of seeds from 1, or seeds from 0 to {2**32 - 1}")
     for name, count in (("jobs", jobs), ("num_trials", num_trials)):
-        if count is not None and count < 1:
+        if count is not None and not (isinstance(count, int) and count >= 1):
             raise UsageError(f"{name} = {count!r}: expected a number from 1")
     if epochs_scale is not None and not 0 < epochs_scale < math.inf:
         raise UsageError(f"epochs_scale = {epochs_scale!r}: expected a number above 0")

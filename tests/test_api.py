@@ -172,6 +172,7 @@ def test_images_of_another_kind_are_refused(run: fc.Run, images: Any) -> None:
         {"seeds": [-1]},
         {"seeds": [2**40]},
         {"jobs": 0},
+        {"jobs": "2"},
         {"num_trials": -1},
         {"epochs_scale": -1},
         {"epochs_scale": 0},

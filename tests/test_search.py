@@ -347,6 +347,5 @@ def test_the_command_that_confirms_makes_the_same_runs(optuna: Any) -> None:
     request = asked(1, "lr=0.1|0.2", trials=("my own.toml",), quick=True, epochs_scale=0.5, settings=())
     study = conduct(OUT, request).study
     page = (OUT / "report/report.md").read_text()
-    lr = study.trials["my-own-t0"].settings["lr"]
-    command = f"fastcifar study quick s/settings/my-own.toml --epochs-scale 0.5 --lr {lr} --seeds 5"
-    assert f"To confirm it: `{command}`" in page
+    options = f"--epochs-scale 0.5 --lr {study.trials['my-own-t0'].settings['lr']} --seeds 5 --out runs/my-own-t0"
+    assert f"To confirm it: `fastcifar study quick s/settings/my-own.toml {options}`" in page

@@ -85,7 +85,8 @@ def search_blocks(search: Searched) -> list[Block]:
         words = ["quick"] * search.quick + [search.start]
         words += ["--epochs-scale", str(search.epochs_scale)] * (search.epochs_scale != 1)
         words += [word for name, value in settings.items() for word in _option(name, value)]
-        command = shlex.join(["fastcifar", "study", *map(shortened, words), "--seeds", "5"])
+        words += ["--seeds", "5", "--out", f"runs/{best[0].name}"]  # the usual folder may hold other settings
+        command = shlex.join(["fastcifar", "study", *map(shortened, words)])
         value = number(best[0].value, "val_accuracy")
         blocks.append(Paragraph(f"Best: **{plain(best[0].name)}**, {value}. To confirm it: {code(command)}"))
     values = [(trial.value, trial.state == "finished") for trial in search.trials]

@@ -120,6 +120,21 @@ def test_statistics_far_from_zero(device: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(var.double(), exact.var(1, correction=0), rtol=2e-5, atol=0)
 
 
+def test_statistics_of_images_of_which_the_first_lies_far_from_the_others() -> None:
+    """The bug: its middle was the pivot, and the variances lost as many digits as the square of its distance has."""
+    torch.manual_seed(0)
+    x, w = torch.randn(51, 3, 17, 5), torch.randn(16, 3, 3, 3)
+    x[0] *= 8
+    u, rows = stem(x, w)
+    torch.testing.assert_close(
+        merge_rows(rows)[-1].double(), u.double().var((0, 2, 3), correction=0), rtol=3e-6, atol=0
+    )
+    u, *parameters, eps, stride = depthwise_block_arguments((51, 16, 17, 5), torch.float32, 1)
+    u[0] *= 8
+    y, *_, var1 = torch.ops.fastcifar.depthwise_block(u, *parameters, eps, stride)[1:]
+    torch.testing.assert_close(var1.double(), y.double().var((0, 2, 3), correction=0), rtol=3e-6, atol=1e-9)
+
+
 @dtypes
 def test_what_is_not_finite_stays_so(dtype: torch.dtype) -> None:
     """Otherwise a diverged run would not be noticed."""

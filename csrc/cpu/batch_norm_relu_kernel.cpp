@@ -165,16 +165,13 @@ FC_INLINE void for_totals(const Range& range, const Sums& sums, int64_t pitch, F
   }
 }
 
-// One row may lie far from the mean, and the sums lose as many digits as the square of its distance has. The number of rows
-// is a power of two, so that the mean of equal numbers is exact.
 template <class T>
 void set_pivot(const Range& range, int64_t rows, int64_t channels, const T* x, float* columns) {
-  int64_t count = 8;
-  while (count > rows) count /= 2;
+  const Sample sample(rows);
   for (int64_t c = range.c0; c < range.c1; ++c) {
     float sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += to_f32(x[(2 * i + 1) * rows / (2 * count) * channels + c]);
-    columns[c] = sum / static_cast<float>(count);
+    for (int64_t i = 0; i < sample.size; ++i) sum += to_f32(x[sample[i] * channels + c]);
+    columns[c] = sum / static_cast<float>(sample.size);
   }
 }
 

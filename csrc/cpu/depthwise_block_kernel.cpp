@@ -207,22 +207,25 @@ template <class T>
 void set_output_pivot(const DwShape& s, const Range& range, const T* u, const float* columns0, const float* taps,
                       int64_t pitch, float* columns1) {
   const float *scale = columns0 + kScale * pitch, *shift = columns0 + kShift * pitch;
-  for (int64_t c = range.c0; c < range.c1; ++c) columns1[kMean * pitch + c] = 0;
-  for (int64_t k = 0; k < 9; ++k) {
-    const int64_t y = s.Ho / 2 * s.stride + k / 3 - 1, x = s.Wo / 2 * s.stride + k % 3 - 1;
-    if (y < 0 || y >= s.H || x < 0 || x >= s.W) continue;
-    const T* p = u + (y * s.W + x) * s.C;
-    const float* w = taps + k * pitch;
-    for (int64_t c = range.c0; c < range.c1; ++c) {
-      const float h = to_f32(p[c]) * scale[c] + shift[c];
-      columns1[kMean * pitch + c] += w[c] * (h > 0 ? h : 0);
+  float* pivots = columns1 + kMean * pitch;
+  for (int64_t c = range.c0; c < range.c1; ++c) pivots[c] = 0;
+  const Sample images(s.N);
+  for (int64_t i = 0; i < images.size; ++i) {
+    for (int64_t k = 0; k < 9; ++k) {
+      const int64_t y = s.Ho / 2 * s.stride + k / 3 - 1, x = s.Wo / 2 * s.stride + k % 3 - 1;
+      if (y < 0 || y >= s.H || x < 0 || x >= s.W) continue;
+      const T* p = u + ((images[i] * s.H + y) * s.W + x) * s.C;
+      const float* w = taps + k * pitch;
+      for (int64_t c = range.c0; c < range.c1; ++c) {
+        const float h = to_f32(p[c]) * scale[c] + shift[c];
+        pivots[c] += w[c] * (h > 0 ? h : 0);
+      }
     }
   }
   // The pivot is rounded to T. Otherwise each difference of a bfloat16 and the pivot would be rounded to the same side,
   // and the error of the sum would grow with the number of pixels instead of with its square root.
-  for (int64_t c = range.c0; c < range.c1; ++c) {
-    columns1[kMean * pitch + c] = to_f32(from_f32<T>(columns1[kMean * pitch + c]));
-  }
+  const auto size = static_cast<float>(images.size);
+  for (int64_t c = range.c0; c < range.c1; ++c) pivots[c] = to_f32(from_f32<T>(pivots[c] / size));
 }
 
 }  // namespace

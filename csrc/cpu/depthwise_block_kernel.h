@@ -5,7 +5,7 @@
 #include "cpu/batch_norm_relu_kernel.h"
 
 FASTCIFAR_DECLARE_KERNELS(
-    // Takes y in the middle of the first image as the pivots of y.
+    // Takes the mean of y in the middle of up to eight images as the pivots of y.
     void set_output_pivot(Element element, const DwShape& s, const Range& range, const void* u, const float* columns0,
                           const float* taps, int64_t pitch, float* columns1);
 

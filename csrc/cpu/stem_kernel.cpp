@@ -41,11 +41,18 @@ void copy_image(const StemShape& s, const T* x, float* image) {
 template <class T>
 void set_pivot(const StemShape& s, const Range& range, const T* x, const float* taps, int64_t pitch, float* columns,
                float* image) {
-  copy_image(s, x, image);
-  const float* pixels = image + s.pixel(s.H / 2, s.W / 2);
+  // The convolution of the mean is the mean of the convolutions.
+  float window[kStemTaps] = {};
+  const Sample images(s.N);
+  for (int64_t i = 0; i < images.size; ++i) {
+    copy_image(s, x + images[i] * s.H * s.W * 3, image);
+    const float* pixels = image + s.pixel(s.H / 2, s.W / 2);
+    for (int t = 0; t < kStemTaps; ++t) window[t] += pixels[t / kStemRow * s.row() + t % kStemRow];
+  }
+  const auto size = static_cast<float>(images.size);
   for (int64_t c = range.c0; c < range.c1; ++c) {
     float sum = 0;
-    for (int t = 0; t < kStemTaps; ++t) sum += pixels[t / kStemRow * s.row() + t % kStemRow] * taps[t * pitch + c];
+    for (int t = 0; t < kStemTaps; ++t) sum += window[t] / size * taps[t * pitch + c];
     columns[kMean * pitch + c] = to_f32(from_f32<T>(sum));  // rounded: see set_output_pivot
   }
 }

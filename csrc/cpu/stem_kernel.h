@@ -25,7 +25,7 @@ struct StemShape {
 }  // namespace fastcifar
 
 FASTCIFAR_DECLARE_KERNELS(
-    // Takes u in the middle of the first image as the pivots. taps: float32 [27][pitch].
+    // Takes the mean of u in the middle of up to eight images as the pivots. taps: float32 [27][pitch].
     void set_stem_pivot(Element element, const StemShape& s, const Range& range, const void* x, const float* taps,
                         int64_t pitch, float* columns, float* image);
 

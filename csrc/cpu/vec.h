@@ -156,6 +156,14 @@ void with_type(Element element, F f) {
   element == Element::f32 ? f(float()) : f(bf16());
 }
 
+// Up to eight of `count` rows or images, evenly spread, whose mean is a pivot. One may lie far from the mean, and sums of
+// differences from it lose as many digits as the square of that distance has.
+struct Sample {
+  int64_t count, size;
+  explicit Sample(int64_t count) : count(count), size(count < 8 ? count : 8) {}
+  int64_t operator[](int64_t i) const { return (2 * i + 1) * count / (2 * size); }
+};
+
 // Adds x - pivot and its square to sums, for statistics.
 FC_INLINE void add_offset(Vec x, Vec pivot, Vec& sum, Vec& square) {
   const Vec offset = x - pivot;

@@ -99,7 +99,7 @@ def python_m(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command_and_exit_code(capsys: Captured) -> None:
     text = printed(capsys, "--help")
     for name, command in cli.COMMANDS.items():
-        assert f"  {name:<12}{command.summary}" in text
+        assert f"  {name:<12}" in text and f" {name} {command.summary} " in " ".join(text.split())
     codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
     assert {0, 130, 143} | codes <= {int(code) for code in re.findall(r"(?:^|\s{2,})(\d+) \w", text)}
 
@@ -108,6 +108,12 @@ def test_help_names_every_command_and_exit_code(capsys: Captured) -> None:
 def test_every_command_has_help(capsys: Captured, name: str) -> None:
     text = printed(capsys, name, "--help")
     assert text.startswith(f"usage: fastcifar {name}") and cli.COMMANDS[name].summary in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["", *cli.COMMANDS])
+def test_a_help_fits_a_terminal_of_80_columns(capsys: Captured, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for line in printed(capsys, *name.split(), "--help").splitlines() if len(line) > 79] == []
 
 
 def test_version(capsys: Captured) -> None:

@@ -13,8 +13,10 @@ SUMMARY = "measure what each engine, precision, loader, ... is worth in images/s
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar ablate [--AXIS VALUE,VALUE,...] [--KEY VALUE ...] [--repeats N] [--seconds S] [--out DIR]"
-    parser.usage += "\n                        [--no-attribution] [--neighbour]"
+    parser.forms(
+        "[--AXIS VALUE,VALUE,...] [--KEY VALUE ...] [--repeats N] [--seconds S] [--out DIR] [--no-attribution] "
+        "[--neighbour] [--json]"
+    )
     parser.epilog = (
         "AXIS is engine, precision, loader, memory-format, batch-size, tuned or compile-mode; default: every engine "
         "with every precision that pays here. --KEY VALUE sets anything that `fastcifar train --help` lists, in all "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any, NoReturn
 from fastcifar import paths
 from fastcifar.errors import UsageError
 from fastcifar.text import did_you_mean, nearest, one_line, quoted
+
+WIDTH = 79
+"""The longest line of a help, in characters."""
 
 _TRUTHS = ("true", "false", "yes", "no", "on", "off", "0", "1")
 
@@ -23,6 +28,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def forms(self, *forms: str) -> None:
+        """Sets the usage: each of `forms` is what may follow the command, and is wrapped outside brackets only."""
+        begin = f"usage: {self.prog} "
+        lines: list[str] = []
+        for form in forms:
+            whole = re.sub(r"\[(?:[^][]|\[[^][]*\])*\]", lambda part: part[0].replace(" ", "\xa0"), form)
+            head = begin if not lines else f"{'':7}{self.prog} "
+            lines += textwrap.wrap(
+                whole, WIDTH, initial_indent=head, subsequent_indent=" " * len(begin), break_on_hyphens=False
+            )
+        self.usage = "\n".join(lines).replace("\xa0", " ").removeprefix("usage: ")
 
     def options(self) -> list[str]:
         """The names of the long options, without dashes before them."""

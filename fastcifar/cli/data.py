@@ -19,10 +19,7 @@ SMALLEST, LARGEST = 8, 96  # as in data.decoded, which imports NumPy
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = (
-        "fastcifar data info [NAME|PATH] [--mirror URL] [--json]\n       fastcifar data get NAME [--mirror URL]\n"
-    )
-    parser.usage += "       fastcifar data convert PATH OUT.npz --size S"
+    parser.forms("info [NAME|PATH] [--mirror URL] [--json]", "get NAME [--mirror URL]", "convert PATH OUT.npz --size S")
     parser.add_argument("action", type=one_of(*_ACTIONS), metavar="info|get|convert", help="what to do")
     parser.add_argument("source", nargs="?", metavar="NAME|PATH", help="cifar100, cifar10, procedural or a path")
     parser.add_argument("out", nargs="?", metavar="OUT.npz", type=path, help="where convert writes")

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from fastcifar.cli import (
     study,
     train,
 )
-from fastcifar.cli.arguments import Command, Parser
+from fastcifar.cli.arguments import WIDTH, Command, Parser
 from fastcifar.errors import (
     DataError,
     DeviceMemoryError,
@@ -55,19 +56,20 @@ commands:
 {commands}
 
 examples:
-  fastcifar train --preset quick                    a first run, nothing to download
-  fastcifar train --preset final --data PATH        the real thing, on the published CIFAR-100
-  fastcifar train --preset final --print-config     what would run, and where each setting comes from
-  fastcifar study quick                             the whole study in small, with its report
+  fastcifar train quick                 a first run, nothing to download
+  fastcifar train final --data PATH     the real thing, on CIFAR-100
+  fastcifar train final --print-config  what would run, each setting's origin
+  fastcifar study quick                 the whole study in small, with a report
 
 exit codes:
-  0 done              4 checkpoint unusable         75  SIGUSR1: saved; resume it
-  1 other error       5 loss not finite             129 terminal closed (SIGHUP)
-  2 wrong usage       6 out of device memory        130 interrupted (Ctrl-C)
-  3 data missing or wrong                           143 terminated (SIGTERM)
+  0 done              4 checkpoint unusable      75  SIGUSR1: saved; resume it
+  1 other error       5 loss not finite          129 terminal closed (SIGHUP)
+  2 wrong usage       6 out of device memory     130 interrupted (Ctrl-C)
+  3 data missing or wrong                        143 terminated (SIGTERM)
 
 environment:
-  FASTCIFAR_DATA=DIR  where data sets are kept       FASTCIFAR_DEBUG=1  shows the traceback of any error
+  FASTCIFAR_DATA=DIR  where data sets are kept
+  FASTCIFAR_DEBUG=1   shows the traceback of any error
 """
 
 
@@ -156,8 +158,11 @@ def _run(words: list[str]) -> int:
         raise UsageError(f"a command is missing: {', '.join(COMMANDS)} (see fastcifar --help)")
     name, *rest = words
     if name in ("-h", "--help"):
-        summaries = "\n".join(f"  {key:<12}{command.summary}" for key, command in COMMANDS.items())
-        print(HELP.format(commands=summaries), end="")
+        wrapped = (
+            textwrap.fill(command.summary, WIDTH, initial_indent=f"  {key:<12}", subsequent_indent=" " * 14)
+            for key, command in COMMANDS.items()
+        )
+        print(HELP.format(commands="\n".join(wrapped)), end="")
         return 0
     if name == "--version":
         print(f"fastcifar {fastcifar.__version__}")

@@ -24,7 +24,7 @@ SUMMARY = "show where the time of a training step goes, and how near each layer 
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar profile [PRESET | FILE.toml] [--KEY VALUE ...] [--steps N] [--out DIR]"
+    parser.forms("[PRESET | FILE.toml] [--KEY VALUE ...] [--steps N] [--out DIR] [--json]")
     parser.epilog = (
         "The steps are those of a training run, on images of random bytes: no data is needed. --KEY VALUE sets what "
         "`fastcifar train --help` lists, such as --engine eager or --batch-size 512. DIR gets the tables, two "

@@ -12,7 +12,7 @@ SUMMARY = "write the page of finished runs or of a study: tables, figures and ve
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar report RUN ... [--out DIR] [--data PATH]\n"
+    parser.forms("RUN ... [--out DIR] [--data PATH] [--json]")
     parser.add_argument("runs", metavar="RUN", nargs="+", type=path, help="a run, a study, or a folder that holds runs")
     parser.add_argument("--out", metavar="DIR", type=path, help="where the page goes [report, or STUDY/report]")
     parser.add_argument("--data", metavar="PATH", help="where the same images lie now [where the runs had them]")

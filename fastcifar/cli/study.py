@@ -18,9 +18,10 @@ SUMMARY = "train trials with several seeds: the report's, your own, a grid or a 
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar study [quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N]\n"
-    parser.usage += "                       [--KEY VALUE[,VALUE ...] ...]\n"
-    parser.usage += "       fastcifar study TRIAL --search SPACE [--trials N] [--out DIR] [--jobs N] [--KEY VALUE ...]"
+    parser.forms(
+        "[quick] [TRIAL ...] [--seeds N] [--out DIR] [--epochs-scale X] [--jobs N] [--KEY VALUE[,VALUE ...] ...]",
+        "TRIAL --search SPACE [--trials N] [--out DIR] [--jobs N] [--KEY VALUE ...]",
+    )
     parser.epilog = (
         "TRIAL is a preset or your own settings file (FILE.toml); default: the trials that the study has already, or "
         "in a new one the eight of the report. `quick` trains these small, on procedural images and the CPU, in two to "

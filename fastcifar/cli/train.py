@@ -30,10 +30,11 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.usage = "fastcifar train [PRESET | FILE.toml] [--out DIR | --print-config | --dry-run] [--KEY VALUE ...]\n"
-    parser.usage += "       fastcifar train [--preset NAME | --config FILE] [--out DIR | --print-config | --dry-run]\n"
-    parser.usage += "                       [--KEY VALUE ...]\n"
-    parser.usage += "       fastcifar train --resume RUN [--KEY VALUE ...]"
+    parser.forms(
+        "[PRESET | FILE.toml] [--out DIR | --print-config | --dry-run] [--KEY VALUE ...] [--json]",
+        "[--preset NAME | --config FILE] [--out DIR | --print-config | --dry-run] [--KEY VALUE ...] [--json]",
+        "--resume RUN [--KEY VALUE ...] [--json]",
+    )
     add_start(
         parser,
         "start from the settings of a preset (see: fastcifar presets)",
@@ -193,8 +194,8 @@ def describe_settings() -> str:
     from fastcifar.spelling import allowed
 
     indent = 25
-    width = min(shutil.get_terminal_size().columns, 110)
-    lines = ["settings [what is allowed; the default, where no preset or file states another]:"]
+    width = min(shutil.get_terminal_size().columns - 1, 110)
+    lines = ["settings [what is allowed; default, where no preset or file states another]:"]
     lines += ["--KEY alone sets a setting that is true or false to true, --no-KEY to false"]
     for group, names in groups().items():
         lines += ["", f"{group}:"]

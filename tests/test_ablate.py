@@ -382,6 +382,19 @@ def test_tables_files_and_chart(machine: Machine, figures: list[Figure], capsys:
     assert {tuple(bytes.fromhex(colour[1:])) for colour in ENGINE_COLOURS.values()} <= shown
 
 
+def test_what_was_measured_is_named(machine: Machine, figures: list[Figure], capsys: Captured) -> None:
+    argv = "ablate --engine fused --width-mult 0.25 --mixup_alpha 0.2 --repeats 1 --json --out here"
+    assert cli.main(argv.split()) == 0
+    line = "batch 128, width 0.25, mixup_alpha=0.2"
+    assert f"\n{line}; " in Path("here/ablation.txt").read_text()
+    assert figures[0].get_suptitle().startswith(f"{line}\n")
+    with open("here/ablation.csv", newline="") as file:
+        assert all((row["width_mult"], row["mixup_alpha"]) == ("0.25", "0.2") for row in csv.DictReader(file))
+    assert json.loads(capsys.readouterr().out)["environment"]["settings"]["width_mult"] == 0.25
+    several = ablate.ablate(pairs("--batch-size 64,256"), repeats=1)
+    assert ablation_results.settings_line(several) == "width 1", "each cell's name has its batch size"
+
+
 def test_labels_of_the_chart_do_not_overlap(machine: Machine, figures: list[Figure]) -> None:
     text = "--engine eager,compiled,fused --precision fp32,bf16 --batch-size 64,128,256"
     ablate.ablate(pairs(text), repeats=1)

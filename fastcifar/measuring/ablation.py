@@ -40,10 +40,11 @@ from fastcifar.measuring.ablation_results import (
     facts_of,
     machine_line,
     method_of,
+    settings_line,
 )
 from fastcifar.measuring.ablation_text import text
 from fastcifar.measuring.cell import Failure, Measurement, Method, measure
-from fastcifar.measuring.grid import Entry, factors_of, plan
+from fastcifar.measuring.grid import AXES, Entry, factors_of, plan
 from fastcifar.run.environment import collect
 from fastcifar.run.folder import RunFolder
 from fastcifar.target import find_device
@@ -86,13 +87,12 @@ def ablate(
         raise UsageError("\n".join(f"{entry.name}: cannot run: {entry.problem}" for entry in entries))
     device = find_device(runnable[0].device)
     path = _folder(out)
-    environment = collect(str(device)) | {"command": list(command)}
-    ablation = Ablation(path, entries, repeats, window_seconds, environment, neighbour)
+    environment = collect(str(device)) | {"command": list(command), "settings": runnable[0].model_dump(mode="json")}
+    given = [name for key, _ in settings if (name := key.replace("-", "_")) not in AXES]
+    ablation = Ablation(path, entries, repeats, window_seconds, environment, neighbour, list(dict.fromkeys(given)))
     order = random.Random(runnable[0].seed)
     with signals.as_interrupts() as stop, Results(path) as results, Progress() as progress:
-        results.write(
-            "environment", environment | method_of(ablation) | {"settings": runnable[0].model_dump(mode="json")}
-        )
+        results.write("environment", environment | method_of(ablation))
         runner = _Runner(ablation, results, progress, attribution)
         try:
             for number in range(1, repeats + 1):
@@ -215,5 +215,5 @@ def write_results(ablation: Ablation, results: Results) -> None:
         writer.writerows({**cell, **facts} for cell in cells)
     (ablation.path / TEXT).write_text(text(ablation) + "\n", encoding="utf-8")
     if any(entry.measurements for entry in ablation.entries):
-        where = ablation.path / CHART
-        draw_chart(ablation.entries, ablation.factors, ablation.fastest, machine_line(ablation), where)
+        title = f"{settings_line(ablation)}\n{machine_line(ablation)}"
+        draw_chart(ablation.entries, ablation.factors, ablation.fastest, title, ablation.path / CHART)

@@ -17,6 +17,7 @@ from fastcifar.measuring.layers import list_layers
 from fastcifar.measuring.roofline import Row, rows_of
 from fastcifar.measuring.roofs import Roofs
 from fastcifar.run.facts import device_model
+from fastcifar.spelling import format_value
 from fastcifar.target import Target
 
 NUM_WINDOWS = 3
@@ -33,8 +34,9 @@ class Ablation:
         entries: the cells of the grid, the reference first.
         repeats: as for `ablate`.
         window_seconds: as for `ablate`.
-        environment: what `environment.collect` returns, and the command.
+        environment: what `environment.collect` returns, the command, and the settings of the first cell.
         neighbour: as for `ablate`.
+        given: the names of the settings that were asked for, for all cells alike.
         extra: cells that only the attribution measures.
         factors: the attribution; empty if there is none.
         fastest: the cell that the attribution starts from: the fastest cell of the first round. None before it.
@@ -48,6 +50,7 @@ class Ablation:
     window_seconds: float
     environment: dict[str, Any]
     neighbour: bool = False
+    given: list[str] = field(default_factory=list)
     extra: list[Entry] = field(default_factory=list)
     factors: list[Factor] = field(default_factory=list)
     fastest: Entry | None = None
@@ -121,10 +124,11 @@ def method_of(ablation: Ablation) -> dict[str, Any]:
 
 
 def facts_of(ablation: Ablation) -> dict[str, Any]:
-    """The facts about machine and program that make each row of the CSV file understandable by itself."""
+    """The facts about machine, program and settings that make each row of the CSV file understandable by itself."""
     e = ablation.environment
     source = e.get("source") or {}
     return {
+        **{name: e["settings"][name] for name in dict.fromkeys(["width_mult", *ablation.given])},
         "device": device_model(e),
         "threads": (e.get("threads") or {}).get("torch"),
         "torch": e.get("torch"),
@@ -132,6 +136,14 @@ def facts_of(ablation: Ablation) -> dict[str, Any]:
         "commit": source.get("commit"),
         "date": e.get("date"),
     }
+
+
+def settings_line(ablation: Ablation) -> str:
+    """What all cells of the grid have in common, such as `batch 128, width 0.25, mixup_alpha=0.2`."""
+    settings = ablation.environment["settings"]
+    sizes = {entry.values["batch_size"] for entry in ablation.entries}
+    parts = [f"batch {size}" for size in sizes if len(sizes) == 1] + [f"width {settings['width_mult']:g}"]
+    return ", ".join([*parts, *(f"{n}={format_value(settings[n])}" for n in ablation.given if n != "width_mult")])
 
 
 def machine_line(ablation: Ablation) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from fastcifar.measuring.ablation_results import NUM_WINDOWS, Ablation, machine_line, summary_of
+from fastcifar.measuring.ablation_results import NUM_WINDOWS, Ablation, machine_line, settings_line, summary_of
 from fastcifar.measuring.cell import NUM_IMAGES
 from fastcifar.measuring.grid import QUIET, costliest_first
 from fastcifar.ui.display import format_seconds
@@ -95,7 +95,7 @@ def remarks(ablation: Ablation) -> list[str]:
         f"epochs: computed from images/s, for {NUM_IMAGES:,} images an epoch, without validation; not run"
         f"{'; those on small images count as whole ones' * has_small}",
         "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
-        machine_line(ablation),
+        f"{settings_line(ablation)}; {machine_line(ablation)}",
     ]
     if ablation.roofs:
         copies = max(roofs.memory for roofs in ablation.roofs.values())

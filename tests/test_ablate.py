@@ -1,6 +1,7 @@
 """The ablation: its cells, their order, the results from their measurements, and an early end."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -109,6 +110,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def pairs(text: str) -> list[tuple[str, str]]:
     words = text.split()
     return [(key.removeprefix("--"), value) for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def one_line(text: str) -> str:
+    """Text without its breaks."""
+    return " ".join(text.split())
 
 
 def names(text: str) -> list[str]:
@@ -411,22 +417,38 @@ def test_windows_in_which_other_programs_ran_do_not_count(machine: Machine) -> N
     ablation = ablate.ablate(pairs("--engine fused"), repeats=2, attribution=False)
     fused = by_name(ablation)["fused bf16"]
     assert fused.windows == [2000, 2080] * 2 and fused.rate == 2040 and fused.num_left_out == 2
-    assert ablation_text.text(ablation).endswith("6 windows left out: other programs used more than 5% of the cores")
+    assert one_line(ablation_text.text(ablation)).endswith(
+        "6 windows left out: other programs used more than 5% of the cores"
+    )
     machine.others = [0.1, 0.2, 0.06]
     ablation = ablate.ablate(pairs("--engine fused"), repeats=2, attribution=False)
     assert by_name(ablation)["fused bf16"].rate == 2000, "better a disturbed number, said to be one, than none"
-    last = ablation_text.text(ablation).splitlines()[-1]
-    assert last.endswith("more than 5% of the cores in all windows of stock eager fp32; fused fp32; fused bf16")
+    assert "more than 5% of the cores in all windows of all cells" in one_line(ablation_text.text(ablation))
+    ablation.entries[0].measurements[0] = dataclasses.replace(ablation.entries[0].measurements[0], others=[0.0] * 3)
+    assert one_line(ablation_text.text(ablation)).endswith("in all windows of fused fp32; fused bf16")
     for unknown_or_quiet in (None, [0.0, 0.02, 0.01]):
         machine.others = unknown_or_quiet
         assert "cores" not in ablation_text.text(ablate.ablate(pairs("--engine fused"), repeats=1))
 
 
+def test_remarks_are_short_and_fit_a_terminal(machine: Machine) -> None:
+    machine.others = [0.1] * 3
+    ablation = ablate.ablate(pairs("--mixup-alpha 0.2 --lr 0.1 --epochs 30"), repeats=2)
+    processes = [measurement for entry in ablation.all_entries for measurement in entry.measurements]
+    for number, measurement in enumerate(processes):
+        measurement.notes.append(f"other programs use {number / 10} of 2 cores: each thread stays on its core")
+    ablation.entries[0].problem = "no compiler\ninstall g++"
+    text = ablation_text.text(ablation)
+    assert max(map(len, text.partition("images/s: ")[2].splitlines())) <= 79 and "no compiler\ninstall g++" in text
+    assert "all cells: other programs use some of 2 cores: each" in one_line(text)
+    assert one_line(text).count("other programs use ") == 1
+
+
 def test_epochs_on_small_images_are_said_to_count_as_whole_ones(machine: Machine) -> None:
-    said = "not run; those on small images count as whole ones\n"
+    said = "not run; those on small images count as whole ones "
     for settings, expected in (("", False), ("--low-res-epochs 8", True)):
         ablation = ablate.ablate(pairs(settings), repeats=1, attribution=False)
-        assert (said in ablation_text.text(ablation)) == expected
+        assert (said in one_line(ablation_text.text(ablation))) == expected
 
 
 # ---- trouble ----
@@ -448,7 +470,7 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(machine: Machine, capsy
         ["compiled", "bf16", "failed"],
     ]
     assert "compiled fp32; compiled bf16: failed: torch.compile failed: no compiler\ninstall g++\n" in out
-    assert "fused bf16, torchvision: cannot run: loader = torchvision: the package is missing" in out
+    assert "fused bf16, torchvision: cannot run: loader = torchvision: the package is missing" in one_line(out)
     assert "not measured" in out
     assert sum(cell.config.engine == "compiled" for cell in machine.asked) == 2, "what failed is not tried again"
     failures = [line for line in lines(Path("here")) if line["kind"] == "failure"]
@@ -522,7 +544,8 @@ def test_a_cells_share_of_its_floor(machine: Machine, monkeypatch: pytest.Monkey
         assert cell["memory_bound_floor_seconds"] == pytest.approx(sum(by_memory)) and by_memory
         assert cell["step_seconds"] == pytest.approx(128 / cell["images_per_second"])
     out = capsys.readouterr().out
-    assert "(from memory 50 GB/s) or its operations at that of a large product (bf16 4, fp32 1" in out
+    said = "(from memory 50 GB/s) or its operations at that of a large product (bf16 4, fp32 1"
+    assert said in one_line(out)
     table = out.partition("of floor by memory\n")[2].partition("\n\n")[0].splitlines()
     assert next(row.split() for row in table if row.startswith("fused fp32"))[2:] == ["128.00", "50.99", "40%", "37%"]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import textwrap
+from collections.abc import Sequence
 
 from fastcifar.measuring.ablation_results import NUM_WINDOWS, Ablation, machine_line, settings_line, summary_of
 from fastcifar.measuring.cell import NUM_IMAGES
@@ -19,7 +22,12 @@ def text(ablation: Ablation) -> str:
         parts += _aligned(factor_table(ablation), words=2)
     if ablation.roofs:
         parts += ["", *_aligned(floor_table(ablation), words=1)]
-    return "\n".join([*parts, "", *remarks(ablation)])
+    return "\n".join([*parts, "", *(_wrapped(line) for line in "\n".join(remarks(ablation)).splitlines())])
+
+
+def _wrapped(line: str) -> str:
+    """A remark's line for a terminal of 80 columns, broken at spaces only."""
+    return textwrap.fill(line, 79, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _aligned(table: tuple[list[str], list[list[str]]], words: int) -> list[str]:
@@ -106,10 +114,14 @@ def remarks(ablation: Ablation) -> list[str]:
         )
     if ablation.neighbour:
         lines.append("neighbour: the share of images/s that is left beside one busy process")
+
+    def named(names: Sequence[str]) -> str:
+        return "all cells" if len(names) == len(ablation.all_entries) > 1 else "; ".join(names)
+
     if left_out := sum(entry.num_left_out for entry in ablation.all_entries):
         lines.append(f"{left_out} windows left out: other programs used more than {QUIET:.0%} of the cores")
     if disturbed := [entry.name for entry in ablation.all_entries if entry.disturbed]:
-        lines.append(f"other programs used more than {QUIET:.0%} of the cores in all windows of {'; '.join(disturbed)}")
+        lines.append(f"other programs used more than {QUIET:.0%} of the cores in all windows of {named(disturbed)}")
     stars = [factor for factor in ablation.factors if factor.of is not ablation.fastest]
     lines += [f"*{f.name}: of {f.of.name}'s, because engine = fused computes in channels_last only" for f in stars]
     quickest = max((e for e in ablation.entries if e.measurements), key=lambda e: e.rate, default=None)
@@ -117,12 +129,14 @@ def remarks(ablation: Ablation) -> list[str]:
         lines.append(f"{ablation.fastest.name} was the fastest of the first round; in the end it is {quickest.name}")
     said: dict[str, list[str]] = {}
     for entry in ablation.all_entries:
-        for note in dict.fromkeys(note for measurement in entry.measurements for note in measurement.notes):
+        notes = [note for measurement in entry.measurements for note in measurement.notes]
+        # Each process meets another number of busy cores.
+        for note in dict.fromkeys(re.sub(r"(?<=programs use )[\d.]+", "some", note) for note in notes):
             said.setdefault(note, []).append(entry.name)
         if entry.problem:
             problem = "\n".join(entry.problem.splitlines()[:3])
             said.setdefault(f"{'failed' if entry.failed else 'cannot run'}: {problem}", []).append(entry.name)
-    lines += [f"{'; '.join(names)}: {text}" for text, names in said.items()]
+    lines += [f"{named(names)}: {text}" for text, names in said.items()]
     return lines
 
 

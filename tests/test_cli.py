@@ -509,6 +509,15 @@ def test_presets_on_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch
         assert number in text
 
 
+@pytest.mark.parametrize("columns", [70, 80])
+def test_no_setting_is_broken_inside(capsys: Captured, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    words = re.sub(r"\x1b\[[0-9;]*m", "", printed(capsys, "presets")).split()
+    assert {'lr_schedule_unit="step"', "decay_norm_and_bias=false", "lr_warmup_epochs=10.0"} <= set(words)
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60])
 def test_no_value_is_lost_on_a_narrow_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     """The bug: below 60 columns the values were cut silently."""

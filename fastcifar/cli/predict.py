@@ -97,4 +97,4 @@ def _print_table(found: list[Prediction]) -> None:
     has_superclasses = any(row[3] for row in rows)
     header = ["picture", "probability", "class", "superclass"]
     width = len(header) if has_superclasses else len(header) - 1
-    print_table(header[:width], [row[:width] for row in rows], wrapped="picture")
+    print_table(header[:width], [row[:width] for row in rows], wrapped="picture", inside_words=True)

@@ -8,11 +8,12 @@ import textwrap
 from collections.abc import Collection, Sequence
 
 _BETWEEN = 2  # columns between two cells
-_EDGES, _BETWEEN_DRAWN = 2, 3  # of the table that rich draws: at both ends, and between two columns
-_LEAST = 12  # columns in which a wrapped cell can still be read
+_LEAST = 12  # columns in which a cell whose words are broken can still be read
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: str = "settings") -> None:
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: str = "settings", *, inside_words: bool = False
+) -> None:
     """Prints a table: fitted to a terminal; elsewhere in aligned columns that are never cut or wrapped.
 
     On a terminal that is too narrow for the columns, each row is printed as a block with a line for each cell.
@@ -21,6 +22,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: s
         header: the title of each column.
         rows: the cells of each row, one for each title.
         wrapped: the title of the column whose cells may be wrapped on a terminal.
+        inside_words: whether they may be broken inside words too, as paths must be.
     """
     if not sys.stdout.isatty():
         for line in aligned(header, rows):
@@ -28,8 +30,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: s
         return
     columns = shutil.get_terminal_size().columns
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    least = [min(width, _LEAST) if title == wrapped else width for title, width in zip(header, widths, strict=True)]
-    if sum(least) + _BETWEEN_DRAWN * (len(least) - 1) + _EDGES > columns:
+    least = list(widths)
+    if wrapped in header:
+        place = header.index(wrapped)
+        words = [word for row in (header, *rows) for word in row[place].split()]
+        least[place] = min(widths[place], _LEAST) if inside_words else max(map(len, words))
+    if sum(least) + _BETWEEN * (len(least) - 1) > columns:
         for line in _blocks(header, rows, columns):
             print(line)
         return
@@ -38,7 +44,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], wrapped: s
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # Between two columns: the padding, and a space of the box.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _BETWEEN - 1, 0, 0))
     for title in header:
         table.add_column(title, no_wrap=title != wrapped, overflow="fold")
     for row in rows:

@@ -57,6 +57,16 @@ def test_every_command_and_setting_is_completed(script: Path, tmp_path: Path) ->
         assert options <= set(completed(script, command, "--", cwd=tmp_path)), command
 
 
+def test_the_help_has_commands_to_copy(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["completion", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    bash = lines.index("bash:")
+    assert lines[bash + 1].endswith(" \\"), "the shell joins the two lines"
+    assert lines[bash + 2].strip() == "> ~/.local/share/bash-completion/completions/fastcifar"
+    assert "  fastcifar completion zsh > DIR/_fastcifar" in lines
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert cli.main(["completion", "bash"]) == 2

@@ -17,10 +17,13 @@ _TAKE_SETTINGS = {"train": "?", "study": "*", "profile": "?", "ablate": ""}
 
 def run(parser: Parser, argv: list[str], commands: Mapping[str, Command]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
-    parser.epilog = (
-        "bash: fastcifar completion bash > ~/.local/share/bash-completion/completions/fastcifar; "
-        "zsh: fastcifar completion zsh > DIR/_fastcifar, DIR being one of $fpath"
-    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = """\
+bash:
+  fastcifar completion bash \\
+    > ~/.local/share/bash-completion/completions/fastcifar
+zsh, with one of the folders in $fpath for DIR:
+  fastcifar completion zsh > DIR/_fastcifar"""
     parser.add_argument("shell", type=one_of("bash", "zsh", "tcsh"), metavar="bash|zsh|tcsh", help="the shell")
     args = parser.parse(argv)
     try:

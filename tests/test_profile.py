@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fastcifar import ops
 from fastcifar.cli import main as cli
@@ -37,8 +39,10 @@ from fastcifar.measuring.kernels import (
     kind_of_op,
 )
 from fastcifar.measuring.layers import list_layers
+from fastcifar.measuring.roofline_chart import draw_roofline
 from fastcifar.measuring.roofs import Roofs
 from fastcifar.target import Target
+from fastcifar.ui import drawing
 
 pytestmark = pytest.mark.machine
 
@@ -136,6 +140,48 @@ def test_the_command_leaves_tables_pictures_and_a_trace(
     assert b"</svg>" in (folder / "roofline.svg").read_bytes()[-20:]
     for line in ("eager, fp32, batch 16, width 0.125", "its floor", "where the time goes", "pointwise 64->128 @2x2"):
         assert line in printed
+
+
+def test_a_time_below_its_floor_has_a_footnote() -> None:
+    layers = list_layers(Target(resolve("final", None, [*TINY, ("engine", "eager"), ("precision", "fp32")])))[:1]
+    rows = roofline.rows_of(layers, roofs := Roofs(((1, 1e9), (10**9, 1e9)), 1e12))
+
+    def lines(forward: float, backward: float) -> list[str]:
+        times = [forward * rows[0].floor_seconds, backward * rows[1].floor_seconds]
+        return profile_text.footnote(roofline.rows_of(layers, roofs, [times]))
+
+    assert profile_text.footnote(rows) == lines(1.2, 0.96) == [] and len(lines(1.2, 0.94)) == 2
+    assert lines(0.7, 1.0)[1] == "other programs ran; measure again on a quiet machine"
+
+
+def test_the_words_of_a_roofline_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: a label was cut at the left edge, another lay under points, and a number in its point's circle."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(drawing, "save", lambda figure, path_stem: figures.append(figure))
+    monkeypatch.setattr(Target, "fuses_pointwise", True)
+    settings = [("device", "cpu"), ("engine", "fused"), ("precision", "bf16")]
+    layers = list_layers(Target(resolve("final", None, settings)))
+    roofs = Roofs(((2**18, 193e9), (2**29, 13e9)), 0.14e12)
+    floors = [roofline.rows_of([layer], roofs) for layer in layers]
+    times = [[r.floor_seconds * (0.8 if r.work.intensity > 10 else 3) for r in rows] for rows in floors]
+    times[-1] = [9 * sum(map(sum, times))]  # a circle nine times as large as all others together
+    draw_roofline(roofline.rows_of(layers, roofs, times), roofs, tmp_path / "roofline", "title")
+    axes = figures[0].axes[0]
+    figures[0].draw_without_rendering()
+    words = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    box = axes.get_window_extent()
+    to_pixels = figures[0].dpi / 72
+    circles = []
+    for points in axes.collections:
+        [place] = axes.transData.transform(points.get_offsets())
+        circles.append((*place, math.sqrt(points.get_sizes()[0]) / 2 * to_pixels))
+    labels = [label for name, label in words.items() if not name.isdecimal()]
+    assert len(labels) == 3 and all(box.x0 <= label.x0 and label.x1 <= box.x1 for label in labels)
+    product = next(label for name, label in words.items() if name.startswith("matrix product"))
+    assert not any(product.padded(radius).contains(x, y) for x, y, radius in circles)
+    x, _, radius = max(circles, key=lambda circle: circle[2])
+    number = next(text for text in axes.texts if text.get_text() == "1")
+    assert Text.get_window_extent(number).x0 > x + radius + 4 * to_pixels, "the text alone, without its line"
 
 
 def test_compiled_has_floors_but_no_layers_to_time(tmp_path: Path) -> None:

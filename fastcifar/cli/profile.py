@@ -62,5 +62,7 @@ def run(parser: Parser, argv: list[str]) -> int:
     for table in profile_text.tables(result):
         print()
         print_table(*table)
+    if lines := profile_text.footnote(result.rows):
+        print("\n".join(["", *lines]))
     print(f"\nresults  {result.path}: {', '.join(sorted(file.name for file in result.path.iterdir()))}")
     return 0

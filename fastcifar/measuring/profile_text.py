@@ -43,6 +43,16 @@ def tables(result: Profile) -> list[Table]:
     return [kinds_table(result), names_table(result.breakdown), layers_table(result.rows)]
 
 
+def footnote(rows: Sequence[Row]) -> list[str]:
+    """A remark on layers whose time is shown as below their floor; no line where none is."""
+    if not any(row.times_floor is not None and round(row.times_floor, 1) < 1 for row in rows):
+        return []
+    return [
+        "x floor below 1: the copies and products behind the floor were measured while",
+        "other programs ran; measure again on a quiet machine",
+    ]
+
+
 def kinds_table(result: Profile) -> Table:
     """For each kind its time in the profiled steps, and the floor of its layers.
 

@@ -41,20 +41,21 @@ def draw_roofline(rows: Sequence[Row], roofs: Roofs, path_stem: Path, title: str
         axes.set_title(title, loc="left", fontsize=11)
         axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must be read or written", ylabel="FLOP/s reached")
         axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(color="#ececec")
         axes.set_axisbelow(True)
-        axes.set_xlim(min(p.x for p in points) / 1.6, max(p.x for p in points) * 1.6)
+        knee = roofs.flops_per_second / roofs.cache
+        axes.set_xlim(min([knee / 8, *(p.x / 1.6 for p in points)]), max([knee * 8, *(p.x * 1.6 for p in points)]))
         axes.set_ylim(min(p.y for p in points) / 2.5, max([roofs.flops_per_second, *(p.y for p in points)]) * 2)
         for p in sorted(points, key=lambda p: -p.seconds):
             colour = COLOURS[p.row.layer.kind]
             face = "none" if p.row.direction == "backward" else colour
-            axes.scatter(p.x, p.y, s=16 + 1200 * p.seconds / total, facecolors=face, edgecolors=colour, lw=1.5)
+            axes.scatter(p.x, p.y, s=_area(p, total), facecolors=face, edgecolors=colour, lw=1.5)
         worst = sorted(points, key=lambda p: -p.lost)[:most]
         _name(side, worst)
         _legend(side, [p.row.layer.kind for p in points])
         figure.draw_without_rendering()  # places the axes: the next two calls need distances on paper
-        _number(axes, worst)
+        _number(axes, worst, total)
         _draw_roofs(axes, roofs)
         return drawing.save(figure, path_stem)
 
@@ -84,8 +85,20 @@ class _Point:
         return self.seconds - self.row.floor_in_step
 
 
-def _number(axes: Any, points: Sequence[_Point]) -> None:
-    """Writes the number of each point beside it; the numbers of neighbours stand one below the other."""
+def _area(point: _Point, total: float) -> float:
+    """The area of a point's circle, the square of its diameter in points, where a step takes `total` seconds."""
+    return 16 + 1200 * point.seconds / total
+
+
+def _on_white() -> dict[str, Any]:
+    """What keeps a text readable where it lies on points: a white border."""
+    from matplotlib.patheffects import withStroke
+
+    return {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 4}
+
+
+def _number(axes: Any, points: Sequence[_Point], total: float) -> None:
+    """Writes the number of each point beside its circle; the numbers of neighbours stand one below the other."""
     to_points = 72 / axes.get_figure().dpi
     places = {n: axes.transData.transform((p.x, p.y)) * to_points for n, p in enumerate(points, 1)}
     written: list[tuple[float, float]] = []
@@ -96,13 +109,14 @@ def _number(axes: Any, points: Sequence[_Point]) -> None:
         axes.annotate(
             str(number),
             (p.x, p.y),
-            xytext=(17, at - y),
+            xytext=(max(17.0, 7 + math.sqrt(_area(p, total)) / 2), at - y),
             textcoords="offset points",
             va="center",
             fontsize=9,
             fontweight="bold",
             color=COLOURS[p.row.layer.kind],
             arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6, "shrinkA": 1, "shrinkB": 3},
+            **_on_white(),
         )
 
 
@@ -132,23 +146,22 @@ def _draw_roofs(axes: Any, roofs: Roofs) -> None:
         ends = [low / 100, peak / rate]
         axes.plot(ends, [x * rate for x in ends], dashes, color=grey, lw=1.2, zorder=1)
         (x0, y0), (x1, y1) = axes.transData.transform([(x, x * rate) for x in ends])
-        left, right = max(low, axes.get_ylim()[0] / rate), min(high, peak / rate)  # the ends of its visible part
-        at = left * (max(right, left) / left) ** 0.25
+        at = 1.08 * max(low, axes.get_ylim()[0] / rate)  # near the left end of its visible part
         axes.text(
             at,
             at * rate * 1.12,
             f"copy, {name}: {rate / 1e9:,.0f} GB/s",
             rotation=math.degrees(math.atan2(y1 - y0, x1 - x0)),
             rotation_mode="anchor",
-            ha="center",
             color=grey,
             fontsize=9,
             clip_on=True,
+            **_on_white(),
         )
     axes.plot([peak / roofs.cache, high * 100], [peak, peak], color=grey, lw=1.2, zorder=1)
-    axes.text(
-        high / 1.1, peak * 1.08, f"matrix product: {peak / 1e12:,.2f} TFLOP/s", ha="right", color=grey, fontsize=9
-    )
+    # At the left end: points near this roof lie far right.
+    name = f"matrix product: {peak / 1e12:,.2f} TFLOP/s"
+    axes.text(peak / roofs.cache, peak * 1.08, name, color=grey, fontsize=9, **_on_white())
 
 
 def _legend(axes: Any, kinds: Sequence[str]) -> None:

@@ -23,8 +23,12 @@ from fastcifar.run.telemetry import Telemetry
 
 Weights = Literal["last", "best"]
 
-REMEDY = "lower --lr, warm it up (--lr-warmup-epochs), or use --precision bf16 in place of fp16"
-"""Advice for a run whose numbers became infinite or not a number."""
+
+def remedy(config: Config) -> str:
+    """Advice for a run whose numbers became infinite or not a number."""
+    if config.precision == "fp16":
+        return "lower --lr, warm it up (--lr-warmup-epochs), or use --precision bf16 in place of fp16"
+    return "lower --lr, or warm it up (--lr-warmup-epochs)"
 
 
 def save(
@@ -64,7 +68,8 @@ def check_finite(run: RunFolder | FollowedRun, engine: Engine, epoch: int, step:
     if bad := _not_finite(engine.tensors()):
         where = f"epoch {epoch}, step {step}" if step else f"epoch {epoch - 1}"
         before = "the checkpoint before it is kept" if run.has_checkpoint() else "nothing was saved before it"
-        raise NonFiniteError(f"{bad} is not finite after {where}: it is not saved, and {before}; {REMEDY}: {run.path}")
+        advice = remedy(run.config)
+        raise NonFiniteError(f"{bad} is not finite after {where}: it is not saved, and {before}; {advice}: {run.path}")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from fastcifar import paths, signals
-from fastcifar.checkpoint import REMEDY, check_finite, restore, save, starting_weights
+from fastcifar.checkpoint import check_finite, remedy, restore, save, starting_weights
 from fastcifar.config import Config, has_default_normalization
 from fastcifar.data import procedural, sources
 from fastcifar.data.dataset import Dataset, Split, channel_statistics
@@ -431,7 +431,8 @@ def _check_finite(run: RunFolder | FollowedRun, when: str, **losses: float | Non
     """
     for split, loss in losses.items():
         if loss is not None and not math.isfinite(loss):
-            raise NonFiniteError(f"the {split} loss is not finite {when}: {REMEDY}; metrics are in {run.path}")
+            advice = remedy(run.config)
+            raise NonFiniteError(f"the {split} loss is not finite {when}: {advice}; metrics are in {run.path}")
 
 
 def _interrupted(run: RunFolder | FollowedRun, number: int, where: str) -> InterruptedRunError:

@@ -16,6 +16,7 @@ from tiny import tiny_config, weights, write_tiny
 from waiting import until_epochs
 
 from fastcifar import session, trainer
+from fastcifar.checkpoint import remedy
 from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset
@@ -426,12 +427,19 @@ def test_what_is_not_finite_is_noticed_within_the_epoch(
     assert len(records(tmp_path / "run")) == 2
 
 
+def test_advice_for_what_is_not_finite_names_another_precision_only_for_fp16() -> None:
+    fp16, fp32, bf16 = (remedy(tiny_config(precision=precision)) for precision in ("fp16", "fp32", "bf16"))
+    assert fp16.endswith(", or use --precision bf16 in place of fp16")
+    assert fp32 == bf16 == "lower --lr, or warm it up (--lr-warmup-epochs)"
+
+
 @pytest.mark.parametrize("settings", [{"lr": 100.0}, {"std": (1e-30, 1e-30, 1e-30)}], ids=["lr", "std"])
 def test_a_loss_that_only_validation_sees_is_no_success(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """The bug: exit code 0, with a validation and test loss of NaN."""
     with pytest.raises(NonFiniteError) as caught:
         trainer.train(tiny_config(data, epochs=1, batch_size=100, **settings), tmp_path / "run", [])
     assert caught.value.exit_code == 5 and "is not finite after epoch 1" in str(caught.value)
+    assert "lower --lr" in str(caught.value) and "fp16" not in str(caught.value)
     assert RunFolder.open(tmp_path / "run").summary() is None
 
 

@@ -107,6 +107,13 @@ class Target:
         precision, device = self.config.precision, self.device
         return (precision == "bf16" and not _has_fast_bf16(device)) or (precision == "fp16" and device.type == "cpu")
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the engine and the precision, a line each."""
+        config = self.config
+        emulated = f"{config.precision} is emulated on {self.device}: expect it to be slower than fp32"
+        return [self.why] * bool(self.why) + [emulated] * self.is_emulated
+
     def claim(self) -> None:
         """Makes the device this process's current device."""
         if self.device.type == "cuda":

@@ -248,10 +248,8 @@ def fit(
         engine, steps, num_batches = session.engine, session.steps, session.loader.num_batches
         clocks = Clocks(target.device)
         first_epoch, first_step = restore(run, engine, clocks, telemetry, num_batches, ranks)
-        if target.why:
-            display.note(target.why)
-        if target.is_emulated:
-            display.note(f"{config.precision} is emulated on {target.device}: expect it to be slower than fp32")
+        for remark in target.remarks:
+            display.note(remark)
         if not len(val_split):
             display.note("val_size = 0: all training images are trained on, and nothing is validated")
         display.phase("compiling" if config.engine == "compiled" else "warming up")

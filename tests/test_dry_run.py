@@ -1,6 +1,7 @@
 """`fastcifar train --dry-run`: what a run would take, and nothing is left behind."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ def test_it_tells_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert cli.main(["train", "--data", str(data), *SETTINGS, *small, "--dry-run"]) == 0
     assert "ms on small images (2 epochs)\n" in capsys.readouterr().out
     assert cli.main(["train", "--resume", "run", "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize(("others", "told"), [(0.3, True), (0.01, False), (float("nan"), False)])
+def test_it_tells_of_emulation_and_of_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, others: float, told: bool
+) -> None:
+    data = write_tiny(tmp_path / "tiny.npz")
+    monkeypatch.setattr(module, "allowed_cores", lambda: {0})
+    monkeypatch.setattr(module, "seconds_of_others", lambda cores: others * time.perf_counter())
+    argv = [*SETTINGS, "--engine", "eager", "--precision", "fp16", "--dry-run"]
+    assert cli.main(["train", "--data", str(data), *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("fp16 is emulated on cpu: expect it to be slower than fp32") == 1
+    assert ("and the test; other programs used 30% of the cores meanwhile\n" in out) == told
+    assert ("programs" in out) == told
 
 
 def test_smaller_last_batches_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def _dry_run(config: Config, *, as_json: bool) -> int:
     threads.limit(config.device)
 
     from fastcifar.measuring.dry_run import dry_run
+    from fastcifar.measuring.grid import QUIET
     from fastcifar.ui.display import format_seconds
 
     done = dry_run(config)
@@ -121,6 +122,8 @@ def _dry_run(config: Config, *, as_json: bool) -> int:
     if done.low_res_step_seconds is not None:
         rows["step"] += f"; {done.low_res_step_seconds * 1e3:.1f} ms on small images ({config.low_res_epochs} epochs)"
         rows["epoch"] += ", on whole images"
+    if done.others is not None and done.others > QUIET:
+        rows["run"] += f"; other programs used {done.others:.0%} of the cores meanwhile"
     for title, value in rows.items():
         print(f"{title:<16}{value}")
     return 0

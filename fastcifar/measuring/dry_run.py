@@ -16,9 +16,10 @@ from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Split
 from fastcifar.loaders import check_available
-from fastcifar.measuring.process import peak_memory_gib
+from fastcifar.measuring.process import peak_memory_gib, seconds_of_others
 from fastcifar.model import count_parameters
 from fastcifar.run.clock import wait
+from fastcifar.run.environment import allowed_cores
 from fastcifar.session import Session
 from fastcifar.target import Target
 from fastcifar.trainer import splits_of
@@ -49,6 +50,7 @@ class DryRun:
         host_memory_gib: the peak memory of this process, with the images.
         device_memory_gib: the peak memory of PyTorch's allocator on the GPU; None on the CPU.
         device_memory_free_gib: what was free on the GPU before; None on the CPU.
+        others: the share of the cores, 0 to 1, that other programs used meanwhile; None if not known.
     """
 
     config: Config
@@ -66,6 +68,7 @@ class DryRun:
     host_memory_gib: float
     device_memory_gib: float | None
     device_memory_free_gib: float | None
+    others: float | None
 
 
 def dry_run(config: Config) -> DryRun:
@@ -82,21 +85,25 @@ def dry_run(config: Config) -> DryRun:
     """
     target = Target.of(config)
     config, device = target.config, target.device
-    on_cuda = device.type == "cuda"
+    on_cuda, cores = device.type == "cuda", allowed_cores()  # beside others this thread is kept on one of them
     with Display() as display:
         display.phase(LOADING)
         dataset = sources.load(config.data, mirror=config.mirror)
         train, val = splits_of(dataset, config)
         check_available(target, len(train))
         free = torch.cuda.mem_get_info(device)[0] / 2**30 if on_cuda else None
+        others, start = seconds_of_others(cores), time.perf_counter()
         with Session(target, dataset.num_classes) as session:
             session.feed(train, display.note)
+            for remark in target.remarks:
+                display.note(remark)
             display.phase("compiling" if config.engine == "compiled" else "warming up")
             warm_up = session.steps.warm_up()
             small_epochs = config.low_res_epochs
             small_times = _times_of_steps(session, _first_epoch(session)) if small_epochs else []
             times = _times_of_steps(session, session.train())
             validation = _time_of_validation(session, val) if len(val) else 0.0
+            others = (seconds_of_others(cores) - others) / (len(cores) * (time.perf_counter() - start))
             num_batches = session.loader.num_batches
             parameters = count_parameters(session.engine.model)
     step, small_step = statistics.median(times), statistics.median(small_times) if small_times else None
@@ -117,6 +124,7 @@ def dry_run(config: Config) -> DryRun:
         host_memory_gib=peak_memory_gib(),
         device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_cuda else None,
         device_memory_free_gib=free,
+        others=None if math.isnan(others) else min(max(others, 0.0), 1.0),
     )
 
 

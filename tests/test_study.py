@@ -227,6 +227,19 @@ def test_seeds(text: str, seeds: tuple[int, ...] | None) -> None:
         assert arguments.seeds(text) == seeds
 
 
+@pytest.mark.parametrize("what", ["--lr 0.05,0.1", "--search lr=log:0.01..1"])
+def test_what_quick_means_is_said_where_it_is_no_trial(capsys: pytest.CaptureFixture[str], what: str) -> None:
+    said = "`quick` is here a mode (small models on procedural images), not the preset: to vary that, name a settings"
+    assert cli.main(["study", "quick", *what.split()]) == 2
+    assert capsys.readouterr().err.endswith(f'{said} file with the line base = "quick"\n')
+    assert cli.main(["study", *what.split()]) == 2
+    assert "mode" not in capsys.readouterr().err
+    Path("mine.toml").write_text('base = "quick"\n')
+    request = Request(("mine.toml",), settings=[("lr", "0.05,0.1")])
+    study, runs = plan(Path("grid"), request)
+    assert {study.config(run.trial, run.seed).data for run in study.planned()} == {"procedural"} and len(runs) == 6
+
+
 def test_folders_of_other_things_are_refused() -> None:
     OUT.mkdir()
     (OUT / "thesis.tex").touch()

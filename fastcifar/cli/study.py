@@ -25,10 +25,11 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.epilog = (
         "TRIAL is a preset or your own settings file (FILE.toml); default: the trials that the study has already, or "
         "in a new one the eight of the report. `quick` trains these small, on procedural images and the CPU, in two to "
-        "three minutes. --KEY VALUE sets anything that `fastcifar train --help` lists, in every run, such as --data "
-        "PATH; several values make a grid, with a trial for each combination: --lr 0.05,0.1 --weight-decay 1e-4,5e-4. "
-        "The same command again goes on with a study that was cut, and more trials or seeds extend it; without any, "
-        "`fastcifar study --out DIR` goes on with what was asked for before."
+        "three minutes; it is not the preset quick, which a file with the line base = 'quick' stands for. --KEY VALUE "
+        "sets anything that `fastcifar train --help` lists, in every run, such as --data PATH; several values make a "
+        "grid, with a trial for each combination: --lr 0.05,0.1 --weight-decay 1e-4,5e-4. The same command again goes "
+        "on with a study that was cut, and more trials or seeds extend it; without any, `fastcifar study --out DIR` "
+        "goes on with what was asked for before."
     )
     counts, scale = "a number of seeds, or seeds such as 3,4,5", "a number above 0"
     parser.add_argument(

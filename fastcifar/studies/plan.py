@@ -67,6 +67,12 @@ class Request:
     num_trials: int | None = None
 
 
+_ABOUT_QUICK = (
+    "; `quick` is here a mode (small models on procedural images), not the preset: to vary that, name a settings file "
+    'with the line base = "quick"'
+)
+
+
 def default_folder(request: Request) -> Path:
     """Where the study goes that `request` asks for: the same folder for the same trials and the same axes of a grid."""
     own = [word for word in request.trials if _is_file(word)]
@@ -133,7 +139,10 @@ def _wanted(study: Study, request: Request) -> tuple[dict[str, Trial], dict[str,
     words = tuple(dict.fromkeys(request.trials or (() if axes or searches else study.trials or TRIALS)))
     if axes and not words:
         example = " ".join(f"--{key.replace('_', '-')} {','.join(values)}" for key, values in axes.items())
-        problems.append(f"a grid needs the trials that it starts from, such as: fastcifar study final {example}")
+        problems.append(
+            f"a grid needs the trials that it starts from, such as: fastcifar study final {example}"
+            + _ABOUT_QUICK * request.quick
+        )
     trials: dict[str, Trial] = {}
     if searches:
         trials, words = _searched(study, request, axes, problems), ()
@@ -166,7 +175,8 @@ def _searched(
         if start is None:
             return {}
     if start is None:
-        problems.append("--search: a search starts from one trial, such as: fastcifar study final --search ...")
+        example = "--search: a search starts from one trial, such as: fastcifar study final --search ..."
+        problems.append(example + _ABOUT_QUICK * request.quick)
         return {}
     space = dict(before.space) if before else {}
     if request.search:

@@ -195,7 +195,8 @@ def study(
         out: the study's folder; None means the command line's: runs/study, or a name made of the trials.
         quick: trains small models on procedural images on the CPU: all eight trials take minutes.
         epochs_scale: multiplies the epochs of every run: with 0.1 each run has a tenth of its epochs.
-        jobs: how many runs train at the same time; None means one for each GPU, or one on the CPU.
+        jobs: how many runs train at the same time; None means one for each GPU; on a CPU one or, with
+            `quick`, one for each core, at most four.
         search: what Optuna may choose, such as `"lr=log:0.01..1,batch_size=64|128"`; then there is one trial, and the
             default is one seed.
         num_trials: how many trials a search has in all; None means 40.

@@ -116,6 +116,12 @@ def test_a_help_fits_a_terminal_of_80_columns(capsys: Captured, monkeypatch: pyt
     assert [line for line in printed(capsys, *name.split(), "--help").splitlines() if len(line) > 79] == []
 
 
+def test_the_defaults_of_a_study_are_told(capsys: Captured) -> None:
+    text = " ".join(printed(capsys, "study", "--help").split())
+    assert "[3; a search takes one seed only, 0 if none is named]" in text
+    assert "not the preset quick, which a file with the line base = 'quick' stands for" in text
+
+
 def test_version(capsys: Captured) -> None:
     assert printed(capsys, "--version") == f"fastcifar {fastcifar.__version__}\n"
 

@@ -33,7 +33,10 @@ def run(parser: Parser, argv: list[str]) -> int:
     )
     counts, scale = "a number of seeds, or seeds such as 3,4,5", "a number above 0"
     parser.add_argument(
-        "--seeds", metavar="N", type=parsed(seeds, counts), help="seeds 0 to N-1, or those named: 3,4,5 [3]"
+        "--seeds",
+        metavar="N",
+        type=parsed(seeds, counts),
+        help="seeds 0 to N-1, or those named: 3,4,5 [3; a search takes one seed only, 0 if none is named]",
     )
     parser.add_argument(
         "--out",

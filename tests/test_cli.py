@@ -122,6 +122,12 @@ def test_the_defaults_of_a_study_are_told(capsys: Captured) -> None:
     assert "not the preset quick, which a file with the line base = 'quick' stands for" in text
 
 
+def test_the_help_of_data_says_what_its_actions_do(capsys: Captured) -> None:
+    text = " ".join(printed(capsys, "data", "--help").split())
+    for part in ("8 to 96 pixels", "cifar100 where nothing is named", "the centre square of each", "is overwritten"):
+        assert part in text
+
+
 def test_version(capsys: Captured) -> None:
     assert printed(capsys, "--version") == f"fastcifar {fastcifar.__version__}\n"
 

@@ -20,11 +20,17 @@ SMALLEST, LARGEST = 8, 96  # as in data.decoded, which imports NumPy
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.forms("info [NAME|PATH] [--mirror URL] [--json]", "get NAME [--mirror URL]", "convert PATH OUT.npz --size S")
+    parser.epilog = (
+        "info looks at cifar100 where nothing is named, and like get it downloads a published set that is not there "
+        "yet. convert takes the centre square of each image, scaled to S x S pixels if it has another size. Nothing "
+        "is overwritten."
+    )
     parser.add_argument("action", type=one_of(*_ACTIONS), metavar="info|get|convert", help="what to do")
     parser.add_argument("source", nargs="?", metavar="NAME|PATH", help="cifar100, cifar10, procedural or a path")
     parser.add_argument("out", nargs="?", metavar="OUT.npz", type=path, help="where convert writes")
     sides = parsed(_side, f"a number of pixels from {SMALLEST} to {LARGEST}")
-    parser.add_argument("--size", type=sides, metavar="S", help="the side to which convert scales images, in pixels")
+    pixels = f"{SMALLEST} to {LARGEST} pixels"
+    parser.add_argument("--size", type=sides, metavar="S", help=f"side of the images that convert writes, {pixels}")
     parser.add_argument("--mirror", default="", metavar="URL", help="download from here, not from the known mirrors")
     parser.add_argument("--json", action="store_true", help="print what info finds as JSON")
     args = parser.parse(_with_action(argv))
@@ -101,6 +107,7 @@ def _convert(source: str | None, out: Path | None, size: int | None) -> int:
 
     counts = convert(user_path(source), out, size)
     print(f"{counts['train']:,} training and {counts['test']:,} test images of {size}x{size} pixels in {out}")
+    print("each is the centre square of its image, scaled if it had another size")
     return 0
 
 

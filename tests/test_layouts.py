@@ -117,7 +117,9 @@ def test_folder_without_images_says_what_it_looked_for_and_found(tmp_path: Path)
     with pytest.raises(DataError) as error:
         load(tmp_path)
     text = str(error.value)
-    assert "looked for: the published archive (cifar-100-python.tar.gz" in text
+    assert "looked for:\n    a published archive, cifar-{100,10}-{python,binary}.tar.gz\n" in text
+    layouts = text.partition("looked for:\n")[2].partition("  found: ")[0].splitlines()
+    assert len(layouts) == 7 and max(map(len, layouts)) <= 79 - len("fastcifar: "), "a layout on a line"
     assert "found: notes.txt, train_data/" in text
     assert "is train_data/ meant to be train/?" in text
     with pytest.raises(DataError, match="found: nothing"):

@@ -117,7 +117,7 @@ def _none_has_it(title: str, failed: "Mapping[Mirror, _Failed]") -> DataError:
     return DataError(
         f"{title} is not in the cache, {what}\n"
         f"Ways to supply the data:\n"
-        f"  --data PATH        a copy on this machine: {ACCEPTED}\n"
+        f"  --data PATH        a copy on this machine:{ACCEPTED}\n"
         f"  --mirror URL       another address of the archive, or of the folder that holds it\n"
         f"  --data procedural  images drawn on the spot, for a trial run (not CIFAR: accuracies do not compare)"
     )

@@ -161,7 +161,7 @@ def locate(path: Path) -> Source:
         hint = _part_of(path)
         if not hint and (foreign := _foreign(path)):
             hint = f" It is {foreign[0]}: {foreign[1]}."
-        raise DataError(f"{path} is neither an .npz nor a tar archive.{hint} Accepted: {ACCEPTED}.")
+        raise DataError(f"{path} is neither an .npz nor a tar archive.{hint} Accepted:{ACCEPTED}")
 
 
 def _not_there(path: Path) -> str:
@@ -291,7 +291,7 @@ def _nothing_found(path: Path, unreadable: list[str]) -> DataError:
     closed = f"\n  cannot be looked into: {listed(unreadable)}" if unreadable else ""
     return DataError(
         f"{path} holds no images that fastcifar knows.\n"
-        f"  looked for: {ACCEPTED}\n"
+        f"  looked for:{ACCEPTED}\n"
         f"  found: {listed(names)}{closed}" + (f"\n  {hint}" if hint else "")
     )
 

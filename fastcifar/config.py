@@ -315,7 +315,8 @@ class Config(BaseModel):
     checkpoint_seconds: float = _setting(
         "evaluation and checkpoints",
         60.0,
-        "least time between two checkpoints, in seconds; 0 = after every epoch",
+        "least time between two checkpoints, in seconds; they are written at the end of an epoch, and where a signal "
+        "stops the run; 0 = after every epoch",
         ge=0,
         changes_result=False,
         resumable=True,

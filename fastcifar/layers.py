@@ -150,8 +150,8 @@ def parse_overrides(
     problems: list[str] = []
     layer = _override_layer(overrides, problems, options)
     problems += [
-        f"{layer.entry(key)}: a resumed run keeps its settings, only {', '.join(only)} may change; "
-        "to run with others, start a new run"
+        f"{layer.entry(key)}: a resumed run keeps its settings. These may change: {', '.join(only)}. "
+        "To train with others, start a new run; --init-from RUN gives it the weights"
         for key in layer.settings
         if key not in only
     ]

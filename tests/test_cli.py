@@ -17,7 +17,7 @@ import pytest
 import fastcifar
 from fastcifar import errors
 from fastcifar.cli import main as cli
-from fastcifar.config import Config
+from fastcifar.config import RESUMABLE, Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Dataset, info
 from fastcifar.layers import resolve
@@ -255,7 +255,11 @@ def test_train_help_lists_every_setting(capsys: Captured) -> None:
     text = printed(capsys, "train", "--help")
     for name in Config.model_fields:
         assert re.search(rf"^  --{name.replace('_', '-')} ", text, re.M), name
-    assert "[a number above 0, at most 100; default 0.05]" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert "[a number above 0, at most 100; default 0.05]" in words
+    assert f"of the settings only {', '.join('--' + name.replace('_', '-') for name in RESUMABLE)} may change." in words
+    assert "To train longer, start a new run from its weights: --init-from RUN" in words
+    assert "written at the end of an epoch, and where a signal stops the run; 0 = after every epoch" in words
     assert max(map(len, text.splitlines())) <= 110
 
 
@@ -270,7 +274,7 @@ def test_resume_keeps_the_settings(capsys: Captured, trainer: Any) -> None:
     for line, beginning in zip(
         lines,
         ["--preset: not together with --resume", "--print-config: not together", "--lrr 1: there is no such option",
-         "--epochs 400: a resumed run keeps its settings", "--device x: expected auto"],
+         "--epochs 400: a resumed run keeps its settings. These may change: data,", "--device x: expected auto"],
         strict=True,
     ):  # fmt: skip
         assert line.startswith(f"command line: {beginning}")

@@ -311,8 +311,8 @@ def test_a_resumed_run_keeps_its_settings() -> None:
         parse_overrides([("epochs", "400"), ("device", "gpu"), ("lrr", "1")], RESUMABLE)
     unknown, epochs, device = str(caught.value).splitlines()
     assert unknown == "command line: --lrr 1: there is no such option; did you mean --lr?"
-    assert epochs.startswith("command line: --epochs 400: a resumed run keeps its settings, only data, mirror, ")
-    assert "images_on, device, logger, checkpoint_seconds may change" in epochs
+    assert epochs.startswith("command line: --epochs 400: a resumed run keeps its settings. These may change: data, ")
+    assert "images_on, device, logger, checkpoint_seconds. To train with others, start a new run" in epochs
     assert device.startswith("command line: --device gpu: expected auto, cpu, cuda or cuda:N")
 
 

@@ -30,6 +30,8 @@ SUMMARY = "train a model, or go on with a run that was cut"
 
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
+    from fastcifar.config import RESUMABLE
+
     parser.forms(
         "[PRESET | FILE.toml] [--out DIR | --print-config | --dry-run] [--KEY VALUE ...] [--json]",
         "[--preset NAME | --config FILE] [--out DIR | --print-config | --dry-run] [--KEY VALUE ...] [--json]",
@@ -41,7 +43,14 @@ def run(parser: Parser, argv: list[str]) -> int:
         "start from the settings in your own TOML file",
     )
     parser.add_argument("--out", metavar="DIR", type=path, help="the run folder; default: runs/PRESET/TIME-sSEED")
-    parser.add_argument("--resume", metavar="RUN", type=path, help="go on with the run in this folder")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        type=path,
+        help="go on with the run in this folder; of the settings only "
+        f"{', '.join(map(_option, RESUMABLE))} may change. To train longer, start a new run from its "
+        "weights: --init-from RUN",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the settings that would be used, and stop")
     parser.add_argument(
         "--dry-run", action="store_true", help="take a few steps, print the memory and time a run would take, and stop"

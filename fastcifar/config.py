@@ -93,7 +93,7 @@ class Config(BaseModel):
     channels: int = _setting(
         "data",
         3,
-        "that the network sees: grey images have three equal ones, or one",
+        "channels that the network sees. Grey images are given three equal channels; with 1 they keep one",
         ge=1,
         le=3,
         allowed="3, or 1 for grey images",
@@ -131,7 +131,8 @@ class Config(BaseModel):
     cutmix_alpha: float = _setting(
         "augmentation",
         0.0,
-        "CutMix: one box a batch, whose outside has the share ~ Beta(alpha, alpha), is another image's; 0 = off",
+        "CutMix: in each batch one box of every image is replaced by another image's; the part outside the box has a "
+        "share ~ Beta(alpha, alpha); 0 = off",
         ge=0,
         le=100,
         off="0",

@@ -337,14 +337,14 @@ def read(path: Path, problems: list[str]) -> _File | None:
         problems.append(f"{where}: there is no such file{did_you_mean(preset)}")
         return None
     except OSError as error:
-        problems.append(f"{where}: cannot be read: {error.strerror}")
+        problems.append(f"{where} cannot be read: {error.strerror}")
         return None
     except UnicodeDecodeError as error:
         kind = " (it looks like UTF-16: save it as UTF-8)" if error.object[:2] in _UTF16 else ""
-        problems.append(f"{where}: is not a TOML file: byte {error.start} is not UTF-8{kind}")
+        problems.append(f"{where} is not a TOML file: byte {error.start} is not UTF-8{kind}")
         return None
     except (ValueError, RecursionError) as error:  # not TOML, a number of thousands of digits, too deep a nesting
-        problems.append(f"{where}: is not a TOML file: {error}")
+        problems.append(f"{where} is not a TOML file: {error}")
         return None
     expected: dict[str, tuple[type, str]] = {
         "base": (str, "the name of a preset or of a .toml file"),

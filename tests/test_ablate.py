@@ -353,6 +353,7 @@ def test_tables_files_and_chart(machine: Machine, figures: list[Figure], capsys:
     assert cli.main(["ablate", "--repeats", "2", "--out", "here"]) == 0
     out, err = capsys.readouterr()
     rows = {line[:18].strip(): line[18:].split() for line in out.splitlines()[:8]}
+    assert "warm-up s" in out.splitlines()[0] and "compile s" not in out
     assert rows["stock eager fp32"] == ["200", "196-208", "1.00x", "16:40:00", "0.5", "(0.5)", "1.25"]
     assert rows["fused bf16"] == ["2,000", "1,960-2,080", "10.00x", "1:40:00", "0.5", "(0.5)", "1.25"]
     assert rows["compiled fp32"][-3:] == ["40.0", "(0.5)", "1.25"]

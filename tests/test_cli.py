@@ -122,6 +122,19 @@ def test_the_defaults_of_a_study_are_told(capsys: Captured) -> None:
     assert "not the preset quick, which a file with the line base = 'quick' stands for" in text
 
 
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        ("predict", "how many classes a picture is given [5]"),
+        ("evaluate", "measure on the validation or on the test images [test]"),
+        ("train", "channels that the network sees. Grey images are given three equal channels; with 1 they keep one ["),
+        ("train", "one box of every image is replaced by another image's; the part outside the box has a share ~ Beta"),
+    ],
+)
+def test_the_help_describes(capsys: Captured, command: str, part: str) -> None:
+    assert part in " ".join(printed(capsys, command, "--help").split())
+
+
 def test_the_help_of_data_says_what_its_actions_do(capsys: Captured) -> None:
     text = " ".join(printed(capsys, "data", "--help").split())
     for part in ("8 to 96 pixels", "cifar100 where nothing is named", "the centre square of each", "is overwritten"):
@@ -207,7 +220,7 @@ def test_train_prints_the_result_beside_what_to_expect(capsys: Captured, trainer
         "warm-up         8.0 s\n"
         "energy          not measured\n"
     )
-    assert "compilation     8.0 s\n" in printed(capsys, "train", "--engine", "compiled", "--out", "e", told=True)
+    assert "warm-up         8.0 s\n" in printed(capsys, "train", "--engine", "compiled", "--out", "e", told=True)
     out = printed(capsys, "train", "--device", "cpu", "--out", "f", told=True)
     assert "energy          not measured (there is no GPU in this run)\n" in out
     out = printed(capsys, "train", "--preset", "final", "--epochs", "3", "--out", "b", told=True)

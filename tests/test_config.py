@@ -241,10 +241,10 @@ def test_a_conflict_names_every_place_it_comes_from(write: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("lr = = 3", "my.toml: is not a TOML file: Invalid value (at line 1, column 6)"),
-        ("[settings]\nlr = 1\nlr = 2\n", "my.toml: is not a TOML file: Cannot overwrite a value (at line 3, column 7)"),
-        (f"a = {'9' * 5000}", "my.toml: is not a TOML file: Exceeds the limit"),
-        ("a = " + "[" * 5_000, "my.toml: is not a TOML file: "),
+        ("lr = = 3", "my.toml is not a TOML file: Invalid value (at line 1, column 6)"),
+        ("[settings]\nlr = 1\nlr = 2\n", "my.toml is not a TOML file: Cannot overwrite a value (at line 3, column 7)"),
+        (f"a = {'9' * 5000}", "my.toml is not a TOML file: Exceeds the limit"),
+        ("a = " + "[" * 5_000, "my.toml is not a TOML file: "),
         ("base = 3", "my.toml: base = 3: expected the name of a preset or of a .toml file"),
         ("settings = 3", "my.toml: settings = 3: expected a table"),
         ('base = "my.toml"', 'my.toml: base = "my.toml": derives from itself: my.toml -> my.toml'),
@@ -270,7 +270,7 @@ def test_a_byte_order_mark_and_other_line_ends_are_read(write: Any) -> None:
     )
     Path("utf16.toml").write_bytes("[settings]\n".encode("utf-16"))
     assert problems(None, Path("utf16.toml"), []) == [
-        "utf16.toml: is not a TOML file: byte 0 is not UTF-8 (it looks like UTF-16: save it as UTF-8)"
+        "utf16.toml is not a TOML file: byte 0 is not UTF-8 (it looks like UTF-16: save it as UTF-8)"
     ]
 
 
@@ -280,9 +280,9 @@ def test_files_that_cannot_be_read(write: Any, tmp_path: Path) -> None:
     assert problems("my.toml", None, [])[0].startswith(
         "command line: --preset my.toml: there is no such preset; did you mean --config my.toml?"
     )
-    assert problems(None, tmp_path, []) == [f"{tmp_path}: cannot be read: it is a folder, where a file is wanted"]
+    assert problems(None, tmp_path, []) == [f"{tmp_path} cannot be read: it is a folder, where a file is wanted"]
     Path("bytes.toml").write_bytes(b"a = '\xff'")
-    assert problems(None, Path("bytes.toml"), []) == ["bytes.toml: is not a TOML file: byte 5 is not UTF-8"]
+    assert problems(None, Path("bytes.toml"), []) == ["bytes.toml is not a TOML file: byte 5 is not UTF-8"]
 
 
 def test_a_base_and_a_preset_are_one_too_many(write: Any) -> None:
@@ -465,7 +465,7 @@ def test_a_file_of_settings_is_a_file_of_a_sensible_size(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "large.toml").write_bytes(b"#" * (2**20 + 1))
     for name, reason in (("pipe.toml", "it is a named pipe"), ("large.toml", "it has 1,048,577 bytes")):
-        with pytest.raises(UsageError, match=f"{name}: cannot be read: {reason}"):
+        with pytest.raises(UsageError, match=f"{name} cannot be read: {reason}"):
             resolve_layers(None, tmp_path / name, [], [])
 
 

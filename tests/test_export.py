@@ -83,6 +83,7 @@ def test_the_card_of_the_best_weights_has_their_accuracy_alone(
         out = tmp_path / weights
         words = ["export", str(path), "--format", "safetensors", "--weights", weights, "--out", str(out)]
         assert cli.main(words) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.endswith("images: all logits are equal\n")
         assert f"| images | accuracy |\n|---|---|\n{text}" in (out / "README.md").read_text()
 
 

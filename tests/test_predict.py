@@ -55,7 +55,7 @@ def test_the_answers_are_those_that_the_run_recorded(run: Path, pictures: Path) 
     assert sum(guess.probability for guess in found[0].guesses) == pytest.approx(1)
 
 
-def test_a_large_picture_is_scaled_as_it_says(run: Path, tmp_path: Path) -> None:
+def test_a_large_picture_is_scaled_as_it_says(run: Path, tmp_path: Path, capsys: Captured) -> None:
     """The centre is of one colour, and the rest is of others, so that a crop and a stretch differ."""
     wide = np.zeros((200, 600, 3), np.uint8)
     wide[:, :200], wide[:, 200:400], wide[:, 400:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -70,6 +70,14 @@ def test_a_large_picture_is_scaled_as_it_says(run: Path, tmp_path: Path) -> None
     stretched, _ = predict(RunFolder.open(run), files, fit="stretch")
     assert stretched.guesses != cropped.guesses  # by little: the network has hardly been trained
     assert stretched.resized == "whole 600x200 to 32x32"
+    for more, said in (
+        ([], "the picture was scaled: "),
+        (files[1:], "1 of 2 pictures was scaled: "),
+        (files, "2 of 3 pictures were scaled, such as "),
+    ):
+        assert cli.main(["predict", str(run), str(files[0]), *map(str, more)]) == 0
+        note = f"note: {said}centre 200x200 of 600x200 to 32x32; --resize stretch takes whole pictures\n"
+        assert capsys.readouterr().err.endswith(note)
 
 
 def test_a_photograph_is_turned_upright(run: Path, tmp_path: Path) -> None:

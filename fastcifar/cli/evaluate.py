@@ -10,7 +10,13 @@ SUMMARY = "measure the accuracy of a finished run again"
 def run(parser: Parser, argv: list[str]) -> int:
     """Reads the arguments of the command and obeys them; returns the exit code."""
     parser.add_argument("run", metavar="RUN", type=path, help="the run folder")
-    parser.add_argument("--split", type=one_of("val", "test"), default="test", metavar="val|test", help="[test]")
+    parser.add_argument(
+        "--split",
+        type=one_of("val", "test"),
+        default="test",
+        metavar="val|test",
+        help="measure on the validation or on the test images [test]",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [the run's own, if present]")
     parser.add_argument("--data", metavar="PATH", help="where the same images lie now [where the run had them]")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

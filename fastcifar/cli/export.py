@@ -38,5 +38,6 @@ def run(parser: Parser, argv: list[str]) -> int:
         return 0
     print(f"model       {done.file}")
     print(f"model card  {done.path / 'README.md'}")
-    print(f"checked     on {done.num_images} images: no logit differs by more than {done.difference:.1g}")
+    logits = f"no logit differs by more than {done.difference:.1g}" if done.difference else "all logits are equal"
+    print(f"checked     on {done.num_images} images: {logits}")
     return 0

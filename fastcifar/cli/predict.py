@@ -25,7 +25,8 @@ def run(parser: Parser, argv: list[str]) -> int:
     parser.add_argument(
         "pictures", metavar="IMAGE|FOLDER", type=path, nargs="+", help="pictures of any size, or folders of them"
     )
-    parser.add_argument("--top", type=parsed(count, "a number of classes from 1"), default=5, metavar="N", help="[5]")
+    classes = parsed(count, "a number of classes from 1")
+    parser.add_argument("--top", type=classes, default=5, metavar="N", help="how many classes a picture is given [5]")
     parser.add_argument(
         "--resize",
         type=one_of("crop", "stretch"),
@@ -61,8 +62,10 @@ def run(parser: Parser, argv: list[str]) -> int:
         _print_table(found)
     resized = [prediction for prediction in found if prediction.resized]
     if resized and not args.json:
-        other = "" if args.resize == "stretch" else "; --resize stretch takes the whole of each"
-        note(f"{len(resized)} of {len(found)} pictures were scaled, such as {resized[0].resized}{other}")
+        other = "" if args.resize == "stretch" else "; --resize stretch takes whole pictures"
+        which = "the picture" if len(found) == 1 else f"{len(resized)} of {len(found)} pictures"
+        scaled = "were scaled, such as" if len(resized) > 1 else "was scaled:"
+        note(f"{which} {scaled} {resized[0].resized}{other}")
     return 0
 
 

@@ -251,8 +251,7 @@ def _print_result(path: Path, *, as_json: bool) -> int:
     if "best_epoch" in summary:
         best = f"{summary['best_val_accuracy']:.2%} after epoch {summary['best_epoch']}"
         rows.append(["best val", f"{best} (its weights: --weights best)"])
-    before = "compilation" if run.config.engine == "compiled" else "warm-up"
-    clocks = {"train_seconds": "training", "compile_seconds": before, "process_seconds": "whole process"}
+    clocks = {"train_seconds": "training", "compile_seconds": "warm-up", "process_seconds": "whole process"}
     rows += [[title, f"{summary[key]:.1f} s"] for key, title in clocks.items() if key in summary]
     if summary:
         others = run.environment.get("processes", 1) > 1 and summary.get("energy_joules") is not None

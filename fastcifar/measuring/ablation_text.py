@@ -39,7 +39,7 @@ def _aligned(table: tuple[list[str], list[list[str]]], words: int) -> list[str]:
 def cell_table(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """The header, and a row for each cell."""
     epochs = next(entry.cell.config.epochs for entry in ablation.entries if entry.cell)
-    header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "compile s", "GiB"]
+    header = ["cell", "images/s", "range", "speed-up", f"{epochs} epochs", "warm-up s", "GiB"]
     on_gpu = any(m.device_memory_gib is not None for entry in ablation.entries for m in entry.measurements)
     header += ["GPU GiB"] * on_gpu + ["neighbour"] * ablation.neighbour
     rows = []
@@ -102,7 +102,8 @@ def remarks(ablation: Ablation) -> list[str]:
         f"{ablation.repeats} process{'es' * (ablation.repeats > 1)} a cell; speed-up over the first row",
         f"epochs: computed from images/s, for {NUM_IMAGES:,} images an epoch, without validation; not run"
         f"{'; those on small images count as whole ones' * has_small}",
-        "compile s: first batch and step, from nothing (and from the cell's own cache), not in images/s; GiB: peak",
+        "warm-up s: first batch and step, with compilation, from nothing (and from the cell's own cache), not in "
+        "images/s; GiB: peak",
         f"{settings_line(ablation)}; {machine_line(ablation)}",
     ]
     if ablation.roofs:

@@ -102,8 +102,7 @@ def test_an_average_and_small_images_first_are_the_same(data: Path, tmp_path: Pa
     assert_same_run(tmp_path / "2", tmp_path / "1", 1e-9)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_with_synchronised_batch_norm_they_train_what_one_process_trains(
     size: int, data: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -116,7 +115,6 @@ def test_with_synchronised_batch_norm_they_train_what_one_process_trains(
     assert printed.count("test accuracy") == 1, "one of them tells"
 
 
-@pytest.mark.slow
 def test_the_fused_ops_train_what_the_eager_ops_train(data: Path, tmp_path: Path) -> None:
     """Both with batch norm over each process's part."""
     for engine in ("eager", "fused"):
@@ -187,7 +185,6 @@ def test_each_has_its_part_of_each_batch(size: int) -> None:
         assert [part.share for part in own] == [len(part.labels) * size / len(batch.labels) for part in own]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "ranks", "message"),
     [
@@ -207,7 +204,6 @@ def test_a_last_batch_too_small_for_all_is_refused(data: Path, tmp_path: Path) -
     assert not (tmp_path / "run").exists() and printed.count("the last batch") == 1, printed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fused", "compiled"])
 def test_synchronised_batch_norm_is_the_eager_engines(engine: str) -> None:
     from fastcifar.layers import resolve
@@ -244,7 +240,6 @@ def test_a_wrong_start_is_told(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_session_alone_needs_no_other_process() -> None:
     session = tiny_session(tiny_config(sync_batch_norm=True))
     with session:

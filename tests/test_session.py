@@ -101,6 +101,12 @@ def test_one_that_is_not_fed_evaluates_what_a_fed_one_does() -> None:
         assert means == tiny_session(tiny_config()).evaluate(tiny_split(40))
 
 
+def test_deterministic_is_switched_on_inside_the_context_alone() -> None:
+    with Session(Target(tiny_config(deterministic=True)), NUM_CLASSES):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_the_end_of_the_context_is_the_end_of_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
     with pytest.raises(ZeroDivisionError), Session(Target(tiny_config()), NUM_CLASSES) as session:

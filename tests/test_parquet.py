@@ -228,7 +228,6 @@ def test_a_cut_file(keep: float, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.slow
 def test_the_real_images_keep_their_digest(real_data: Path, tmp_path: Path) -> None:
     """Hugging Face's copy calls class 26 "cra"."""
     with np.load(real_data / "cifar100.npz") as arrays:

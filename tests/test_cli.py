@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -838,8 +839,9 @@ def test_a_closed_stdout_ends_no_command(command: str) -> None:
 
 
 def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
-    words = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && "
-    words += f"PYTHONPATH={ROOT} {sys.executable} -m fastcifar report {tmp_path}/none"
+    gone = shlex.quote(str(tmp_path / "gone"))
+    words = f"mkdir {gone} && cd {gone} && rmdir {gone} && "
+    words += shlex.join(["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "fastcifar", "report", f"{tmp_path}/none"])
     done = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
     assert done.returncode == 2 and "unexpected" not in done.stderr
 

@@ -1,5 +1,6 @@
 """`fastcifar completion`: what bash completes, and that every command and setting is in it."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def completed(script: Path, *words: str, cwd: Path) -> list[str]:
     """What bash offers for the last of the words."""
-    line = " ".join(f"'{word}'" for word in ("fastcifar", *words))
-    code = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_fastcifar; echo ${{COMPREPLY[@]}}"
+    line = shlex.join(["fastcifar", *words])
+    code = f"{shlex.join(['source', str(script)])}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; "
+    code += "_shtab_fastcifar; echo ${COMPREPLY[@]}"
     return subprocess.check_output(["bash", "-c", code], text=True, cwd=cwd).split()
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -308,7 +309,7 @@ def test_a_compiler_without_python_headers(tmp_path: Path, monkeypatch: pytest.M
     compiler = tmp_path / "cxx"
     compiler.write_text("#!/bin/sh\necho cxx 1.2\n")
     compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", f"{compiler} -O2")
+    monkeypatch.setenv("CXX", f"{shlex.quote(str(compiler))} -O2")
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     found = findings(probes._compiler)
     assert found["compiler"].text == f"cxx 1.2, {compiler}"

@@ -1,6 +1,7 @@
 """Images as people have them: other sizes, grey ones, MedMNIST's and Keras' arrays, .npy files; and data convert."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -248,10 +249,11 @@ def test_what_is_not_taken_names_the_command_that_converts_it(tmp_path: Path, sh
             sources.load(str(source))
         command = str(error.value).partition("`fastcifar ")[2].partition("`")[0]
         out = tmp_path / f"{source.name}-32.npz"
-        assert cli.main(command.replace("OUT.npz", str(out)).split()) == 0
+        words = shlex.split(command.replace("OUT.npz", shlex.quote(str(out))))
+        assert cli.main(words) == 0
         assert "\neach is the centre square of its image, scaled if it had another size\n" in capsys.readouterr().out
         assert sources.load(str(out)).train.images.shape == (6, 32, 32, 3)
-        assert cli.main(command.replace("OUT.npz", str(out)).split()) == 2, "nothing is overwritten"
+        assert cli.main(words) == 2, "nothing is overwritten"
     assert sources.load(str(tmp_path / "folder-32.npz")).class_names == ("cat", "dog")
 
 

@@ -62,9 +62,13 @@ def test_boxes_are_those_of_the_paper(alpha: float) -> None:
     epochs = [draw(0, e, mixup_alpha=0.0, cutmix_alpha=alpha) for e in range(1, 251)]
     box = np.concatenate([d.box for d in epochs])  # type: ignore[misc]
     lam = np.concatenate([d.lam for d in epochs])  # type: ignore[misc]
-    assert (box >= 0).all() and (box <= 32).all() and (box[:, ::2] <= box[:, 1::2]).all()
-    sides = box[:, 1::2] - box[:, ::2]
+    begin, end = box[:, ::2], box[:, 1::2]
+    assert (box >= 0).all() and (box <= 32).all() and (begin <= end).all()
+    sides = end - begin
     assert np.allclose(lam, 1 - sides.prod(1) / 1024, atol=1e-6)
+    half = sides[:, ::-1] // 2  # of the other direction: the whole half where the box is not cut there
+    middle = np.where(begin > 0, begin + half, end - half)[((begin > 0) & (end < 32))[:, ::-1]]
+    assert np.unique(middle).tolist() == list(range(32)), "the first and the last row and column too"
     rng = np.random.default_rng(0)
     cut = (32 * np.sqrt(1 - rng.beta(alpha, alpha, 100_000))).astype(int)
     middle = rng.integers(0, 32, (2, 100_000))

@@ -78,6 +78,22 @@ def test_a_wrong_op_is_named(wrong: Any, said: str, monkeypatch: pytest.MonkeyPa
 
 
 @needs_kernels
+def test_a_wrong_element_of_a_large_map_is_named() -> None:
+    """The bug: its error is less than the norm of the roundings of a million others."""
+    torch.manual_seed(0)
+    block = cases.depthwise_block_arguments(selfcheck.SHAPES[0], torch.bfloat16, 1)[:6]
+    name, arguments = next(cases.separable_calls(block, 256, 1))
+
+    def planted(*given: Any) -> tuple[torch.Tensor, ...]:
+        v, *others = ops.separable_block(*given)
+        v[7, 5, 3, 1] += 0.3 * v.abs().max()
+        return v, *others
+
+    with pytest.raises(cases.WrongResult, match="separable_block, output 0: error .* of an element"):
+        cases.check(name, arguments, planted)
+
+
+@needs_kernels
 def test_other_bits_in_the_second_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check = selfcheck.check
 

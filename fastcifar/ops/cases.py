@@ -307,6 +307,10 @@ def error(value: Tensor, truth: Tensor) -> float:
     return float((value.detach().double() - truth).norm())
 
 
+def largest_error(value: Tensor, truth: Tensor) -> float:
+    return float((value.detach().double() - truth).abs().max())
+
+
 def rounding_between_passes(arguments: Arguments) -> float:
     """The error in the gradient of u that comes from rounding the gradient of its BN's output to u's dtype."""
     grad_z, u, y, gamma0, beta0, w, gamma1, beta1, mean0, var0, mean1, var1, eps, stride = in_float64(arguments)
@@ -359,6 +363,9 @@ def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = Non
     round once between its two passes, as eager does between two ops. The classifier rounds its logits, as its reference
     does, but may round others of them up: its two totals are compared each by itself, see `rounding_of_logits`.
 
+    Errors are compared by their norm. In a large map that hides a single wrong element, which therefore has a limit of
+    its own: 16 units in the last place of the largest. The backward of a block has none, because of its inner ReLU.
+
     Args:
         name: the op.
         arguments: its arguments.
@@ -395,4 +402,10 @@ def check(name: str, arguments: Arguments, call: Callable[..., Any] | None = Non
         allowed = 2 * error(r, t) + slack * (float(t.norm()) + 1) + between.get(i, 0.0)
         if not (g.isfinite().all() and error(g, t) <= allowed):
             raise WrongResult(f"{where}: error {error(g, t):.2e}, allowed {allowed:.2e}")
+        if g.numel() > 1 and not name.endswith("_block_backward"):
+            floats = [a for a in (g, *arguments) if isinstance(a, Tensor) and a.is_floating_point()]
+            unit, largest = max(torch.finfo(a.dtype).eps for a in floats), float(t.abs().max())
+            allowed = 2 * largest_error(r, t) + 16 * unit * largest + 10 * slack * (largest + 1)
+            if not largest_error(g, t) <= allowed:
+                raise WrongResult(f"{where}: error {largest_error(g, t):.2e} of an element, allowed {allowed:.2e}")
     return got

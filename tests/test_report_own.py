@@ -13,7 +13,7 @@ from fastcifar.data import sources
 from fastcifar.errors import DataError
 from fastcifar.report.assembly import build_document
 from fastcifar.report.document import Document, Figure, Heading, Paragraph, Table
-from fastcifar.report.provenance import shortened
+from fastcifar.report.provenance import shortened_word
 from fastcifar.report.results import read_results
 from fastcifar.report.writing import write_report
 from fastcifar.run.planned import PlannedRun
@@ -63,7 +63,7 @@ def test_a_grid_has_its_trials_curves_and_paired_effects(tmp_path: Path, monkeyp
     headings = [block.text for block in document.walk() if isinstance(block, Heading) and block.level == 2]
     assert headings[:3] == ["The trials", "Curves", "Effects, paired over seeds"]
     words = " ".join(block.text for block in document.walk() if isinstance(block, Paragraph))
-    command = shlex.join(["fastcifar", "report", shortened(str(tmp_path / "study"))])
+    command = shlex.join(["fastcifar", "report", shortened_word(str(tmp_path / "study"))])
     assert f"This page: `{command}`." in words, "with its plan, and not runs alone"
     assert "course report" not in words and "on CIFAR-100. The trials differ in `lr`." in words
     assert "show **final-lr=0.05** (n = 3): the highest mean validation accuracy" in words

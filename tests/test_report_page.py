@@ -25,7 +25,7 @@ from fastcifar.presets import TRIALS, list_presets
 from fastcifar.report.assembly import build_document
 from fastcifar.report.document import Figure, Table
 from fastcifar.report.drawing import colour_of
-from fastcifar.report.provenance import shortened
+from fastcifar.report.provenance import shortened, shortened_word
 from fastcifar.report.writing import write_report
 from fastcifar.run import failure
 from fastcifar.run.planned import PlannedRun
@@ -234,6 +234,13 @@ def test_no_folder_of_this_machine_is_told(study: tuple[Path, list[Path]]) -> No
 )  # fmt: skip
 def test_folders_are_shortened(text: str, expected: str) -> None:
     assert shortened(text) == expected
+
+
+def test_folders_of_a_word_may_have_any_names() -> None:
+    """The bug: the page had what stood before the last blank or quote of a path."""
+    words = {"/a b'é/c d/e f.npz": ".../e f.npz", "--out=~/a b/c": "--out=.../c", "lr=0.1/2": "lr=0.1/2"}
+    assert [shortened_word(word) for word in words] == list(words.values())
+    assert shortened_word("--mirror=https://a/b/c") == "--mirror=https://a/b/c"
 
 
 @pytest.mark.real_data

@@ -20,7 +20,7 @@ from fastcifar.report.findings import accuracy_blocks, error_blocks
 from fastcifar.report.markup import code, plain
 from fastcifar.report.own import own_chapters, own_head, own_title, shown_models
 from fastcifar.report.predictions import Predictions, read_all
-from fastcifar.report.provenance import reproduce_blocks, shortened
+from fastcifar.report.provenance import reproduce_blocks, shortened, shortened_word
 from fastcifar.report.reproduction import report_chapters
 from fastcifar.report.results import Results, Trial, read_results
 from fastcifar.report.search import Searched
@@ -63,7 +63,7 @@ def build_document(
         note(f"the page has no pictures of the images, which were not at hand: {problem}")
     for run, why in problems.items():
         note(f"{run}: the page does not say what the model gets wrong: {why}")
-    command = shlex.join(["fastcifar", "report", *(shortened(str(path)) for path in _named(runs, planned))])
+    command = shlex.join(["fastcifar", "report", *(shortened_word(str(path)) for path in _named(runs, planned))])
     if results.is_own:
         title = own_title(results)
         blocks = [*own_head(results), *_incomplete(results), *own_chapters(results, search)]

@@ -18,7 +18,7 @@ def reproduce_blocks(results: Results, command: str) -> list[Block]:
         for run in trial.runs:
             facts = run.environment
             typed = facts.get("command")
-            words_typed = [shortened(str(word)) for word in (typed if isinstance(typed, list) else [])]
+            words_typed = [shortened_word(str(word)) for word in (typed if isinstance(typed, list) else [])]
             source = _commit(facts.get("source"))
             versions = f"Python {facts.get('python')}, torch {facts.get('torch')}, numpy {facts.get('numpy')}"
             rows.append(
@@ -60,3 +60,8 @@ def _commit(source: object) -> str:
 def shortened(text: str) -> str:
     """`text` with .../ for the folders in front of a file's name, which mean nothing on another machine."""
     return re.sub(r"(?<![\w.:/-])(?:~|\.\.)?/(?:[^\s/:;,'\"]+/)+(?=[^\s/])", ".../", text)
+
+
+def shortened_word(word: str) -> str:
+    """The same for a word of a command, where the names of folders may have any characters."""
+    return re.sub(r"^(--[\w-]+=)?(?:~|\.\.)?/(?:[^/]+/)+(?=[^/])", r"\1.../", word)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastcifar.report import figures
 from fastcifar.report.document import NOTHING, Block, Figure, Heading, Paragraph, Table
 from fastcifar.report.markup import code, plain
-from fastcifar.report.provenance import shortened
+from fastcifar.report.provenance import shortened_word
 from fastcifar.report.wording import number
 
 NUM_BEST = 10
@@ -86,7 +86,7 @@ def search_blocks(search: Searched) -> list[Block]:
         words += ["--epochs-scale", str(search.epochs_scale)] * (search.epochs_scale != 1)
         words += [word for name, value in settings.items() for word in _option(name, value)]
         words += ["--seeds", "5", "--out", f"runs/{best[0].name}"]  # the usual folder may hold other settings
-        command = shlex.join(["fastcifar", "study", *map(shortened, words)])
+        command = shlex.join(["fastcifar", "study", *map(shortened_word, words)])
         value = number(best[0].value, "val_accuracy")
         blocks.append(Paragraph(f"Best: **{plain(best[0].name)}**, {value}. To confirm it: {code(command)}"))
     values = [(trial.value, trial.state == "finished") for trial in search.trials]

@@ -28,7 +28,7 @@ from fastcifar.data.dataset import Split
 from fastcifar.errors import FastcifarError, NonFiniteError
 from fastcifar.loaders import Augmentation
 from fastcifar.measuring.neighbour import busy_process
-from fastcifar.measuring.process import Death, Process, peak_memory_gib, seconds_of_others, serve
+from fastcifar.measuring.process import Death, Process, peak_memory_gib, seconds_of_others, serve, share_of_cores
 from fastcifar.measuring.roofs import Roofs, measure_roofs
 from fastcifar.run.clock import process_seconds, wait
 from fastcifar.run.environment import allowed_cores
@@ -237,7 +237,7 @@ def random_images(count: int) -> Split:
 def _shares(windows: Sequence[_Window], num_cores: int) -> list[float] | None:
     if any(math.isnan(w.others) for w in windows):
         return None
-    return [min(max(w.others / (w.seconds * num_cores), 0.0), 1.0) for w in windows]
+    return [share_of_cores(w.others, w.seconds, num_cores) for w in windows]
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

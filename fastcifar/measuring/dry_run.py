@@ -16,7 +16,7 @@ from fastcifar.config import Config
 from fastcifar.data import sources
 from fastcifar.data.dataset import Split
 from fastcifar.loaders import check_available
-from fastcifar.measuring.process import peak_memory_gib, seconds_of_others
+from fastcifar.measuring.process import peak_memory_gib, seconds_of_others, share_of_cores
 from fastcifar.model import count_parameters
 from fastcifar.run.clock import wait
 from fastcifar.run.environment import allowed_cores
@@ -103,7 +103,7 @@ def dry_run(config: Config) -> DryRun:
             small_times = _times_of_steps(session, _first_epoch(session)) if small_epochs else []
             times = _times_of_steps(session, session.train())
             validation = _time_of_validation(session, val) if len(val) else 0.0
-            others = (seconds_of_others(cores) - others) / (len(cores) * (time.perf_counter() - start))
+            others = share_of_cores(seconds_of_others(cores) - others, time.perf_counter() - start, len(cores))
             num_batches = session.loader.num_batches
             parameters = count_parameters(session.engine.model)
     step, small_step = statistics.median(times), statistics.median(small_times) if small_times else None
@@ -124,7 +124,7 @@ def dry_run(config: Config) -> DryRun:
         host_memory_gib=peak_memory_gib(),
         device_memory_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_cuda else None,
         device_memory_free_gib=free,
-        others=None if math.isnan(others) else min(max(others, 0.0), 1.0),
+        others=None if math.isnan(others) else others,
     )
 
 

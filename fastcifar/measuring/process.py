@@ -182,6 +182,17 @@ def seconds_of_others(cores: Collection[int], proc: Path = Path("/proc")) -> flo
     return (ticks - ours) / os.sysconf("SC_CLK_TCK")
 
 
+def share_of_cores(seconds: float, elapsed: float, num_cores: int) -> float:
+    """The share, 0 to 1, of the time of some cores that `seconds` of work are; NaN where `seconds` is.
+
+    Args:
+        seconds: of work on the cores, such as `seconds_of_others` tells; what it rounds may make it too small or large.
+        elapsed: the seconds in which it was done.
+        num_cores: the number of cores.
+    """
+    return min(max(seconds / (elapsed * num_cores), 0.0), 1.0)  # both give the first one where it is NaN
+
+
 def _family(pid: int, times: Mapping[int, tuple[int, int]]) -> Iterable[int]:
     """The process and its descendants that still run."""
     family = found = {pid} & times.keys()
